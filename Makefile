@@ -1,0 +1,59 @@
+# `make` prints the targets. Everything runs from .venv, which the first target that needs it builds.
+# A machine with a GPU needs no other command: the recipes use it when torch sees it.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The interpreter that builds .venv: `make demo PYTHON=/path/to/python3.12`, or the first of these that is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SEEDS ?= 0 1 2
+
+# TRL sends a usage ping when a trainer is built; these runs send none unless you ask for it.
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: help demo evidence test check bench clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(INSTALLED)  ## the whole loop once on the digits world, one seed; writes runs/demo/report.html
+	$(BIN)/mpo pipeline --config recipes/configs/digits_demo.yaml --run_dir runs/demo
+	@echo "The report is at $(CURDIR)/runs/demo/report.html"
+
+evidence: $(INSTALLED)  ## three seeds and every arm of the digits world, into runs/evidence
+	$(BIN)/mpo evidence --config recipes/configs/digits.yaml --run_dir runs/evidence --seeds $(SEEDS)
+
+test: $(INSTALLED)  ## the tests, doctests included
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## format, lint, types and tests: what CI runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)  ## every script of benchmarks/
+	@shopt -s nullglob; scripts=(benchmarks/*.py); \
+	if (( $${#scripts[@]} == 0 )); then echo "make bench: benchmarks/ holds no *.py script, so nothing was measured" >&2; exit 1; fi; \
+	for f in "$${scripts[@]}"; do echo "== $$f"; $(BIN)/python "$$f" || exit 1; done
+
+clean:  ## remove the environment, caches and build leftovers; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . \( -path ./.git -o -path ./runs \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted install is taken up again; a changed pyproject.toml or constraints.txt reinstalls.
+$(INSTALLED): pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "make: no Python >= 3.11 found (tried python3 and python3.11 to python3.14)." \
+		"Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "make: this project needs Python >= 3.11, but" \
+		"PYTHON=$(PYTHON) is $$("$(PYTHON)" --version 2>&1). Name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing into .venv: torch with its CUDA libraries and the rest, about 3 GB of wheels to download,"
+	@echo "about 6.5 GB on disk, 2-5 minutes on a fast line. Wheels that pip has cached are not downloaded again."
+	@$(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,166 @@
+"""TRL vision-preference rows → one batch of 2B model rows: all chosen ones first, then all rejected ones.
+
+A row is `{images | image, prompt, chosen, rejected}` and may carry `chosen_truncated`, `rejected_truncated`,
+`problem_id` and `weight`. Rows are never changed. A row that breaks the format raises a DataError that names it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mpo.multimodal.errors import DataError
+from mpo.multimodal.images import load_image
+from mpo.multimodal.messages import Message, prompt_text, response_ids
+from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
+
+Row = Mapping[str, Any]
+
+
+class PreferenceCollator:
+    """Rows → model inputs (2B rows), `pair_ids` and, if any row has a weight, `pair_weight` (B,).
+
+    The images of a pair are decoded and preprocessed once. Its prompt is rendered once.
+
+    Args:
+        processor: of the model that is trained.
+        image_root: folder that image paths must stay inside.
+    """
+
+    def __init__(self, processor: Any, *, image_root: str | Path | None = None) -> None:
+        self.processor = processor
+        self.image_root = image_root
+        tokenizer = processor.tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        if pad is None:
+            raise DataError("the tokenizer has neither a pad nor an eos token: set processor.tokenizer.pad_token")
+        self.pad_token_id = int(pad)
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Collate B rows.
+
+        Raises:
+            DataError: naming the row: a missing column, an empty response, a control token in a response, images and
+                placeholders that differ in number, two equal responses, a bad weight.
+        """
+        names = [_name(row, index) for index, row in enumerate(rows)]
+        prompts, chosen, rejected = [], [], []
+        for row, name in zip(rows, names, strict=True):
+            with _naming(name):
+                prompts.append(self._prompt(row))
+                chosen.append(self._response(row, "chosen"))
+                rejected.append(self._response(row, "rejected"))
+                if chosen[-1] == rejected[-1]:
+                    raise DataError("chosen and rejected are the same response; drop the row")
+        batch: dict[str, Any] = dict(stack_rows(prompts * 2, chosen + rejected, pad_token_id=self.pad_token_id))
+        batch["pair_ids"] = names
+        if any(row.get("weight") is not None for row in rows):
+            batch["pair_weight"] = torch.tensor([_weight(row, name) for row, name in zip(rows, names, strict=True)])
+        return batch
+
+    def _prompt(self, row: Row) -> EncodedPrompt:
+        for column in ("tools", "chat_template_kwargs"):
+            if row.get(column):
+                raise DataError(f"the column {column!r} is not supported; render it into the prompt's text")
+        images = [load_image(image, root=self.image_root) for image in _images(row)]
+        messages = _prompt_messages(_required(row, "prompt"), num_images=len(images))
+        return encode_prompt(self.processor, prompt_text(self.processor, messages), images)
+
+    def _response(self, row: Row, column: str) -> list[int]:
+        with _naming(column):
+            text = _response_text(_required(row, column))
+            return response_ids(self.processor, text, truncated=bool(row.get(f"{column}_truncated")))
+
+
+def _required(row: Row, column: str) -> Any:
+    if row.get(column) is None:
+        raise DataError(f"expected a column {column!r}, got {sorted(row)}")
+    return row[column]
+
+
+def _images(row: Row) -> list[Image.Image | str]:
+    """`images` (a list, maybe empty), else `image`, else none: a text-only row."""
+    if row.get("images") is not None:
+        return list(row["images"])
+    return [row["image"]] if row.get("image") is not None else []
+
+
+def _prompt_messages(prompt: Any, *, num_images: int) -> list[Message]:
+    """Typed blocks throughout; without image blocks, all images stand before the first user turn's content."""
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
+        raise DataError(f"prompt: expected a list of messages {{role, content}}, got {prompt!r:.80}")
+    messages = [{"role": _key(message, "role"), "content": _blocks(_key(message, "content"))} for message in prompt]
+    placeholders = sum(block["type"] == "image" for message in messages for block in message["content"])
+    if placeholders == 0 and num_images:
+        first_user = next((message for message in messages if message["role"] == "user"), None)
+        if first_user is None:
+            raise DataError("prompt: expected a user message to put the images in")
+        first_user["content"] = [{"type": "image"}] * num_images + first_user["content"]
+    elif placeholders != num_images:
+        raise DataError(f"prompt: expected one image block an image, got {placeholders} blocks, {num_images} images")
+    return messages
+
+
+def _blocks(content: Any) -> list[dict[str, str]]:
+    """A message's content as new typed blocks, without the null keys that Arrow adds."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
+        raise DataError(f"expected a message's content to be a string or a list of blocks, got {content!r:.80}")
+    return [_block(block) for block in content]
+
+
+def _block(block: Any) -> dict[str, str]:
+    kind = _key(block, "type")
+    if kind == "image":
+        return {"type": "image"}
+    if kind == "text":
+        return {"type": "text", "text": _key(block, "text")}
+    raise DataError(f"expected a block of type 'text' or 'image', got {kind!r}")
+
+
+def _key(mapping: Any, key: str) -> Any:
+    if not isinstance(mapping, Mapping) or mapping.get(key) is None:
+        raise DataError(f"expected a mapping with {key!r}, got {mapping!r:.80}")
+    return mapping[key]
+
+
+def _response_text(response: Any) -> str:
+    """A plain string, or the text of exactly one assistant message."""
+    if isinstance(response, str):
+        return response
+    if not isinstance(response, Sequence) or len(response) != 1 or _key(response[0], "role") != "assistant":
+        raise DataError(f"expected a string or one assistant message, got {response!r:.80}")
+    blocks = _blocks(_key(response[0], "content"))
+    if any(block["type"] == "image" for block in blocks):
+        raise DataError("a response contains an image block; images belong to the prompt")
+    return "".join(block["text"] for block in blocks)
+
+
+def _weight(row: Row, name: str) -> float:
+    weight = 1.0 if row.get("weight") is None else float(row["weight"])
+    if not math.isfinite(weight) or weight < 0:
+        raise DataError(f"{name}: weight must be finite and >= 0, got {weight}")
+    return weight
+
+
+def _name(row: Row, index: int) -> str:
+    """`problem_id`, or the row's place in its batch with the start of its prompt."""
+    if row.get("problem_id") is not None:
+        return str(row["problem_id"])
+    return f"row {index} of its batch, prompt {row.get('prompt')!r:.80}"
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put `where` in front of a DataError's message."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(f"{where}: {error}") from error

@@ -1,0 +1,149 @@
+"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus six fields of MPO's own.
+
+A DPOConfig field that MPO does not act on is refused when it is changed from its default: a flag that is accepted
+and ignored is worse than an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import DPOConfig
+
+from mpo.losses import LENGTH_EXPONENT, GenerationAverage
+from mpo.multimodal.errors import ConfigError
+from mpo.reward_shift import RewardShift, ShiftMode
+from mpo.types import LossWeights
+
+_FROZEN = "MPO needs a frozen reference: a moving one (TR-DPO) scores worse in arXiv 2411.10442"
+_ONLINE = "the reference is computed online: this version keeps no cache of its log-probs"
+_NEVER_CUT = "cutting a row would separate image tokens from their image: drop long rows when building the pairs"
+
+# Inherited field → what to do instead. Only the default value is accepted.
+REFUSED: dict[str, str] = {
+    "loss_type": "MPO's parts are fixed: set preference_weight, quality_weight and generation_weight",
+    "loss_weights": "set preference_weight, quality_weight and generation_weight",
+    "f_divergence_type": "L_q has no f-divergence form: MPO uses the reverse KL",
+    "f_alpha_divergence_coef": "L_q has no f-divergence form: MPO uses the reverse KL",
+    "ld_alpha": "MPO has no length desensitisation; generation_average chooses how L_g weighs length",
+    "discopop_tau": "DiscoPOP is not a part of MPO",
+    "use_weighting": "give the rows a 'weight' column: it multiplies the loss of its pair",
+    "padding_free": "multimodal rows are padded",
+    "pad_to_multiple_of": "multimodal rows are padded to the longest of their batch",
+    "sync_ref_model": _FROZEN,
+    "ref_model_mixup_alpha": _FROZEN,
+    "ref_model_sync_steps": _FROZEN,
+    "precompute_ref_log_probs": _ONLINE,
+    "precompute_ref_batch_size": _ONLINE,
+    "max_length": _NEVER_CUT,
+    "truncation_mode": _NEVER_CUT,
+    "dataset_num_proc": "rows are encoded by the collator: set dataloader_num_workers",
+    "pad_token": "set processing_class.tokenizer.pad_token and pass the processor to MPOTrainer",
+    "model_init_kwargs": "load the model with mpo.multimodal.loading.load_model and pass it to MPOTrainer",
+    "trust_remote_code": "remote code is never run: convert the checkpoint to its native transformers class",
+    "router_aux_loss_coef": "MPO adds no auxiliary loss for mixtures of experts",
+    "activation_offloading": "not supported: use gradient_checkpointing",
+    "use_liger_kernel": "it replaces the forward that computes log-probs in chunks",
+    "label_smoothing_factor": "set label_smoothing (of L_p)",
+    "remove_unused_columns": "the collator reads columns that the model's forward does not have",
+}
+
+_DEFAULTS: dict[str, Any] = {"loss_type": ["sigmoid"], "max_length": None, "remove_unused_columns": False}
+
+
+@dataclass
+class MPOConfig(DPOConfig):
+    """Settings of one MPO run. `beta`, `label_smoothing` and `disable_dropout` are DPOConfig's.
+
+    Defaults that differ from DPOConfig's, so that the first run works on any machine: `bf16` and
+    `gradient_checkpointing` are on only where the accelerator supports them (a CPU runs float32), `max_length` is None
+    (a row is never cut), `remove_unused_columns` is False, and a loss that is not finite stops the run instead of
+    being logged as 0 (`logging_nan_inf_filter`).
+
+    Args:
+        preference_weight: w_p of L_p (DPO), ≥ 0.
+        quality_weight: w_q of L_q (BCO), ≥ 0.
+        generation_weight: w_g of L_g (language model), ≥ 0.
+        reward_shift: δ of L_q: "cumulative" (InternVL), "ema" (NeMo-RL) or "zero" (TRL ≥ 0.29).
+        reward_shift_momentum: m of "ema", in [0, 1).
+        generation_average: "response" (the paper), "token" or "square" (InternVL2.5).
+
+    Raises:
+        ConfigError: a value that cannot work, or a field of DPOConfig that MPO does not act on.
+
+    Example:
+        >>> MPOConfig("runs/mpo", beta=0.2).weights
+        LossWeights(preference=0.8, quality=0.2, generation=1.0)
+    """
+
+    preference_weight: float = field(default=0.8, metadata={"help": "w_p, weight of the preference loss (DPO)."})
+    quality_weight: float = field(default=0.2, metadata={"help": "w_q, weight of the quality loss (BCO)."})
+    generation_weight: float = field(default=1.0, metadata={"help": "w_g, weight of the generation loss."})
+    reward_shift: ShiftMode = field(
+        default="cumulative", metadata={"help": "How the reward shift of the quality loss is averaged."}
+    )
+    reward_shift_momentum: float = field(default=0.99, metadata={"help": "Momentum of reward_shift=ema."})
+    generation_average: GenerationAverage = field(
+        default="response", metadata={"help": "Whether each response, token or square root of tokens counts the same."}
+    )
+
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # DPOConfig: bool = True
+        default=None, metadata={"help": "Recompute activations to save memory; on by default on an accelerator."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Only None: rows are never cut."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Only False: the collator reads every column."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "False: a loss that is not finite is never logged as if it were."}
+    )
+
+    def __post_init__(self) -> None:
+        self._refuse_what_mpo_ignores()
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+        if self.activation_checkpointing is None:  # transformers' new name of gradient_checkpointing
+            on_by_default = not self.use_cpu
+            self.activation_checkpointing = (
+                on_by_default if self.gradient_checkpointing is None else self.gradient_checkpointing
+            )
+        if self.use_cpu:
+            self.dataloader_pin_memory = False
+        if self.ddp_find_unused_parameters is None:
+            # A batch without images leaves the vision tower without gradients. Reentrant checkpointing forbids the flag.
+            kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs or {}
+            self.ddp_find_unused_parameters = not kwargs.get("use_reentrant", False)
+        self._check_values()
+        super().__post_init__()
+        # Accelerate would try to concatenate the batches of an IterableDataset, whose ids are strings.
+        self.accelerator_config.dispatch_batches = False
+
+    @property
+    def weights(self) -> LossWeights:
+        """(w_p, w_q, w_g)."""
+        return LossWeights(self.preference_weight, self.quality_weight, self.generation_weight)
+
+    def _refuse_what_mpo_ignores(self) -> None:
+        defaults = {f.name: f.default for f in fields(DPOConfig)} | _DEFAULTS
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        for name, instead in REFUSED.items():
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise ConfigError(f"{name}={value!r} has no effect in MPO (expected {defaults[name]!r}): {instead}")
+
+    def _check_values(self) -> None:
+        LossWeights(self.preference_weight, self.quality_weight, self.generation_weight)  # raises by itself, like the
+        RewardShift(self.reward_shift, momentum=self.reward_shift_momentum)  # state that it becomes
+        if self.generation_average not in LENGTH_EXPONENT:
+            raise ConfigError(
+                f"generation_average must be one of {list(LENGTH_EXPONENT)}, got {self.generation_average!r}"
+            )
+        if not self.beta > 0:
+            raise ConfigError(f"beta must be > 0, got {self.beta}")
+        if not 0.0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")

@@ -1,0 +1,83 @@
+"""MPOLoss and implicit rewards → named numbers, averaged over micro-batches and ranks.
+
+Names follow TRL's DPOTrainer where it has one (`rewards/*`, `logps/*`); rewards are unweighted β·log-ratios.
+Values stay on their device until they are logged: no host sync a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from mpo.losses import implicit_rewards
+from mpo.types import MPOLoss, PairLogps
+
+
+@torch.no_grad()
+def pair_metrics(
+    loss: MPOLoss, logps: PairLogps, *, beta: float, reward_shift: float, loss_scale: float | Tensor = 1.0
+) -> dict[str, Tensor]:
+    """Metrics of one micro-batch, each a mean over its B pairs.
+
+    Args:
+        loss: the parts as `mpo_loss` returned them.
+        logps: the five (B,) tensors that the loss was computed from.
+        beta: β.
+        reward_shift: δ that the loss read.
+        loss_scale: (pairs of the optimizer step) / B when `loss` was divided by the step's denominators, so that
+            the mean over the step's pairs is the step's loss; 1 when it was divided by this batch alone.
+
+    Returns:
+        Name → 0-d float32 tensor.
+    """
+    chosen, rejected = implicit_rewards(logps, beta=beta)  # (B,), (B,)
+    return {
+        "loss/preference": loss.preference * loss_scale,
+        "loss/quality": loss.quality * loss_scale,
+        "loss/generation": loss.generation * loss_scale,
+        "bco/delta": chosen.new_tensor(reward_shift),
+        "rewards/chosen": chosen.mean(),
+        "rewards/rejected": rejected.mean(),
+        "rewards/margins": (chosen - rejected).mean(),
+        "rewards/accuracies": (chosen > rejected).float().mean(),
+        "logps/chosen": logps.policy_chosen.float().mean(),
+        "logps/rejected": logps.policy_rejected.float().mean(),
+    }
+
+
+class MetricMeans:
+    """Means weighted by pairs over everything added since the last `pop`.
+
+    Example:
+        >>> means = MetricMeans()
+        >>> means.add({"rewards/chosen": torch.tensor(1.0)}, pairs=3)
+        >>> means.add({"rewards/chosen": torch.tensor(5.0)}, pairs=1)
+        >>> means.pop()
+        {'rewards/chosen': 2.0}
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._pairs = 0
+
+    def add(self, metrics: Mapping[str, Tensor], *, pairs: int) -> None:
+        """Add the means of a micro-batch of `pairs` pairs; every call has the same names."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach() * pairs
+        self._pairs += pairs
+
+    def pop(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """The means as floats, and start anew; empty if nothing was added.
+
+        Args:
+            reduce: sums a 1-d tensor over all ranks, called once; None for a single process.
+        """
+        if not self._sums:
+            return {}
+        names, values = list(self._sums), torch.stack(list(self._sums.values()))  # (M,)
+        row = torch.cat([values, values.new_tensor([self._pairs])])  # (M + 1,)
+        self._sums, self._pairs = {}, 0
+        *sums, pairs = (reduce(row) if reduce else row).tolist()
+        return {name: total / pairs for name, total in zip(names, sums, strict=True)}

@@ -1,0 +1,32 @@
+"""The one error tree. Every error a user can cause derives from `MPOError` and says four things:
+what was expected, what came, where, and what to do.
+
+The stdlib base (`ValueError`, `FileNotFoundError`, …) is kept beside it, so that callers who know
+nothing of this package can still catch what they expect.
+"""
+
+from __future__ import annotations
+
+
+class MPOError(Exception):
+    """Root of every error that this project raises for a user. The CLI prints it as one line and exits 2."""
+
+
+class ConfigError(MPOError, ValueError):
+    """A configuration key or value that cannot work."""
+
+
+class DataError(MPOError, ValueError):
+    """A row of a dataset that breaks its format."""
+
+
+class ImageError(DataError):
+    """An image that is missing, unreadable, too large, of a refused format, or outside its root folder."""
+
+
+class StageError(MPOError, FileNotFoundError):
+    """A stage was run before the stage whose output it reads."""
+
+
+class NonFiniteLossError(MPOError, ArithmeticError):
+    """A loss or gradient became NaN or infinite; raised before the optimizer could spread it."""

@@ -1,0 +1,94 @@
+"""The only decoder of images: format allowlist, pixel cap before decoding, EXIF turn, transparent on white.
+
+Datasets are untrusted: a path never leaves its root folder, nothing is fetched, and no decoder outside
+`FORMATS` runs (Pillow would otherwise start Ghostscript for an EPS file).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mpo.multimodal.errors import ImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 40_000_000
+
+
+def load_image(image: str | Path | Image.Image, *, root: str | Path | None = None) -> Image.Image:
+    """Decode one image to RGB.
+
+    Args:
+        image: a local path, or a PIL image (which is only converted).
+        root: folder that a path must stay inside; relative paths are resolved against it.
+
+    Returns:
+        The first frame as mode RGB, EXIF orientation applied, transparency composited on white, 16-bit grey
+        scaled to 8 bits.
+
+    Raises:
+        ImageError: missing, outside `root`, not one of `FORMATS`, over `MAX_PIXELS`, or damaged.
+
+    Example:
+        >>> load_image(Image.new("RGBA", (2, 1), (0, 0, 0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    path = resolve_inside(image, root)
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"image {path.name!r} has {width}x{height} pixels, over the cap of {MAX_PIXELS}")
+            opened.load()
+            return _to_rgb(opened)
+    except FileNotFoundError as error:
+        raise ImageError(f"image {path.name!r} does not exist in {path.parent}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"image {path.name!r} cannot be decoded ({error}); allowed formats: {', '.join(FORMATS)}") from error
+
+
+def resolve_inside(path: str | Path, root: str | Path | None) -> Path:
+    """The real path of a file; with `root`, refuse one that leaves it (`..`, absolute, symlink)."""
+    text = str(path)
+    if "\0" in text or "://" in text:
+        raise ImageError(f"image path {text!r} is not a local path; nothing is fetched: download it first")
+    if root is None:
+        return Path(path)
+    base = Path(root).resolve()
+    resolved = (base / path).resolve()
+    if not resolved.is_relative_to(base):
+        raise ImageError(f"image path {text!r} leaves the image root {base}; move the file inside it")
+    return resolved
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The image re-encoded as PNG: the only bytes that we ever export."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def image_sha256(image: Image.Image) -> str:
+    """Content key of the decoded pixels (mode, size and bytes), independent of the file's encoding."""
+    header = f"{image.mode}:{image.width}x{image.height}:".encode()
+    return hashlib.sha256(header + image.tobytes()).hexdigest()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        scaled = np.asarray(image, dtype=np.float64) * (255.0 / 65535.0)
+        return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,39 @@
+"""The only `from_pretrained`: models and processors, without remote code, from a local folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from mpo.multimodal.errors import StageError
+
+
+def load_processor(path: str | Path) -> Any:
+    """Processor (tokenizer, image processor, chat template) of a checkpoint."""
+    _check(path)
+    return AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
+
+
+def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """An image-text-to-text model of a checkpoint, on the CPU; move it with `.to(best_device())`.
+
+    Raises:
+        StageError: a local path without `config.json`: the stage that writes it has not run.
+    """
+    _check(path)
+    return AutoModelForImageTextToText.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def _check(path: str | Path) -> None:
+    looks_local = Path(path).is_absolute() or str(path).startswith((".", "runs/")) or Path(path).exists()
+    if looks_local and not (Path(path) / "config.json").exists():
+        raise StageError(f"no model at {path}: expected a folder with config.json; run the stage that trains it first")

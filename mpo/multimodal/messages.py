@@ -1,0 +1,102 @@
+"""Plain text and images → chat messages → the text and ids that a model sees.
+
+Text of datasets and models is untrusted: a control token in it (`<|im_end|>`, `<IMG_CONTEXT>`, …) would end a
+turn or claim an image. Questions are sanitised (control tokens become plain characters); a response that
+contains one is refused, because a policy that samples such a token has not written an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mpo.multimodal.errors import DataError
+
+Message = dict[str, Any]
+
+
+def user_message(text: str, num_images: int = 0) -> Message:
+    """One user turn: `num_images` placeholders, then the text.
+
+    Example:
+        >>> user_message("How many?", 1)["content"]
+        [{'type': 'image'}, {'type': 'text', 'text': 'How many?'}]
+    """
+    return {"role": "user", "content": [{"type": "image"}] * num_images + [{"type": "text", "text": text}]}
+
+
+def assistant_message(text: str) -> Message:
+    """One assistant turn."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def system_message(text: str) -> Message:
+    """A system turn."""
+    return {"role": "system", "content": [{"type": "text", "text": text}]}
+
+
+def prompt_text(processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    """The chat template's text for `messages`, every control token of their contents broken up."""
+    safe = [{**message, "content": _sanitised(processor, message["content"])} for message in messages]
+    return processor.apply_chat_template(safe, add_generation_prompt=add_generation_prompt, tokenize=False)
+
+
+def response_ids(processor: Any, text: str, *, truncated: bool = False) -> list[int]:
+    """Token ids of a response as the policy emitted it: content, then its end-of-turn token.
+
+    Args:
+        processor: a Hugging Face processor with `.tokenizer`.
+        text: the response, not empty, without control tokens.
+        truncated: the response was cut at a limit; it gets no end-of-turn.
+
+    Raises:
+        DataError: empty, or contains a control token.
+    """
+    if not text:
+        raise DataError("a response is empty; drop the row before training or scoring")
+    found = control_tokens_in(processor, text)
+    if found:
+        raise DataError(f"a response contains the control token {found[0]!r}; drop the row before training or scoring")
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(ids) if truncated else [*ids, end_of_turn_id(processor)]
+
+
+def control_tokens_in(processor: Any, text: str) -> list[str]:
+    """The tokenizer's special tokens that stand literally in `text`."""
+    return [token for token in control_tokens(processor) if token in text]
+
+
+def control_tokens(processor: Any) -> list[str]:
+    """Every token of the vocabulary that means structure rather than text (special added tokens)."""
+    added = processor.tokenizer.added_tokens_decoder.values()
+    return [token.content for token in added if token.special and token.content.strip()]
+
+
+def end_of_turn_id(processor: Any) -> int:
+    """The id of the token that ends an assistant's turn in this chat template."""
+    tokenizer = processor.tokenizer
+    rendered = processor.apply_chat_template(
+        [user_message("q"), assistant_message("ANSWER")], add_generation_prompt=False, tokenize=False
+    )
+    tail = rendered.rsplit("ANSWER", 1)[1].lstrip()
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.special and token.content and tail.startswith(token.content):
+            return token_id
+    if tokenizer.eos_token_id is None:
+        raise DataError("the chat template names no end-of-turn token and the tokenizer has no eos_token")
+    return tokenizer.eos_token_id
+
+
+def _sanitised(processor: Any, content: Any) -> Any:
+    if isinstance(content, str):
+        return _break_up(processor, content)
+    return [
+        {**block, "text": _break_up(processor, block["text"])} if block["type"] == "text" else block for block in content
+    ]
+
+
+def _break_up(processor: Any, text: str) -> str:
+    """`<|im_end|>` → `< |im_end|>`: readable, and no longer one token."""
+    for token in control_tokens(processor):
+        text = text.replace(token, token[0] + " " + token[1:])
+    return text

@@ -1,0 +1,100 @@
+"""One prompt, many continuations: the rows that a model is given.
+
+A prompt is encoded once (its images are decoded, cut into tiles and normalised once) and then joined with each
+of its continuations. Rows are the paired layout: the prompt stands in front of every continuation. The same
+function serves policy, reference, PRM scoring and PRM training.
+
+Dimension legend: P prompt tokens, C continuation tokens, B rows, T tokens of the longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mpo.multimodal.errors import DataError
+
+IGNORED = -100  # label of a position that is not scored
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt as its processor made it.
+
+    Attributes:
+        input_ids: (P,) int64, image placeholders expanded.
+        token_features: other per-token tensors, each (P,), e.g. `token_type_ids`.
+        image_features: everything else (`pixel_values`, `image_grid_thw`, …), concatenated over rows on dim 0.
+    """
+
+    input_ids: Tensor
+    token_features: Mapping[str, Tensor]
+    image_features: Mapping[str, Tensor]
+
+
+def encode_prompt(processor: Any, text: str, images: Sequence[Image.Image] = ()) -> EncodedPrompt:
+    """Tokenise one rendered prompt and preprocess its images.
+
+    Raises:
+        DataError: the processor refused it, e.g. since placeholders and images differ in number.
+    """
+    try:
+        encoded = processor(text=[text], images=[list(images)] if images else None, return_tensors="pt")
+    except (ValueError, IndexError) as error:
+        raise DataError(f"the processor refused a prompt with {len(images)} image(s): {error}") from error
+    input_ids = encoded["input_ids"]
+    others = {key: value for key, value in encoded.items() if key not in ("input_ids", "attention_mask")}
+    per_token = {k: v[0] for k, v in others.items() if v.shape == input_ids.shape}
+    per_image = {k: v for k, v in others.items() if v.shape != input_ids.shape}
+    return EncodedPrompt(input_ids[0], per_token, per_image)
+
+
+def stack_rows(
+    prompts: Sequence[EncodedPrompt],
+    continuations: Sequence[Sequence[int]],
+    *,
+    pad_token_id: int,
+    side: Literal["left", "right"] = "right",
+) -> dict[str, Tensor]:
+    """Row i = prompt i ⊕ continuation i, padded on the right (on the left for generation).
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels` (B, T): labels are the continuation's ids, -100 elsewhere;
+        per-token features padded with 0 (B, T); image features concatenated over rows.
+    """
+    if len(prompts) != len(continuations):
+        raise DataError(f"expected one continuation a prompt, got {len(prompts)} prompts, {len(continuations)} continuations")
+    rows = [torch.cat([p.input_ids, torch.tensor(c, dtype=torch.long)]) for p, c in zip(prompts, continuations, strict=True)]
+    width = max(len(row) for row in rows)
+    batch: dict[str, Tensor] = {
+        "input_ids": torch.stack([_pad(row, width, pad_token_id, side) for row in rows]),
+        "attention_mask": torch.stack([_pad(torch.ones_like(row), width, 0, side) for row in rows]),
+        "labels": torch.stack(
+            [
+                _pad(row.clone().index_fill_(0, torch.arange(len(p.input_ids)), IGNORED), width, IGNORED, side)
+                for row, p in zip(rows, prompts, strict=True)
+            ]
+        ),
+    }
+    for key in prompts[0].token_features:
+        batch[key] = torch.stack(
+            [_pad(_extended(p.token_features[key], len(row)), width, 0, side) for p, row in zip(prompts, rows, strict=True)]
+        )
+    for key in {k: None for prompt in prompts for k in prompt.image_features}:
+        batch[key] = torch.cat([prompt.image_features[key] for prompt in prompts if key in prompt.image_features])
+    return batch
+
+
+def _extended(feature: Tensor, length: int) -> Tensor:
+    """A per-token feature of a prompt, 0 on the continuation (0 means "text" in every processor that has one)."""
+    return torch.nn.functional.pad(feature, (0, length - len(feature)))
+
+
+def _pad(row: Tensor, width: int, value: int, side: str) -> Tensor:
+    missing = width - len(row)
+    return torch.nn.functional.pad(row, (missing, 0) if side == "left" else (0, missing), value=value)

@@ -1,0 +1,331 @@
+"""MPOTrainer: transformers' Trainer with the MPO loss, a frozen reference and δ as checkpointed state.
+
+One optimizer step, whatever its micro-batches and ranks: `get_batch_samples` counts its denominators, `compute_loss`
+adds local sums over them, the gradient is checked, the optimizer steps, δ is committed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import disable_dropout_in_model
+
+from mpo.collator import PreferenceCollator
+from mpo.config import MPOConfig
+from mpo.forward import pair_logps
+from mpo.losses import Denominators, implicit_rewards, mpo_loss
+from mpo.metrics import MetricMeans, pair_metrics
+from mpo.multimodal.errors import ConfigError, NonFiniteLossError, StageError
+from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.logps import enable_chunked_logps
+from mpo.multimodal.prefix import IGNORED
+from mpo.reward_shift import RewardShift
+
+REWARD_SHIFT_FILE = "reward_shift.json"
+
+Batch = dict[str, Any]
+
+
+class MPOTrainer(Trainer):
+    """Trains a multimodal policy on TRL vision-preference rows with L = w_p·L_p + w_q·L_q + w_g·L_g.
+
+    Paper: https://arxiv.org/abs/2411.10442. The update and the logged loss do not depend on how a batch is cut into
+    micro-batches or over ranks.
+
+    Args:
+        model: a path, or a loaded image-text-to-text model (plain, or PEFT with fresh adapters).
+        ref_model: path or model of the reference. None: with PEFT the policy without its adapters, else a frozen copy
+            of the policy as it is now.
+        args: settings; its defaults are the paper's.
+        train_dataset: rows of `PreferenceCollator`: a `datasets.Dataset` or a list of dicts.
+        eval_dataset: the same; evaluation reads δ and never changes it.
+        processing_class: the model's processor; None loads it from the model's path.
+        peft_config: wraps the model, e.g. `LoraConfig(target_modules="all-linear", exclude_modules="lm_head")`.
+        callbacks: passed on to Trainer.
+        optimizers: passed on to Trainer.
+        data_collator: None makes a `PreferenceCollator`.
+
+    Raises:
+        ConfigError: a model, reference or adapter that cannot work together.
+    """
+
+    # The loss is already divided over the whole optimizer step; Trainer must not divide it by the micro-batches.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | PeftModel,
+        ref_model: str | Path | PreTrainedModel | None = None,
+        args: MPOConfig | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        data_collator: Callable[[list[Any]], Batch] | None = None,
+    ) -> None:
+        args = args or MPOConfig(output_dir="mpo-output")
+        set_seed(args.seed)  # PEFT draws its adapters before Trainer sets the seed
+        processor = processing_class or load_processor(_path_of(model))
+        policy = load_model(model) if isinstance(model, (str, Path)) else model
+        reference = _make_reference(policy, ref_model, uses_adapters=peft_config is not None)
+        policy = _make_policy(policy, args, peft_config)
+        if args.disable_dropout:
+            disable_dropout_in_model(policy)
+
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=data_collator or PreferenceCollator(processor),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if args.n_gpu > 1:
+            raise ConfigError("nn.DataParallel is not supported: start with `accelerate launch`, or show one GPU only")
+        self.ref_model = None if reference is None else self._placed(reference)
+        self.reward_shift = RewardShift(args.reward_shift, momentum=args.reward_shift_momentum)
+        self.add_callback(_AfterOptimizerStep(self._commit_reward_shift))
+        self._means = {"train": MetricMeans(), "eval": MetricMeans()}
+        self._step_losses: list[tuple[Tensor, list[str]]] = []  # of the micro-batches since the last check
+
+    # One optimizer step, in the order in which things happen.
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """The micro-batches of one optimizer step, and what their losses are divided by over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        return batches, self._denominators(batches, device) if batches else None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Loss of one micro-batch: local sums × world size / `num_items_in_batch`, the step's `Denominators`.
+
+        DDP and FSDP average gradients over ranks, which the world size undoes. Without denominators (evaluation), the
+        mean over this batch.
+        """
+        inputs = dict(inputs)
+        pair_ids, pair_weight = inputs.pop("pair_ids"), inputs.pop("pair_weight", None)
+        logps = pair_logps(model, inputs, reference=self.ref_model)
+        loss = mpo_loss(
+            logps,
+            beta=self.args.beta,
+            reward_shift=self.reward_shift.value,
+            weights=self.args.weights,
+            generation_average=self.args.generation_average,
+            label_smoothing=self.args.label_smoothing,
+            pair_weight=pair_weight,
+            denominators=num_items_in_batch,
+        )
+        if model.training:
+            self.reward_shift.observe(*implicit_rewards(logps, beta=self.args.beta))
+            self._step_losses.append((loss.total.detach(), pair_ids))
+            if self.is_deepspeed_enabled:  # its backward also steps the optimizer
+                self._check_finite(None)
+        pairs = len(pair_ids)
+        metrics = pair_metrics(
+            loss,
+            logps,
+            beta=self.args.beta,
+            reward_shift=self.reward_shift.value,
+            loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / pairs,
+        )
+        self._means["train" if model.training else "eval"].add(metrics, pairs=pairs)
+        world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        total = loss.total * world_size
+        return (total, {}) if return_outputs else total
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer calls this once an optimizer step, after the last backward and before `optimizer.step`."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._check_finite(grad_norm)
+        return grad_norm
+
+    def _commit_reward_shift(self) -> None:
+        self.reward_shift.commit(self._sum_over_ranks)
+
+    # Evaluation and logging.
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of one evaluation batch; δ is read and stays as it is."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Trainer's loop; its metrics are joined by ours, so that they are returned, logged and can pick the best."""
+        self._means["eval"].pop()
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        means = self._means["eval"].pop(self._sum_over_ranks)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Merge the training metrics since the last log into Trainer's line about the training loss."""
+        if "loss" in logs:
+            logs.update(self._means["train"].pop(self._sum_over_ranks))
+        super().log(logs, start_time)
+
+    # δ lives and dies with a checkpoint.
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / REWARD_SHIFT_FILE).write_text(json.dumps(self.reward_shift.state_dict()) + "\n")
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            path = Path(checkpoint, REWARD_SHIFT_FILE)
+            if not path.exists():
+                raise StageError(f"no {REWARD_SHIFT_FILE} in {checkpoint}: it is not a checkpoint of MPOTrainer")
+            self.reward_shift.load_state_dict(json.loads(path.read_text()))
+
+    # Helpers.
+
+    def _denominators(self, batches: list[Batch], device: torch.device) -> Denominators:
+        lengths = [_chosen_lengths(batch) for batch in batches]
+        local = Denominators.of(torch.cat(lengths).to(device), self.args.generation_average)
+        counts = torch.stack([torch.as_tensor(count, device=device) for count in (local.pairs, local.generation)])
+        return Denominators(*self._sum_over_ranks(counts).unbind())
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum")
+
+    def _check_finite(self, grad_norm: Any) -> None:
+        """One host sync an optimizer step."""
+        losses, self._step_losses = self._step_losses, []
+        bad = [ids for loss, ids in losses if not bool(loss.isfinite())]
+        if bad:
+            raise NonFiniteLossError(_non_finite("loss", bad, self.state.global_step))
+        # A GradScaler (fp16) skips the steps whose gradient overflowed: there, that is no error.
+        if grad_norm is None or self.accelerator.scaler is not None:
+            return
+        if not bool(torch.as_tensor(grad_norm).isfinite()):
+            raise NonFiniteLossError(_non_finite("gradient", [ids for _, ids in losses], self.state.global_step))
+
+    def _placed(self, reference: nn.Module) -> nn.Module:
+        """The frozen reference on its device, sharded like the policy."""
+        if self.args.disable_dropout:
+            disable_dropout_in_model(reference)
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(reference, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(reference, self.accelerator)
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+
+class _AfterOptimizerStep(TrainerCallback):
+    """Calls a function right after each optimizer step, on every rank."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.function()
+
+
+def _path_of(model: Any) -> str:
+    if isinstance(model, (str, Path)):
+        return str(model)
+    path = getattr(model.config, "_name_or_path", "")
+    if not path:
+        raise ConfigError("the model was not loaded from a path: pass its processor as processing_class")
+    return path
+
+
+def _make_reference(policy: Any, ref_model: Any, *, uses_adapters: bool) -> PreTrainedModel | None:
+    """A frozen model, or None where the reference is the policy without its adapters."""
+    if ref_model is policy:
+        raise ConfigError("model and ref_model are one object: leave ref_model out to keep a frozen copy")
+    if ref_model is None and isinstance(policy, PeftModel):
+        _check_fresh_adapters(policy)
+        return None
+    if ref_model is None and uses_adapters:
+        return None
+    if ref_model is None:
+        reference = copy.deepcopy(policy)
+        # A patched forward (chunked log-probs, autocast) of the original would run the original's weights.
+        reference.__dict__.pop("forward", None)
+        reference.__dict__.pop("_chunked_logps", None)
+    else:
+        reference = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
+    reference.requires_grad_(False).eval()
+    reference.config.use_cache = False
+    enable_chunked_logps(reference)
+    return reference
+
+
+def _check_fresh_adapters(policy: PeftModel) -> None:
+    """Disabled adapters are the initial policy only while every B of LoRA is 0."""
+    if any(bool(p.detach().any()) for name, p in policy.named_parameters() if "lora_B" in name):
+        raise ConfigError(
+            "the PEFT model's adapters are trained, so the model without them is not the initial policy: "
+            "call merge_and_unload() and pass a fresh peft_config, or pass ref_model"
+        )
+
+
+def _make_policy(policy: Any, args: MPOConfig, peft_config: PeftConfig | None) -> Any:
+    """Chunked log-probs first, then adapters around them."""
+    if isinstance(policy, PeftModel) and peft_config is not None:
+        raise ConfigError("the model has adapters already: leave peft_config out, or call merge_and_unload() first")
+    enable_chunked_logps(policy.get_base_model() if isinstance(policy, PeftModel) else policy)
+    if peft_config is not None:
+        policy = get_peft_model(policy, peft_config)
+    if isinstance(policy, PeftModel):
+        if isinstance(policy.get_base_model().get_output_embeddings(), BaseTunerLayer):
+            raise ConfigError("an adapter on lm_head would never train (log-probs read its weight): exclude lm_head")
+        if args.gradient_checkpointing:
+            policy.enable_input_require_grads()
+    return policy
+
+
+def _chosen_lengths(batch: Batch) -> Tensor:
+    """|y_c| of the pairs of a batch, (B,): the labelled tokens of its first B rows."""
+    labels = batch["labels"][: len(batch["pair_ids"])]  # (B, T)
+    return (labels != IGNORED).sum(dim=1)
+
+
+def _non_finite(what: str, micro_batches: list[list[str]], step: int) -> str:
+    ids = ", ".join(name for names in micro_batches for name in names)
+    return (
+        f"expected a finite {what} at step {step + 1}, got NaN or infinity from the micro-batch of pairs [{ids}]: look "
+        f"at these rows, then lower learning_rate or max_grad_norm; the optimizer has not stepped (rank {_rank()})"
+    )
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", "0")

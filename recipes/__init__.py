@@ -1,0 +1,1 @@
+"""Runnable recipes. Nothing imports them but the command line and the tests."""

@@ -1,0 +1,140 @@
+"""Problems over real handwritten digits, and the many right ways to answer them.
+
+scikit-learn ships 1,797 scans of handwritten digits (8x8 grey values, UCI Optical Recognition of Handwritten
+Digits). 2 to 5 of them stand side by side in one picture, one 32x32 tile each; a question asks for their sum, for
+the largest minus the smallest, or how many are even. An answer reads the digits one by one, computes, and ends in
+`Final answer: …`; steps are separated by blank lines. Order of reading, wording and optional checks vary, so that
+one problem has many right answers, as real reasoning does.
+
+The scans are split into five parts before anything else happens, so a scan seen in one stage never occurs in
+another: `warm_start`, `prm`, `preference`, `development`, `test`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from mpo.multimodal.errors import ConfigError
+from rewards.types import Problem
+
+TILE = 32  # pixels a digit
+SPLITS = {"warm_start": 0.22, "prm": 0.30, "preference": 0.20, "development": 0.10, "test": 0.18}
+QUESTIONS = {
+    "sum": "What is the sum of the digits?",
+    "range": "What is the largest digit minus the smallest?",
+    "even": "How many digits are even?",
+}
+PLACES = ("First", "Second", "Third", "Fourth", "Fifth")
+WORDINGS = ("{place} is {digit}", "{place} shows {digit}", "{place} reads {digit}")
+
+
+@cache
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.images, data.target
+
+
+def split_indices(split: str) -> list[int]:
+    """The scans that belong to one split: a fixed permutation of all 1,797, cut in five; no overlap.
+
+    Raises:
+        ConfigError: unknown split.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    total = len(_scans()[1])
+    order = np.random.default_rng(20241110).permutation(total)
+    ends = np.cumsum([round(share * total) for share in SPLITS.values()])
+    ends[-1] = total
+    position = list(SPLITS).index(split)
+    start = 0 if position == 0 else ends[position - 1]
+    return [int(index) for index in order[start : ends[position]]]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A question kind and the scans in the picture, from left to right."""
+
+    kind: str
+    scans: tuple[int, ...]
+
+    @property
+    def digits(self) -> tuple[int, ...]:
+        """The true digits, from left to right."""
+        return tuple(int(_scans()[1][scan]) for scan in self.scans)
+
+    @property
+    def answer(self) -> int:
+        """The exact answer."""
+        return answer_of(self.kind, self.digits)
+
+    def picture(self) -> Image.Image:
+        """The scans side by side, RGB, 32 pixels high, dark ink on white."""
+        images = _scans()[0]
+        tiles = [255 - np.clip(images[scan] * 16, 0, 255).astype(np.uint8) for scan in self.scans]
+        return Image.fromarray(np.concatenate(tiles, axis=1)).resize((TILE * len(tiles), TILE), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def answer_of(kind: str, digits: Sequence[int]) -> int:
+    """The answer to a question kind.
+
+    Example:
+        >>> [answer_of(kind, (3, 8, 2)) for kind in ("sum", "range", "even")]
+        [13, 6, 2]
+    """
+    if kind == "sum":
+        return sum(digits)
+    if kind == "range":
+        return max(digits) - min(digits)
+    return sum(digit % 2 == 0 for digit in digits)
+
+
+def scenes(split: str, count: int, seed: int, *, lengths: Sequence[int] = (2, 3, 4, 5)) -> list[Scene]:
+    """`count` random scenes of one split; the same arguments give the same scenes."""
+    rng = random.Random(f"{split}:{seed}")
+    pool = split_indices(split)
+    return [Scene(rng.choice(list(QUESTIONS)), tuple(rng.sample(pool, rng.choice(list(lengths))))) for _ in range(count)]
+
+
+def to_problem(scene: Scene, identifier: str) -> Problem:
+    """The scene as a problem with its picture in memory; the truth is kept in `meta` for exact step labels."""
+    meta = {"kind": scene.kind, "digits": list(scene.digits), "scans": list(scene.scans)}
+    return Problem(identifier, QUESTIONS[scene.kind], (scene.picture(),), str(scene.answer), meta)
+
+
+def solution(kind: str, digits: Sequence[int], rng: random.Random) -> str:
+    """One of the many right answers, drawn at random.
+
+    Example:
+        >>> print(solution("sum", (3, 9), random.Random(1)).replace(chr(10) * 2, " ¶ "))
+        First is 3 ¶ Second is 9 ¶ 3 + 9 = 12 ¶ Final answer: 12
+    """
+    places = list(range(len(digits)))
+    order = rng.choice((places, places[::-1], rng.sample(places, len(places))))
+    wording = rng.choice(WORDINGS)
+    steps = [wording.format(place=PLACES[place], digit=digits[place]) for place in order]
+    steps += _working(kind, [digits[place] for place in order])
+    if rng.random() < 0.2:
+        place = rng.choice(places)
+        steps.append(f"Check: {WORDINGS[0].format(place=PLACES[place], digit=digits[place])}")
+    return "\n\n".join([*steps, f"Final answer: {answer_of(kind, digits)}"])
+
+
+def _working(kind: str, digits: Sequence[int]) -> list[str]:
+    """The steps between reading and the answer, digits in the order in which they were read."""
+    if kind == "sum":
+        totals = np.cumsum(digits).tolist()
+        return [f"{total} + {digit} = {total + digit}" for total, digit in zip(totals[:-1], digits[1:], strict=True)]
+    if kind == "range":
+        high, low = max(digits), min(digits)
+        return [f"Largest {high}, smallest {low}", f"{high} - {low} = {high - low}"]
+    even = [str(digit) for digit in digits if digit % 2 == 0]
+    return [f"Even: {', '.join(even) or 'none'}", f"Count {len(even)}"]

@@ -1,0 +1,1 @@
+"""Formats at the border of the project: read, write, validate."""

@@ -1,0 +1,143 @@
+"""PreferencePair → TRL's conversational vision-preference row, and back from Parquet: the hand-over to training.
+
+TRL finds vision data by its `images` column and expects `prompt`, `chosen` and `rejected` as chat messages
+with typed content. Files hold PNG bytes that we decoded and re-encoded ourselves, never paths: a path in an
+`Image` column would let `datasets` embed any local file that a row names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpo.multimodal.errors import StageError
+from rewards.types import FinishReason, PreferencePair
+
+if TYPE_CHECKING:
+    import datasets
+
+    from rewards.types import ImageLike
+
+Row = dict[str, Any]
+_ROWS_A_GROUP = 64  # rows held in memory at a time, and in one Parquet row group
+
+
+def to_trl_row(pair: PreferencePair) -> Row:
+    """One pair as a TRL row (vision, conversational, explicit prompt; TRL docs "Dataset formats").
+
+    Returns:
+        `images` (as the problem holds them, in order), `prompt`, `chosen`, `rejected`; `chosen_truncated` and
+        `rejected_truncated`, which say that a response gets no end-of-turn token; `problem_id` and `source`.
+
+    Example:
+        >>> from rewards.types import Completion, Problem
+        >>> pair = PreferencePair(Problem("p", "2 + 2?"), Completion("4"), Completion("5"), "correctness")
+        >>> row = to_trl_row(pair)
+        >>> row["prompt"]
+        [{'role': 'user', 'content': [{'type': 'text', 'text': '2 + 2?'}]}]
+        >>> row["chosen"], row["images"]
+        ([{'role': 'assistant', 'content': [{'type': 'text', 'text': '4'}]}], [])
+    """
+    problem = pair.problem
+    placeholders: list[Row] = [{"type": "image"} for _ in problem.images]
+    return {
+        "images": list(problem.images),
+        "prompt": [{"role": "user", "content": [*placeholders, {"type": "text", "text": problem.question}]}],
+        "chosen": _assistant(pair.chosen.text),
+        "rejected": _assistant(pair.rejected.text),
+        "chosen_truncated": pair.chosen.finish_reason is FinishReason.LENGTH,
+        "rejected_truncated": pair.rejected.finish_reason is FinishReason.LENGTH,
+        "problem_id": problem.id,
+        "source": pair.source,
+    }
+
+
+def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
+    """Write pairs as a Parquet file that `datasets`, the Hub's viewer and TRL read with images decoded.
+
+    The file appears whole or not at all, and the same pairs give the same bytes. Pairs of one problem that
+    follow each other decode its images once; the pairs may be a generator, memory holds 64 rows at a time.
+
+    Returns:
+        The number of rows written; zero rows give a valid, empty file.
+
+    Raises:
+        ImageError: an image cannot be decoded; nothing is written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    schema, rows, written = trl_features().arrow_schema, _rows_with_bytes(pairs), 0
+    try:
+        with partial.open("wb") as file:
+            with pq.ParquetWriter(file, schema) as writer:
+                while chunk := list(islice(rows, _ROWS_A_GROUP)):
+                    writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+                    written += len(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def read_trl_parquet(path: str | Path) -> datasets.Dataset:
+    """The rows of a file that `write_trl_parquet` wrote; `images` come back as PIL images.
+
+    Arrow gives every content entry the same keys, so an image placeholder reads `{"type": "image", "text": None}`,
+    as in TRL's own vision datasets.
+
+    Raises:
+        StageError: the file does not exist.
+    """
+    import datasets
+    import pyarrow.parquet as pq
+
+    if not Path(path).is_file():
+        raise StageError(f"no preference pairs at {path}: expected a Parquet file; run `mpo build-pairs` first")
+    features = trl_features()
+    if pq.read_metadata(path).num_rows == 0:  # from_parquet refuses a file without rows
+        return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
+    return datasets.Dataset.from_parquet(str(path), features=features)
+
+
+def trl_features() -> datasets.Features:
+    """The columns of a TRL row with their types; `images` is a list of `datasets.Image`."""
+    from datasets import Features, Image, List, Value
+
+    message = {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
+    return Features(
+        {
+            "images": List(Image()),
+            "prompt": List(message),
+            "chosen": List(message),
+            "rejected": List(message),
+            "chosen_truncated": Value("bool"),
+            "rejected_truncated": Value("bool"),
+            "problem_id": Value("string"),
+            "source": Value("string"),
+        }
+    )
+
+
+def _assistant(text: str) -> list[Row]:
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def _rows_with_bytes(pairs: Iterable[PreferencePair]) -> Iterator[Row]:
+    from mpo.multimodal.images import load_image, png_bytes
+
+    images: tuple[ImageLike, ...] | None = None
+    encoded: list[Row] = []
+    for pair in pairs:
+        if pair.problem.images is not images:
+            images = pair.problem.images
+            encoded = [{"bytes": png_bytes(load_image(image)), "path": None} for image in images]
+        yield to_trl_row(pair) | {"images": encoded}

@@ -1,0 +1,136 @@
+"""A group of rollouts → the index of the one to answer with.
+
+Every selector has the same signature `(group, answer_of) -> int`, so that tables and reports can loop over
+`SELECTORS`. Blind rulers (first, random, longest, shortest) and the oracle stand beside the real ones: a
+best-of-N number means little without them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable
+
+from mpo.multimodal.errors import DataError
+from rewards.types import RolloutGroup, Verdict
+
+AnswerOf = Callable[[str], str | None]
+GroupSelector = Callable[[RolloutGroup, AnswerOf], int]
+
+
+def best_of_n(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The rollout with the highest reward; ties go to the lowest index.
+
+    Args:
+        group: at least one rollout, each with a finite reward.
+        answer_of: not used.
+
+    Raises:
+        DataError: the group is empty, or a rollout has no finite reward.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout
+        >>> rollouts = tuple(Rollout(Completion("…"), reward=r) for r in (0.2, 0.9, 0.9))
+        >>> best_of_n(RolloutGroup(Problem("p", "?"), rollouts), lambda text: None)
+        1
+    """
+    rewards = rewards_of(group)
+    return rewards.index(max(rewards))
+
+
+def majority(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The most frequent final answer (self-consistency, arXiv 2203.11171); returns its first rollout.
+
+    Args:
+        group: at least one rollout.
+        answer_of: text → canonical final answer, or `None` where there is none. `None` does not vote.
+
+    Returns:
+        Ties go to the answer that appeared first; index 0 when nobody votes.
+    """
+    return _vote(group, answer_of, weights=[1.0] * _size(group))
+
+
+def weighted_vote(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The final answer with the largest sum of rewards (arXiv 2206.02336); otherwise as `majority`.
+
+    Raises:
+        DataError: the group is empty, or a rollout has no finite reward.
+    """
+    return _vote(group, answer_of, weights=rewards_of(group))
+
+
+def first(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The first sample: what the policy scores without any selection (pass@1)."""
+    _size(group)
+    return 0
+
+
+def random_choice(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """A uniform choice that depends on the problem's id and nothing else."""
+    digest = hashlib.sha256(group.problem.id.encode("utf-8", "backslashreplace")).digest()
+    return int.from_bytes(digest, "big") % _size(group)
+
+
+def longest(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The response with the most characters; ties go to the lowest index."""
+    return max(range(_size(group)), key=lambda i: (len(group.rollouts[i].completion.text), -i))
+
+
+def shortest(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The response with the fewest characters; ties go to the lowest index."""
+    return min(range(_size(group)), key=lambda i: (len(group.rollouts[i].completion.text), i))
+
+
+def oracle(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The first verified-correct rollout, else 0: the ceiling of any selector (pass@N)."""
+    _size(group)
+    return next((i for i, rollout in enumerate(group.rollouts) if rollout.verdict is Verdict.CORRECT), 0)
+
+
+SELECTORS: dict[str, GroupSelector] = {
+    "best_of_n": best_of_n,
+    "majority": majority,
+    "weighted_vote": weighted_vote,
+    "first": first,
+    "random": random_choice,
+    "longest": longest,
+    "shortest": shortest,
+    "oracle": oracle,
+}
+
+
+def rewards_of(group: RolloutGroup) -> list[float]:
+    """The rewards of a group in sampling order.
+
+    Raises:
+        DataError: the group is empty, or a reward is missing or not finite.
+    """
+    _size(group)
+    rewards: list[float] = []
+    for index, rollout in enumerate(group.rollouts):
+        if rollout.reward is None or not math.isfinite(rollout.reward):
+            raise DataError(
+                f"rollout {index} of problem {group.problem.id!r} has reward {rollout.reward}: "
+                "expected a finite number; score the group first"
+            )
+        rewards.append(rollout.reward)
+    return rewards
+
+
+def _size(group: RolloutGroup) -> int:
+    if not group.rollouts:
+        raise DataError(f"problem {group.problem.id!r} has no rollouts: expected at least one to select from")
+    return len(group.rollouts)
+
+
+def _vote(group: RolloutGroup, answer_of: AnswerOf, *, weights: list[float]) -> int:
+    ballots: defaultdict[str, list[int]] = defaultdict(list)  # insertion order = order of first appearance
+    for index, rollout in enumerate(group.rollouts):
+        answer = answer_of(rollout.completion.text)
+        if answer is not None:
+            ballots[answer].append(index)
+    if not ballots:
+        return 0
+    return max(ballots.values(), key=lambda voters: math.fsum(weights[i] for i in voters))[0]

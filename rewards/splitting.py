@@ -1,0 +1,85 @@
+"""Completion → steps, without loss: adjacent spans touch and together they tile the text.
+
+A separator belongs to the span before it, so `text[step.start:step.end]` over all steps gives the text
+back, while `Step.text` is what a process reward model reads: the span without the whitespace around it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from mpo.multimodal.errors import ConfigError, DataError
+from rewards.types import Step
+
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # ends after its last newline: a next line's indent is not eaten
+
+
+def split_on_blank_lines(text: str) -> tuple[Step, ...]:
+    r"""Cut a completion at its blank lines.
+
+    VisualPRM cuts at `"\n\n"` (released `split_response`). This one also takes three or more newlines, and
+    lines of spaces, as one separator, so that no step is ever empty; whitespace before the first step or
+    after the last is glued to it.
+
+    Args:
+        text: a completion with at least one character that is not whitespace.
+
+    Returns:
+        At least one step; indexes 0..n-1, spans adjacent from 0 to `len(text)`, texts stripped and non-empty.
+
+    Raises:
+        DataError: the text is empty or only whitespace.
+
+    Example:
+        >>> for step in split_on_blank_lines("2 + 2 = 4\n\nFinal answer: 4\n"):
+        ...     print(step.index, step.start, step.end, repr(step.text))
+        0 0 11 '2 + 2 = 4'
+        1 11 27 'Final answer: 4'
+    """
+    if not text.strip():
+        raise DataError(
+            f"cannot split {text!r} into steps: expected some text; drop empty completions before splitting"
+        )
+    first, last = len(text) - len(text.lstrip()), len(text.rstrip())
+    cuts = [match.end() for match in _BLANK_LINES.finditer(text)]
+    bounds = [0, *(cut for cut in cuts if first < cut < last), len(text)]
+    return tuple(
+        Step(index, start, end, text[start:end].strip())
+        for index, (start, end) in enumerate(pairwise(bounds))
+    )
+
+
+def merge_to_at_most(steps: Sequence[Step], *, max_steps: int = 12) -> tuple[Step, ...]:
+    """Join ceil(n / max_steps) neighbours at a time, VisualPRM's rule (released `split_response`).
+
+    The result has *at most* `max_steps` groups, often far fewer: 13 steps with `max_steps=12` are joined in
+    twos and give 7 groups, not 12. Step indexes therefore no longer match those of the input.
+
+    Args:
+        steps: the steps of one completion, in order, at least one.
+        max_steps: the largest number of groups, at least 1.
+
+    Returns:
+        Merged steps: spans still tile the text; texts are joined by one blank line, as the model was trained on.
+
+    Raises:
+        ConfigError: `max_steps` is below 1.
+        DataError: there are no steps.
+
+    Example:
+        >>> steps = split_on_blank_lines("\\n\\n".join("abcdefghijklm"))
+        >>> [step.text.split() for step in merge_to_at_most(steps)]
+        [['a', 'b'], ['c', 'd'], ['e', 'f'], ['g', 'h'], ['i', 'j'], ['k', 'l'], ['m']]
+    """
+    if max_steps < 1:
+        raise ConfigError(f"max_steps must be at least 1, got {max_steps}")
+    if not steps:
+        raise DataError("cannot merge zero steps: expected the steps of one completion")
+    size = -(-len(steps) // max_steps)
+    groups = [steps[start : start + size] for start in range(0, len(steps), size)]
+    return tuple(
+        Step(index, group[0].start, group[-1].end, "\n\n".join(step.text for step in group))
+        for index, group in enumerate(groups)
+    )

@@ -1,0 +1,185 @@
+"""The words of this package as frozen types. Stages never change one; they return a new one.
+
+A `Problem` is asked; a policy answers with `Completion`s; a completion is split into `Step`s, a process
+reward model gives each step P(correct) (`StepScores`), an aggregation turns those into one reward, a
+verifier checks the final answer (`Verdict`). A `Rollout` is one completion with what is known of it so far;
+a `RolloutGroup` is one problem with all its rollouts. Two rollouts of a group make a `PreferencePair`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mpo.multimodal.errors import DataError
+from rewards.errors import StepAlignmentError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+
+    ImageLike = str | Path | Image.Image
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question about zero or more images.
+
+    Attributes:
+        id: unique within a dataset.
+        question: the text that the policy is asked, without image placeholders.
+        images: local paths or PIL images, in the order in which they stand before the question.
+        answer: the reference answer, or `None` where nobody knows it.
+        meta: whatever the dataset says besides (strings, numbers, lists); carried along, never interpreted.
+    """
+
+    id: str
+    question: str
+    images: tuple[ImageLike, ...] = ()
+    answer: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"  # the policy ended its turn
+    LENGTH = "length"  # cut at the token limit: never a chosen response
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response: its text, why it ended, how many tokens were generated (end-of-turn included)."""
+
+    text: str
+    finish_reason: FinishReason = FinishReason.STOP
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A span of a completion. Adjacent steps' spans touch, and all of them together tile the text."""
+
+    index: int
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """P(correct up to this step) for each step: finite, in [0, 1], at least one.
+
+    Example:
+        >>> StepScores((0.9, 0.5)).values
+        (0.9, 0.5)
+        >>> StepScores((1.5,))
+        Traceback (most recent call last):
+        ...
+        rewards.errors.StepAlignmentError: step scores must be finite and in [0, 1], got 1.5 at step 0
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise StepAlignmentError("a response has no step scores: expected at least one step")
+        for index, value in enumerate(self.values):
+            if not (math.isfinite(value) and 0.0 <= value <= 1.0):
+                raise StepAlignmentError(f"step scores must be finite and in [0, 1], got {value} at step {index}")
+
+
+class Verdict(StrEnum):
+    """What a verifier found of a final answer. Trouble of the verifier is never `WRONG`."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNPARSABLE = "unparsable"  # no final answer could be read from the response
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class MonteCarloCount:
+    """`correct` of `total` continuations from a step's end reached the right answer."""
+
+    correct: int
+    total: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.total or self.total < 1:
+            raise DataError(f"Monte-Carlo counts must satisfy 0 <= correct <= total >= 1, got {self.correct}/{self.total}")
+
+    @property
+    def value(self) -> float:
+        """Expected accuracy, mc = correct / total (VisualPRM, arXiv 2503.10291, Eq. 1)."""
+        return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion and what is known of it so far; `None` means "not computed", never "bad"."""
+
+    completion: Completion
+    verdict: Verdict | None = None
+    step_scores: StepScores | None = None
+    reward: float | None = None
+    mc: tuple[MonteCarloCount, ...] | None = None  # one a step
+
+    def with_(self, **changes: Any) -> Rollout:
+        """The same rollout with some fields replaced."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """A problem and its rollouts, in sampling order."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two completions of one problem, the first better than the second.
+
+    Attributes:
+        source: which pairing rule made it, e.g. "correctness_and_prm".
+        meta: rewards and sample indices of both sides: the provenance.
+    """
+
+    problem: Problem
+    chosen: Completion
+    rejected: Completion
+    source: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.chosen.text.strip() or not self.rejected.text.strip():
+            raise DataError(f"pair of problem {self.problem.id!r} has an empty side; drop it before pairing")
+        if self.chosen.text.strip() == self.rejected.text.strip():
+            raise DataError(f"pair of problem {self.problem.id!r} has chosen equal to rejected; drop it before pairing")
+
+
+Splitter = Callable[[str], tuple[Step, ...]]
+Verifier = Callable[[Problem, str], Verdict]
+Aggregator = Callable[[StepScores], float]
+Selector = Callable[[RolloutGroup], int]
+
+
+class ProcessRewardModel(Protocol):
+    """Scores the steps of candidate solutions of one problem."""
+
+    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]: ...
+
+
+class Generator(Protocol):
+    """Draws completions. Same problems, settings and seed give the same completions."""
+
+    def generate(
+        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
+    ) -> list[list[Completion]]: ...

@@ -1,0 +1,90 @@
+"""Rows → PairLogps: chosen first, reference without gradients, adapters off only while the reference runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import preference_rows, tiny_internvl
+
+from mpo.collator import PreferenceCollator
+from mpo.forward import pair_logps
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.logps import enable_chunked_logps
+from mpo.types import PairLogps
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, torch.Tensor]:
+    batch = PreferenceCollator(load_processor(tiny_internvl()))(preference_rows(2))
+    return {key: value for key, value in batch.items() if key != "pair_ids"}
+
+
+def prepared() -> torch.nn.Module:
+    model = load_model(tiny_internvl())
+    enable_chunked_logps(model)
+    return model
+
+
+def perturbed(model: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def by_hand(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log-probs from the full logits of an unpatched model."""
+    model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+    with torch.no_grad():
+        logps = load_model(tiny_internvl())(**model_inputs).logits.log_softmax(dim=-1)[:, :-1]  # (2B, T-1, V)
+    labels = inputs["labels"][:, 1:]
+    picked = logps.gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    return (picked * (labels != -100)).sum(dim=1)
+
+
+def test_two_models(inputs: dict[str, torch.Tensor]) -> None:
+    logps = pair_logps(perturbed(prepared()), inputs, reference=prepared().requires_grad_(False).eval())
+    expected = by_hand(inputs)
+    torch.testing.assert_close(torch.cat([logps.reference_chosen, logps.reference_rejected]), expected)
+    assert (logps.policy_chosen - logps.reference_chosen).abs().min() > 1e-3
+    assert logps.policy_chosen.requires_grad
+    assert not logps.reference_chosen.requires_grad
+    assert logps.chosen_lengths.tolist() == (inputs["labels"][:2] != -100).sum(dim=1).tolist()
+    assert {value.shape for value in vars(logps).values()} == {(2,)}
+
+
+def test_disabled_adapters_are_the_base_model(inputs: dict[str, torch.Tensor]) -> None:
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=2, lora_dropout=0.5)
+    policy = perturbed(get_peft_model(prepared(), lora)).train()
+    logps = pair_logps(policy, inputs)
+    torch.testing.assert_close(torch.cat([logps.reference_chosen, logps.reference_rejected]), by_hand(inputs))
+    assert (logps.policy_chosen - logps.reference_chosen).abs().min() > 1e-4
+    assert policy.training
+    (logps.policy_chosen.sum() + logps.policy_rejected.sum()).backward()
+    gradients = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad and "language" in name}
+    assert gradients
+    assert all(gradient is not None and bool(gradient.any()) for gradient in gradients.values())
+
+
+def test_no_reference_at_all(inputs: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ConfigError, match="expected a reference model or a PEFT policy"):
+        pair_logps(prepared(), inputs)
+
+
+def test_a_wrapped_policy_is_unwrapped(inputs: dict[str, torch.Tensor]) -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, **kwargs: torch.Tensor) -> object:
+            return self.module(**kwargs)
+
+    lora = LoraConfig(target_modules=["q_proj"], r=2)
+    policy = get_peft_model(prepared(), lora)
+    plain, wrapped = pair_logps(policy, inputs), pair_logps(Wrapper(policy), inputs)
+    assert isinstance(wrapped, PairLogps)
+    torch.testing.assert_close(wrapped.reference_chosen, plain.reference_chosen)

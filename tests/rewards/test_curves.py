@@ -1,0 +1,196 @@
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpo.multimodal.errors import ConfigError, DataError
+from rewards.curves import (
+    best_at_k,
+    correctness_of,
+    mean_with_interval,
+    paired_difference,
+    pass_at_k,
+    ranked_at_k,
+    ranking,
+    selected_at_k,
+)
+from rewards.selection import SELECTORS
+from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+from rewards.verification import canonical_answer
+
+ROWS = st.lists(
+    st.tuples(st.booleans(), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from(["1", "22", "333", None])),
+    min_size=1,
+    max_size=7,
+)
+
+
+def group_of(rows, id="p"):
+    return RolloutGroup(
+        Problem(id, "?"),
+        tuple(
+            Rollout(
+                Completion("none" if answer is None else f"Final answer: {answer}"),
+                verdict=Verdict.CORRECT if correct else Verdict.WRONG,
+                reward=reward,
+            )
+            for correct, reward, answer in rows
+        ),
+    )
+
+
+def brute_force(group, select, k):
+    """The definition: the mean over all k-subsets of whether the selected rollout is correct."""
+    hits = []
+    for subset in itertools.combinations(group.rollouts, k):
+        picked = select(RolloutGroup(group.problem, subset), canonical_answer)
+        hits.append(subset[picked].verdict is Verdict.CORRECT)
+    return sum(hits) / len(hits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS)
+def test_closed_forms_equal_the_definition(rows):
+    group = group_of(rows)
+    correct, rewards = correctness_of(group), [rollout.reward for rollout in group.rollouts]
+    lengths = [len(rollout.completion.text) for rollout in group.rollouts]
+    for k in range(1, len(rows) + 1):
+        assert pass_at_k(correct, k) == pytest.approx(brute_force(group, SELECTORS["oracle"], k), abs=1e-12)
+        assert best_at_k(rewards, correct, k) == pytest.approx(brute_force(group, SELECTORS["best_of_n"], k), abs=1e-12)
+        orders = {
+            "longest": ranking(lengths),
+            "shortest": ranking([-length for length in lengths]),
+            "first": list(range(len(rows))),
+        }
+        for name, order in orders.items():
+            expected = brute_force(group, SELECTORS[name], k)
+            assert ranked_at_k(order, correct, k) == pytest.approx(expected, abs=1e-12), name
+
+
+@settings(max_examples=30, deadline=None)
+@given(ROWS)
+def test_selected_at_k_is_exact_when_subsets_are_few(rows):
+    group = group_of(rows)
+    for name, k in itertools.product(("majority", "weighted_vote", "best_of_n"), range(1, len(rows) + 1)):
+        exact = brute_force(group, SELECTORS[name], k)
+        assert selected_at_k(group, SELECTORS[name], k, answer_of=canonical_answer) == pytest.approx(exact), name
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=20))
+def test_laws(rows):
+    correct, rewards = [c for c, _ in rows], [r for _, r in rows]
+    n, mean = len(rows), sum(correct) / len(rows)
+    passes = [pass_at_k(correct, k) for k in range(1, n + 1)]
+    bests = [best_at_k(rewards, correct, k) for k in range(1, n + 1)]
+    assert passes[0] == pytest.approx(mean)
+    assert bests[0] == pytest.approx(mean)
+    assert passes == sorted(passes)
+    assert passes[-1] == float(any(correct))
+    assert bests[-1] == float(correct[ranking(rewards)[0]])
+    assert all(best <= high + 1e-12 for best, high in zip(bests, passes, strict=True))
+    oracle = [best_at_k([float(c) for c in correct], correct, k) for k in range(1, n + 1)]
+    assert oracle == pytest.approx(passes)  # a perfect reward reaches the ceiling
+
+
+def test_golden_values():
+    """n=5, c=2: 1 − C(3,2)/C(5,2) = 1 − 3/10; 1 − C(3,4)/C(5,4) = 1. Big n stays exact."""
+    correct = [True, True, False, False, False]
+    assert pass_at_k(correct, 2) == 0.7
+    assert pass_at_k(correct, 4) == 1.0
+    assert pass_at_k([True] + [False] * 1023, 512) == 0.5
+    assert best_at_k([0.1, 0.2, 0.9, 0.8, 0.7], correct, 3) == 0.0  # 3 wrong ones outrank; every 3-subset holds one
+    assert best_at_k([0.1, 0.8, 0.9, 0.2, 0.2], correct, 2) == pytest.approx(3 / 10)  # {1,0} {1,3} {1,4} of 10
+
+
+def test_sampled_subsets_are_seeded_and_close_to_exact():
+    rng = np.random.default_rng(1)
+    rows = [(bool(rng.random() < 0.4), float(rng.random()), str(rng.integers(3))) for _ in range(14)]
+    group = group_of(rows)
+    rewards, correct = [rollout.reward for rollout in group.rollouts], correctness_of(group)
+    assert math.comb(14, 7) == 3432
+    estimate = selected_at_k(group, SELECTORS["best_of_n"], 7, answer_of=canonical_answer, max_subsets=1000)
+    assert estimate == selected_at_k(group, SELECTORS["best_of_n"], 7, answer_of=canonical_answer, max_subsets=1000)
+    assert estimate == pytest.approx(best_at_k(rewards, correct, 7), abs=0.06)  # 4 standard errors of 0.5/√1000
+    few = {
+        selected_at_k(group_of(rows, id=f"p{i}"), SELECTORS["majority"], 7, answer_of=canonical_answer, max_subsets=9)
+        for i in range(20)
+    }
+    assert len(few) > 1  # another problem id draws other subsets
+
+
+@pytest.mark.parametrize("k", [0, -1, 4])
+def test_k_outside_the_group_is_refused(k):
+    correct = [True, False, False]
+    message = f"between 1 and the number of rollouts, 3; got {k}"
+    with pytest.raises(ConfigError, match=message):
+        pass_at_k(correct, k)
+    with pytest.raises(ConfigError, match=message):
+        best_at_k([0.1, 0.2, 0.3], correct, k)
+    with pytest.raises(ConfigError, match=message):
+        selected_at_k(group_of([(True, 0.5, "1")] * 3), SELECTORS["majority"], k, answer_of=canonical_answer)
+
+
+def test_bad_data_is_refused():
+    with pytest.raises(DataError, match="permutation"):
+        ranked_at_k([0, 0], [True, False], 1)
+    with pytest.raises(DataError, match="finite rewards"):
+        best_at_k([0.1, float("nan")], [True, False], 1)
+    with pytest.raises(DataError, match="run the verifier first"):
+        correctness_of(RolloutGroup(Problem("p", "?"), (Rollout(Completion("x")),)))
+    for values in ([], [float("nan")], [[1.0]]):
+        with pytest.raises(DataError, match="finite numbers"):
+            mean_with_interval(values)
+    with pytest.raises(DataError, match="got 2 and 1"):
+        paired_difference([1.0, 2.0], [1.0])
+    with pytest.raises(ConfigError, match="confidence"):
+        mean_with_interval([1.0, 2.0], confidence=95)
+
+
+def test_failures_of_the_verifier_count_as_not_correct():
+    verdicts = (Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE, Verdict.TIMEOUT, Verdict.ERROR)
+    rollouts = tuple(Rollout(Completion("x"), verdict=verdict) for verdict in verdicts)
+    assert correctness_of(RolloutGroup(Problem("p", "?"), rollouts)) == (True, False, False, False, False)
+
+
+def test_interval_is_close_to_the_normal_one_and_deterministic():
+    """0/1 outcomes, n = 400, p = 0.25: standard error √(.25·.75/400) = 0.02165, so 0.25 ± 0.0424."""
+    values = [1.0] * 100 + [0.0] * 300
+    estimate = mean_with_interval(values)
+    assert (estimate.mean, estimate.n) == (0.25, 400)
+    assert (estimate.low, estimate.high) == pytest.approx((0.2076, 0.2924), abs=0.005)
+    assert mean_with_interval(values) == estimate
+    narrow = mean_with_interval(values, confidence=0.5)
+    assert estimate.low < narrow.low < narrow.high < estimate.high
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        estimate = mean_with_interval(rng.random(40).tolist(), confidence=0.9, resamples=500)
+        covered += estimate.low <= 0.5 <= estimate.high
+    assert 80 <= covered <= 98  # expected 90, standard deviation 3
+
+
+def test_constant_input_gives_a_point_without_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mean_with_interval([0.1] * 7) == mean_with_interval([0.1] * 7)
+        estimate = mean_with_interval([0.1] * 7)
+        single = mean_with_interval([0.3])
+    assert (estimate.mean, estimate.low, estimate.high, estimate.n) == (0.1, 0.1, 0.1, 7)
+    assert (single.low, single.high, single.n) == (0.3, 0.3, 1)
+
+
+def test_pairing_removes_the_spread_between_problems():
+    rng = np.random.default_rng(0)
+    difficulty = rng.random(200)
+    better = difficulty + 0.02
+    estimate = paired_difference(better.tolist(), difficulty.tolist())
+    assert (estimate.low, estimate.high) == pytest.approx((0.02, 0.02))
+    unpaired = mean_with_interval(better.tolist())
+    assert unpaired.high - unpaired.low > 0.05

@@ -1,0 +1,221 @@
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpo.multimodal.errors import ConfigError, DataError
+from rewards.types import Problem, Verdict
+from rewards.verification import MathVerifier, canonical_answer, exact_verifier, extract_final_answer
+
+C, W, U, T, E = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE, Verdict.TIMEOUT, Verdict.ERROR
+# math-verify issue 65: hangs for more than 60 s although both of its timeouts are set
+HANG = r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)}-4\right)}-5}{16}}"
+
+
+def asked(answer):
+    return Problem("p", "?", answer=answer)
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with MathVerifier(timeout_s=2.0) as verifier:
+        yield verifier
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Final answer: 7", "7"),
+        ("FINAL ANSWER :  7 cm \nthat is all", "7 cm"),
+        ("Final answer: 1\nwait\nfinal answer: 2", "2"),
+        ("**Final Answer:** B. 12", "B. 12"),
+        ("**Final answer**: 3", "3"),
+        ("**Final answer: 3**", "3"),
+        (r"Final answer: \boxed{7}", "7"),
+        (r"Final answer: $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        ("Final answer: \\boxed{\n7\n}", "7"),
+        (r"\boxed{9} Final answer: 7", "7"),
+        ("\\boxed{9}\nFinal answer:\n", "9"),  # an empty marker line says nothing
+        (r"I first thought \boxed{3}, final \boxed{7}", "7"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{f = \left\{ a \right.}", r"f = \left\{ a \right."),
+        (r"\boxed{\text{a } b}", r"\text{a } b"),
+        (r"a { b \boxed {7}", "7"),
+        (r"\boxed{1} and \boxed{2", "1"),
+        (r"\boxed{\boxed{7}}", "7"),
+        (r"\\boxed{7}", None),  # a line break before the word "boxed"
+        (r"\boxed{7", None),
+        (r"\boxed{ }", None),
+        ("the answer is 7", None),
+        ("", None),
+    ],
+)
+def test_extraction(text, expected):
+    assert extract_final_answer(text) == expected
+
+
+@given(st.text(alphabet="\\boxed{} \n7:*$finalanswer", max_size=80))
+def test_extraction_gives_stripped_text_or_none(text):
+    answer = extract_final_answer(text)
+    assert answer is None or (answer and answer == answer.strip() and answer in text)
+    assert canonical_answer(text) != ""
+
+
+@pytest.mark.parametrize(
+    "text", [r"\boxed{" * 40_000, "{" * 200_000, "\\boxed" + " " * 200_000, "final answer" + " " * 200_000, "final answer:\n" * 20_000]
+)  # fmt: skip
+def test_hostile_text_takes_linear_time(text):
+    start = time.perf_counter()
+    extract_final_answer(text)
+    assert time.perf_counter() - start < 2.0
+
+
+def test_canonical_answer():
+    assert canonical_answer("Final answer:  New \t York. ") == "New York"
+    assert canonical_answer("Final answer: 3..") == "3."
+    assert canonical_answer("Final answer: .") is None
+
+
+def test_exact_verifier():
+    assert exact_verifier(asked(" 4. "), "Final answer: 4") is C
+    assert exact_verifier(asked("4"), "Final answer: 4.0") is W
+    assert exact_verifier(asked("4"), "4") is U
+    with pytest.raises(DataError, match="problem 'p' has no reference answer"):
+        exact_verifier(asked(None), "Final answer: 4")
+
+
+GOLDEN = [
+    ("7", r"\boxed{7}", C),
+    ("7", r"\boxed{8}", W),
+    ("7", "Final answer: 7.0", C),
+    ("7", "I think it is 7", U),
+    ("7", r"I first thought \boxed{3}, final \boxed{7}", C),  # one call on the whole text says False
+    ("7", r"I first thought \boxed{7}, final \boxed{3}", W),
+    (r"\frac{1}{2}", r"\boxed{0.5}", C),
+    ("1/2", r"Final answer: $\frac12$", C),
+    ("1/3", r"\boxed{0.333}", W),
+    ("-3", "Final answer: −3", C),  # unicode minus
+    ("3:4", r"\boxed{3:4}", C),
+    (r"4\sqrt{2}", r"\boxed{\sqrt{32}}", C),
+    ("50%", r"\boxed{50}", C),
+    ("x=3", r"\boxed{3}", C),
+    ("1,000", "Final answer: 1000", C),
+    ("$7$", r"\boxed{7}", C),
+    ("(1,2)", r"\boxed{(2,1)}", W),
+    (r"\{1,2\}", r"\boxed{\{2,1\}}", C),
+    ("B", "Final answer: B", C),
+    ("B", "Final answer: (B).", C),
+    ("B", "Final answer: B. 12", C),
+    ("B", r"\boxed{\text{B}}", C),
+    ("B", "Final answer: A. bee", W),
+    ("Tokyo", "Final answer: tokyo", C),
+    ("Tokyo", "Final answer: Kyoto", W),  # equal products of letters for math-verify
+    ("Yes", r"\boxed{\text{yes}}", C),
+    ("New York", "Final answer: new  york.", C),
+    ("12 cm", r"\boxed{12}", C),
+    ("7", r"\boxed{)(}", U),
+]
+
+
+def test_golden_table(verifier):
+    verdicts = verifier.verify_many([(asked(answer), text) for answer, text, _ in GOLDEN])
+    wrong = [(row, verdict) for row, verdict in zip(GOLDEN, verdicts, strict=True) if verdict is not row[2]]
+    assert wrong == []
+
+
+def test_hang_is_a_timeout_and_the_pool_recovers(verifier):
+    verifier.verify(asked("2"), r"\boxed{1+1}")  # workers are up
+    start = time.perf_counter()
+    verdicts = verifier.verify_many([(asked("3"), r"\boxed{1+2}"), (asked("7"), HANG), (asked("4"), r"\boxed{1+3}")])
+    elapsed = time.perf_counter() - start
+    assert verdicts == [C, T, C]
+    assert 2.0 <= elapsed < 2.0 + 8.0  # the limit, then one fresh worker
+    start = time.perf_counter()
+    assert verifier.verify(asked("7"), HANG) is T
+    assert time.perf_counter() - start < 0.5  # asked once, known afterwards
+
+
+def test_a_killed_worker_is_an_error_and_the_pool_recovers():
+    with MathVerifier(timeout_s=60.0) as verifier:
+        assert verifier.verify(asked("2"), r"\boxed{1+1}") is C
+        (worker,) = [child.pid for child in multiprocessing.active_children() if "pebble" in child.name]
+        killer = threading.Timer(1.0, os.kill, args=(worker, signal.SIGKILL))
+        killer.start()
+        assert verifier.verify(asked("7"), HANG) is E
+        killer.join()
+        assert verifier.verify(asked("4"), r"\boxed{1+3}") is C
+
+
+def test_a_worker_that_dies_idle_is_replaced():
+    with MathVerifier() as verifier:
+        assert verifier.verify(asked("2"), r"\boxed{1+1}") is C
+        (worker,) = [child.pid for child in multiprocessing.active_children() if "pebble" in child.name]
+        os.kill(worker, signal.SIGKILL)
+        assert verifier.verify(asked("4"), r"\boxed{1+3}") is C
+
+
+def test_code_in_an_answer_is_not_executed(verifier, tmp_path):
+    target = tmp_path / "pwned"
+    payloads = [
+        f"__import__('os').system('touch {target}')",
+        f"open('{target}','w').write('x')",
+        f"exec(\"open('{target}','w')\")",
+        f"eval('__import__(\"pathlib\").Path(\"{target}\").touch()')",
+        f"(lambda: open('{target}','w'))()",
+        f"[c for c in ().__class__.__base__.__subclasses__() if c.__name__=='Popen'][0](['touch','{target}'])",
+        f"sympify('open(\"{target}\",\"w\")')",
+        f"1+__import__('subprocess').call(['touch','{target}'])",
+        f"$(touch {target})",
+        f"`touch {target}`",
+        f"\\input|\"touch {target}\"",
+        f"\\write18{{touch {target}}}",
+    ]  # fmt: skip
+    texts = [form.replace("@", code) for code in payloads for form in (r"\boxed{@}", "Final answer: @", r"\boxed{$@$}")]
+    verdicts = verifier.verify_many([(asked("7"), text) for text in texts])
+    verdicts += verifier.verify_many([(asked(code), r"\boxed{7}") for code in payloads])
+    assert not target.exists()
+    assert C not in verdicts
+
+
+def test_too_long_an_answer_never_reaches_a_worker():
+    with MathVerifier(max_characters=20) as verifier:
+        assert verifier.verify(asked("7"), r"\boxed{" + "1+" * 10 + "1}") is U
+        assert verifier.verify(asked("B"), "Final answer: (B)") is C
+        assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
+
+
+def test_equal_checks_are_done_once(verifier):
+    batch = [(asked("123"), rf"step {i}: \boxed{{122+1}}") for i in range(3000)]
+    start = time.perf_counter()
+    assert set(verifier.verify_many(batch)) == {C}
+    assert time.perf_counter() - start < 5.0
+
+
+def test_memory_is_bounded_and_exhaustion_is_not_wrong(verifier):
+    assert verifier.verify(asked("7"), r"\boxed{(10^{9})!}") in (T, E)
+    assert verifier.verify(asked("6"), r"\boxed{3!}") is C
+
+
+def test_no_reference_and_bad_settings(verifier):
+    for answer in (None, "", " . "):
+        with pytest.raises(DataError, match="no reference answer"):
+            verifier.verify(asked(answer), r"\boxed{7}")
+    assert verifier.verify_many([]) == []
+    for settings in ({"workers": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}, {"max_characters": 0}):
+        with pytest.raises(ConfigError, match="expected workers"):
+            MathVerifier(**settings)
+
+
+def test_two_workers_close_and_reuse():
+    verifier = MathVerifier(workers=2)
+    rows = [(asked(str(i)), rf"\boxed{{{i - 1}+1}}") for i in range(20)]
+    assert set(verifier.verify_many(rows)) == {C}
+    verifier.close()
+    assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
+    assert verifier(asked("5"), r"\boxed{2+3}") is C
+    verifier.close()
