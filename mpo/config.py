@@ -113,14 +113,14 @@ class MPOConfig(DPOConfig):
             )
         if self.use_cpu:
             self.dataloader_pin_memory = False
-        if self.ddp_find_unused_parameters is None:
-            # A batch without images leaves the vision tower without gradients. Reentrant checkpointing forbids the flag.
-            kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs or {}
-            self.ddp_find_unused_parameters = not kwargs.get("use_reentrant", False)
         self._check_values()
         super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            # A batch without images leaves the vision tower without gradients. Reentrant checkpointing forbids it.
+            kwargs: Any = self.activation_checkpointing_kwargs or {}
+            self.ddp_find_unused_parameters = not kwargs.get("use_reentrant", False)
         # Accelerate would try to concatenate the batches of an IterableDataset, whose ids are strings.
-        self.accelerator_config.dispatch_batches = False
+        self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]  # an object by now
 
     @property
     def weights(self) -> LossWeights:

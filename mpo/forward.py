@@ -1,4 +1,4 @@
-"""Batch → PairLogps, for policy and reference.
+"""The two models of a preference run: prepared once, then batch → PairLogps.
 
 Rows are the paired layout: the prompt is repeated for each response, all chosen rows first, then all rejected ones.
 The model itself is called in `mpo/multimodal/scoring.py`.
@@ -6,16 +6,25 @@ The model itself is called in `mpo/multimodal/scoring.py`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.loading import load_model
+from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.scoring import response_logps
 from mpo.types import PairLogps
+
+Source = str | Path | PreTrainedModel | PeftModel
 
 
 def pair_logps(policy: nn.Module, inputs: Mapping[str, Tensor], *, reference: nn.Module | None = None) -> PairLogps:
@@ -43,6 +52,81 @@ def pair_logps(policy: nn.Module, inputs: Mapping[str, Tensor], *, reference: nn
     policy_chosen, policy_rejected = policy_sums.chunk(2)
     reference_chosen, reference_rejected = reference_sums.chunk(2)
     return PairLogps(policy_chosen, policy_rejected, reference_chosen, reference_rejected, lengths.chunk(2)[0])
+
+
+def prepare_models(
+    model: Source,
+    ref_model: Source | None = None,
+    *,
+    peft_config: PeftConfig | None = None,
+    checkpointing: bool = False,
+) -> tuple[Any, PreTrainedModel | None]:
+    """Policy, ready to train, and frozen reference; None where the reference is the policy without its adapters.
+
+    Args:
+        model: path or model of the policy.
+        ref_model: path or model of the reference; None with plain weights keeps a frozen copy of `model`.
+        peft_config: adapters to put around the policy.
+        checkpointing: whether activations will be recomputed, which adapters need to know.
+
+    Raises:
+        ConfigError: a model, reference or adapter that cannot work together.
+    """
+    policy: Any = load_model(model) if isinstance(model, (str, Path)) else model
+    if isinstance(policy, PeftModel) and peft_config is not None:
+        raise ConfigError("the model has adapters already: leave peft_config out, or call merge_and_unload() first")
+    if ref_model is policy:
+        raise ConfigError("model and ref_model are one object: leave ref_model out to keep a frozen copy")
+
+    reference: Any = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
+    if reference is None and isinstance(policy, PeftModel):
+        _check_fresh_adapters(policy)
+    elif reference is None and peft_config is None:
+        reference = _frozen_copy(policy)
+    if reference is not None:
+        reference.requires_grad_(False).eval()
+        reference.config.use_cache = False
+        enable_chunked_logps(reference)
+
+    base: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    enable_chunked_logps(base)
+    if peft_config is not None:
+        policy = get_peft_model(policy, peft_config)  # around the chunked log-probs, not inside
+    if isinstance(policy, PeftModel):
+        _check_head(policy)
+        if checkpointing:
+            policy.enable_input_require_grads()
+    return policy, reference
+
+
+def source_of(model: Source) -> str:
+    """The path that a model was loaded from, where its processor lies as well."""
+    path = str(model) if isinstance(model, (str, Path)) else getattr(model.config, "_name_or_path", "")
+    if not path:
+        raise ConfigError("the model was not loaded from a path: pass its processor as processing_class")
+    return path
+
+
+def _frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    reference = copy.deepcopy(policy)
+    # A patched forward (chunked log-probs, autocast) is bound to the original and would run the original's weights.
+    reference.__dict__.pop("forward", None)
+    reference.__dict__.pop("_chunked_logps", None)
+    return reference
+
+
+def _check_fresh_adapters(policy: PeftModel) -> None:
+    """Disabled adapters are the initial policy only while every B of LoRA is 0."""
+    if any(bool(p.detach().any()) for name, p in policy.named_parameters() if "lora_B" in name):
+        raise ConfigError(
+            "the PEFT model's adapters are trained, so the model without them is not the initial policy: "
+            "call merge_and_unload() and pass a fresh peft_config, or pass ref_model"
+        )
+
+
+def _check_head(policy: Any) -> None:
+    if isinstance(policy.get_base_model().get_output_embeddings(), BaseTunerLayer):
+        raise ConfigError("an adapter on lm_head would never train (log-probs read its weight): exclude lm_head")
 
 
 @contextmanager

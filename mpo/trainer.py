@@ -6,7 +6,6 @@ adds local sums over them, the gradient is checked, the optimizer steps, δ is c
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
@@ -24,12 +22,11 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
-from mpo.forward import pair_logps
+from mpo.forward import pair_logps, prepare_models, source_of
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.multimodal.errors import ConfigError, NonFiniteLossError, StageError
 from mpo.multimodal.loading import load_model, load_processor
-from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.prefix import IGNORED
 from mpo.reward_shift import RewardShift
 
@@ -47,7 +44,8 @@ class MPOTrainer(Trainer):
     Args:
         model: a path, or a loaded image-text-to-text model (plain, or PEFT with fresh adapters).
         ref_model: path or model of the reference. None: with PEFT the policy without its adapters, else a frozen copy
-            of the policy as it is now.
+            of `model` as given. So resume with `train(resume_from_checkpoint=…)`, never by passing a checkpoint as
+            `model`: that would move the reference.
         args: settings; its defaults are the paper's.
         train_dataset: rows of `PreferenceCollator`: a `datasets.Dataset` or a list of dicts.
         eval_dataset: the same; evaluation reads δ and never changes it.
@@ -63,6 +61,8 @@ class MPOTrainer(Trainer):
 
     # The loss is already divided over the whole optimizer step; Trainer must not divide it by the micro-batches.
     loss_is_scaled_for_ga = True
+    args: MPOConfig
+    model: Any
 
     def __init__(
         self,
@@ -80,10 +80,10 @@ class MPOTrainer(Trainer):
     ) -> None:
         args = args or MPOConfig(output_dir="mpo-output")
         set_seed(args.seed)  # PEFT draws its adapters before Trainer sets the seed
-        processor = processing_class or load_processor(_path_of(model))
-        policy = load_model(model) if isinstance(model, (str, Path)) else model
-        reference = _make_reference(policy, ref_model, uses_adapters=peft_config is not None)
-        policy = _make_policy(policy, args, peft_config)
+        processor = processing_class or load_processor(source_of(model))
+        policy, reference = prepare_models(
+            model, ref_model, peft_config=peft_config, checkpointing=bool(args.activation_checkpointing)
+        )
         if args.disable_dropout:
             disable_dropout_in_model(policy)
 
@@ -188,6 +188,7 @@ class MPOTrainer(Trainer):
         self._means["eval"].pop()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         means = self._means["eval"].pop(self._sum_over_ranks)
+        assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
@@ -214,6 +215,26 @@ class MPOTrainer(Trainer):
                 raise StageError(f"no {REWARD_SHIFT_FILE} in {checkpoint}: it is not a checkpoint of MPOTrainer")
             self.reward_shift.load_state_dict(json.loads(path.read_text()))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_renamed_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_renamed_weights(str(self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    def _load_renamed_weights(self, checkpoint: str) -> bool:
+        """Read a full checkpoint through `from_pretrained`, which undoes the renaming of `save_pretrained`.
+
+        Trainer (transformers 5.23) calls `load_state_dict(strict=False)` on the file's names instead. For an InternVL
+        no name matches, so it would go on from the initial weights with a warning.
+        """
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_sharded or isinstance(self.model, PeftModel) or not Path(checkpoint, "config.json").exists():
+            return False
+        self.model.load_state_dict(load_model(checkpoint, dtype=self.model.dtype).state_dict())
+        return True
+
     # Helpers.
 
     def _denominators(self, batches: list[Batch], device: torch.device) -> Denominators:
@@ -237,7 +258,7 @@ class MPOTrainer(Trainer):
         if not bool(torch.as_tensor(grad_norm).isfinite()):
             raise NonFiniteLossError(_non_finite("gradient", [ids for _, ids in losses], self.state.global_step))
 
-    def _placed(self, reference: nn.Module) -> nn.Module:
+    def _placed(self, reference: PreTrainedModel) -> Any:
         """The frozen reference on its device, sharded like the policy."""
         if self.args.disable_dropout:
             disable_dropout_in_model(reference)
@@ -256,61 +277,6 @@ class _AfterOptimizerStep(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.function()
-
-
-def _path_of(model: Any) -> str:
-    if isinstance(model, (str, Path)):
-        return str(model)
-    path = getattr(model.config, "_name_or_path", "")
-    if not path:
-        raise ConfigError("the model was not loaded from a path: pass its processor as processing_class")
-    return path
-
-
-def _make_reference(policy: Any, ref_model: Any, *, uses_adapters: bool) -> PreTrainedModel | None:
-    """A frozen model, or None where the reference is the policy without its adapters."""
-    if ref_model is policy:
-        raise ConfigError("model and ref_model are one object: leave ref_model out to keep a frozen copy")
-    if ref_model is None and isinstance(policy, PeftModel):
-        _check_fresh_adapters(policy)
-        return None
-    if ref_model is None and uses_adapters:
-        return None
-    if ref_model is None:
-        reference = copy.deepcopy(policy)
-        # A patched forward (chunked log-probs, autocast) of the original would run the original's weights.
-        reference.__dict__.pop("forward", None)
-        reference.__dict__.pop("_chunked_logps", None)
-    else:
-        reference = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
-    reference.requires_grad_(False).eval()
-    reference.config.use_cache = False
-    enable_chunked_logps(reference)
-    return reference
-
-
-def _check_fresh_adapters(policy: PeftModel) -> None:
-    """Disabled adapters are the initial policy only while every B of LoRA is 0."""
-    if any(bool(p.detach().any()) for name, p in policy.named_parameters() if "lora_B" in name):
-        raise ConfigError(
-            "the PEFT model's adapters are trained, so the model without them is not the initial policy: "
-            "call merge_and_unload() and pass a fresh peft_config, or pass ref_model"
-        )
-
-
-def _make_policy(policy: Any, args: MPOConfig, peft_config: PeftConfig | None) -> Any:
-    """Chunked log-probs first, then adapters around them."""
-    if isinstance(policy, PeftModel) and peft_config is not None:
-        raise ConfigError("the model has adapters already: leave peft_config out, or call merge_and_unload() first")
-    enable_chunked_logps(policy.get_base_model() if isinstance(policy, PeftModel) else policy)
-    if peft_config is not None:
-        policy = get_peft_model(policy, peft_config)
-    if isinstance(policy, PeftModel):
-        if isinstance(policy.get_base_model().get_output_embeddings(), BaseTunerLayer):
-            raise ConfigError("an adapter on lm_head would never train (log-probs read its weight): exclude lm_head")
-        if args.gradient_checkpointing:
-            policy.enable_input_require_grads()
-    return policy
 
 
 def _chosen_lengths(batch: Batch) -> Tensor:

@@ -46,8 +46,7 @@ def split_on_blank_lines(text: str) -> tuple[Step, ...]:
     cuts = [match.end() for match in _BLANK_LINES.finditer(text)]
     bounds = [0, *(cut for cut in cuts if first < cut < last), len(text)]
     return tuple(
-        Step(index, start, end, text[start:end].strip())
-        for index, (start, end) in enumerate(pairwise(bounds))
+        Step(index, start, end, text[start:end].strip()) for index, (start, end) in enumerate(pairwise(bounds))
     )
 
 

@@ -25,7 +25,7 @@ from rewards.types import Problem, Verdict
 
 _log = logging.getLogger(__name__)
 
-_MARKER = re.compile(r"final answer[ \t]*(?:\*\*)?[ \t]*:(?:[ \t]*\*\*)?", re.IGNORECASE)
+_MARKER = re.compile(r"final answer[ \t]*+(?:\*\*)?[ \t]*+:(?:[ \t]*\*\*)?", re.IGNORECASE)
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _WORDS = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
 _CHOICE = re.compile(r"\(?([A-H])\)?(?:[.:,)].*)?", re.DOTALL)

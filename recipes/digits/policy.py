@@ -22,6 +22,7 @@ from transformers import (
     InternVLVideoProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from recipes.digits.world import QUESTIONS, TILE, solution
 
@@ -58,6 +59,25 @@ def build_policy(directory: str | Path, *, seed: int, size: PolicySize | None = 
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+def deepen(model: InternVLForConditionalGeneration, extra_layers: int, *, seed: int) -> None:
+    """Add decoder layers on top of a trained text model, in place; at first they change nothing.
+
+    Checking an answer needs layers above those that read the picture. The new layers' output projections start at
+    zero, so that the deepened model begins as the same function.
+    """
+    text = model.model.language_model
+    config = text.config
+    torch.manual_seed(seed)
+    for index in range(config.num_hidden_layers, config.num_hidden_layers + extra_layers):
+        config.layer_types.append("full_attention")
+        layer = Qwen2DecoderLayer(config, index)
+        layer.apply(model._init_weights)
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+        text.layers.append(layer.to(text.norm.weight))
+    config.num_hidden_layers += extra_layers
 
 
 def build_processor() -> InternVLProcessor:

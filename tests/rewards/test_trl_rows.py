@@ -113,3 +113,12 @@ def test_zero_rows_and_missing_file(tmp_path):
     assert (len(empty), empty.column_names) == (0, list(trl_features()))
     with pytest.raises(StageError, match="build-pairs"):
         read_trl_parquet(tmp_path / "nothing.parquet")
+
+
+def test_a_file_is_replaced_not_rewritten_in_place(tmp_path):
+    path, reader = tmp_path / "pairs.parquet", tmp_path / "someone_reading"
+    write_trl_parquet([pair_of("old")], path)
+    before = path.read_bytes()
+    reader.hardlink_to(path)
+    write_trl_parquet([pair_of("new")], path)
+    assert reader.read_bytes() == before != path.read_bytes()

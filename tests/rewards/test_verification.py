@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -21,7 +23,15 @@ def asked(answer):
     return Problem("p", "?", answer=answer)
 
 
-@pytest.fixture(scope="module")
+def worker_pids():
+    return {child.pid for child in multiprocessing.active_children() if "pebble" in child.name}
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
 def verifier():
     with MathVerifier(timeout_s=2.0) as verifier:
         yield verifier
@@ -67,8 +77,16 @@ def test_extraction_gives_stripped_text_or_none(text):
 
 
 @pytest.mark.parametrize(
-    "text", [r"\boxed{" * 40_000, "{" * 200_000, "\\boxed" + " " * 200_000, "final answer" + " " * 200_000, "final answer:\n" * 20_000]
-)  # fmt: skip
+    "text",
+    [
+        r"\boxed{" * 40_000,
+        "{" * 200_000,
+        "\\boxed" + " " * 200_000,
+        "final answer" + " " * 200_000,
+        "final answer:\n" * 20_000,
+        r"\text{" * 30_000 + "7",
+    ],
+)
 def test_hostile_text_takes_linear_time(text):
     start = time.perf_counter()
     extract_final_answer(text)
@@ -118,7 +136,8 @@ GOLDEN = [
     ("Yes", r"\boxed{\text{yes}}", C),
     ("New York", "Final answer: new  york.", C),
     ("12 cm", r"\boxed{12}", C),
-    ("7", r"\boxed{)(}", U),
+    ("7", r"\boxed{)(}", W),
+    ("7", r"\boxed{}", U),
 ]
 
 
@@ -143,7 +162,7 @@ def test_hang_is_a_timeout_and_the_pool_recovers(verifier):
 def test_a_killed_worker_is_an_error_and_the_pool_recovers():
     with MathVerifier(timeout_s=60.0) as verifier:
         assert verifier.verify(asked("2"), r"\boxed{1+1}") is C
-        (worker,) = [child.pid for child in multiprocessing.active_children() if "pebble" in child.name]
+        (worker,) = worker_pids()
         killer = threading.Timer(1.0, os.kill, args=(worker, signal.SIGKILL))
         killer.start()
         assert verifier.verify(asked("7"), HANG) is E
@@ -154,7 +173,7 @@ def test_a_killed_worker_is_an_error_and_the_pool_recovers():
 def test_a_worker_that_dies_idle_is_replaced():
     with MathVerifier() as verifier:
         assert verifier.verify(asked("2"), r"\boxed{1+1}") is C
-        (worker,) = [child.pid for child in multiprocessing.active_children() if "pebble" in child.name]
+        (worker,) = worker_pids()
         os.kill(worker, signal.SIGKILL)
         assert verifier.verify(asked("4"), r"\boxed{1+3}") is C
 
@@ -186,7 +205,7 @@ def test_too_long_an_answer_never_reaches_a_worker():
     with MathVerifier(max_characters=20) as verifier:
         assert verifier.verify(asked("7"), r"\boxed{" + "1+" * 10 + "1}") is U
         assert verifier.verify(asked("B"), "Final answer: (B)") is C
-        assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
+        assert worker_pids() == set()
 
 
 def test_equal_checks_are_done_once(verifier):
@@ -196,9 +215,45 @@ def test_equal_checks_are_done_once(verifier):
     assert time.perf_counter() - start < 5.0
 
 
-def test_memory_is_bounded_and_exhaustion_is_not_wrong(verifier):
+def test_a_huge_number_is_not_wrong_but_unknown(verifier):
     assert verifier.verify(asked("7"), r"\boxed{(10^{9})!}") in (T, E)
     assert verifier.verify(asked("6"), r"\boxed{3!}") is C
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the cap reads /proc")
+def test_a_workers_memory_is_capped():
+    result = run_python(
+        "from rewards.verification import _prepare_worker\n_prepare_worker()\nbytearray(1 << 30)\nprint('one fits')\n"
+        "try:\n    bytearray(3 << 30)\nexcept MemoryError:\n    print('three do not')"
+    )
+    assert result.stdout.split("\n")[:2] == ["one fits", "three do not"]
+
+
+def test_a_hanging_worker_ends_even_if_its_parent_is_gone():
+    result = run_python(f"from rewards.verification import _compare\n_compare('7', {HANG!r}, 1)")
+    assert result.returncode == -signal.SIGALRM
+
+
+def test_workers_load_neither_torch_nor_numpy():
+    result = run_python(
+        "import sys\nfrom rewards.verification import _prepare_worker\n_prepare_worker()\n"
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from rewards.types import Problem\nfrom rewards.verification import MathVerifier\n"
+        "print(MathVerifier().verify(Problem('p', '?', answer='2'), r'\\boxed{1+1}'))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    result = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=environment, check=False
+    )
+    assert result.returncode == 1
+    assert "guard its entry with" in result.stderr
 
 
 def test_no_reference_and_bad_settings(verifier):
@@ -216,6 +271,6 @@ def test_two_workers_close_and_reuse():
     rows = [(asked(str(i)), rf"\boxed{{{i - 1}+1}}") for i in range(20)]
     assert set(verifier.verify_many(rows)) == {C}
     verifier.close()
-    assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
+    assert worker_pids() == set()
     assert verifier(asked("5"), r"\boxed{2+3}") is C
     verifier.close()

@@ -1,0 +1,144 @@
+"""What each stage may be told: one flat dataclass a stage, so that a flag, a YAML key and a field are one thing.
+
+Paths named `out` are folders that the stage creates; other paths are folders (or files) that an earlier stage,
+or the user, has made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class WorldConfig:
+    """`mpo world`: compose the digit problems and write an untrained policy."""
+
+    out: Path = field(metadata={"help": "folder to write: <split>.jsonl, images/, policy/"})
+    seed: int = field(default=0, metadata={"help": "which problems, and the policy's initial weights"})
+    num_warm_start: int = field(default=1500, metadata={"help": "demonstrated problems"})
+    num_prm: int = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
+    num_preference: int = field(default=800, metadata={"help": "problems whose samples become pairs"})
+    num_development: int = field(default=200, metadata={"help": "problems on which choices are made"})
+    num_test: int = field(default=500, metadata={"help": "held-out problems, for the published table only"})
+    solutions: int = field(default=4, metadata={"help": "demonstrated answers a warm-start problem"})
+
+
+@dataclass
+class WarmStartConfig:
+    """`mpo warm-start`: a short supervised stage on demonstrated answers."""
+
+    policy: Path = field(metadata={"help": "model to train"})
+    demonstrations: Path = field(metadata={"help": "folder with groups.jsonl of right answers"})
+    out: Path = field(metadata={"help": "folder for the trained policy"})
+    max_steps: int = field(default=800, metadata={"help": "optimizer steps"})
+    batch_size: int = field(default=32, metadata={"help": "answers a step"})
+    learning_rate: float = field(default=2e-3, metadata={"help": "peak, cosine decay"})
+    seed: int = field(default=0, metadata={"help": "order of the rows"})
+
+
+@dataclass
+class SampleConfig:
+    """`mpo sample`: draw N completions a problem."""
+
+    policy: Path = field(metadata={"help": "model that answers"})
+    problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
+    out: Path = field(metadata={"help": "folder for groups.jsonl"})
+    num_samples: int = field(default=8, metadata={"help": "completions a problem"})
+    temperature: float = field(default=1.0, metadata={"help": "0 is greedy"})
+    top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
+    top_k: int = field(default=0, metadata={"help": "0 is off"})
+    max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut and never chosen"})
+    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
+    seed: int = field(default=0, metadata={"help": "the same seed draws the same text"})
+    swap_images: bool = field(default=False, metadata={"help": "canary: ask with the picture of another problem"})
+
+
+@dataclass
+class VerifyConfig:
+    """`mpo verify`: check final answers."""
+
+    groups: Path = field(metadata={"help": "folder with groups.jsonl"})
+    out: Path = field(metadata={"help": "folder for the verified groups"})
+    workers: int = field(default=1, metadata={"help": "worker processes"})
+    timeout_s: float = field(default=5.0, metadata={"help": "a check that takes longer is killed"})
+
+
+@dataclass
+class LabelConfig:
+    """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step."""
+
+    groups: Path = field(metadata={"help": "folder with verified groups"})
+    policy: Path = field(metadata={"help": "model that continues"})
+    out: Path = field(metadata={"help": "folder for the labelled groups"})
+    num_continuations: int = field(default=16, metadata={"help": "K, 16 in VisualPRM"})
+    responses: int = field(default=8, metadata={"help": "responses labelled a problem; right and wrong ones balanced"})
+    mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
+    temperature: float = field(default=1.0, metadata={"help": "of the continuations"})
+    max_new_tokens: int = field(default=512, metadata={"help": "of the continuations"})
+    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
+    seed: int = field(default=0, metadata={"help": "draw"})
+
+
+@dataclass
+class TrainPRMConfig:
+    """`mpo train-prm`: train a process reward model on labelled steps."""
+
+    groups: Path = field(metadata={"help": "folder with labelled groups"})
+    model: Path = field(metadata={"help": "model to start from"})
+    out: Path = field(metadata={"help": "folder for the PRM"})
+    prm_format: str = field(default="visualprm", metadata={"help": "a name of rewards.prm.formats.FORMATS"})
+    soft_labels: bool = field(default=False, metadata={"help": "label mc itself instead of [mc > threshold]"})
+    threshold: float = field(default=0.0, metadata={"help": "a step is right if mc > threshold"})
+    max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
+    batch_groups: int = field(default=4, metadata={"help": "problems a step, all their responses together"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak, cosine decay"})
+    seed: int = field(default=0, metadata={"help": "order of the rows"})
+
+
+@dataclass
+class ScoreConfig:
+    """`mpo score`: step scores and rewards from a PRM."""
+
+    groups: Path = field(metadata={"help": "folder with groups.jsonl"})
+    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    out: Path = field(metadata={"help": "folder for the scored groups"})
+    aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
+    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
+    swap_images: bool = field(default=False, metadata={"help": "canary: score with the picture of another problem"})
+
+
+@dataclass
+class PairsConfig:
+    """`mpo pairs`: chosen and rejected responses."""
+
+    groups: Path = field(metadata={"help": "folder with verified and scored groups"})
+    out: Path = field(metadata={"help": "folder for pairs.parquet and report.json"})
+    rule: str = field(default="correctness_and_prm", metadata={"help": "a name of rewards.pairs.RULES"})
+    max_pairs: int = field(default=4, metadata={"help": "pairs a problem"})
+
+
+@dataclass
+class BestOfNConfig:
+    """`mpo best-of-n`: every selector at every k, with intervals."""
+
+    groups: Path = field(metadata={"help": "folder with verified and scored groups"})
+    out: Path = field(metadata={"help": "folder for results.json"})
+    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of candidates"})
+
+
+@dataclass
+class TrainMPOConfig:
+    """`mpo train-mpo`: what the digits pipeline sets; every other flag of MPOConfig goes through the same command."""
+
+    policy: Path = field(metadata={"help": "model to train; its frozen copy is the reference"})
+    pairs: Path = field(metadata={"help": "folder with pairs.parquet, or a parquet file"})
+    out: Path = field(metadata={"help": "folder for the trained policy"})
+    max_steps: int = field(default=200, metadata={"help": "optimizer steps"})
+    batch_size: int = field(default=16, metadata={"help": "pairs a step"})
+    learning_rate: float = field(default=2e-4, metadata={"help": "peak, cosine decay"})
+    beta: float = field(default=0.1, metadata={"help": "β of the implicit reward"})
+    preference_weight: float = field(default=0.8, metadata={"help": "w_p"})
+    quality_weight: float = field(default=0.2, metadata={"help": "w_q"})
+    generation_weight: float = field(default=1.0, metadata={"help": "w_g"})
+    seed: int = field(default=0, metadata={"help": "order of the rows"})

@@ -1,0 +1,55 @@
+"""`mpo world`: write the digit problems of every split and an untrained policy."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from mpo.multimodal.images import image_sha256
+from recipes.config import WorldConfig
+from recipes.digits.policy import build_policy
+from recipes.digits.world import SPLITS, Scene, scenes, solution, to_problem
+from recipes.groups import write_groups, write_problems
+from recipes.run import open_stage
+from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+
+# Held-out pictures must not change when a run changes its seed: tables of several seeds share one test set.
+FIXED_SEED = {"development": 0, "test": 0}
+
+
+def compose(config: WorldConfig) -> Path:
+    """Write `<split>.jsonl` with pictures, demonstrated answers for the warm start, and `policy/`."""
+    stage = open_stage("world", config, inputs=[])
+    if stage.complete:
+        return stage.out
+    (stage.out / "images").mkdir(exist_ok=True)
+    counts = {}
+    for split in SPLITS:
+        drawn = scenes(split, getattr(config, f"num_{split}"), FIXED_SEED.get(split, config.seed))
+        problems = [_on_disk(to_problem(scene, f"{split}-{i:05d}"), stage.out) for i, scene in enumerate(drawn)]
+        write_problems(stage.out / f"{split}.jsonl", problems)
+        counts[split] = len(problems)
+        if split == "warm_start":
+            write_groups(stage.out, _demonstrations(drawn, problems, config))
+    build_policy(stage.out / "policy", seed=config.seed)
+    return stage.finish({**counts, "problems": str(stage.out / "warm_start.jsonl")})
+
+
+def _on_disk(problem: Problem, root: Path) -> Problem:
+    (picture,) = problem.images
+    path = root / "images" / f"{image_sha256(picture)[:24]}.png"
+    if not path.exists():
+        picture.save(path)
+    return replace(problem, images=(path,))
+
+
+def _demonstrations(drawn: list[Scene], problems: list[Problem], config: WorldConfig) -> list[RolloutGroup]:
+    """Several right answers a problem, each in its own order and wording."""
+    rng = random.Random(f"demonstrations:{config.seed}")
+    groups = []
+    for scene, problem in zip(drawn, problems, strict=True):
+        texts = {solution(scene.kind, scene.digits, rng): None for _ in range(config.solutions)}
+        rollouts = tuple(Rollout(Completion(text), verdict=Verdict.CORRECT) for text in texts)
+        groups.append(RolloutGroup(problem, rollouts))
+    return groups

@@ -1,0 +1,159 @@
+"""Problems and rollout groups as JSON lines: what one stage writes and the next reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mpo.multimodal.errors import DataError, StageError
+from mpo.multimodal.images import resolve_inside
+from recipes.run import manifest_of, write_atomic
+from rewards.types import (
+    Completion,
+    FinishReason,
+    MonteCarloCount,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    StepScores,
+    Verdict,
+)
+
+GROUPS = "groups.jsonl"
+
+
+class _ProblemRow(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+    id: str
+    question: str
+    images: list[str] = []
+    answer: str | None = None
+    meta: dict[str, Any] = {}
+
+
+class _RolloutRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    text: str
+    finish_reason: FinishReason
+    num_tokens: int
+    verdict: Verdict | None = None
+    step_scores: list[float] | None = None
+    reward: float | None = None
+    mc: list[tuple[int, int]] | None = None
+
+
+class _GroupRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    problem_id: str
+    rollouts: list[_RolloutRow]
+
+
+def read_problems(path: str | Path) -> dict[str, Problem]:
+    """Problems by id, in file order.
+
+    A line is `{"id", "question", "images": [paths inside the file's folder], "answer", "meta"}`; `image` (one path)
+    is accepted for `images`.
+
+    Raises:
+        StageError: no such file.
+        DataError: a line that is not such an object, a second use of an id, or an image outside the folder; the
+            message names the line.
+    """
+    path = Path(path)
+    problems: dict[str, Problem] = {}
+    for number, row in _lines(path):
+        if isinstance(row, dict) and "image" in row and "images" not in row:
+            row["images"] = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        problem = _validate(_ProblemRow, row, path, number)
+        if problem.id in problems:
+            raise DataError(f"{path}:{number}: id {problem.id!r} occurs twice; ids must be unique")
+        images = tuple(resolve_inside(image, path.parent) for image in problem.images)
+        problems[problem.id] = Problem(problem.id, problem.question, images, problem.answer, problem.meta)
+    return problems
+
+
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    """Write problems whose images are paths inside the file's folder."""
+    rows = []
+    for problem in problems:
+        images = [str(Path(str(image)).resolve().relative_to(path.parent.resolve())) for image in problem.images]
+        rows.append({"id": problem.id, "question": problem.question, "images": images, "answer": problem.answer, "meta": dict(problem.meta)})
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_groups(folder: str | Path) -> list[RolloutGroup]:
+    """The groups that a stage wrote, with the problems that its manifest names.
+
+    Raises:
+        StageError: the stage has not finished.
+        DataError: a damaged line or an unknown problem.
+    """
+    folder = Path(folder)
+    problems = read_problems(problems_of(folder))
+    groups = []
+    for number, row in _lines(folder / GROUPS):
+        group = _validate(_GroupRow, row, folder / GROUPS, number)
+        if group.problem_id not in problems:
+            raise DataError(f"{folder / GROUPS}:{number}: no problem {group.problem_id!r} in {problems_of(folder)}")
+        groups.append(RolloutGroup(problems[group.problem_id], tuple(_rollout(rollout) for rollout in group.rollouts)))
+    return groups
+
+
+def problems_of(folder: str | Path) -> Path:
+    """The problems file behind a groups folder."""
+    return Path(manifest_of(folder)["counts"]["problems"])
+
+
+def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
+    """Write groups; problems are named by id only."""
+    rows = [{"problem_id": group.problem.id, "rollouts": [_row(rollout) for rollout in group.rollouts]} for group in groups]
+    write_atomic(folder / GROUPS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _lines(path: Path) -> Iterable[tuple[int, Any]]:
+    if not path.exists():
+        raise StageError(f"{path} does not exist; expected one JSON object a line")
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}:{number}: not JSON ({error})") from error
+
+
+def _validate(model: Any, row: Any, path: Path, number: int) -> Any:
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the line"
+        raise DataError(f"{path}:{number}: {where}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+
+
+def _rollout(row: _RolloutRow) -> Rollout:
+    return Rollout(
+        Completion(row.text, row.finish_reason, row.num_tokens),
+        row.verdict,
+        StepScores(tuple(row.step_scores)) if row.step_scores is not None else None,
+        row.reward,
+        tuple(MonteCarloCount(*count) for count in row.mc) if row.mc is not None else None,
+    )
+
+
+def _row(rollout: Rollout) -> Mapping[str, Any]:
+    completion = rollout.completion
+    row = {
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "num_tokens": completion.num_tokens,
+        "verdict": rollout.verdict,
+        "step_scores": list(rollout.step_scores.values) if rollout.step_scores else None,
+        "reward": rollout.reward,
+        "mc": [(count.correct, count.total) for count in rollout.mc] if rollout.mc else None,
+    }
+    return {key: value for key, value in row.items() if value is not None}

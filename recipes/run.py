@@ -1,0 +1,130 @@
+"""A stage's folder: its output, and a manifest written last that says what made it and that nothing is missing.
+
+A stage that is complete with the same settings and inputs is not run again; one that was made with other settings
+is refused by name. A stage killed half way leaves no manifest and is run anew. Every manifest keeps the account
+`in = out + rejected(reason)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpo.multimodal.errors import ConfigError, StageError
+
+MANIFEST = "manifest.json"
+NOT_SETTINGS = ("out", "workers")  # where and how fast, not what
+
+
+@dataclass
+class Stage:
+    """One stage of a run; `open_stage` makes it, `finish` completes it."""
+
+    name: str
+    out: Path
+    fingerprint: dict[str, Any]
+    complete: bool
+    started: float = field(default_factory=time.monotonic)
+
+    def finish(self, counts: Mapping[str, Any]) -> Path:
+        """Write the manifest, last and atomically.
+
+        Args:
+            counts: `in`, `out` and `rejected` (reason → number), and whatever else the stage counted.
+
+        Raises:
+            AssertionError: the account does not balance, which is a defect of ours.
+        """
+        if "in" in counts:
+            assert counts["in"] == counts["out"] + sum(counts["rejected"].values()), (self.name, counts)
+        manifest = {
+            "stage": self.name,
+            "fingerprint": self.fingerprint,
+            "counts": dict(counts),
+            "seconds": round(time.monotonic() - self.started, 2),
+        }
+        write_atomic(self.out / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        return self.out
+
+
+def open_stage(name: str, config: Any, *, inputs: Sequence[Path]) -> Stage:
+    """Check the inputs, compare with an earlier run of the stage, make the output folder.
+
+    Args:
+        name: the stage's name, e.g. "sample".
+        config: its dataclass, with a field `out`.
+        inputs: folders or files that must exist; a folder must be complete.
+
+    Raises:
+        StageError: an input is missing or was never finished.
+        ConfigError: `out` holds the result of other settings or inputs.
+    """
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in NOT_SETTINGS}
+    fingerprint = {"settings": settings, "inputs": {str(path): _digest(path, name) for path in inputs}}
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"stage {name}: out={out} is a file; expected a folder")
+    manifest = out / MANIFEST
+    if manifest.exists():
+        before = json.loads(manifest.read_text())["fingerprint"]
+        if differing := _differences(before, fingerprint):
+            raise ConfigError(
+                f"stage {name}: {out} was made with other {', '.join(differing)}; choose another folder or delete this one"
+            )
+        return Stage(name, out, fingerprint, complete=True)
+    out.mkdir(parents=True, exist_ok=True)
+    return Stage(name, out, fingerprint, complete=False)
+
+
+def manifest_of(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a complete stage.
+
+    Raises:
+        StageError: there is none.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise StageError(f"{folder} holds no finished stage (no {MANIFEST}); run the stage that writes it first")
+    return json.loads(path.read_text())
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _digest(path: Path, stage: str) -> str:
+    """Content key of an input: of a finished stage its manifest's counts and fingerprint, of a file its bytes."""
+    path = Path(path)
+    if not path.exists():
+        raise StageError(f"stage {stage}: input {path} does not exist; run the stage that writes it first")
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    if (path / MANIFEST).exists():
+        manifest = manifest_of(path)
+        return hashlib.sha256(json.dumps(manifest["fingerprint"], sort_keys=True).encode()).hexdigest()[:16]
+    if (path / "config.json").exists():  # a model folder of the user's
+        return hashlib.sha256((path / "config.json").read_bytes()).hexdigest()[:16]
+    raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = []
+    for part in ("settings", "inputs"):
+        keys = sorted({*before[part], *now[part]})
+        for key in keys:
+            old, new = before[part].get(key), now[part].get(key)
+            if old != new:
+                names.append(f"{key} ({old!r} then, {new!r} now)")
+    return names

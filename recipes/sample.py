@@ -1,0 +1,48 @@
+"""`mpo sample`: N completions a problem, each with why it ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mpo.multimodal.loading import best_device, load_model, load_processor
+from recipes.config import SampleConfig
+from recipes.groups import read_problems, write_groups
+from recipes.run import open_stage
+from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
+from rewards.types import Problem, Rollout, RolloutGroup
+
+
+def sample(config: SampleConfig) -> Path:
+    """Draw, and write `groups.jsonl`. Every problem gets exactly `num_samples` rollouts."""
+    stage = open_stage("sample", config, inputs=[config.policy, config.problems])
+    if stage.complete:
+        return stage.out
+    problems = list(read_problems(config.problems).values())
+    asked = swapped(problems) if config.swap_images else problems
+    params = SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
+    generator = TransformersGenerator(
+        load_model(config.policy).to(best_device()).eval(),
+        load_processor(config.policy),
+        params,
+        batch_rows=config.batch_rows,
+        describe=f"sample {config.problems.stem}",
+    )
+    drawn = generator.generate(asked, config.num_samples, seed=config.seed)
+    groups = [
+        RolloutGroup(problem, tuple(Rollout(completion) for completion in completions))
+        for problem, completions in zip(problems, drawn, strict=True)
+    ]
+    write_groups(stage.out, groups)
+    total = len(problems) * config.num_samples
+    return stage.finish({"in": total, "out": total, "rejected": {}, "problems": str(config.problems)})
+
+
+def swapped(problems: list[Problem]) -> list[Problem]:
+    """Each problem with the pictures of the next problem that has as many, the canary for image-blindness.
+
+    The number of pictures, and here their size, is kept: only what they show changes.
+    """
+    if len(problems) < 2:
+        return problems
+    return [replace(p, images=problems[(i + 1) % len(problems)].images) for i, p in enumerate(problems)]

@@ -1,0 +1,36 @@
+"""`mpo verify`: one verdict a rollout; trouble of the checker is its own verdict, never `wrong`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from recipes.config import VerifyConfig
+from recipes.groups import problems_of, read_groups, write_groups
+from recipes.run import open_stage
+from rewards.types import Rollout, RolloutGroup
+from rewards.verification import MathVerifier
+
+
+def verify(config: VerifyConfig) -> Path:
+    """Check every final answer with math-verify in killable workers."""
+    stage = open_stage("verify", config, inputs=[config.groups])
+    if stage.complete:
+        return stage.out
+    groups = read_groups(config.groups)
+    pairs = [(group.problem, rollout.completion.text) for group in groups for rollout in group.rollouts]
+    with MathVerifier(workers=config.workers, timeout_s=config.timeout_s) as verifier:
+        verdicts = iter(verifier.verify_many(pairs))
+    verified = [
+        RolloutGroup(group.problem, tuple(rollout.with_(verdict=next(verdicts)) for rollout in group.rollouts))
+        for group in groups
+    ]
+    write_groups(stage.out, verified)
+    found = Counter(str(verdict_of(rollout)) for group in verified for rollout in group.rollouts)
+    counts = {"in": len(pairs), "out": len(pairs), "rejected": {}, "verdicts": dict(sorted(found.items()))}
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+def verdict_of(rollout: Rollout) -> str:
+    """The verdict's name, "none" if there is none yet."""
+    return rollout.verdict.value if rollout.verdict else "none"

@@ -1,0 +1,1 @@
+"""Process reward models: one contract to render, train and score."""

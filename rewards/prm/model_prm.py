@@ -1,0 +1,118 @@
+"""A process reward model in this process: load it, score N responses, pick the best.
+
+The folder that holds a PRM holds its contract, `prm.json`, so whoever scores it asks as its trainer asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from tqdm.auto import tqdm
+
+from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.images import load_image
+from mpo.multimodal.loading import best_device, load_model, load_processor
+from mpo.multimodal.scoring import logits_at
+from rewards.aggregation import aggregate
+from rewards.prm.formats import PRMFormat
+from rewards.prm.readout import pair_softmax
+from rewards.prm.rendering import RenderedSolution, render, rows_of
+from rewards.splitting import merge_to_at_most, split_on_blank_lines
+from rewards.types import Problem, Step, StepScores
+
+CONTRACT = "prm.json"
+
+
+class ModelPRM:
+    """Scores every step of a solution with P(correct up to this step).
+
+    Args:
+        model: an image-text-to-text model, in eval mode, on its device.
+        processor: its processor.
+        prm_format: how it was trained to be asked.
+        batch_rows: rows a forward pass.
+    """
+
+    def __init__(self, model: Any, processor: Any, prm_format: PRMFormat, *, batch_rows: int = 32) -> None:
+        self.model, self.processor, self.format, self.batch_rows = model, processor, prm_format, batch_rows
+        self._labels = prm_format.label_ids(processor.tokenizer)
+
+    @classmethod
+    def load(cls, path: str | Path, *, batch_rows: int = 32) -> ModelPRM:
+        """Load a PRM that `PRMTrainer` saved.
+
+        Raises:
+            StageError: the folder has no `prm.json`.
+        """
+        prm_format = load_format(path)
+        model = load_model(path).to(best_device()).eval()
+        return cls(model, load_processor(path), prm_format, batch_rows=batch_rows)
+
+    def steps(self, text: str) -> tuple[Step, ...]:
+        """The steps that this PRM scores: split at blank lines, merged to at most `max_steps`."""
+        return merge_to_at_most(split_on_blank_lines(text), max_steps=self.format.max_steps)
+
+    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
+        """Step scores of each solution of one problem, in order."""
+        return self.score_many([(problem, solution) for solution in solutions])
+
+    def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
+        """Step scores of many solutions of many problems, in order; `describe` names a progress bar."""
+        scores: list[StepScores] = []
+        with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
+            for start in range(0, len(items), self.batch_rows):
+                batch = items[start : start + self.batch_rows]
+                scores.extend(self._score_batch(batch))
+                bar.update(len(batch))
+        return scores
+
+    def select_best_response(
+        self, problem: Problem, responses: Sequence[str], *, how: str = "mean", return_scores: bool = False
+    ) -> list[str] | list[tuple[str, float]]:
+        """Responses, best first; with `return_scores`, `(response, score)` pairs.
+
+        Args:
+            problem: what was asked.
+            responses: candidate answers.
+            how: aggregation of step scores, a name of `rewards.aggregation.AGGREGATIONS`.
+            return_scores: give the scores too.
+        """
+        rewards = [aggregate(scores, how=how) for scores in self.score(problem, responses)]
+        ranked = sorted(zip(responses, rewards, strict=True), key=lambda pair: -pair[1])
+        return ranked if return_scores else [response for response, _ in ranked]
+
+    def _score_batch(self, items: Sequence[tuple[Problem, str]]) -> list[StepScores]:
+        rendered: list[RenderedSolution] = []
+        for _, group in groupby(items, key=lambda item: item[0].id):
+            solutions = list(group)
+            problem = solutions[0][0]
+            images = [load_image(image) for image in problem.images]
+            steps = [self.steps(text) for _, text in solutions]
+            rendered += render(self.processor, self.format, problem, steps, images)
+        inputs = rows_of(rendered, self.processor.tokenizer.pad_token_id)
+        inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+        with torch.inference_mode():
+            logits = logits_at(self.model, inputs, [row.read_positions for row in rendered], self._labels)
+        return [pair_softmax(row) for row in logits]
+
+
+def save_format(path: str | Path, prm_format: PRMFormat) -> None:
+    """Write the contract beside the weights."""
+    (Path(path) / CONTRACT).write_text(json.dumps(prm_format.to_dict(), indent=2) + "\n")
+
+
+def load_format(path: str | Path) -> PRMFormat:
+    """Read the contract of a PRM folder."""
+    file = Path(path) / CONTRACT
+    if not file.exists():
+        raise StageError(f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first")
+    try:
+        return TypeAdapter(PRMFormat).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ConfigError(f"{file} is not a PRM contract: {error}") from error

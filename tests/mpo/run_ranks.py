@@ -1,0 +1,32 @@
+"""One short run, alone or by torchrun: `run_ranks.py MODEL OUT BATCH ACCUMULATE`; rank 0 writes OUT/result.pt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from tiny import preference_rows, tiny_config
+
+from mpo.trainer import MPOTrainer
+
+
+def main(model: str, out: str, batch: int, accumulate: int) -> None:
+    rows = preference_rows(8)
+    for row in rows[::4]:
+        row["images"] = []  # so that a rank's vision tower sometimes gets no gradient
+    args = tiny_config(
+        out, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, generation_average="token"
+    )
+    trainer = MPOTrainer(model, args=args, train_dataset=rows)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        weights = torch.cat(
+            [p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]
+        )
+        torch.save({"weights": weights, "log": trainer.state.log_history[:-1], "delta": trainer.reward_shift.value,
+                    "ranks": trainer.accelerator.num_processes}, Path(out) / "result.pt")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
