@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor
+from mpo.multimodal.messages import control_tokens_in
 from mpo.multimodal.scoring import logits_at
 from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat
@@ -57,6 +58,12 @@ class ModelPRM:
     def steps(self, text: str) -> tuple[Step, ...]:
         """The steps that this PRM scores: split at blank lines, merged to at most `max_steps`."""
         return merge_to_at_most(split_on_blank_lines(text), max_steps=self.format.max_steps)
+
+    def unscorable(self, text: str) -> str | None:
+        """Why a response cannot be scored, or `None`: it is empty or contains a control token."""
+        if not text.strip():
+            return "empty"
+        return "control token" if control_tokens_in(self.processor, text) else None
 
     def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
         """Step scores of each solution of one problem, in order."""

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import preference_rows, tiny_internvl
 
 from mpo.collator import PreferenceCollator
-from mpo.forward import pair_logps
+from mpo.forward import pair_logps, prepare_models
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.logps import enable_chunked_logps
@@ -59,7 +59,10 @@ def test_two_models(inputs: dict[str, torch.Tensor]) -> None:
 def test_disabled_adapters_are_the_base_model(inputs: dict[str, torch.Tensor]) -> None:
     lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=2, lora_dropout=0.5)
     policy = perturbed(get_peft_model(prepared(), lora)).train()
+    modes: list[bool] = []
+    policy.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     logps = pair_logps(policy, inputs)
+    assert modes == [False, True]  # the reference has no dropout
     torch.testing.assert_close(torch.cat([logps.reference_chosen, logps.reference_rejected]), by_hand(inputs))
     assert (logps.policy_chosen - logps.reference_chosen).abs().min() > 1e-4
     assert policy.training
@@ -67,6 +70,17 @@ def test_disabled_adapters_are_the_base_model(inputs: dict[str, torch.Tensor]) -
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad and "language" in name}
     assert gradients
     assert all(gradient is not None and bool(gradient.any()) for gradient in gradients.values())
+
+
+def test_the_copy_of_a_patched_model_runs_its_own_weights(inputs: dict[str, torch.Tensor]) -> None:
+    policy, reference = prepare_models(prepared())
+    perturbed(policy)
+    model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+    with torch.no_grad():
+        expected = load_model(tiny_internvl())(**model_inputs).logits
+        torch.testing.assert_close(reference(**model_inputs).logits, expected)
+    logps = pair_logps(policy, inputs, reference=reference)
+    torch.testing.assert_close(torch.cat([logps.reference_chosen, logps.reference_rejected]), by_hand(inputs))
 
 
 def test_no_reference_at_all(inputs: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,96 @@
+"""`mpo label-steps`: Monte-Carlo labels for the steps of sampled responses."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+from mpo.multimodal.loading import best_device, load_model, load_processor
+from mpo.multimodal.messages import control_tokens_in
+from recipes.config import LabelConfig
+from recipes.groups import problems_of, read_groups, write_groups
+from recipes.run import open_stage
+from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
+from rewards.prm.monte_carlo import label_steps
+from rewards.splitting import split_on_blank_lines
+from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
+from rewards.verification import MathVerifier
+
+
+def label(config: LabelConfig) -> Path:
+    """Choose responses, continue from the end of each of their steps, count right answers."""
+    stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
+    if stage.complete:
+        return stage.out
+    groups = read_groups(config.groups)
+    processor = load_processor(config.policy)
+    chosen, rejected = choose_responses(groups, processor, config)
+    generator = TransformersGenerator(
+        load_model(config.policy).to(best_device()).eval(),
+        processor,
+        SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
+        batch_rows=config.batch_rows,
+        describe="continue steps",
+    )
+    with MathVerifier() as verifier:
+        labelled, undecided = label_steps(
+            chosen,
+            generator=generator,
+            verify_many=verifier.verify_many,
+            splitter=split_on_blank_lines,
+            num_continuations=config.num_continuations,
+            seed=config.seed,
+        )
+    labelled = [group for group in labelled if group.rollouts]
+    write_groups(stage.out, labelled)
+    total = sum(len(group.rollouts) for group in groups)
+    out = sum(len(group.rollouts) for group in labelled)
+    steps = sum(len(rollout.mc or ()) for group in labelled for rollout in group.rollouts)
+    counts = {"in": total, "out": out, "rejected": dict(rejected + undecided), "steps": steps}
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+def choose_responses(
+    groups: list[RolloutGroup], processor: object, config: LabelConfig
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    """At most `responses` a problem, right and wrong ones balanced, no text twice, nothing that cannot be scored.
+
+    With `mixed_only`, a problem whose usable responses are all right or all wrong gives none: a PRM that sees
+    mostly such problems learns how hard a picture is, not which step is wrong.
+    """
+    rng = random.Random(config.seed)
+    chosen: list[RolloutGroup] = []
+    rejected: Counter[str] = Counter()
+    for group in groups:
+        usable: dict[str, Rollout] = {}
+        for rollout in group.rollouts:
+            reason = unusable(rollout, processor) or ("same text twice" if rollout.completion.text in usable else None)
+            if reason:
+                rejected[reason] += 1
+            else:
+                usable[rollout.completion.text] = rollout
+        right = [r for r in usable.values() if r.verdict is Verdict.CORRECT]
+        wrong = [r for r in usable.values() if r.verdict is not Verdict.CORRECT]
+        if config.mixed_only and not (right and wrong):
+            rejected["all right or all wrong"] += len(usable)
+            continue
+        half = config.responses // 2
+        picked = rng.sample(right, min(half, len(right))) + rng.sample(wrong, min(half, len(wrong)))
+        rejected["over the number of responses"] += len(usable) - len(picked)
+        chosen.append(RolloutGroup(group.problem, tuple(picked)))
+    return chosen, rejected
+
+
+def unusable(rollout: Rollout, processor: object) -> str | None:
+    """Why a response can be neither labelled nor scored, or `None`."""
+    text = rollout.completion.text
+    if not text.strip():
+        return "empty"
+    if control_tokens_in(processor, text):
+        return "control token"
+    if rollout.completion.finish_reason is FinishReason.LENGTH:
+        return "truncated"
+    if rollout.verdict in (Verdict.TIMEOUT, Verdict.ERROR):
+        return "undecided verdict"
+    return None

@@ -1,0 +1,36 @@
+"""`mpo score`: step scores and one reward a rollout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from recipes.config import ScoreConfig
+from recipes.groups import problems_of, read_groups, write_groups
+from recipes.run import open_stage
+from recipes.sample import swapped
+from rewards.prm.model_prm import ModelPRM
+from rewards.scoring import score_groups
+from rewards.types import RolloutGroup
+
+
+def score(config: ScoreConfig) -> Path:
+    """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted."""
+    stage = open_stage("score", config, inputs=[config.groups, config.prm])
+    if stage.complete:
+        return stage.out
+    groups = read_groups(config.groups)
+    prm = ModelPRM.load(config.prm, batch_rows=config.batch_rows)
+    asked = _with_swapped_images(groups) if config.swap_images else groups
+    scored, unscored = score_groups(asked, prm, how=config.aggregation, describe="score")
+    scored = [replace(after, problem=before.problem) for after, before in zip(scored, groups, strict=True)]
+    write_groups(stage.out, scored)
+    total = sum(len(group.rollouts) for group in groups)
+    counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(Counter(unscored))}
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+def _with_swapped_images(groups: list[RolloutGroup]) -> list[RolloutGroup]:
+    problems = swapped([group.problem for group in groups])
+    return [replace(group, problem=problem) for group, problem in zip(groups, problems, strict=True)]
