@@ -58,7 +58,7 @@ def best_of_n(config: BestOfNConfig) -> Path:
 
 
 def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = "the groups") -> dict[str, Any]:
-    """What `results.json` holds: `values[selector][k]` are one expected correctness a problem, in `problem_ids`' order."""
+    """What `results.json` holds: `values[selector][k]` has one expected correctness a problem, as `problem_ids`."""
     samples = _check(groups, ks, where)
     rows = [_values(group, ks) for group in groups]
     values = {name: {str(k): [row[name][k] for row in rows] for k in ks} for name in SELECTORS}
@@ -146,7 +146,7 @@ def _values(group: RolloutGroup, ks: Sequence[int]) -> dict[str, dict[int, float
 
 
 def vote_at_k(group: RolloutGroup, weights: Sequence[float], k: int) -> float:
-    """Expected correctness of a (weighted) vote among k random rollouts: `rewards.selection`'s votes, all subsets at once.
+    """Expected correctness of a (weighted) vote among k random rollouts: `selection`'s votes, all subsets at once.
 
     Ties go to the answer that appeared first; nobody votes → the first of the subset.
     """
@@ -157,9 +157,11 @@ def vote_at_k(group: RolloutGroup, weights: Sequence[float], k: int) -> float:
     if not names:
         return float(correct[subsets[:, 0]].mean())
     votes = np.array([[answer == name for name in names] for answer in answers])[subsets]  # (S, k, A)
-    totals = (votes * np.asarray(weights)[subsets][:, :, None]).sum(1).round(12)  # (S, A); rounded, so that ties are ties
+    totals = (
+        (votes * np.asarray(weights)[subsets][:, :, None]).sum(1).round(12)
+    )  # (S, A); rounded, so that ties are ties
     appears = np.where(votes.any(1), votes.argmax(1), k)  # (S, A): position of each answer's first voter, k if absent
-    totals[appears == k] = -1.0
+    totals[appears == k] = -np.inf
     best = totals == totals.max(1, keepdims=True)  # (S, A)
     picked = np.where(best, appears, k).min(1)  # (S,); k where nobody votes
     picked[picked == k] = 0

@@ -20,6 +20,7 @@ class WorldConfig:
     num_prm: int = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
     num_preference: int = field(default=800, metadata={"help": "problems whose samples become pairs"})
     num_development: int = field(default=200, metadata={"help": "problems on which choices are made"})
+    vision_steps: int = field(default=300, metadata={"help": "steps of vision pretraining on warm-start scans"})
     num_test: int = field(default=500, metadata={"help": "held-out problems, for the published table only"})
     solutions: int = field(default=4, metadata={"help": "demonstrated answers a warm-start problem"})
 
@@ -129,7 +130,7 @@ class BestOfNConfig:
 
 @dataclass
 class TrainMPOConfig:
-    """`mpo train-mpo`: what the digits pipeline sets; every other flag of MPOConfig goes through the same command."""
+    """`mpo train-mpo`: Mixed Preference Optimization; weights (1, 0, 0) are DPO, (0, 0, 1) the LM loss alone."""
 
     policy: Path = field(metadata={"help": "model to train; its frozen copy is the reference"})
     pairs: Path = field(metadata={"help": "folder with pairs.parquet, or a parquet file"})
@@ -142,3 +143,32 @@ class TrainMPOConfig:
     quality_weight: float = field(default=0.2, metadata={"help": "w_q"})
     generation_weight: float = field(default=1.0, metadata={"help": "w_g"})
     seed: int = field(default=0, metadata={"help": "order of the rows"})
+
+
+@dataclass
+class ReportConfig:
+    """`mpo report`: one self-contained HTML page of a run or of an evidence folder."""
+
+    run: Path = field(metadata={"help": "folder of `mpo pipeline` or `mpo evidence`"})
+    out: Path | None = field(default=None, metadata={"help": "page to write; default RUN/report.html"})
+    problems: int = field(default=24, metadata={"help": "problems shown with their responses"})
+
+
+@dataclass
+class PipelineArguments:
+    """`mpo pipeline`: the whole loop, one seed."""
+
+    settings: Path = field(metadata={"help": "YAML file with a section a stage, e.g. recipes/configs/digits_demo.yaml"})
+    run_dir: Path = field(metadata={"help": "folder of the run; running again goes on where it stopped"})
+    seed: int = field(default=0, metadata={"help": "seed of everything but the held-out problems"})
+    arms: list[str] = field(default_factory=lambda: ["mpo"], metadata={"help": "mpo, dpo, rft, dpo_lm"})
+
+
+@dataclass
+class EvidenceArguments:
+    """`mpo evidence`: the whole loop with every arm and several seeds."""
+
+    settings: Path = field(metadata={"help": "YAML file with a section a stage"})
+    run_dir: Path = field(metadata={"help": "folder; one run a seed inside"})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
+    jobs: int = field(default=1, metadata={"help": "seeds at a time, one process each with its share of the cores"})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,34 @@ def read_problems(path: str | Path) -> dict[str, Problem]:
         problem = _validate(_ProblemRow, row, path, number)
         if problem.id in problems:
             raise DataError(f"{path}:{number}: id {problem.id!r} occurs twice; ids must be unique")
-        images = tuple(resolve_inside(image, path.parent) for image in problem.images)
+        with _naming(path, number):
+            images = tuple(resolve_inside(image, path.parent) for image in problem.images)
         problems[problem.id] = Problem(problem.id, problem.question, images, problem.answer, problem.meta)
     return problems
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
-    """Write problems whose images are paths inside the file's folder."""
+    """Write problems whose images are paths inside the file's folder.
+
+    Raises:
+        DataError: an image is no path, or lies outside the folder.
+    """
     rows = []
+    root = path.parent.resolve()
     for problem in problems:
-        images = [str(Path(str(image)).resolve().relative_to(path.parent.resolve())) for image in problem.images]
-        rows.append({"id": problem.id, "question": problem.question, "images": images, "answer": problem.answer, "meta": dict(problem.meta)})
+        for image in problem.images:
+            if not isinstance(image, str | Path) or not Path(image).resolve().is_relative_to(root):
+                raise DataError(f"problem {problem.id!r}: image {image!r} is not a file inside {root}; save it there")
+        images = [str(Path(str(image)).resolve().relative_to(root)) for image in problem.images]
+        rows.append(
+            {
+                "id": problem.id,
+                "question": problem.question,
+                "images": images,
+                "answer": problem.answer,
+                "meta": dict(problem.meta),
+            }
+        )
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -99,18 +117,25 @@ def read_groups(folder: str | Path) -> list[RolloutGroup]:
         group = _validate(_GroupRow, row, folder / GROUPS, number)
         if group.problem_id not in problems:
             raise DataError(f"{folder / GROUPS}:{number}: no problem {group.problem_id!r} in {problems_of(folder)}")
-        groups.append(RolloutGroup(problems[group.problem_id], tuple(_rollout(rollout) for rollout in group.rollouts)))
+        with _naming(folder / GROUPS, number):
+            rollouts = tuple(_rollout(rollout) for rollout in group.rollouts)
+        groups.append(RolloutGroup(problems[group.problem_id], rollouts))
     return groups
 
 
 def problems_of(folder: str | Path) -> Path:
     """The problems file behind a groups folder."""
-    return Path(manifest_of(folder)["counts"]["problems"])
+    counts = manifest_of(folder)["counts"]
+    if "problems" not in counts:
+        raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
+    return Path(counts["problems"])
 
 
 def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
     """Write groups; problems are named by id only."""
-    rows = [{"problem_id": group.problem.id, "rollouts": [_row(rollout) for rollout in group.rollouts]} for group in groups]
+    rows = [
+        {"problem_id": group.problem.id, "rollouts": [_row(rollout) for rollout in group.rollouts]} for group in groups
+    ]
     write_atomic(folder / GROUPS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -124,6 +149,15 @@ def _lines(path: Path) -> Iterable[tuple[int, Any]]:
             yield number, json.loads(line)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{path}:{number}: not JSON ({error})") from error
+
+
+@contextmanager
+def _naming(path: Path, number: int) -> Iterator[None]:
+    """Put file and line in front of what is wrong with a value."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(f"{path}:{number}: {error}") from error
 
 
 def _validate(model: Any, row: Any, path: Path, number: int) -> Any:

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from mpo.multimodal.loading import best_device, load_model, load_processor
+from mpo.multimodal.loading import load_for_inference, load_processor
 from mpo.multimodal.messages import control_tokens_in
 from recipes.config import LabelConfig
 from recipes.groups import problems_of, read_groups, write_groups
@@ -27,7 +27,7 @@ def label(config: LabelConfig) -> Path:
     processor = load_processor(config.policy)
     chosen, rejected = choose_responses(groups, processor, config)
     generator = TransformersGenerator(
-        load_model(config.policy).to(best_device()).eval(),
+        load_for_inference(config.policy),
         processor,
         SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
         batch_rows=config.batch_rows,

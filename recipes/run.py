@@ -66,6 +66,7 @@ def open_stage(name: str, config: Any, *, inputs: Sequence[Path]) -> Stage:
         ConfigError: `out` holds the result of other settings or inputs.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in NOT_SETTINGS}
+    settings = json.loads(json.dumps(settings))  # as it will be read back: a tuple is a list
     fingerprint = {"settings": settings, "inputs": {str(path): _digest(path, name) for path in inputs}}
     out = Path(config.out)
     if out.exists() and not out.is_dir():
@@ -75,7 +76,7 @@ def open_stage(name: str, config: Any, *, inputs: Sequence[Path]) -> Stage:
         before = json.loads(manifest.read_text())["fingerprint"]
         if differing := _differences(before, fingerprint):
             raise ConfigError(
-                f"stage {name}: {out} was made with other {', '.join(differing)}; choose another folder or delete this one"
+                f"stage {name}: {out} was made with other {', '.join(differing)}; choose another folder or delete it"
             )
         return Stage(name, out, fingerprint, complete=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def _digest(path: Path, stage: str) -> str:
-    """Content key of an input: of a finished stage its manifest's counts and fingerprint, of a file its bytes."""
+    """Content key of an input: of a finished stage its manifest's fingerprint, of a file its bytes."""
     path = Path(path)
     if not path.exists():
         raise StageError(f"stage {stage}: input {path} does not exist; run the stage that writes it first")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mpo.multimodal.loading import best_device, load_model, load_processor
+from mpo.multimodal.loading import load_for_inference, load_processor
 from recipes.config import SampleConfig
 from recipes.groups import read_problems, write_groups
 from recipes.run import open_stage
@@ -22,7 +22,7 @@ def sample(config: SampleConfig) -> Path:
     asked = swapped(problems) if config.swap_images else problems
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
     generator = TransformersGenerator(
-        load_model(config.policy).to(best_device()).eval(),
+        load_for_inference(config.policy),
         load_processor(config.policy),
         params,
         batch_rows=config.batch_rows,

@@ -19,7 +19,7 @@ from mpo.multimodal.errors import DataError, StageError
 from recipes.best_of_n import RESAMPLES, RESULTS, SELECTORS, degenerate_shares, within_problem_aucs
 from recipes.groups import read_groups
 from recipes.run import MANIFEST, manifest_of, write_atomic
-from rewards.curves import Estimate, correctness_of, mean_with_interval, paired_difference
+from rewards.curves import correctness_of, mean_with_interval, paired_difference
 from rewards.degeneration import REASONS
 from rewards.types import RolloutGroup
 
@@ -28,6 +28,7 @@ BASELINE, TRAINED = "policy", "mpo"
 LARGEST_CLAIM_K = 8
 
 Values = dict[str, float]  # problem id → value
+Row = dict[str, float | None]  # quantity → value of one problem; None is "has none"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,12 @@ class Measure:
 
     def estimate(self, *, resamples: int = 9999) -> dict[str, Any]:
         """Mean, low, high and n over problems, and each seed's mean."""
-        return _with_seeds(mean_with_interval(list(self.averaged().values()), resamples=resamples), self)
+        estimate = mean_with_interval(list(self.averaged().values()), resamples=resamples)
+        return {**asdict(estimate), "seeds": [fmean(values.values()) for values in self.by_seed.values()]}
+
+
+Measures = dict[str, Measure]  # quantity → measure
+Curves = dict[str, dict[str, Measure]]  # selector → k → measure
 
 
 def runs_of(folder: str | Path) -> list[Path]:
@@ -70,49 +76,43 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
     runs = [run for path in runs for run in runs_of(path)]
     if not runs:
         raise StageError("no run folders to summarise: expected at least one")
-    names = _arm_names(runs)
-    sampled = {arm: _sampled(runs, arm) for arm in names}
-    greedy = {arm: _measure(runs, f"test/{arm}/greedy", _accuracy) for arm in names}
-    curves = {arm: _curves(runs, arm) for arm in names}
+    arms = {arm: _measures_of(runs, arm) for arm in _arm_names(runs)}
+    curves = {arm: _curves(runs, arm) for arm in arms}
     ks = [int(k) for k in next((curve["prm"] for curve in curves.values() if curve), {})]
     k = max((k for k in ks if k <= LARGEST_CLAIM_K), default=None)
-    claims, comparisons = _claims(sampled, greedy, curves, k), _comparisons(sampled, greedy)
+    sizes = [measures["samples"].averaged() for measures in arms.values() if "samples" in measures]
     return {
         "seeds": [run.name for run in runs],
-        "problems": max((len(m.averaged()) for m in [*sampled.values(), *greedy.values()] if m), default=0),
-        "samples": _samples(runs, names),
+        "problems": max((len(values) for values in sizes), default=0),
+        "samples": int(min((min(values.values()) for values in sizes), default=0)),
         "k": k,
         "ks": ks,
-        "arms": [_arm(runs, arm, greedy[arm], sampled[arm]) for arm in names],
+        "arms": [_arm(arm, measures) for arm, measures in arms.items()],
         "best_of_n": [
             {"arm": arm, "label": label(arm), "selector": name, "k": int(at), **measure.estimate(resamples=RESAMPLES)}
             for arm, curve in curves.items()
             for name, by_k in curve.items()
             for at, measure in by_k.items()
         ],
-        "candidates": {arm: [r for run in runs if (r := _results(run, arm, ["problems", "samples", *_DIAGNOSES]))] for arm in names},
-        "prm": [row for arm in names if (row := _prm(runs, arm))],
-        "claims": claims,
-        "comparisons": comparisons,
-        "pairs": [json.loads(p.read_text()) for run in runs if (p := run / "pairs" / "report.json").exists()],
+        "candidates": {arm: rows for arm in arms if (rows := _candidates(runs, arm))},
+        "prm": [row for arm, measures in arms.items() if (row := _prm(arm, measures))],
+        "claims": _claims(arms, curves, k),
+        "comparisons": _comparisons(arms),
+        "pairs": [{"seed": run.name, **found} for run in runs if (found := _pairing(run))],
         "stages": _stages(runs),
     }
 
 
 def write_summary(runs: Sequence[Path], out: Path) -> Path:
-    """Write `summary.json` into the folder `out`, whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "summary.json"
-    write_atomic(path, json.dumps(summarise(runs), indent=2) + "\n")
-    return path
+    """Write the summary as JSON to the file `out`, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, json.dumps(summarise(runs), indent=2) + "\n")
+    return out
 
 
 def label(arm: str) -> str:
     """What a table calls an arm."""
     return ARM_LABELS.get(arm, arm)
-
-
-_DIAGNOSES = ("distinct_candidates", "verdicts", "degenerate", "unscored")
 
 
 def _arm_names(runs: Sequence[Path]) -> list[str]:
@@ -122,160 +122,157 @@ def _arm_names(runs: Sequence[Path]) -> list[str]:
     return sorted(found, key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
 
 
-def _measure(runs: Sequence[Path], stage: str, of: Callable[[RolloutGroup], float | None]) -> Measure | None:
-    """A value a problem from a groups folder; None if no seed has finished it."""
-    by_seed = {}
+def _measures_of(runs: Sequence[Path], arm: str) -> Measures:
+    """Everything that the arm's groups say: each folder is read once."""
+    test = f"test/{arm}"
+    measures = _measures(runs, [f"{test}/scored", f"{test}/verified"], _of_samples)
+    for name in ("greedy", "swapped"):
+        measures |= _measures(runs, [f"{test}/{name}"], partial(_of_accuracy, name))
+    swapped = _measures(runs, [f"{test}/scored_swapped"], _of_rewards)
+    return measures | {f"{name}_swapped": measure for name, measure in swapped.items()}
+
+
+def _measures(runs: Sequence[Path], stages: Sequence[str], of: Callable[[RolloutGroup], Row]) -> Measures:
+    """Name → measure, from the first of `stages` that a run has finished; a run without them is left out."""
+    rows: dict[int, dict[str, Row]] = {}
     for seed, run in enumerate(runs):
-        if (run / stage / MANIFEST).exists():
-            values = {group.problem.id: of(group) for group in read_groups(run / stage)}
-            by_seed[seed] = {i: value for i, value in values.items() if value is not None}
-    return _checked(by_seed, stage)
+        if folder := next((run / stage for stage in stages if (run / stage / MANIFEST).exists()), None):
+            rows[seed] = {group.problem.id: of(group) for group in read_groups(folder)}
+    _same_problems(rows, stages[0])
+    names = dict.fromkeys(name for by_id in rows.values() for row in by_id.values() for name in row)
+    by_name = {name: {seed: _column(by_id, name) for seed, by_id in rows.items()} for name in names}
+    kept = {name: {s: values for s, values in by_seed.items() if values} for name, by_seed in by_name.items()}
+    return {name: Measure(by_seed) for name, by_seed in kept.items() if by_seed}
 
 
-def _checked(by_seed: dict[int, Values], stage: str) -> Measure | None:
+def _column(rows: Mapping[str, Row], name: str) -> Values:
+    return {i: value for i, row in rows.items() if (value := row[name]) is not None}
+
+
+def _same_problems(rows: Mapping[int, Mapping[str, Any]], stage: str) -> None:
     """The seeds must share their problems, else a mean over seeds would compare different tests."""
-    by_seed = {seed: values for seed, values in by_seed.items() if values}
-    kinds = {frozenset(values) for values in by_seed.values()}
+    kinds = {frozenset(by_id) for by_id in rows.values()}
     if len(kinds) > 1:
-        sizes = sorted(len(kind) for kind in kinds)
-        raise DataError(f"{stage}: the seeds have different test problems ({sizes} ids); expected the same in every seed")
-    return Measure(by_seed) if by_seed else None
+        raise DataError(
+            f"{stage}: the seeds have different test problems ({sorted(map(len, kinds))} ids); "
+            "expected the same in every seed"
+        )
+
+
+def _of_accuracy(name: str, group: RolloutGroup) -> Row:
+    return {name: _accuracy(group)}
+
+
+def _of_samples(group: RolloutGroup) -> Row:
+    counts = {"sampled": _accuracy(group), "samples": float(len(group.rollouts))}
+    return {**counts, **degenerate_shares(group.rollouts), **_of_rewards(group)}
+
+
+def _of_rewards(group: RolloutGroup) -> Row:
+    rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
+    return {"auc": within_problem_aucs([group]).get(group.problem.id), "reward": fmean(rewards) if rewards else None}
 
 
 def _accuracy(group: RolloutGroup) -> float:
     return fmean(correctness_of(group))
 
 
-def _sampled_stage(run: Path, arm: str) -> str:
-    return next((s for s in ("scored", "verified") if (run / "test" / arm / s / MANIFEST).exists()), "verified")
-
-
-def _sampled(runs: Sequence[Path], arm: str, of: Callable[[RolloutGroup], float | None] = _accuracy) -> Measure | None:
-    """As `_measure`, of the N rollouts: scored ones where there are, else verified ones."""
-    parts = [_measure([run], f"test/{arm}/{_sampled_stage(run, arm)}", of) for run in runs]
-    return _checked({seed: part.by_seed[0] for seed, part in enumerate(parts) if part}, f"test/{arm}")
-
-
-def _samples(runs: Sequence[Path], names: Sequence[str]) -> int | None:
-    for run in runs:
-        for arm in names:
-            folder = run / "test" / arm / _sampled_stage(run, arm)
-            if (folder / MANIFEST).exists():
-                return min(len(group.rollouts) for group in read_groups(folder))
-    return None
-
-
-def _arm(runs: Sequence[Path], arm: str, greedy: Measure | None, sampled: Measure | None) -> dict[str, Any]:
+def _arm(arm: str, measures: Measures) -> dict[str, Any]:
     row: dict[str, Any] = {"arm": arm, "label": label(arm)}
-    swapped = _measure(runs, f"test/{arm}/swapped", _accuracy)
-    for name, measure in (("greedy", greedy), ("sampled", sampled), ("swapped", swapped)):
-        if measure:
-            row[name] = measure.estimate()
-    for reason in REASONS if sampled else ():
-        share = _sampled(runs, arm, partial(_degenerate_share, reason=reason))
-        assert share is not None
-        row.setdefault("degenerate", {})[reason] = share.estimate(resamples=RESAMPLES)
-    return row
+    row |= {name: measures[name].estimate() for name in ("greedy", "sampled", "swapped") if name in measures}
+    shares = {name: measures[name].estimate(resamples=RESAMPLES) for name in REASONS if name in measures}
+    return {**row, "degenerate": shares}
 
 
-def _degenerate_share(group: RolloutGroup, *, reason: str) -> float:
-    return degenerate_shares(group.rollouts)[reason]
-
-
-def _curves(runs: Sequence[Path], arm: str) -> dict[str, dict[str, Measure]]:
-    """Selector → k → measure; empty without results."""
-    results = {seed: r for seed, run in enumerate(runs) if (r := _results(run, arm, None))}
-    if not results:
-        return {}
-    ks = [k for k in map(str, next(iter(results.values()))["ks"]) if all(int(k) in r["ks"] for r in results.values())]
-    curves: dict[str, dict[str, Measure]] = {}
-    for name in SELECTORS:
-        for k in ks:
-            by_seed = {s: dict(zip(r["problem_ids"], r["values"][name][k], strict=True)) for s, r in results.items()}
-            measure = _checked(by_seed, f"test/{arm}/best_of_n")
-            assert measure is not None
-            curves.setdefault(name, {})[k] = measure
-    return curves
-
-
-def _results(run: Path, arm: str, keys: Sequence[str] | None) -> dict[str, Any]:
-    path = run / "test" / arm / "best_of_n" / RESULTS
-    if not (path.parent / MANIFEST).exists():
-        return {}
-    results = json.loads(path.read_text())
-    return results if keys is None else {key: results[key] for key in keys}
-
-
-def _prm(runs: Sequence[Path], arm: str) -> dict[str, Any]:
-    """Within-problem AUC with the right and with another problem's picture, and how far rewards fall with the latter."""
-    row: dict[str, Any] = {}
-    for name, stage in (("auc", "scored"), ("auc_swapped", "scored_swapped")):
-        folders = {seed: run / "test" / arm / stage for seed, run in enumerate(runs)}
-        found = {s: within_problem_aucs(read_groups(f)) for s, f in folders.items() if (f / MANIFEST).exists()}
-        if any(found.values()):
-            row[name] = Measure({seed: values for seed, values in found.items() if values}).estimate()
-    right, swapped = (_measure(runs, f"test/{arm}/{stage}", _mean_reward) for stage in ("scored", "scored_swapped"))
-    if right and swapped:
-        row["swap_drop"] = _difference(right, swapped)
+def _prm(arm: str, measures: Measures) -> dict[str, Any]:
+    """Within-problem AUC with the right and with another problem's picture, and how far rewards fall."""
+    row: dict[str, Any] = {name: measures[name].estimate() for name in ("auc", "auc_swapped") if name in measures}
+    drop = _difference(measures.get("reward"), measures.get("reward_swapped"))
+    row |= {"swap_drop": drop} if drop else {}
     return {"arm": arm, "label": label(arm), **row} if row else {}
 
 
-def _mean_reward(group: RolloutGroup) -> float | None:
-    rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
-    return fmean(rewards) if rewards else None
+def _curves(runs: Sequence[Path], arm: str) -> Curves:
+    """Selector → k → measure; empty without results."""
+    results = {seed: r for seed, run in enumerate(runs) if (r := _results(run, arm))}
+    if not results:
+        return {}
+    _same_problems({seed: dict.fromkeys(r["problem_ids"]) for seed, r in results.items()}, f"test/{arm}/best_of_n")
+    ks = [k for k in map(str, next(iter(results.values()))["ks"]) if all(int(k) in r["ks"] for r in results.values())]
+    curves: Curves = {}
+    for name in SELECTORS:
+        for k in ks:
+            by_seed = {s: dict(zip(r["problem_ids"], r["values"][name][k], strict=True)) for s, r in results.items()}
+            curves.setdefault(name, {})[k] = Measure(by_seed)
+    return curves
 
 
-def _claims(
-    sampled: Mapping[str, Measure | None],
-    greedy: Mapping[str, Measure | None],
-    curves: Mapping[str, Mapping[str, Mapping[str, Measure]]],
-    k: int | None,
-) -> list[dict[str, Any]]:
+def _results(run: Path, arm: str) -> dict[str, Any]:
+    folder = run / "test" / arm / "best_of_n"
+    return json.loads((folder / RESULTS).read_text()) if (folder / MANIFEST).exists() else {}
+
+
+def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
+    """What each seed's candidates were: distinct ones a k, verdicts, unscored ones."""
+    keys = ("problems", "samples", "distinct_candidates", "verdicts", "unscored")
+    return [{key: results[key] for key in keys} for run in runs if (results := _results(run, arm))]
+
+
+def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int | None) -> list[dict[str, Any]]:
     """The claims of the project, each a paired difference; one whose sides are missing is left out."""
+
+    def of(arm: str, name: str) -> Measure | None:
+        return arms.get(arm, {}).get(name)
 
     def at_k(arm: str, selector: str) -> Measure | None:
         return curves.get(arm, {}).get(selector, {}).get(str(k))
 
     base, mpo = BASELINE, TRAINED
     rows = [
-        ("MPO > warm start (sampled)", sampled.get(mpo), sampled.get(base)),
-        ("MPO > warm start (greedy)", greedy.get(mpo), greedy.get(base)),
-        ("warm start + PRM best@{k} > warm start pass@1", at_k(base, "prm"), at_k(base, "random")),
-        ("MPO + PRM best@{k} > MPO pass@1", at_k(mpo, "prm"), at_k(mpo, "random")),
+        ("MPO > warm start (sampled)", of(mpo, "sampled"), of(base, "sampled")),
+        ("MPO > warm start (greedy)", of(mpo, "greedy"), of(base, "greedy")),
+        (f"warm start + PRM best@{k} > warm start pass@1", at_k(base, "prm"), at_k(base, "random")),
+        (f"MPO + PRM best@{k} > MPO pass@1", at_k(mpo, "prm"), at_k(mpo, "random")),
+        (f"PRM best@{k} > majority@{k} (warm start)", at_k(base, "prm"), at_k(base, "majority")),
+        (f"PRM best@{k} > majority@{k} (MPO)", at_k(mpo, "prm"), at_k(mpo, "majority")),
+        (f"weighted vote@{k} > majority@{k} (warm start)", at_k(base, "weighted_vote"), at_k(base, "majority")),
+        (f"weighted vote@{k} > majority@{k} (MPO)", at_k(mpo, "weighted_vote"), at_k(mpo, "majority")),
+        (f"MPO + PRM best@{k} > warm start + PRM best@{k}", at_k(mpo, "prm"), at_k(base, "prm")),
     ]
-    for arm in (base, mpo):
-        rows.append((f"PRM best@{{k}} > majority@{{k}} ({label(arm)})", at_k(arm, "prm"), at_k(arm, "majority")))
-        votes = at_k(arm, "weighted_vote"), at_k(arm, "majority")
-        rows.append((f"weighted vote@{{k}} > majority@{{k}} ({label(arm)})", *votes))
-    rows.append(("MPO + PRM best@{k} > warm start + PRM best@{k}", at_k(mpo, "prm"), at_k(base, "prm")))
-    return [_claim(name.format(k=k), left, right) for name, left, right in rows if left and right]
+    return [claim for row in rows if (claim := _claim(*row))]
 
 
-def _comparisons(sampled: Mapping[str, Measure | None], greedy: Mapping[str, Measure | None]) -> list[dict[str, Any]]:
+def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
     """MPO against each optional arm; empty where only the warm start stands beside it."""
-    others = [arm for arm in sampled if arm not in (BASELINE, TRAINED)]
-    rows = [(f"MPO > {label(o)} ({how})", m.get(TRAINED), m.get(o)) for o in others for how, m in (("sampled", sampled), ("greedy", greedy))]
-    return [_claim(name, left, right) for name, left, right in rows if left and right]
+    others = [arm for arm in arms if arm not in (BASELINE, TRAINED)] if TRAINED in arms else []
+    rows = [
+        (f"MPO > {label(other)} ({how})", arms[TRAINED].get(how), arms[other].get(how))
+        for other in others
+        for how in ("sampled", "greedy")
+    ]
+    return [claim for row in rows if (claim := _claim(*row))]
 
 
-def _claim(name: str, left: Measure, right: Measure) -> dict[str, Any]:
+def _claim(name: str, left: Measure | None, right: Measure | None) -> dict[str, Any] | None:
     difference = _difference(left, right)
-    return {"name": name, "difference": difference, "holds": difference["low"] > 0}
+    return {"name": name, "difference": difference, "holds": difference["low"] > 0} if difference else None
 
 
-def _difference(left: Measure, right: Measure) -> dict[str, Any]:
-    """Paired over problems, on the seeds that have both sides."""
-    seeds = [seed for seed in left.by_seed if seed in right.by_seed]
-    a, b = left.averaged(seeds), right.averaged(seeds)
-    ids = [identifier for identifier in a if identifier in b]
-    if not ids:
-        raise DataError("a comparison has no problem in common on both sides; expected the same test problems")
-    own = Measure({s: {i: left.by_seed[s][i] - right.by_seed[s][i] for i in ids} for s in seeds})
-    return _with_seeds(paired_difference([a[i] for i in ids], [b[i] for i in ids]), own)
+def _difference(left: Measure | None, right: Measure | None) -> dict[str, Any] | None:
+    """Paired over problems, on the seeds and problems that have both sides; None if there are none."""
+    both = [seed for seed in left.by_seed if seed in right.by_seed] if left and right else []
+    if not left or not right or not both:
+        return None
+    a, b = left.averaged(both), right.averaged(both)
+    if a.keys() != b.keys():
+        raise DataError(f"a comparison has {len(a)} problems on one side and {len(b)} on the other; expected the same")
+    per_seed = [fmean(left.by_seed[seed].values()) - fmean(right.by_seed[seed].values()) for seed in both]
+    return {**asdict(paired_difference([a[i] for i in a], [b[i] for i in a])), "seeds": per_seed}
 
 
-def _with_seeds(estimate: Estimate, measure: Measure) -> dict[str, Any]:
-    return {**asdict(estimate), "seeds": [fmean(values.values()) for values in measure.by_seed.values()]}
+def _pairing(run: Path) -> dict[str, Any]:
+    path = run / "pairs" / "report.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _stages(runs: Sequence[Path]) -> list[dict[str, Any]]:

@@ -48,7 +48,9 @@ def labelled_group(group: RolloutGroup, config: TrainPRMConfig) -> LabelledGroup
 
 def _labelled(group: RolloutGroup, rollout: Rollout, config: TrainPRMConfig) -> LabelledSolution:
     if rollout.mc is None:
-        raise StepAlignmentError(f"problem {group.problem.id!r} has a rollout without step labels; run `mpo label-steps`")
+        raise StepAlignmentError(
+            f"problem {group.problem.id!r} has a rollout without step labels; run `mpo label-steps`"
+        )
     values = [count.value for count in rollout.mc]
     labels = values if config.soft_labels else [float(value > config.threshold) for value in values]
     return LabelledSolution(split_on_blank_lines(rollout.completion.text), tuple(labels))

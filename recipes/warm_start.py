@@ -65,6 +65,7 @@ class DemonstrationCollator:
         self._encoded: dict[int, EncodedPrompt] = {}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Model inputs and labels; only the answers are supervised."""
         prompts = [self._prompt(row["problem"]) for row in rows]
         answers = [response_ids(self.processor, row["response"]) for row in rows]
         return stack_rows(prompts, answers, pad_token_id=self.processor.tokenizer.pad_token_id)

@@ -13,9 +13,13 @@ from rewards.types import Problem, RolloutGroup, StepScores
 class BatchScorer(Protocol):
     """What scoring needs of a PRM: many responses at once, and which it cannot score."""
 
-    def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]: ...
+    def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
+        """Step scores of each (problem, response), in order."""
+        ...
 
-    def unscorable(self, text: str) -> str | None: ...
+    def unscorable(self, text: str) -> str | None:
+        """Why a response cannot be scored, or `None`."""
+        ...
 
 
 def score_groups(
@@ -30,8 +34,8 @@ def score_groups(
         describe: names a progress bar.
 
     Returns:
-        The groups, same rollouts in the same order; those that cannot be scored keep `reward=None`; and
-        reason → number of those.
+        The groups, same rollouts in the same order; those that cannot be scored get `reward=None`, whatever an
+        earlier PRM gave them; and reason → number of those.
     """
     reasons = [[prm.unscorable(rollout.completion.text) for rollout in group.rollouts] for group in groups]
     items = [
@@ -45,9 +49,8 @@ def score_groups(
     for group, row in zip(groups, reasons, strict=True):
         rollouts = []
         for rollout, reason in zip(group.rollouts, row, strict=True):
-            if reason is None:
-                found = next(scores)
-                rollout = rollout.with_(step_scores=found, reward=aggregate(found, how=how))
-            rollouts.append(rollout)
+            found = next(scores) if reason is None else None
+            reward = aggregate(found, how=how) if found else None
+            rollouts.append(rollout.with_(step_scores=found, reward=reward))
         scored.append(RolloutGroup(group.problem, tuple(rollouts)))
     return scored, Counter(reason for row in reasons for reason in row if reason)

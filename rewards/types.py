@@ -112,7 +112,9 @@ class MonteCarloCount:
 
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.total or self.total < 1:
-            raise DataError(f"Monte-Carlo counts must satisfy 0 <= correct <= total >= 1, got {self.correct}/{self.total}")
+            raise DataError(
+                f"Monte-Carlo counts must satisfy 0 <= correct <= total >= 1, got {self.correct}/{self.total}"
+            )
 
     @property
     def value(self) -> float:
@@ -174,7 +176,9 @@ Selector = Callable[[RolloutGroup], int]
 class ProcessRewardModel(Protocol):
     """Scores the steps of candidate solutions of one problem."""
 
-    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]: ...
+    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
+        """Step scores of each solution, in order."""
+        ...
 
 
 class Generator(Protocol):
@@ -182,4 +186,6 @@ class Generator(Protocol):
 
     def generate(
         self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]: ...
+    ) -> list[list[Completion]]:
+        """n completions a problem, in order; each continues its problem's prefix, if there are prefixes."""
+        ...

@@ -52,7 +52,9 @@ def load_image(image: str | Path | Image.Image, *, root: str | Path | None = Non
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"image {path.name!r} cannot be decoded ({error}); allowed formats: {', '.join(FORMATS)}") from error
+        raise ImageError(
+            f"image {path.name!r} cannot be decoded ({error}); allowed formats: {', '.join(FORMATS)}"
+        ) from error
 
 
 def resolve_inside(path: str | Path, root: str | Path | None) -> Path:
@@ -87,7 +89,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         scaled = np.asarray(image, dtype=np.float64) * (255.0 / 65535.0)
         return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
+    if image.has_transparency_data:  # not `"A" in getbands()`: CIELAB has a band A too
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")

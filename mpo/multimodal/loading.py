@@ -17,8 +17,14 @@ def load_processor(path: str | Path) -> Any:
     return AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
 
 
+def load_for_inference(path: str | Path) -> PreTrainedModel:
+    """The model of a checkpoint on the best device, in eval mode."""
+    model: Any = load_model(path)
+    return model.to(best_device()).eval()
+
+
 def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """An image-text-to-text model of a checkpoint, on the CPU; move it with `.to(best_device())`.
+    """An image-text-to-text model of a checkpoint, on the CPU.
 
     Raises:
         StageError: a local path without `config.json`: the stage that writes it has not run.

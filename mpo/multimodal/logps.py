@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
-from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from mpo.multimodal.prefix import IGNORED
 
 
-def enable_chunked_logps(model: PreTrainedModel) -> None:
+def enable_chunked_logps(model: Any) -> None:
     """Give `model` TRL's fused LM head, once; call it before PEFT wraps the model.
 
     Afterwards `model(..., labels=…, fused_lm_head=True).log_probs` holds log p(label) a position, computed in

@@ -91,7 +91,8 @@ def _sanitised(processor: Any, content: Any) -> Any:
     if isinstance(content, str):
         return _break_up(processor, content)
     return [
-        {**block, "text": _break_up(processor, block["text"])} if block["type"] == "text" else block for block in content
+        {**block, "text": _break_up(processor, block["text"])} if block["type"] == "text" else block
+        for block in content
     ]
 
 

@@ -38,13 +38,15 @@ class EncodedPrompt:
 
 
 def encode_prompt(processor: Any, text: str, images: Sequence[Image.Image] = ()) -> EncodedPrompt:
-    """Tokenise one rendered prompt and preprocess its images.
+    """Tokenise one rendered prompt and preprocess its images; a prompt that opens with BOS gets no second one.
 
     Raises:
         DataError: the processor refused it, e.g. since placeholders and images differ in number.
     """
+    bos = processor.tokenizer.bos_token
+    once = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
     try:
-        encoded = processor(text=[text], images=[list(images)] if images else None, return_tensors="pt")
+        encoded = processor(text=[text], images=[list(images)] if images else None, return_tensors="pt", **once)
     except (ValueError, IndexError) as error:
         raise DataError(f"the processor refused a prompt with {len(images)} image(s): {error}") from error
     input_ids = encoded["input_ids"]
@@ -68,8 +70,12 @@ def stack_rows(
         per-token features padded with 0 (B, T); image features concatenated over rows.
     """
     if len(prompts) != len(continuations):
-        raise DataError(f"expected one continuation a prompt, got {len(prompts)} prompts, {len(continuations)} continuations")
-    rows = [torch.cat([p.input_ids, torch.tensor(c, dtype=torch.long)]) for p, c in zip(prompts, continuations, strict=True)]
+        raise DataError(
+            f"expected one continuation a prompt, got {len(prompts)} prompts, {len(continuations)} continuations"
+        )
+    rows = [
+        torch.cat([p.input_ids, torch.tensor(c, dtype=torch.long)]) for p, c in zip(prompts, continuations, strict=True)
+    ]
     width = max(len(row) for row in rows)
     batch: dict[str, Tensor] = {
         "input_ids": torch.stack([_pad(row, width, pad_token_id, side) for row in rows]),
@@ -81,9 +87,10 @@ def stack_rows(
             ]
         ),
     }
-    for key in prompts[0].token_features:
+    for key in {k: None for prompt in prompts for k in prompt.token_features}:
+        features = [p.token_features.get(key, torch.zeros_like(p.input_ids)) for p in prompts]
         batch[key] = torch.stack(
-            [_pad(_extended(p.token_features[key], len(row)), width, 0, side) for p, row in zip(prompts, rows, strict=True)]
+            [_pad(_extended(f, len(row)), width, 0, side) for f, row in zip(features, rows, strict=True)]
         )
     for key in {k: None for prompt in prompts for k in prompt.image_features}:
         batch[key] = torch.cat([prompt.image_features[key] for prompt in prompts if key in prompt.image_features])

@@ -25,7 +25,9 @@ def response_logps(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Te
     return sum_logps(output.log_probs, inputs["labels"])
 
 
-def logits_at(model: Any, inputs: Mapping[str, Tensor], positions: Sequence[Sequence[int]], token_ids: Sequence[int]) -> list[Tensor]:
+def logits_at(
+    model: Any, inputs: Mapping[str, Tensor], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+) -> list[Tensor]:
     """Logits of a few tokens at a few positions of each row.
 
     Only the union of the rows' positions goes through the LM head.

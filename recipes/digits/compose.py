@@ -6,9 +6,11 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from mpo.multimodal.images import image_sha256
+from mpo.multimodal.images import image_sha256, load_image
+from mpo.multimodal.loading import load_model
 from recipes.config import WorldConfig
 from recipes.digits.policy import build_policy
+from recipes.digits.vision import pretrain_vision
 from recipes.digits.world import SPLITS, Scene, scenes, solution, to_problem
 from recipes.groups import write_groups, write_problems
 from recipes.run import open_stage
@@ -32,12 +34,21 @@ def compose(config: WorldConfig) -> Path:
         counts[split] = len(problems)
         if split == "warm_start":
             write_groups(stage.out, _demonstrations(drawn, problems, config))
-    build_policy(stage.out / "policy", seed=config.seed)
-    return stage.finish({**counts, "problems": str(stage.out / "warm_start.jsonl")})
+    seen = _policy(stage.out / "policy", config)
+    return stage.finish({**counts, "vision_accuracy": round(seen, 4), "problems": str(stage.out / "warm_start.jsonl")})
+
+
+def _policy(directory: Path, config: WorldConfig) -> float:
+    """Random weights, then a vision tower that can tell digits apart."""
+    build_policy(directory, seed=config.seed)
+    model = load_model(directory)
+    accuracy = pretrain_vision(model, steps=config.vision_steps, seed=config.seed)
+    model.save_pretrained(directory)
+    return accuracy
 
 
 def _on_disk(problem: Problem, root: Path) -> Problem:
-    (picture,) = problem.images
+    picture = load_image(problem.images[0])
     path = root / "images" / f"{image_sha256(picture)[:24]}.png"
     if not path.exists():
         picture.save(path)
@@ -49,7 +60,7 @@ def _demonstrations(drawn: list[Scene], problems: list[Problem], config: WorldCo
     rng = random.Random(f"demonstrations:{config.seed}")
     groups = []
     for scene, problem in zip(drawn, problems, strict=True):
-        texts = {solution(scene.kind, scene.digits, rng): None for _ in range(config.solutions)}
+        texts = {solution(scene.kind, problem.meta["digits"], rng): None for _ in range(config.solutions)}
         rollouts = tuple(Rollout(Completion(text), verdict=Verdict.CORRECT) for text in texts)
         groups.append(RolloutGroup(problem, rollouts))
     return groups

@@ -22,12 +22,14 @@ from transformers import (
     InternVLVideoProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from recipes.digits.world import QUESTIONS, TILE, solution
+from recipes.digits.world import INKS, QUESTIONS, TILE, solution
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 IMAGE_TOKENS_A_TILE = 4
+EMBEDDING_STD = 0.3
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -55,6 +57,8 @@ def build_policy(directory: str | Path, *, seed: int, size: PolicySize | None = 
     processor = build_processor()
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration(_config(processor, size))
+    # A token must stay recognisable in the residual stream above the layers that read the picture (docs/log.md).
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
     directory = Path(directory)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
@@ -64,8 +68,10 @@ def build_policy(directory: str | Path, *, seed: int, size: PolicySize | None = 
 def deepen(model: InternVLForConditionalGeneration, extra_layers: int, *, seed: int) -> None:
     """Add decoder layers on top of a trained text model, in place; at first they change nothing.
 
-    Checking an answer needs layers above those that read the picture. The new layers' output projections start at
-    zero, so that the deepened model begins as the same function.
+    Checking an answer needs layers above those that read the picture: whether "Red 7" is right shows in what the
+    policy expected at "Red" and in what came after it. So head h of a new layer starts out looking h tokens back,
+    by its query and key biases alone (`_look_back`), and the output projections start at zero, so that the deepened
+    model begins as the same function.
     """
     text = model.model.language_model
     config = text.config
@@ -74,10 +80,30 @@ def deepen(model: InternVLForConditionalGeneration, extra_layers: int, *, seed: 
         config.layer_types.append("full_attention")
         layer = Qwen2DecoderLayer(config, index)
         layer.apply(model._init_weights)
+        _look_back(layer.self_attn, config)
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
         text.layers.append(layer.to(text.norm.weight))
     config.num_hidden_layers += extra_layers
+
+
+def _look_back(attention: torch.nn.Module, config: Qwen2Config) -> None:
+    """Bias queries and keys so that head h attends h tokens back.
+
+    Under rotary positions a query bias turned by h·θ_f against the key bias scores Σ_f |c_f|²·cos(θ_f·(Δ − h)) at
+    distance Δ, which is largest at Δ = h (RoPE, arXiv 2104.09864); the fast frequencies alone make the peak sharp.
+    """
+    heads = config.num_attention_heads
+    width = config.hidden_size // heads
+    theta = config.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2) / width)  # (width/2,)
+    strength = torch.where(torch.arange(width // 2) < 4, 5.5, 0.0)
+    angles = torch.arange(heads)[:, None] * theta  # (heads, width/2)
+    with torch.no_grad():
+        attention.k_proj.bias.copy_(torch.cat([strength, 0 * strength]).repeat(heads))
+        query = torch.cat([strength * angles.cos(), -strength * angles.sin()], dim=1)
+        attention.q_proj.bias.copy_(query.flatten())
+        attention.q_proj.weight.mul_(0.1)
+        attention.k_proj.weight.mul_(0.1)
 
 
 def build_processor() -> InternVLProcessor:
@@ -133,8 +159,8 @@ def _corpus() -> list[str]:
     rng = random.Random(0)
     texts = ["system\nuser\nassistant\n", "### Question:\n", "\n\n### Solution Process:\n", "+ -", *QUESTIONS.values()]
     for _ in range(300):
-        digits = [rng.randrange(10) for _ in range(rng.randint(2, 5))]
-        texts.append(solution(rng.choice(list(QUESTIONS)), digits, rng))
+        inks = rng.sample(list(INKS), rng.randint(2, 5))
+        texts.append(solution(rng.choice(list(QUESTIONS)), {ink: rng.randrange(10) for ink in inks}, rng))
     return texts
 
 
@@ -148,6 +174,7 @@ def _config(processor: InternVLProcessor, size: PolicySize) -> InternVLConfig:
             "intermediate_size": 4 * size.vision_hidden,
             "image_size": [TILE, TILE],
             "patch_size": [8, 8],
+            "initializer_range": size.vision_hidden**-0.5,
             "use_absolute_position_embeddings": True,
         },
         text_config={
@@ -159,10 +186,12 @@ def _config(processor: InternVLProcessor, size: PolicySize) -> InternVLConfig:
             "num_key_value_heads": size.heads,
             "intermediate_size": 3 * size.text_hidden,
             "max_position_embeddings": 1024,
+            "initializer_range": size.text_hidden**-0.5,  # 0.02 is meant for widths near 2,500
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
+        tie_word_embeddings=False,
         image_token_id=processor.image_token_id,
         image_seq_length=IMAGE_TOKENS_A_TILE,
         downsample_ratio=0.5,

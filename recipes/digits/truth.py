@@ -7,14 +7,14 @@ Monte-Carlo labels, a step counts as right only if every step before it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from recipes.digits.world import PLACES, answer_of
+from recipes.digits.world import INKS, answer_of
 from rewards.types import Problem
 
-_PLACE = "|".join(PLACES)
-_READ = re.compile(rf"^({_PLACE}) (?:is|shows|reads) (\d)$")
-_CHECK = re.compile(rf"^Check: ({_PLACE}) is (\d)$")
+_INK = "|".join(INKS)
+_READ = re.compile(rf"^(?:See|Read|Find) ({_INK}) (\d)$")
+_CHECK = re.compile(rf"^Check: See ({_INK}) (\d)$")
 _SUM = re.compile(r"^(\d+) \+ (\d) = (\d+)$")
 _EXTREMES = re.compile(r"^Largest (\d), smallest (\d)$")
 _DIFFERENCE = re.compile(r"^(\d) - (\d) = (\d)$")
@@ -31,8 +31,8 @@ def step_truth(problem: Problem, steps: Sequence[str]) -> list[bool]:
         steps: the steps' texts, without separators.
 
     Example:
-        >>> p = Problem("p", "", meta={"kind": "sum", "digits": [3, 9]})
-        >>> step_truth(p, ["First is 3", "Second is 8", "3 + 8 = 11", "Final answer: 11"])
+        >>> p = Problem("p", "", meta={"kind": "sum", "digits": {"Red": 3, "Blue": 9}})
+        >>> step_truth(p, ["See Red 3", "See Blue 8", "3 + 8 = 11", "Final answer: 11"])
         [True, False, False, False]
     """
     reader = _Reader(problem.meta["kind"], problem.meta["digits"])
@@ -45,34 +45,34 @@ def step_truth(problem: Problem, steps: Sequence[str]) -> list[bool]:
 class _Reader:
     """Follows one answer and accepts each step that is true and follows."""
 
-    def __init__(self, kind: str, digits: Sequence[int]) -> None:
-        self.kind, self.digits = kind, list(digits)
-        self.read: list[int] = []  # places, in the order in which they were read
+    def __init__(self, kind: str, digits: Mapping[str, int]) -> None:
+        self.kind, self.digits = kind, digits
+        self.read: list[str] = []  # inks, in the order in which they were read
         self.added: list[int] = []
 
     def accepts(self, step: str) -> bool:
         """Whether the step is right, given the accepted steps before it."""
         if match := _READ.match(step):
-            place, digit = PLACES.index(match[1]), int(match[2])
-            new = place not in self.read
-            self.read.append(place)
-            return new and self._shows(place, digit)
+            new = match[1] not in self.read
+            self.read.append(match[1])
+            return new and self.digits.get(match[1]) == int(match[2])
         if match := _CHECK.match(step):
-            return self._shows(PLACES.index(match[1]), int(match[2]))
+            return self.digits.get(match[1]) == int(match[2])
         if match := _FINAL.match(step):
-            return int(match[1]) == answer_of(self.kind, self.digits)
+            return int(match[1]) == answer_of(self.kind, list(self.digits.values()))
         return len(self.read) == len(self.digits) and self._works(step)
 
-    def _shows(self, place: int, digit: int) -> bool:
-        return place < len(self.digits) and self.digits[place] == digit
-
     def _works(self, step: str) -> bool:
-        in_order = [self.digits[place] for place in self.read]
+        in_order = [self.digits[ink] for ink in self.read]
         if self.kind == "sum" and (match := _SUM.match(step)):
             total, digit, result = map(int, match.groups())
             done = len(self.added) + 1
             self.added.append(digit)
-            return done < len(in_order) and (total, digit) == (sum(in_order[:done]), in_order[done]) and result == total + digit
+            return (
+                done < len(in_order)
+                and (total, digit) == (sum(in_order[:done]), in_order[done])
+                and result == total + digit
+            )
         if self.kind == "range" and (match := _EXTREMES.match(step)):
             return (int(match[1]), int(match[2])) == (max(in_order), min(in_order))
         if self.kind == "range" and (match := _DIFFERENCE.match(step)):

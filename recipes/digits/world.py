@@ -1,10 +1,10 @@
 """Problems over real handwritten digits, and the many right ways to answer them.
 
 scikit-learn ships 1,797 scans of handwritten digits (8x8 grey values, UCI Optical Recognition of Handwritten
-Digits). 2 to 5 of them stand side by side in one picture, one 32x32 tile each; a question asks for their sum, for
-the largest minus the smallest, or how many are even. An answer reads the digits one by one, computes, and ends in
-`Final answer: …`; steps are separated by blank lines. Order of reading, wording and optional checks vary, so that
-one problem has many right answers, as real reasoning does.
+Digits). 2 to 5 of them stand side by side in one picture, one 32x32 tile each, each in an ink of its own; a question
+asks for their sum, for the largest minus the smallest, or how many are even. An answer reads the digits one by one,
+names each by its ink, computes, and ends in `Final answer: …`; steps are separated by blank lines. Order of reading,
+wording and optional checks vary, so that one problem has many right answers, as real reasoning does.
 
 The scans are split into five parts before anything else happens, so a scan seen in one stage never occurs in
 another: `warm_start`, `prm`, `preference`, `development`, `test`.
@@ -13,7 +13,7 @@ another: `warm_start`, `prm`, `preference`, `development`, `test`.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -30,8 +30,14 @@ QUESTIONS = {
     "range": "What is the largest digit minus the smallest?",
     "even": "How many digits are even?",
 }
-PLACES = ("First", "Second", "Third", "Fourth", "Fifth")
-WORDINGS = ("{place} is {digit}", "{place} shows {digit}", "{place} reads {digit}")
+INKS = {  # name → RGB
+    "Red": (215, 25, 30),
+    "Green": (15, 140, 50),
+    "Blue": (35, 70, 220),
+    "Orange": (245, 150, 0),
+    "Purple": (140, 40, 170),
+}
+WORDINGS = ("See {ink} {digit}", "Read {ink} {digit}", "Find {ink} {digit}")
 
 
 @cache
@@ -61,10 +67,11 @@ def split_indices(split: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Scene:
-    """A question kind and the scans in the picture, from left to right."""
+    """A question kind, the scans in the picture from left to right, and the ink of each, all different."""
 
     kind: str
     scans: tuple[int, ...]
+    inks: tuple[str, ...]
 
     @property
     def digits(self) -> tuple[int, ...]:
@@ -77,10 +84,16 @@ class Scene:
         return answer_of(self.kind, self.digits)
 
     def picture(self) -> Image.Image:
-        """The scans side by side, RGB, 32 pixels high, dark ink on white."""
+        """The scans side by side, RGB, 32 pixels high, coloured ink on white."""
         images = _scans()[0]
-        tiles = [255 - np.clip(images[scan] * 16, 0, 255).astype(np.uint8) for scan in self.scans]
-        return Image.fromarray(np.concatenate(tiles, axis=1)).resize((TILE * len(tiles), TILE), Image.Resampling.BICUBIC).convert("RGB")
+        tiles = [_coloured(images[scan] / 16.0, INKS[ink]) for scan, ink in zip(self.scans, self.inks, strict=True)]
+        wide = Image.fromarray(np.concatenate(tiles, axis=1))
+        return wide.resize((TILE * len(tiles), TILE), Image.Resampling.BICUBIC)
+
+
+def _coloured(coverage: np.ndarray, ink: tuple[int, int, int]) -> np.ndarray:
+    """Ink coverage (8, 8) in [0, 1] on white paper → (8, 8, 3) uint8."""
+    return np.rint(255 + coverage[:, :, None] * (np.array(ink) - 255)).astype(np.uint8)
 
 
 def answer_of(kind: str, digits: Sequence[int]) -> int:
@@ -101,31 +114,43 @@ def scenes(split: str, count: int, seed: int, *, lengths: Sequence[int] = (2, 3,
     """`count` random scenes of one split; the same arguments give the same scenes."""
     rng = random.Random(f"{split}:{seed}")
     pool = split_indices(split)
-    return [Scene(rng.choice(list(QUESTIONS)), tuple(rng.sample(pool, rng.choice(list(lengths))))) for _ in range(count)]
+
+    def draw() -> Scene:
+        length = rng.choice(list(lengths))
+        return Scene(
+            rng.choice(list(QUESTIONS)), tuple(rng.sample(pool, length)), tuple(rng.sample(list(INKS), length))
+        )
+
+    return [draw() for _ in range(count)]
 
 
 def to_problem(scene: Scene, identifier: str) -> Problem:
     """The scene as a problem with its picture in memory; the truth is kept in `meta` for exact step labels."""
-    meta = {"kind": scene.kind, "digits": list(scene.digits), "scans": list(scene.scans)}
+    meta = {"kind": scene.kind, "digits": dict(zip(scene.inks, scene.digits, strict=True)), "scans": list(scene.scans)}
     return Problem(identifier, QUESTIONS[scene.kind], (scene.picture(),), str(scene.answer), meta)
 
 
-def solution(kind: str, digits: Sequence[int], rng: random.Random) -> str:
+def solution(kind: str, digits: Mapping[str, int], rng: random.Random) -> str:
     """One of the many right answers, drawn at random.
 
+    Args:
+        kind: a key of `QUESTIONS`.
+        digits: ink → digit.
+        rng: draws order, wording and the optional check.
+
     Example:
-        >>> print(solution("sum", (3, 9), random.Random(1)).replace(chr(10) * 2, " ¶ "))
-        First is 3 ¶ Second is 9 ¶ 3 + 9 = 12 ¶ Final answer: 12
+        >>> print(solution("sum", {"Red": 3, "Blue": 9}, random.Random(1)).replace(chr(10) * 2, " ¶ "))
+        See Red 3 ¶ See Blue 9 ¶ 3 + 9 = 12 ¶ Final answer: 12
     """
-    places = list(range(len(digits)))
-    order = rng.choice((places, places[::-1], rng.sample(places, len(places))))
+    inks = list(digits)
+    order = rng.choice((inks, inks[::-1], rng.sample(inks, len(inks))))
     wording = rng.choice(WORDINGS)
-    steps = [wording.format(place=PLACES[place], digit=digits[place]) for place in order]
-    steps += _working(kind, [digits[place] for place in order])
+    steps = [wording.format(ink=ink, digit=digits[ink]) for ink in order]
+    steps += _working(kind, [digits[ink] for ink in order])
     if rng.random() < 0.2:
-        place = rng.choice(places)
-        steps.append(f"Check: {WORDINGS[0].format(place=PLACES[place], digit=digits[place])}")
-    return "\n\n".join([*steps, f"Final answer: {answer_of(kind, digits)}"])
+        ink = rng.choice(inks)
+        steps.append(f"Check: {WORDINGS[0].format(ink=ink, digit=digits[ink])}")
+    return "\n\n".join([*steps, f"Final answer: {answer_of(kind, list(digits.values()))}"])
 
 
 def _working(kind: str, digits: Sequence[int]) -> list[str]:

@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import end_of_turn_id, prompt_text, user_message
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from rewards.types import Completion, FinishReason, Problem
+
+# A checkpoint's generation_config.json must not bend the distribution (Qwen2.5-VL ships repetition_penalty 1.05).
+NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": None, "typical_p": 1.0}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,12 @@ class TransformersGenerator:
             prefixes: text that each answer starts with (same length as `problems`); completions continue it and
                 do not repeat it.
             seed: changes the draw.
+
+        Raises:
+            ConfigError: n is below 1, or above 1 with `temperature` 0, which would give one text n times.
         """
+        if n < 1 or (n > 1 and self.params.temperature == 0):
+            raise ConfigError(f"cannot draw {n} completions at temperature {self.params.temperature}: greedy takes n=1")
         starts = list(prefixes) if prefixes is not None else [""] * len(problems)
         out: list[list[Completion]] = []
         with tqdm(total=len(problems) * n, desc=self.describe, unit="sample", disable=not self.describe) as bar:
@@ -88,6 +97,7 @@ class TransformersGenerator:
     def _settings(self, n: int) -> dict[str, Any]:
         params = self.params
         common = {
+            **NEUTRAL,
             "num_return_sequences": n,
             "max_new_tokens": params.max_new_tokens,
             "eos_token_id": self._end,

@@ -2,7 +2,8 @@
 
 `VISUALPRM` is the multi-turn layout of VisualPRM (arXiv 2503.10291 §3.1): each step is a user turn, a sign is the
 assistant's turn, and P(+) is read at the position that *predicts* the sign. `STEP_TAG` keeps the policy's own
-single-turn layout and reads at a tag token after each step, as Math-Shepherd does (arXiv 2312.08935).
+single-turn layout and reads at a tag token after each step, as Math-Shepherd does (arXiv 2312.08935). `STEP_END` adds
+no token at all: it reads at the last token of each step.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class PRMFormat:
 
     Attributes:
         name: for messages only.
-        layout: `turns` (a user turn a step) or `tag` (steps inside one assistant turn, a tag after each).
+        layout: `turns` (a user turn a step), `tag` (steps inside one assistant turn, a tag after each) or `end`
+            (steps inside one assistant turn, nothing between them but their separator).
         positive, negative: the two label tokens, single tokens of the PRM's vocabulary.
         tag: text of the tag token (`tag` layout), one token.
         system: system prompt, or empty.
@@ -28,7 +30,7 @@ class PRMFormat:
     """
 
     name: str
-    layout: Literal["turns", "tag"]
+    layout: Literal["turns", "tag", "end"]
     positive: str = "+"
     negative: str = "-"
     tag: str = "+"
@@ -37,8 +39,8 @@ class PRMFormat:
     max_steps: int = 12
 
     def __post_init__(self) -> None:
-        if self.layout not in ("turns", "tag"):
-            raise ConfigError(f"PRM format {self.name!r}: layout must be 'turns' or 'tag', got {self.layout!r}")
+        if self.layout not in ("turns", "tag", "end"):
+            raise ConfigError(f"PRM format {self.name!r}: layout must be turns, tag or end, got {self.layout!r}")
         if self.max_steps < 1:
             raise ConfigError(f"PRM format {self.name!r}: max_steps must be at least 1, got {self.max_steps}")
 
@@ -65,4 +67,5 @@ def single_token_id(tokenizer: Any, text: str) -> int:
 
 VISUALPRM = PRMFormat("visualprm", "turns")
 STEP_TAG = PRMFormat("step_tag", "tag", max_steps=64)
-FORMATS = {prm_format.name: prm_format for prm_format in (VISUALPRM, STEP_TAG)}
+STEP_END = PRMFormat("step_end", "end", max_steps=64)
+FORMATS = {prm_format.name: prm_format for prm_format in (VISUALPRM, STEP_TAG, STEP_END)}

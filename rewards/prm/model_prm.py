@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
-from mpo.multimodal.loading import best_device, load_model, load_processor
+from mpo.multimodal.loading import load_for_inference, load_processor
 from mpo.multimodal.messages import control_tokens_in
 from mpo.multimodal.scoring import logits_at
 from rewards.aggregation import aggregate
@@ -52,7 +52,7 @@ class ModelPRM:
             StageError: the folder has no `prm.json`.
         """
         prm_format = load_format(path)
-        model = load_model(path).to(best_device()).eval()
+        model = load_for_inference(path)
         return cls(model, load_processor(path), prm_format, batch_rows=batch_rows)
 
     def steps(self, text: str) -> tuple[Step, ...]:
@@ -96,7 +96,7 @@ class ModelPRM:
 
     def _score_batch(self, items: Sequence[tuple[Problem, str]]) -> list[StepScores]:
         rendered: list[RenderedSolution] = []
-        for _, group in groupby(items, key=lambda item: item[0].id):
+        for _, group in groupby(items, key=lambda item: (item[0].id, item[0].question, item[0].images)):
             solutions = list(group)
             problem = solutions[0][0]
             images = [load_image(image) for image in problem.images]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mpo.multimodal.errors import DataError
 from rewards.types import Generator, MonteCarloCount, Problem, Rollout, RolloutGroup, Splitter, Verdict
 
 VerifyMany = Callable[[Sequence[tuple[Problem, str]]], list[Verdict]]
@@ -49,6 +50,9 @@ def label_steps(
     Returns:
         The groups with counts, without the rollouts for which some step has no count left; and reason → number of
         rollouts taken out.
+
+    Raises:
+        DataError: generator or verifier gave another number of results than it was asked for.
     """
     prefixes = _prefixes(groups, splitter)
     order = sorted(range(len(prefixes)), key=lambda i: len(prefixes[i].text))  # equal lengths pad less
@@ -60,6 +64,12 @@ def label_steps(
         for completion in completions
     ]
     verdicts = verify_many(answers)
+    expected = len(prefixes) * num_continuations
+    if not len(answers) == len(verdicts) == expected:
+        raise DataError(
+            f"expected {expected} continuations and as many verdicts, got {len(answers)} and {len(verdicts)}; "
+            "counts would move to other steps"
+        )
     counts: dict[tuple[int, int, int], MonteCarloCount | None] = {}
     for place, i in enumerate(order):
         found = verdicts[place * num_continuations : (place + 1) * num_continuations]

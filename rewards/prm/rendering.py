@@ -13,12 +13,18 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from mpo.multimodal.messages import Message, assistant_message, control_tokens_in, prompt_text, system_message, user_message
+from mpo.multimodal.messages import (
+    Message,
+    assistant_message,
+    control_tokens_in,
+    prompt_text,
+    system_message,
+    user_message,
+)
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat, single_token_id
 from rewards.types import Problem, Step
-
 
 STEP_SEPARATOR = "\n\n"
 
@@ -59,17 +65,21 @@ def render(
     """
     for steps in solutions:
         _check(processor, prm_format, problem, steps)
-    layout = _turns if prm_format.layout == "turns" else _tag
+    layout = _turns if prm_format.layout == "turns" else _one_turn
     rendered = layout(processor, prm_format, problem, solutions, images)
     for steps, row in zip(solutions, rendered, strict=True):
         if len(row.read_positions) != len(steps):
-            raise StepAlignmentError(f"problem {problem.id!r}: {len(steps)} steps, {len(row.read_positions)} read positions")
+            raise StepAlignmentError(
+                f"problem {problem.id!r}: {len(steps)} steps, {len(row.read_positions)} read positions"
+            )
     return rendered
 
 
 def rows_of(rendered: Sequence[RenderedSolution], pad_token_id: int) -> dict[str, Tensor]:
     """The model's inputs for rendered solutions, one row each."""
-    return stack_rows([row.prompt for row in rendered], [row.continuation for row in rendered], pad_token_id=pad_token_id)
+    return stack_rows(
+        [row.prompt for row in rendered], [row.continuation for row in rendered], pad_token_id=pad_token_id
+    )
 
 
 def _check(processor: Any, prm_format: PRMFormat, problem: Problem, steps: Sequence[Step]) -> None:
@@ -84,26 +94,26 @@ def _check(processor: Any, prm_format: PRMFormat, problem: Problem, steps: Seque
             )
 
 
-def _tag(
+def _one_turn(
     processor: Any,
     prm_format: PRMFormat,
     problem: Problem,
     solutions: Sequence[Sequence[Step]],
     images: Sequence[Image.Image],
 ) -> list[RenderedSolution]:
-    """Steps inside the assistant's turn, a tag after each; read at the tag."""
+    """Steps inside the assistant's turn; read at each step's last token, or at the tag after it."""
     messages = [*_system(prm_format), user_message(problem.question, len(images))]
     prompt = encode_prompt(processor, prompt_text(processor, messages), images)
-    tag = single_token_id(processor.tokenizer, prm_format.tag)
+    tag = [single_token_id(processor.tokenizer, prm_format.tag)] if prm_format.layout == "tag" else []
+    separator = processor.tokenizer(STEP_SEPARATOR, add_special_tokens=False)["input_ids"]
     rendered = []
     for steps in solutions:
         ids: list[int] = []
         positions: list[int] = []
-        for index, step in enumerate(steps):
-            separator = STEP_SEPARATOR if index < len(steps) - 1 else ""
-            ids += processor.tokenizer(step.text + separator, add_special_tokens=False)["input_ids"]
-            ids.append(tag)
+        for step in steps:
+            ids += processor.tokenizer(step.text, add_special_tokens=False)["input_ids"] + tag
             positions.append(len(prompt.input_ids) + len(ids) - 1)
+            ids += separator
         rendered.append(RenderedSolution(prompt, tuple(ids), tuple(positions)))
     return rendered
 
@@ -116,6 +126,7 @@ def _turns(
     images: Sequence[Image.Image],
 ) -> list[RenderedSolution]:
     """A user turn a step, a placeholder sign as each assistant turn; read at the token before the sign."""
+    sign = single_token_id(processor.tokenizer, prm_format.positive)
     rendered = []
     for steps in solutions:
         first = prm_format.first_turn.format(question=problem.question, step=steps[0].text)
@@ -129,7 +140,13 @@ def _turns(
             longer = prompt_text(processor, messages)
             if not longer.startswith(text):
                 raise StepAlignmentError(f"the chat template of PRM format {prm_format.name!r} rewrites earlier turns")
-            ids += processor.tokenizer(longer[len(text) :], add_special_tokens=False)["input_ids"]
+            turns = processor.tokenizer(longer[len(text) :], add_special_tokens=False)["input_ids"]
+            if turns[0] != sign:
+                raise StepAlignmentError(
+                    f"PRM format {prm_format.name!r}: the chat template does not put the sign {prm_format.positive!r} "
+                    "first in the assistant's turn, so no position predicts it; use the 'tag' layout"
+                )
+            ids += turns
             positions.append(len(prompt.input_ids) + len(ids) - 1)
             text = longer
         rendered.append(RenderedSolution(prompt, tuple(ids), tuple(positions)))

@@ -1,0 +1,100 @@
+"""The command line, `mpo …`. Nothing heavy is imported before a command is known.
+
+Exit codes: 0 done, 2 wrong use (one line says what was expected, what came, where, and what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+# command: (module, function, config class in recipes.config, one line of help), in the order of the loop
+COMMANDS: dict[str, tuple[str, str, str, str]] = {
+    "world": ("recipes.digits.compose", "compose", "WorldConfig", "compose the digit problems and an untrained policy"),
+    "warm-start": (
+        "recipes.warm_start",
+        "warm_start",
+        "WarmStartConfig",
+        "supervised training on demonstrated answers",
+    ),
+    "sample": ("recipes.sample", "sample", "SampleConfig", "draw N answers a problem"),
+    "verify": ("recipes.verify", "verify", "VerifyConfig", "check final answers"),
+    "label-steps": ("recipes.label_steps", "label", "LabelConfig", "Monte-Carlo labels for steps"),
+    "train-prm": ("recipes.train_prm", "train_prm", "TrainPRMConfig", "train a process reward model"),
+    "score": ("recipes.score", "score", "ScoreConfig", "step scores and rewards"),
+    "pairs": ("recipes.build_pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
+    "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
+    "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
+    "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
+    "pipeline": ("recipes.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
+    "evidence": (
+        "recipes.pipeline",
+        "evidence",
+        "EvidenceArguments",
+        "the whole loop with all baselines, several seeds",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] not in COMMANDS:
+        return _refuse(f"unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}")
+    from mpo.multimodal.errors import MPOError
+
+    try:
+        run, config = _prepare(arguments)
+        run(config)
+    except (MPOError, _UsageError) as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _UsageError(Exception):
+    pass
+
+
+def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
+    """The command's function and its parsed config; the stage's own module is imported last."""
+    command, *rest = arguments
+    module, function, config_class, _ = COMMANDS[command]
+    from trl import TrlParser
+
+    parser = TrlParser([getattr(import_module("recipes.config"), config_class)], prog=f"mpo {command}")
+    try:
+        (config,) = parser.parse_args_and_config(rest)
+    except (ValueError, OSError, TypeError) as error:
+        raise _UsageError(f"{command}: {error}") from error
+    return getattr(import_module(module), function), config
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {help_line}" for name, (_, _, _, help_line) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mpo COMMAND [--config FILE.yaml] [--flag value …]",
+            "",
+            *lines,
+            "",
+            "`mpo COMMAND --help` lists its flags.",
+        ]
+    )
+
+
+def _refuse(message: str) -> int:
+    print(f"mpo: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

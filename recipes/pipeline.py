@@ -1,0 +1,203 @@
+"""`mpo pipeline` and `mpo evidence`: the loop as one paragraph of stages.
+
+The policy's own samples are verified and continued step by step, the counts train a process reward model, that
+model picks chosen and rejected answers, MPO trains the policy on them, and the same model picks the best of N.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from mpo.multimodal.errors import ConfigError, StageError
+from recipes import config as stages
+from recipes.config import EvidenceArguments, PipelineArguments
+
+SECTIONS: dict[str, type] = {
+    "world": stages.WorldConfig,
+    "warm_start": stages.WarmStartConfig,
+    "prm_sample": stages.SampleConfig,
+    "label_steps": stages.LabelConfig,
+    "train_prm": stages.TrainPRMConfig,
+    "preference_sample": stages.SampleConfig,
+    "pairs": stages.PairsConfig,
+    "train_mpo": stages.TrainMPOConfig,
+    "test_sample": stages.SampleConfig,
+    "best_of_n": stages.BestOfNConfig,
+}
+# arm: (w_p, w_q, w_g), trained on the same pairs with the same steps
+ARMS: dict[str, tuple[float, float, float]] = {
+    "mpo": (0.8, 0.2, 1.0),
+    "dpo": (1.0, 0.0, 0.0),
+    "rft": (0.0, 0.0, 1.0),
+    "dpo_lm": (1.0, 0.0, 1.0),
+}
+
+
+class Settings:
+    """The YAML file of a run: one section a stage, each key a field of that stage's config, paths left out.
+
+    Raises:
+        ConfigError: no mapping, an unknown section or key, or a value of the wrong type, all named.
+        StageError: no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise StageError(f"no settings at {path}: expected a YAML file such as recipes/configs/digits_demo.yaml")
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(loaded, Mapping):
+            raise ConfigError(f"{path}: expected a mapping of sections, got {type(loaded).__name__}")
+        if unknown := sorted(set(loaded) - set(SECTIONS)):
+            raise ConfigError(f"{path}: unknown section {unknown[0]!r}; expected some of {', '.join(SECTIONS)}")
+        self.sections = {name: loaded.get(name) or {} for name in SECTIONS}
+        for name, config_class in SECTIONS.items():
+            paths = {f.name: Path() for f in fields(config_class) if f.type == "Path"}
+            self.build(name, **paths)
+
+    def build(self, section: str, **given: Any) -> Any:
+        """The section's stage config; `given` are the paths and seeds that the loop sets."""
+        config_class = SECTIONS[section]
+        values = {**self.sections[section], **given}
+        try:
+            return TypeAdapter(with_config(ConfigDict(extra="forbid"))(config_class)).validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join([section, *map(str, first["loc"])])
+            known = ", ".join(f.name for f in fields(config_class))
+            raise ConfigError(f"{self.path}: {key}: {first['msg']}; known keys of {section}: {known}") from error
+
+
+def pipeline(arguments: PipelineArguments) -> Path:
+    """Run every stage that is not yet complete, then summarise and write the page."""
+    from recipes.report import report
+    from recipes.summary import summarise, write_summary
+    from recipes.tables import print_summary
+
+    settings = Settings(arguments.settings)
+    if unknown := sorted(set(arguments.arms) - set(ARMS)):
+        raise ConfigError(f"unknown arm {unknown[0]!r}: expected some of {', '.join(ARMS)}")
+    loop(settings, arguments.run_dir, arguments.seed, arguments.arms)
+    write_summary([arguments.run_dir], arguments.run_dir / "summary.json")
+    page = report(arguments.run_dir)
+    print_summary(summarise([arguments.run_dir]))
+    print(f"report: {page}")
+    return page
+
+
+def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
+    """One seed, from an untrained policy to Best-of-N on held-out problems."""
+    from recipes.build_pairs import pairs
+    from recipes.digits.compose import compose
+    from recipes.label_steps import label
+    from recipes.sample import sample
+    from recipes.score import score
+    from recipes.train_mpo import train_mpo
+    from recipes.train_prm import train_prm
+    from recipes.verify import verify
+    from recipes.warm_start import warm_start
+
+    world = compose(settings.build("world", out=run / "world", seed=seed))
+    policy = warm_start(
+        settings.build("warm_start", policy=world / "policy", demonstrations=world, out=run / "policy", seed=seed)
+    )
+
+    drawn = sample(
+        settings.build("prm_sample", policy=policy, problems=world / "prm.jsonl", out=run / "prm_samples", seed=seed)
+    )
+    verified = verify(stages.VerifyConfig(groups=drawn, out=run / "prm_verified"))
+    labelled = label(settings.build("label_steps", groups=verified, policy=policy, out=run / "prm_labelled", seed=seed))
+    prm = train_prm(settings.build("train_prm", groups=labelled, model=policy, out=run / "prm", seed=seed))
+
+    preference = run / "preference"
+    drawn = sample(
+        settings.build(
+            "preference_sample",
+            policy=policy,
+            problems=world / "preference.jsonl",
+            out=preference / "samples",
+            seed=seed,
+        )
+    )
+    verified = verify(stages.VerifyConfig(groups=drawn, out=preference / "verified"))
+    scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=preference / "scored"))
+    made = pairs(settings.build("pairs", groups=scored, out=run / "pairs"))
+
+    trained = {"policy": policy}
+    for arm in arms:
+        preference_weight, quality_weight, generation_weight = ARMS[arm]
+        weights = {
+            "preference_weight": preference_weight,
+            "quality_weight": quality_weight,
+            "generation_weight": generation_weight,
+        }
+        trained[arm] = train_mpo(
+            settings.build("train_mpo", policy=policy, pairs=made, out=run / arm, seed=seed, **weights)
+        )
+    for arm, model in trained.items():
+        answer(settings, run / "test" / arm, model, world / "test.jsonl", prm, seed, rerank=arm in ("policy", "mpo"))
+
+
+def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path, seed: int, *, rerank: bool) -> None:
+    """Greedy, sampled and blind answers of one policy; with `rerank`, the PRM's choice among the samples."""
+    from recipes.best_of_n import best_of_n
+    from recipes.sample import sample
+    from recipes.score import score
+    from recipes.verify import verify
+
+    greedy = settings.build("test_sample", policy=model, problems=problems, out=out / "greedy_samples", seed=seed)
+    greedy = replace(greedy, temperature=0.0, num_samples=1)
+    swapped = replace(greedy, out=out / "swapped_samples", swap_images=True)
+    verify(stages.VerifyConfig(groups=sample(greedy), out=out / "greedy"))
+    verify(stages.VerifyConfig(groups=sample(swapped), out=out / "swapped"))
+    drawn = sample(settings.build("test_sample", policy=model, problems=problems, out=out / "samples", seed=seed))
+    verified = verify(stages.VerifyConfig(groups=drawn, out=out / "verified"))
+    if not rerank:
+        return
+    scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored"))
+    score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored_swapped", swap_images=True))
+    best_of_n(settings.build("best_of_n", groups=scored, out=out / "best_of_n"))
+
+
+def evidence(arguments: EvidenceArguments) -> Path:
+    """Every arm, every seed, one table; seeds run in their own processes, `jobs` at a time."""
+    from recipes.report import report
+    from recipes.summary import summarise, write_summary
+    from recipes.tables import print_summary
+
+    Settings(arguments.settings)
+    runs = [arguments.run_dir / f"seed{seed}" for seed in arguments.seeds]
+    commands = [
+        [sys.executable, "-m", "recipes.cli", "pipeline", "--settings", str(arguments.settings)]
+        + ["--run_dir", str(run), "--seed", str(seed), "--arms", *ARMS]
+        for seed, run in zip(arguments.seeds, runs, strict=True)
+    ]
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        codes = list(pool.map(lambda command: _run_alone(command, threads), commands))
+    if any(codes):
+        failed = [str(run) for run, code in zip(runs, codes, strict=True) if code]
+        raise StageError(f"these runs failed, see above; run the same command again to go on: {', '.join(failed)}")
+    write_summary(runs, arguments.run_dir / "summary.json")
+    page = report(arguments.run_dir)
+    print_summary(summarise(runs))
+    print(f"report: {page}")
+    return page
+
+
+def _run_alone(command: list[str], threads: int) -> int:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return subprocess.run(command, env=environment, check=False).returncode

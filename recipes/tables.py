@@ -1,0 +1,217 @@
+"""A summary as tables: in the terminal (rich), and in Markdown for the README. Numbers in per cent, 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SELECTOR_LABELS = {
+    "prm": "PRM best of k",
+    "weighted_vote": "PRM-weighted vote",
+    "majority": "majority vote",
+    "orm": "last step's score (ORM)",
+    "first": "first",
+    "longest": "longest",
+    "shortest": "shortest",
+    "random": "random (pass@1)",
+    "oracle": "oracle (pass@k)",
+}
+Header = list[str]
+Rows = list[list[str]]
+
+
+def percent(value: float, *, digits: int = 1) -> str:
+    """A share in per cent.
+
+    Example:
+        >>> percent(0.5625)
+        '56.2'
+    """
+    return f"{100 * value:.{digits}f}"
+
+
+def interval(estimate: Mapping[str, Any] | None) -> str:
+    """A share with its interval.
+
+    Example:
+        >>> interval({"mean": 0.5, "low": 0.45, "high": 0.55})
+        '50.0 [45.0, 55.0]'
+    """
+    if not estimate:
+        return "–"
+    return f"{percent(estimate['mean'])} [{percent(estimate['low'])}, {percent(estimate['high'])}]"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign.
+
+    Example:
+        >>> points(-0.031)
+        '−3.1'
+    """
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def signed(estimate: Mapping[str, Any]) -> str:
+    """A difference of shares in percentage points, with its interval.
+
+    Example:
+        >>> signed({"mean": 0.031, "low": -0.002, "high": 0.064})
+        '+3.1 [−0.2, +6.4]'
+    """
+    mean, low, high = (points(estimate[key]) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def arms_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
+    """One row an arm: accuracy greedy, sampled and with another picture; share of degenerate answers."""
+    header = ["arm", "greedy", "sampled", "other picture", "truncated", "no answer", "repetition"]
+    rows = []
+    for arm in summary["arms"]:
+        shares = arm["degenerate"]
+        reasons = [percent(shares[r]["mean"]) if r in shares else "–" for r in _REASONS]
+        rows.append([arm["label"], *(interval(arm.get(key)) for key in ("greedy", "sampled", "swapped")), *reasons])
+    return header, rows
+
+
+def best_of_n_table(summary: Mapping[str, Any], *, spread: bool = True) -> tuple[Header, Rows]:
+    """One row an arm and selector, one column a k; without `spread` only the means."""
+    header = ["arm", "selector", *(f"k = {k}" for k in summary["ks"])]
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for row in summary["best_of_n"]:
+        text = interval(row) if spread else percent(row["mean"])
+        cells.setdefault((row["label"], row["selector"]), {})[row["k"]] = text
+    rows = [
+        [label, SELECTOR_LABELS[selector], *(by_k.get(k, "–") for k in summary["ks"])]
+        for (label, selector), by_k in cells.items()
+    ]
+    return header, rows
+
+
+def claims_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
+    """Claims and comparisons as paired differences in percentage points."""
+    header = ["claim", "difference", "each seed", "verdict"]
+    rows = [
+        [claim["name"], signed(claim["difference"]), _seeds(claim["difference"]), verdict(claim)]
+        for claim in [*summary["claims"], *summary["comparisons"]]
+    ]
+    return header, rows
+
+
+def prm_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
+    """What the PRM knows: ranking within a problem (per cent; 50 is chance), and how it reacts to another picture."""
+    header = ["answers of", "within-problem AUC", "AUC, other picture", "reward lost with another picture"]
+    rows = [
+        [
+            row["label"],
+            interval(row.get("auc")),
+            interval(row.get("auc_swapped")),
+            signed(row["swap_drop"]) if "swap_drop" in row else "–",
+        ]
+        for row in summary["prm"]
+    ]
+    return header, rows
+
+
+def verdict(claim: Mapping[str, Any]) -> str:
+    """In words: the interval lies above 0, below 0, or holds it."""
+    if claim["holds"]:
+        return "holds"
+    return "reversed" if claim["difference"]["high"] < 0 else "not shown"
+
+
+def caption(summary: Mapping[str, Any]) -> str:
+    """What the numbers are over."""
+    seeds = len(summary["seeds"])
+    return (
+        f"{summary['problems']} test problems, {summary['samples']} samples a problem, "
+        f"{seeds} seed{'s' if seeds != 1 else ''}; per cent, 95 % bootstrap interval over problems"
+    )
+
+
+def print_summary(summary: Mapping[str, Any], *, console: Console | None = None) -> None:
+    """Print the arms, best of k for each arm, and the claims, in 80 columns.
+
+    Names from folders are printed as text, never as markup or control codes.
+    """
+    console = console or Console()
+    console.print(_rich_table("Accuracy", *_short_arms(summary)))
+    for label in dict.fromkeys(row["label"] for row in summary["best_of_n"]):
+        console.print(_rich_table(f"Best of k, {label}", *_short_best_of_n(summary, label)))
+    header, rows = claims_table(summary)
+    if rows:
+        console.print(
+            _rich_table("Claims, in percentage points", [*header[:2], header[3]], [[*r[:2], r[3]] for r in rows])
+        )
+    console.print(Text(caption(summary), style="dim"))
+
+
+def markdown_tables(summary: Mapping[str, Any]) -> str:
+    """All tables for the README, best-of-N with means only."""
+    parts = [f"**{title}**\n\n{_markdown_table(header, rows)}" for title, (header, rows) in _titled(summary) if rows]
+    return "\n\n".join([*parts, f"{caption(summary)[0].upper()}{caption(summary)[1:]}."]) + "\n"
+
+
+_REASONS = ("truncated", "no_final_answer", "repetition")
+
+
+def _titled(summary: Mapping[str, Any]) -> list[tuple[str, tuple[Header, Rows]]]:
+    return [
+        ("Accuracy of the arms", arms_table(summary)),
+        ("Best of k", best_of_n_table(summary, spread=False)),
+        ("Claims, in percentage points", claims_table(summary)),
+        ("Process reward model", prm_table(summary)),
+    ]
+
+
+def _short_arms(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
+    rows = []
+    for arm in summary["arms"]:
+        cells = [_short(arm.get(key)) for key in ("greedy", "sampled", "swapped")]
+        total = percent(sum(share["mean"] for share in arm["degenerate"].values())) if arm["degenerate"] else "–"
+        rows.append([arm["label"], *cells, total])
+    return ["arm", "greedy", "sampled", "other picture", "degenerate"], rows
+
+
+def _short_best_of_n(summary: Mapping[str, Any], label: str) -> tuple[Header, Rows]:
+    cells: dict[str, dict[int, str]] = {}
+    for row in summary["best_of_n"]:
+        if row["label"] == label:
+            cells.setdefault(row["selector"], {})[row["k"]] = _short(row)
+    rows = [[name.replace("_", " "), *(at.get(k, "–") for k in summary["ks"])] for name, at in cells.items()]
+    return ["selector", *(f"k = {k}" for k in summary["ks"])], rows
+
+
+def _short(estimate: Mapping[str, Any] | None) -> str:
+    if not estimate:
+        return "–"
+    low, high = (percent(estimate[end], digits=0) for end in ("low", "high"))
+    return f"{percent(estimate['mean'])} [{low}–{high}]"
+
+
+def _seeds(estimate: Mapping[str, Any]) -> str:
+    return ", ".join(points(value) for value in estimate["seeds"])
+
+
+def _rich_table(title: str, header: Sequence[str], rows: Rows) -> Table:
+    table = Table(title=Text(_printable(title)), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index and name not in ("selector", "verdict") else "left")
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    return table
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def _markdown_table(header: Sequence[str], rows: Rows) -> str:
+    aligned = [":--" if not i or name in ("selector", "verdict") else "--:" for i, name in enumerate(header)]
+    lines = [header, aligned, *([_printable(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,205 @@
+"""Decoding untrusted images: what comes out as RGB, and what is refused before it costs anything."""
+
+from __future__ import annotations
+
+import re
+import resource
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpo.multimodal.errors import ImageError
+from mpo.multimodal.images import MAX_PIXELS, image_sha256, load_image, png_bytes, resolve_inside
+
+ORIENTATION = 0x0112
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def bomb(path: Path, side: int) -> Path:
+    """A valid grey PNG of side x side black pixels, a few kB on disk."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    compressor = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    data = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    return path
+
+
+# ---- what comes out ----
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGBA", (2, 1), (0, 0, 0, 0)),
+        Image.new("LA", (2, 1), (0, 0)),
+    ],
+)
+def test_transparent_becomes_white(tmp_path: Path, image: Image.Image) -> None:
+    for given in (image, saved(tmp_path / "x.png", image)):
+        assert load_image(given).getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_half_transparent_black_becomes_mid_grey() -> None:
+    """255 · (1 − 128/255) = 127."""
+    assert load_image(Image.new("RGBA", (1, 1), (0, 0, 0, 128))).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_palette_transparency_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    loaded = load_image(saved(tmp_path / "x.gif", image, transparency=0))
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    """40000 · 255 / 65535 = 155.6 → 156; Pillow's own conversion would clip to 255."""
+    values = np.array([[0, 40000, 65535]], dtype=np.uint16)
+    loaded = load_image(saved(tmp_path / "x.png", Image.fromarray(values)))
+    assert loaded.mode == "RGB"
+    assert np.asarray(loaded)[0, :, 0].tolist() == [0, 156, 255]
+    assert np.ptp(np.asarray(loaded), axis=2).max() == 0
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    """Orientation 6: the stored left edge is the upright top edge, so 4x2 becomes 2x4 with red on top."""
+    pixels = np.zeros((2, 4, 3), dtype=np.uint8)
+    pixels[:, :2, 0] = 255
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    loaded = load_image(saved(tmp_path / "x.png", Image.fromarray(pixels), exif=exif))
+    assert loaded.size == (2, 4)
+    assert [loaded.getpixel((0, y))[0] for y in range(4)] == [255, 255, 0, 0]
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
+    path = saved(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
+    with Image.open(path) as opened:
+        assert opened.n_frames == 2
+    assert load_image(path).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    loaded = load_image(saved(tmp_path / "x.tiff", Image.new("CMYK", (1, 1), (0, 255, 255, 0))))
+    assert (loaded.mode, loaded.getpixel((0, 0))) == ("RGB", (255, 0, 0))
+
+
+def test_cielab_is_not_taken_for_transparent(tmp_path: Path) -> None:
+    """CIELAB has a band named A, which is a colour axis."""
+    black = Image.new("LAB", (2, 2), (0, 128, 128))
+    assert max(load_image(saved(tmp_path / "x.tiff", black)).getpixel((0, 0))) < 20
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "YCbCr", "F", "I;16"])
+def test_one_pixel_of_any_mode(mode: str) -> None:
+    loaded = load_image(Image.new(mode, (1, 1)))
+    assert (loaded.mode, loaded.size) == ("RGB", (1, 1))
+
+
+def test_content_key_does_not_depend_on_the_encoding(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8))
+    copies = [load_image(saved(tmp_path / f"x.{kind}", image)) for kind in ("png", "bmp", "tiff")]
+    (tmp_path / "again.png").write_bytes(png_bytes(copies[0]))
+    copies.append(load_image(tmp_path / "again.png"))
+    assert {image_sha256(copy) for copy in copies} == {image_sha256(image)}
+    reshaped = Image.frombytes("RGB", (5, 7), image.tobytes())
+    assert image_sha256(reshaped) != image_sha256(image)
+
+
+# ---- what is refused ----
+
+
+def test_text_that_calls_itself_png(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("secret words")
+    with pytest.raises(ImageError, match=r"'x\.png' cannot be decoded.*allowed formats: PNG") as refused:
+        load_image(tmp_path / "x.png")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
+def test_truncated_file(tmp_path: Path, kind: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    path = saved(tmp_path / f"x.{kind}", image)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=re.escape(path.name)):
+        load_image(path)
+
+
+def test_empty_file_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.png").touch()
+    for path in (tmp_path / "x.png", tmp_path):
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            load_image(path)
+
+
+def test_eps_starts_no_ghostscript(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(EPS)
+    with Image.open(tmp_path / "x.png") as opened:  # Pillow itself would take it
+        assert opened.format == "EPS"
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(tmp_path / "x.png")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pixel_cap_holds_before_decoding(tmp_path: Path) -> None:
+    """13,000² = 169 MP in about 20 kB: Pillow only warns, and would take 169 MB of memory or more."""
+    path = bomb(tmp_path / "x.png", 13_000)
+    assert path.stat().st_size < 40_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageError, match=f"13000x13000 pixels, over the cap of {MAX_PIXELS}"):
+        load_image(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+
+
+def test_beyond_pillows_own_limit(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="decompression bomb"):
+        load_image(bomb(tmp_path / "x.png", 20_000))
+
+
+@pytest.mark.parametrize("url", ["http://localhost/x.png", "https://host/x.png", "file:///etc/passwd", "s3://b/x.png"])
+def test_nothing_is_fetched(tmp_path: Path, url: str) -> None:
+    for root in (None, tmp_path):
+        with pytest.raises(ImageError, match="not a local path; nothing is fetched"):
+            load_image(url, root=root)
+
+
+def test_nul_in_a_path(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="not a local path"):
+        load_image("x.png\0.txt", root=tmp_path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"'gone\.png' does not exist"):
+        load_image(tmp_path / "gone.png")
+
+
+def test_a_path_stays_inside_its_root(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "sub", outside, tmp_path / "root-beside"):
+        folder.mkdir(parents=True)
+        saved(folder / "x.png", Image.new("RGB", (1, 1), "red"))
+    (root / "link.png").symlink_to(outside / "x.png")
+    (root / "folder").symlink_to(outside)
+    (root / "inner.png").symlink_to(root / "sub" / "x.png")
+
+    for escape in ("../outside/x.png", str(outside / "x.png"), "link.png", "folder/x.png", "../root-beside/x.png"):
+        with pytest.raises(ImageError, match="leaves the image root"):
+            load_image(escape, root=root)
+    for inside in ("sub/x.png", "sub/../sub/x.png", str(root / "sub" / "x.png"), "inner.png"):
+        assert load_image(inside, root=root).getpixel((0, 0)) == (255, 0, 0)
+    assert resolve_inside("sub/x.png", root) == (root / "sub" / "x.png").resolve()

@@ -1,0 +1,72 @@
+"""The whole loop, every stage for real, in the smallest setting; then again, to see that nothing is done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes.cli import main
+from recipes.groups import read_groups
+from recipes.run import manifest_of
+from rewards.interchange.trl_rows import read_trl_parquet
+
+SETTINGS = Path(__file__).parent / "digits_tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("loop") / "run"
+    assert main(["pipeline", "--settings", str(SETTINGS), "--run_dir", str(folder), "--arms", "mpo", "rft"]) == 0
+    return folder
+
+
+def manifests(run: Path) -> dict[str, float]:
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
+
+
+def test_every_stage_balances_its_account(run):
+    counts = [manifest_of(run / path)["counts"] for path in map(lambda p: Path(p).parent, manifests(run))]
+    balanced = [c for c in counts if "in" in c]
+    assert len(balanced) > 15
+    assert all(c["in"] == c["out"] + sum(c["rejected"].values()) for c in balanced)
+
+
+def test_scored_groups_have_a_score_a_step_and_a_verdict(run):
+    groups = read_groups(run / "test" / "mpo" / "scored")
+    assert len(groups) == 8
+    for group in groups:
+        assert len(group.rollouts) == 4
+        assert all(rollout.verdict is not None for rollout in group.rollouts)
+        assert all((rollout.reward is None) == (rollout.step_scores is None) for rollout in group.rollouts)
+    assert any(rollout.reward is not None for group in groups for rollout in group.rollouts)
+
+
+def test_pairs_are_trl_rows(run):
+    rows = read_trl_parquet(run / "pairs" / "pairs.parquet")
+    assert len(rows) == manifest_of(run / "pairs")["counts"]["pairs"] > 0
+    assert {"images", "prompt", "chosen", "rejected"} <= set(rows.column_names)
+
+
+def test_training_moved_the_policy_and_logged_the_three_losses(run):
+    history = json.loads((run / "mpo" / "log_history.json").read_text())
+    first = next(entry for entry in history if "loss/preference" in entry)
+    assert {"loss/quality", "loss/generation", "bco/delta"} <= set(first)
+    before = (run / "policy" / "model.safetensors").read_bytes()
+    assert before != (run / "mpo" / "model.safetensors").read_bytes()
+
+
+def test_the_page_and_the_summary_are_there(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["arms"]
+    assert "<html" in (run / "report.html").read_text()[:500]
+
+
+def test_running_again_does_nothing_and_other_settings_are_refused(run, tmp_path, capsys):
+    before = manifests(run)
+    assert main(["pipeline", "--settings", str(SETTINGS), "--run_dir", str(run), "--arms", "mpo", "rft"]) == 0
+    assert manifests(run) == before
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(SETTINGS.read_text().replace("max_pairs: 2", "max_pairs: 1"))
+    capsys.readouterr()
+    assert main(["pipeline", "--settings", str(changed), "--run_dir", str(run), "--arms", "mpo", "rft"]) == 2
+    assert "max_pairs (2 then, 1 now)" in capsys.readouterr().err
