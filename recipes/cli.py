@@ -22,6 +22,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "sample": ("recipes.sample", "sample", "SampleConfig", "draw N answers a problem"),
     "verify": ("recipes.verify", "verify", "VerifyConfig", "check final answers"),
     "label-steps": ("recipes.label_steps", "label", "LabelConfig", "Monte-Carlo labels for steps"),
+    "deepen": (
+        "recipes.digits.deepen",
+        "deepen_policy",
+        "DeepenConfig",
+        "a deeper model for the digits' PRM to start from",
+    ),
     "train-prm": ("recipes.train_prm", "train_prm", "TrainPRMConfig", "train a process reward model"),
     "score": ("recipes.score", "score", "ScoreConfig", "step scores and rewards"),
     "pairs": ("recipes.build_pairs", "pairs", "PairsConfig", "chosen and rejected answers"),

@@ -82,6 +82,16 @@ class LabelConfig:
 
 
 @dataclass
+class DeepenConfig:
+    """`mpo deepen`: the digits policy with more layers, for its PRM to start from."""
+
+    policy: Path = field(metadata={"help": "model to deepen"})
+    out: Path = field(metadata={"help": "folder for the deeper model"})
+    extra_layers: int = field(default=2, metadata={"help": "decoder layers added on top"})
+    seed: int = field(default=0, metadata={"help": "their initial weights"})
+
+
+@dataclass
 class TrainPRMConfig:
     """`mpo train-prm`: train a process reward model on labelled steps."""
 

@@ -27,6 +27,7 @@ SECTIONS: dict[str, type] = {
     "warm_start": stages.WarmStartConfig,
     "prm_sample": stages.SampleConfig,
     "label_steps": stages.LabelConfig,
+    "deepen": stages.DeepenConfig,
     "train_prm": stages.TrainPRMConfig,
     "preference_sample": stages.SampleConfig,
     "pairs": stages.PairsConfig,
@@ -102,6 +103,7 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
     """One seed, from an untrained policy to Best-of-N on held-out problems."""
     from recipes.build_pairs import pairs
     from recipes.digits.compose import compose
+    from recipes.digits.deepen import deepen_policy
     from recipes.label_steps import label
     from recipes.sample import sample
     from recipes.score import score
@@ -120,7 +122,8 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
     )
     verified = verify(stages.VerifyConfig(groups=drawn, out=run / "prm_verified"))
     labelled = label(settings.build("label_steps", groups=verified, policy=policy, out=run / "prm_labelled", seed=seed))
-    prm = train_prm(settings.build("train_prm", groups=labelled, model=policy, out=run / "prm", seed=seed))
+    checker = deepen_policy(settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed))
+    prm = train_prm(settings.build("train_prm", groups=labelled, model=checker, out=run / "prm", seed=seed))
 
     preference = run / "preference"
     drawn = sample(
@@ -180,11 +183,7 @@ def evidence(arguments: EvidenceArguments) -> Path:
 
     Settings(arguments.settings)
     runs = [arguments.run_dir / f"seed{seed}" for seed in arguments.seeds]
-    commands = [
-        [sys.executable, "-m", "recipes.cli", "pipeline", "--settings", str(arguments.settings)]
-        + ["--run_dir", str(run), "--seed", str(seed), "--arms", *ARMS]
-        for seed, run in zip(arguments.seeds, runs, strict=True)
-    ]
+    commands = [_command(arguments.settings, run, seed) for seed, run in zip(arguments.seeds, runs, strict=True)]
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         codes = list(pool.map(lambda command: _run_alone(command, threads), commands))
@@ -196,6 +195,12 @@ def evidence(arguments: EvidenceArguments) -> Path:
     print_summary(summarise(runs))
     print(f"report: {page}")
     return page
+
+
+def _command(settings: Path, run: Path, seed: int) -> list[str]:
+    flags = {"--settings": settings, "--run_dir": run, "--seed": seed}
+    words = [str(word) for pair in flags.items() for word in pair]
+    return [sys.executable, "-m", "recipes.cli", "pipeline", *words, "--arms", *ARMS]
 
 
 def _run_alone(command: list[str], threads: int) -> int:

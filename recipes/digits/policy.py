@@ -22,8 +22,6 @@ from transformers import (
     InternVLVideoProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from recipes.digits.world import INKS, QUESTIONS, TILE, solution
 
@@ -63,47 +61,6 @@ def build_policy(directory: str | Path, *, seed: int, size: PolicySize | None = 
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
-
-
-def deepen(model: InternVLForConditionalGeneration, extra_layers: int, *, seed: int) -> None:
-    """Add decoder layers on top of a trained text model, in place; at first they change nothing.
-
-    Checking an answer needs layers above those that read the picture: whether "Red 7" is right shows in what the
-    policy expected at "Red" and in what came after it. So head h of a new layer starts out looking h tokens back,
-    by its query and key biases alone (`_look_back`), and the output projections start at zero, so that the deepened
-    model begins as the same function.
-    """
-    text = model.model.language_model
-    config = text.config
-    torch.manual_seed(seed)
-    for index in range(config.num_hidden_layers, config.num_hidden_layers + extra_layers):
-        config.layer_types.append("full_attention")
-        layer = Qwen2DecoderLayer(config, index)
-        layer.apply(model._init_weights)
-        _look_back(layer.self_attn, config)
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-        text.layers.append(layer.to(text.norm.weight))
-    config.num_hidden_layers += extra_layers
-
-
-def _look_back(attention: torch.nn.Module, config: Qwen2Config) -> None:
-    """Bias queries and keys so that head h attends h tokens back.
-
-    Under rotary positions a query bias turned by h·θ_f against the key bias scores Σ_f |c_f|²·cos(θ_f·(Δ − h)) at
-    distance Δ, which is largest at Δ = h (RoPE, arXiv 2104.09864); the fast frequencies alone make the peak sharp.
-    """
-    heads = config.num_attention_heads
-    width = config.hidden_size // heads
-    theta = config.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2) / width)  # (width/2,)
-    strength = torch.where(torch.arange(width // 2) < 4, 5.5, 0.0)
-    angles = torch.arange(heads)[:, None] * theta  # (heads, width/2)
-    with torch.no_grad():
-        attention.k_proj.bias.copy_(torch.cat([strength, 0 * strength]).repeat(heads))
-        query = torch.cat([strength * angles.cos(), -strength * angles.sin()], dim=1)
-        attention.q_proj.bias.copy_(query.flatten())
-        attention.q_proj.weight.mul_(0.1)
-        attention.k_proj.weight.mul_(0.1)
 
 
 def build_processor() -> InternVLProcessor:

@@ -9,17 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from recipes.digits.world import INKS, answer_of
+from recipes.digits.world import INKS, answer_of, running_result
 from rewards.types import Problem
 
 _INK = "|".join(INKS)
-_READ = re.compile(rf"^(?:See|Read|Find) ({_INK}) (\d)$")
+_READ = re.compile(rf"^(?:See|Read|Find) ({_INK}) (\d) → (.*)$")
 _CHECK = re.compile(rf"^Check: See ({_INK}) (\d)$")
-_SUM = re.compile(r"^(\d+) \+ (\d) = (\d+)$")
-_EXTREMES = re.compile(r"^Largest (\d), smallest (\d)$")
-_DIFFERENCE = re.compile(r"^(\d) - (\d) = (\d)$")
-_EVEN = re.compile(r"^Even: (none|\d(?:, \d)*)$")
-_COUNT = re.compile(r"^Count (\d)$")
 _FINAL = re.compile(r"^Final answer: (\d+)$")
 
 
@@ -32,8 +27,8 @@ def step_truth(problem: Problem, steps: Sequence[str]) -> list[bool]:
 
     Example:
         >>> p = Problem("p", "", meta={"kind": "sum", "digits": {"Red": 3, "Blue": 9}})
-        >>> step_truth(p, ["See Red 3", "See Blue 8", "3 + 8 = 11", "Final answer: 11"])
-        [True, False, False, False]
+        >>> step_truth(p, ["See Red 3 → 3", "See Blue 8 → 11", "Final answer: 11"])
+        [True, False, False]
     """
     reader = _Reader(problem.meta["kind"], problem.meta["digits"])
     labels: list[bool] = []
@@ -48,39 +43,19 @@ class _Reader:
     def __init__(self, kind: str, digits: Mapping[str, int]) -> None:
         self.kind, self.digits = kind, digits
         self.read: list[str] = []  # inks, in the order in which they were read
-        self.added: list[int] = []
 
     def accepts(self, step: str) -> bool:
         """Whether the step is right, given the accepted steps before it."""
         if match := _READ.match(step):
             new = match[1] not in self.read
             self.read.append(match[1])
-            return new and self.digits.get(match[1]) == int(match[2])
+            seen = [self.digits.get(ink, -1) for ink in self.read]
+            return new and seen[-1] == int(match[2]) and match[3] == running_result(self.kind, seen)
         if match := _CHECK.match(step):
             return self.digits.get(match[1]) == int(match[2])
-        if match := _FINAL.match(step):
-            return int(match[1]) == answer_of(self.kind, list(self.digits.values()))
-        return len(self.read) == len(self.digits) and self._works(step)
-
-    def _works(self, step: str) -> bool:
-        in_order = [self.digits[ink] for ink in self.read]
-        if self.kind == "sum" and (match := _SUM.match(step)):
-            total, digit, result = map(int, match.groups())
-            done = len(self.added) + 1
-            self.added.append(digit)
-            return (
-                done < len(in_order)
-                and (total, digit) == (sum(in_order[:done]), in_order[done])
-                and result == total + digit
-            )
-        if self.kind == "range" and (match := _EXTREMES.match(step)):
-            return (int(match[1]), int(match[2])) == (max(in_order), min(in_order))
-        if self.kind == "range" and (match := _DIFFERENCE.match(step)):
-            high, low, result = map(int, match.groups())
-            return (high, low, result) == (max(in_order), min(in_order), max(in_order) - min(in_order))
-        even = [str(digit) for digit in in_order if digit % 2 == 0]
-        if self.kind == "even" and (match := _EVEN.match(step)):
-            return match[1] == (", ".join(even) or "none")
-        if self.kind == "even" and (match := _COUNT.match(step)):
-            return int(match[1]) == len(even)
-        return False
+        match = _FINAL.match(step)
+        return (
+            match is not None
+            and len(self.read) == len(self.digits)
+            and int(match[1]) == answer_of(self.kind, list(self.digits.values()))
+        )

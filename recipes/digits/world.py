@@ -2,9 +2,9 @@
 
 scikit-learn ships 1,797 scans of handwritten digits (8x8 grey values, UCI Optical Recognition of Handwritten
 Digits). 2 to 5 of them stand side by side in one picture, one 32x32 tile each, each in an ink of its own; a question
-asks for their sum, for the largest minus the smallest, or how many are even. An answer reads the digits one by one,
-names each by its ink, computes, and ends in `Final answer: …`; steps are separated by blank lines. Order of reading,
-wording and optional checks vary, so that one problem has many right answers, as real reasoning does.
+asks for their sum, for the largest minus the smallest, or how many are even. An answer reads one digit a step, names
+it by its ink, carries the running result along, and ends in `Final answer: …`; steps are separated by blank lines.
+Order of reading, wording and optional checks vary, so that one problem has many right answers, as real reasoning does.
 
 The scans are split into five parts before anything else happens, so a scan seen in one stage never occurs in
 another: `warm_start`, `prm`, `preference`, `development`, `test`.
@@ -139,27 +139,29 @@ def solution(kind: str, digits: Mapping[str, int], rng: random.Random) -> str:
         rng: draws order, wording and the optional check.
 
     Example:
-        >>> print(solution("sum", {"Red": 3, "Blue": 9}, random.Random(1)).replace(chr(10) * 2, " ¶ "))
-        See Red 3 ¶ See Blue 9 ¶ 3 + 9 = 12 ¶ Final answer: 12
+        >>> print(solution("sum", {"Red": 3, "Blue": 9}, random.Random(1)).replace("\\n\\n", " ¶ "))
+        See Blue 9 → 9 ¶ See Red 3 → 12 ¶ Final answer: 12
     """
     inks = list(digits)
     order = rng.choice((inks, inks[::-1], rng.sample(inks, len(inks))))
     wording = rng.choice(WORDINGS)
-    steps = [wording.format(ink=ink, digit=digits[ink]) for ink in order]
-    steps += _working(kind, [digits[ink] for ink in order])
+    steps = []
+    for count, ink in enumerate(order, start=1):
+        running = running_result(kind, [digits[seen] for seen in order[:count]])
+        steps.append(f"{wording.format(ink=ink, digit=digits[ink])} → {running}")
     if rng.random() < 0.2:
         ink = rng.choice(inks)
         steps.append(f"Check: {WORDINGS[0].format(ink=ink, digit=digits[ink])}")
     return "\n\n".join([*steps, f"Final answer: {answer_of(kind, list(digits.values()))}"])
 
 
-def _working(kind: str, digits: Sequence[int]) -> list[str]:
-    """The steps between reading and the answer, digits in the order in which they were read."""
-    if kind == "sum":
-        totals = np.cumsum(digits).tolist()
-        return [f"{total} + {digit} = {total + digit}" for total, digit in zip(totals[:-1], digits[1:], strict=True)]
+def running_result(kind: str, read: Sequence[int]) -> str:
+    """What a step carries along after the digits read so far.
+
+    Example:
+        >>> [running_result(kind, (3, 8)) for kind in ("sum", "range", "even")]
+        ['11', '3 to 8', '1']
+    """
     if kind == "range":
-        high, low = max(digits), min(digits)
-        return [f"Largest {high}, smallest {low}", f"{high} - {low} = {high - low}"]
-    even = [str(digit) for digit in digits if digit % 2 == 0]
-    return [f"Even: {', '.join(even) or 'none'}", f"Count {len(even)}"]
+        return f"{min(read)} to {max(read)}"
+    return str(answer_of(kind, read))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import struct
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from mpo.multimodal.errors import ImageError
 from mpo.multimodal.images import MAX_PIXELS, image_sha256, load_image, png_bytes, resolve_inside
@@ -100,9 +101,11 @@ def test_cmyk(tmp_path: Path) -> None:
 
 
 def test_cielab_is_not_taken_for_transparent(tmp_path: Path) -> None:
-    """CIELAB has a band named A, which is a colour axis."""
-    black = Image.new("LAB", (2, 2), (0, 128, 128))
-    assert max(load_image(saved(tmp_path / "x.tiff", black)).getpixel((0, 0))) < 20
+    """CIELAB has a band named A, a colour axis; all zero is a deep blue (and Pillow's spare byte is zero too)."""
+    blue = Image.new("LAB", (1, 1))
+    for given in (blue, saved(tmp_path / "x.tiff", blue)):
+        red, _, blueness = load_image(given).getpixel((0, 0))
+        assert red < 30 < 150 < blueness
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "YCbCr", "F", "I;16"])
@@ -147,12 +150,25 @@ def test_empty_file_and_folder(tmp_path: Path) -> None:
             load_image(path)
 
 
-def test_eps_starts_no_ghostscript(tmp_path: Path) -> None:
+def test_eps_starts_no_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for Ghostscript on the path leaves a trace when it is started."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     (tmp_path / "x.png").write_bytes(EPS)
     with Image.open(tmp_path / "x.png") as opened:  # Pillow itself would take it
         assert opened.format == "EPS"
     with pytest.raises(ImageError, match="cannot be decoded"):
         load_image(tmp_path / "x.png")
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO", "PCX", "SGI"])
+def test_formats_outside_the_list_are_refused(tmp_path: Path, kind: str) -> None:
+    path = saved(tmp_path / "x.png", Image.new("RGB", (16, 16)), format=kind)
+    with pytest.raises(ImageError, match=r"cannot be decoded .*allowed formats: PNG, JPEG, WEBP, GIF, BMP, TIFF"):
+        load_image(path)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -100,10 +100,10 @@ def test_one_continuation_a_prompt() -> None:
 
 def test_sum_logps_shifts_the_labels() -> None:
     """Column t of the log-probs belongs to label t+1; a label at position 0 has no log-prob."""
-    labels = torch.tensor([[X, X, 5, 6], [X, 7, X, X], [X, X, X, X]])
-    logps = torch.tensor([[0.0, -1.0, -2.0], [-4.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    labels = torch.tensor([[X, X, 5, 6], [X, 7, X, X], [X, X, X, X], [5, X, X, 6]])
+    logps = torch.tensor([[0.0, -1.0, -2.0], [-4.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, -8.0]])
     sums, lengths = sum_logps(logps, labels)
-    assert (sums.tolist(), lengths.tolist()) == ([-3.0, -4.0, 0.0], [2, 1, 0])
+    assert (sums.tolist(), lengths.tolist()) == ([-3.0, -4.0, 0.0, -8.0], [2, 1, 0, 1])
 
 
 # ---- encoding with the real processor ----

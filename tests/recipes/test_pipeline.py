@@ -25,7 +25,7 @@ def manifests(run: Path) -> dict[str, float]:
 
 
 def test_every_stage_balances_its_account(run):
-    counts = [manifest_of(run / path)["counts"] for path in map(lambda p: Path(p).parent, manifests(run))]
+    counts = [manifest_of(run / path)["counts"] for path in (Path(p).parent for p in manifests(run))]
     balanced = [c for c in counts if "in" in c]
     assert len(balanced) > 15
     assert all(c["in"] == c["out"] + sum(c["rejected"].values()) for c in balanced)

@@ -51,23 +51,17 @@ def assert_close(found: list[StepScores], expected: list[StepScores]) -> None:
 def by_hand(prm: ModelPRM, problem: Problem, text: str) -> list[float]:
     """VisualPRM's serial path: one plain forward pass a step, no padding, P(+) = σ(logit of + minus logit of −)."""
     plus, minus = prm.format.label_ids(prm.processor.tokenizer)
-    steps, values = [step.text for step in prm.steps(text)], []
-    for number in range(1, len(steps) + 1):
-        first = f"### Question:\n{problem.question}\n\n### Solution Process:\n{steps[0]}"
-        turns = "".join(
-            f"<|im_start|>user\n{s}<|im_end|>\n<|im_start|>assistant\n+<|im_end|>\n" for s in steps[1:number]
-        )
-        turns = (
-            f"<|im_start|>user\n{'<IMG_CONTEXT>' * bool(problem.images)}{'' if not problem.images else chr(10)}{first}<|im_end|>\n<|im_start|>assistant\n+<|im_end|>\n"
-            + turns
-        )
-        text_so_far = turns.removesuffix("+<|im_end|>\n")
-        inputs = prm.processor(
-            text=[text_so_far], images=[list(problem.images)] if problem.images else None, return_tensors="pt"
-        )
+    images = [list(problem.images)] if problem.images else None
+    values, conversation = [], ""
+    for index, step in enumerate(prm.steps(text)):
+        first = f"### Question:\n{problem.question}\n\n### Solution Process:\n"
+        head = ("<IMG_CONTEXT>\n" if images else "") + first if index == 0 else ""
+        conversation += f"<|im_start|>user\n{head}{step.text}<|im_end|>\n<|im_start|>assistant\n"
+        inputs = prm.processor(text=[conversation], images=images, return_tensors="pt")
         with torch.no_grad():
             logits = prm.model(**inputs).logits[0, -1]
         values.append(torch.sigmoid(logits[plus] - logits[minus]).item())
+        conversation += "+<|im_end|>\n"
     return values
 
 
@@ -249,8 +243,8 @@ def test_training_learns_saves_and_loads(tmp_path: Path, policy_folder: Path, pr
     trained = ModelPRM(trainer.model.eval(), saved.processor, prm_format)
     assert saved.format == prm_format
     assert_close(saved.score_many(ITEMS[:6]), trained.score_many(ITEMS[:6]))
-    (scores,) = saved.score(PROBLEMS[0], ["Red is 2\n\nBlue is 2"])
-    assert scores.values[0] > 0.5 > scores.values[1]
+    (scores,) = saved.score(PROBLEMS[0], ["Red is 3\n\nRed is 4\n\nBlue is 5"])
+    assert [value > 0.5 for value in scores.values] == [True, True, False]
 
 
 def test_the_loss_is_the_mean_over_steps(tmp_path: Path, policy_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from mpo.multimodal.errors import ConfigError
 from recipes.digits.policy import build_processor
 from rewards.errors import StepAlignmentError
-from rewards.prm.formats import FORMATS, STEP_TAG, VISUALPRM, PRMFormat, single_token_id
+from rewards.prm.formats import FORMATS, STEP_END, STEP_TAG, VISUALPRM, PRMFormat, single_token_id
 from rewards.prm.rendering import RenderedSolution, render, rows_of
 from rewards.splitting import merge_to_at_most, split_on_blank_lines
 from rewards.types import Problem, Step
@@ -35,7 +36,7 @@ def ids_of(row: RenderedSolution) -> list[int]:
 def pieces(processor: Any, row: RenderedSolution) -> list[str]:
     """The row's text, cut after each read position."""
     ids, cuts = ids_of(row), [0, *(position + 1 for position in row.read_positions), len(ids_of(row))]
-    return [processor.tokenizer.decode(ids[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [processor.tokenizer.decode(ids[a:b]) for a, b in pairwise(cuts)]
 
 
 def test_visualprm_golden(processor: Any) -> None:
@@ -55,17 +56,31 @@ def test_visualprm_golden(processor: Any) -> None:
 
 
 def test_step_tag_golden(processor: Any) -> None:
-    """Each read position is the tag itself; the last step has no separator."""
+    """Each read position is the tag itself; the tag stands right behind the step, before the separator."""
     row = rendered(processor, STEP_TAG, SUM)
     assert pieces(processor, row) == [
-        "<|im_start|>user\nWhat is the sum of the digits?<|im_end|>\n<|im_start|>assistant\nRed is 3\n\n+",
-        "Blue is 9\n\n+",
-        "3 + 9 = 12\n\n+",
-        "Final answer: 12+",
-        "",
+        "<|im_start|>user\nWhat is the sum of the digits?<|im_end|>\n<|im_start|>assistant\nRed is 3+",
+        "\n\nBlue is 9+",
+        "\n\n3 + 9 = 12+",
+        "\n\nFinal answer: 12+",
+        "\n\n",
     ]
     tag = single_token_id(processor.tokenizer, "+")
     assert [ids_of(row)[position] for position in row.read_positions] == [tag] * 4
+
+
+def test_step_end_golden(processor: Any) -> None:
+    """No token is added: each read position is a step's last token, and the row is the policy's own text."""
+    row = rendered(processor, STEP_END, SUM)
+    assert pieces(processor, row) == [
+        "<|im_start|>user\nWhat is the sum of the digits?<|im_end|>\n<|im_start|>assistant\nRed is 3",
+        "\n\nBlue is 9",
+        "\n\n3 + 9 = 12",
+        "\n\nFinal answer: 12",
+        "\n\n",
+    ]
+    answer = processor.tokenizer(SUM, add_special_tokens=False)["input_ids"]
+    assert list(row.continuation[: len(answer)]) == answer
 
 
 @pytest.mark.parametrize("prm_format", FORMATS.values(), ids=FORMATS)

@@ -1,0 +1,175 @@
+"""Problems and rollouts as JSON lines: nothing is lost, and what is damaged is named by file and line."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mpo.multimodal.errors import DataError, ImageError, StageError
+from recipes.groups import problems_of, read_groups, read_problems, write_groups, write_problems
+from recipes.run import open_stage
+from rewards.types import (
+    Completion,
+    FinishReason,
+    MonteCarloCount,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    StepScores,
+    Verdict,
+)
+
+UNIT = st.floats(0, 1)
+COUNTS = st.integers(1, 16).flatmap(lambda total: st.builds(MonteCarloCount, st.integers(0, total), st.just(total)))
+ROLLOUTS = st.builds(
+    Rollout,
+    st.builds(Completion, st.text(), st.sampled_from(FinishReason), st.integers(0, 9999)),
+    verdict=st.none() | st.sampled_from(Verdict),
+    step_scores=st.none() | st.lists(UNIT, min_size=1, max_size=4).map(lambda values: StepScores(tuple(values))),
+    reward=st.none() | st.floats(-1, 1),
+    mc=st.none() | st.lists(COUNTS, min_size=1, max_size=4).map(tuple),
+)
+META = st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.integers()), max_size=3)
+PROBLEMS = st.lists(
+    st.builds(Problem, st.text(), st.text(), answer=st.none() | st.text(), meta=META),
+    max_size=4,
+    unique_by=lambda problem: problem.id,
+)
+
+
+@dataclass
+class Made:
+    out: Path
+
+
+def finish(folder: Path, groups: list[RolloutGroup], **counts: Any) -> Path:
+    stage = open_stage("made", Made(folder), inputs=[])
+    write_groups(stage.out, groups)
+    return stage.finish(counts)
+
+
+def made(folder: Path, line: str = "") -> Path:
+    """A finished stage over one problem; `line` replaces its second row."""
+    problem = Problem("p", "q")
+    write_problems(folder / "p.jsonl", [problem])
+    group = RolloutGroup(problem, (Rollout(Completion("a")),))
+    out = finish(folder / "out", [group, group], problems=str(folder / "p.jsonl"))
+    if line:
+        rows = (out / "groups.jsonl").read_text().splitlines()
+        (out / "groups.jsonl").write_text(f"{rows[0]}\n{line}\n")
+    return out
+
+
+@settings(max_examples=50, deadline=None)
+@given(PROBLEMS, st.data())
+def test_round_trip(problems: list[Problem], data: st.DataObject) -> None:
+    groups = [RolloutGroup(p, tuple(data.draw(st.lists(ROLLOUTS, max_size=3)))) for p in problems]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_problems(folder / "p.jsonl", problems)
+        finish(folder / "out", groups, problems=str(folder / "p.jsonl"))
+        assert list(read_problems(folder / "p.jsonl").values()) == problems
+        assert read_groups(folder / "out") == groups
+
+
+def test_images_are_kept_as_paths_inside_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "images" / "a.png")
+    write_problems(tmp_path / "p.jsonl", [Problem("p", "q", (tmp_path / "images" / "a.png",))])
+    assert json.loads((tmp_path / "p.jsonl").read_text())["images"] == ["images/a.png"]
+    assert read_problems(tmp_path / "p.jsonl")["p"].images == ((tmp_path / "images" / "a.png").resolve(),)
+
+
+@pytest.mark.parametrize("image", ["a.png", ["a.png"]])
+def test_one_image_may_be_called_image(tmp_path: Path, image: Any) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"id": "p", "question": "q", "image": image}))
+    assert read_problems(tmp_path / "p.jsonl")["p"].images == ((tmp_path / "a.png").resolve(),)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"id": "p", ', r"not JSON"),
+        (b'{"id": "\xff"}', r"not JSON"),
+        ("[]", r"the line: .*got '\[\]'"),
+        ("null", r"the line: .*got 'None'"),
+        ('{"id": "b"}', r"question: Field required"),
+        ('{"id": 3, "question": "q"}', r"id: Input should be a valid string \(got '3'\)"),
+        ('{"id": "b", "question": "q", "images": "a.png"}', r"images: Input should be a valid list"),
+        ('{"id": "b", "question": "q", "image": null}', r"images\.0: Input should be a valid string"),
+        ('{"id": "b", "question": "q", "answer": 7}', r"answer: Input should be a valid string"),
+        ('{"id": "p", "question": "q"}', r"id 'p' occurs twice; ids must be unique"),
+    ],
+)
+def test_a_damaged_problem_is_named(tmp_path: Path, line: str | bytes, said: str) -> None:
+    data = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "p.jsonl").write_bytes(b'{"id": "p", "question": "q"}\n\n' + data + b"\n")
+    with pytest.raises(DataError, match=rf"p\.jsonl:3: {said}"):
+        read_problems(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize(
+    "escape", ["../x.png", "/etc/passwd", "link/x.png", "https://host/x.png", "file:///etc/passwd"]
+)
+def test_an_image_outside_the_folder_is_refused_by_line(tmp_path: Path, escape: str) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "link").symlink_to(tmp_path)
+    Image.new("RGB", (1, 1)).save(tmp_path / "x.png")
+    (inside / "p.jsonl").write_text(json.dumps({"id": "p", "question": "q", "images": [escape]}))
+    with pytest.raises(ImageError, match=r"p\.jsonl:1: image path .* (leaves the image root|is not a local path)"):
+        read_problems(inside / "p.jsonl")
+
+
+def test_images_outside_the_folder_or_in_memory_are_not_written(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for image in (tmp_path / "x.png", "../x.png", Image.new("RGB", (1, 1))):
+        with pytest.raises(DataError, match=r"problem 'p': image .* is not a file inside .*inside; save it there"):
+            write_problems(inside / "p.jsonl", [Problem("p", "q", (image,))])
+    assert not (inside / "p.jsonl").exists()
+
+
+def rollout_line(**changes: Any) -> str:
+    return json.dumps(
+        {"problem_id": "p", "rollouts": [{"text": "a", "finish_reason": "stop", "num_tokens": 1} | changes]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", r"not JSON"),
+        (rollout_line(text=None), r"rollouts\.0\.text: Input should be a valid string"),
+        (rollout_line(finish_reason="bored"), r"rollouts\.0\.finish_reason: .*\(got 'bored'\)"),
+        (rollout_line(verdict="maybe"), r"rollouts\.0\.verdict: "),
+        (rollout_line(rewrad=1.0), r"rollouts\.0\.rewrad: Extra inputs are not permitted"),
+        (rollout_line(mc=[[1, 2, 3]]), r"rollouts\.0\.mc\.0"),
+        (rollout_line(mc=[[3, 2]]), r"Monte-Carlo counts must satisfy .*got 3/2"),
+        (rollout_line(step_scores=[0.5, 1.5]), r"step scores must be finite and in \[0, 1\], got 1\.5 at step 1"),
+        (rollout_line(step_scores=[]), r"a response has no step scores"),
+        (rollout_line().replace('"p"', '"unknown"'), r"no problem 'unknown' in .*p\.jsonl"),
+    ],
+)
+def test_a_damaged_group_is_named(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(DataError, match=rf"groups\.jsonl:2: {said}"):
+        read_groups(made(tmp_path, line))
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"gone\.jsonl does not exist"):
+        read_problems(tmp_path / "gone.jsonl")
+    (tmp_path / "half").mkdir()
+    with pytest.raises(StageError, match="holds no finished stage"):
+        read_groups(tmp_path / "half")
+    model = finish(tmp_path / "model", [])
+    with pytest.raises(StageError, match="holds no rollout groups"):
+        problems_of(model)
