@@ -41,13 +41,13 @@ def deepen(model: Any, extra_layers: int, *, seed: int) -> None:
     text = model.model.language_model
     config = text.config
     torch.manual_seed(seed)
-    for index in range(config.num_hidden_layers, config.num_hidden_layers + extra_layers):
+    first = config.num_hidden_layers
+    for index in range(first, first + extra_layers):
         config.layer_types.append("full_attention")
         layer = Qwen2DecoderLayer(config, index)
         layer.apply(model._init_weights)
-        _look_back(layer.self_attn, config)
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+        if index == first:
+            _look_back(layer.self_attn, config)
         text.layers.append(layer.to(text.norm.weight))
     config.num_hidden_layers += extra_layers
 
