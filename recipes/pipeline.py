@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ class Settings:
             raise ConfigError(f"{path}: unknown section {unknown[0]!r}; expected some of {', '.join(SECTIONS)}")
         self.sections = {name: loaded.get(name) or {} for name in SECTIONS}
         for name, config_class in SECTIONS.items():
-            paths = {f.name: Path() for f in fields(config_class) if f.type == "Path"}
-            self.build(name, **paths)
+            required = [f.name for f in fields(config_class) if f.default is MISSING and f.default_factory is MISSING]
+            self.build(name, **dict.fromkeys(required, Path()))  # the loop sets them; here only the keys are checked
 
     def build(self, section: str, **given: Any) -> Any:
         """The section's stage config; `given` are the paths and seeds that the loop sets."""

@@ -116,7 +116,11 @@ def _digest(path: Path, stage: str) -> str:
         manifest = manifest_of(path)
         return hashlib.sha256(json.dumps(manifest["fingerprint"], sort_keys=True).encode()).hexdigest()[:16]
     if (path / "config.json").exists():  # a model folder of the user's
-        return hashlib.sha256((path / "config.json").read_bytes()).hexdigest()[:16]
+        digest = hashlib.sha256((path / "config.json").read_bytes())
+        for weights in sorted(path.glob("*.safetensors")):
+            with weights.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
     raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
 
 

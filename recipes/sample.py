@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_for_inference, load_processor
 from recipes.config import SampleConfig
 from recipes.groups import read_problems, write_groups
@@ -39,10 +40,13 @@ def sample(config: SampleConfig) -> Path:
 
 
 def swapped(problems: list[Problem]) -> list[Problem]:
-    """Each problem with the pictures of the next problem that has as many, the canary for image-blindness.
+    """Each problem with the pictures of the next problem whose pictures have the same sizes: the image canary.
 
-    The number of pictures, and here their size, is kept: only what they show changes.
+    Number and sizes are kept, so only what the pictures show changes. A problem without such a partner, or without
+    pictures, keeps its own.
     """
-    if len(problems) < 2:
-        return problems
-    return [replace(p, images=problems[(i + 1) % len(problems)].images) for i, p in enumerate(problems)]
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for index, problem in enumerate(problems):
+        alike.setdefault(tuple(load_image(image).size for image in problem.images), []).append(index)
+    partner = {i: group[(place + 1) % len(group)] for group in alike.values() for place, i in enumerate(group)}
+    return [replace(problem, images=problems[partner[i]].images) for i, problem in enumerate(problems)]

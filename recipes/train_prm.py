@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -15,6 +18,7 @@ from recipes.run import open_stage, write_atomic
 from recipes.training import training_defaults
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import FORMATS
+from rewards.prm.perturb import with_wrong_digit
 from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMTrainer
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Rollout, RolloutGroup
@@ -27,23 +31,44 @@ def train_prm(config: TrainPRMConfig) -> Path:
         return stage.out
     if config.prm_format not in FORMATS:
         raise ConfigError(f"unknown prm_format {config.prm_format!r}: expected one of {', '.join(FORMATS)}")
-    groups = [labelled_group(group, config) for group in read_groups(config.groups)]
+    prm_format = FORMATS[config.prm_format]
+    read = read_groups(config.groups)
+    groups, rejected = labelled_groups(read, config, prm_format.max_steps)
+    groups = [
+        with_injected_errors(group, config.injected, random.Random(f"{config.seed}:{i}"))
+        for i, group in enumerate(groups)
+    ]
     arguments = TrainingArguments(
         **training_defaults(stage.out, config), per_device_train_batch_size=config.batch_groups, logging_steps=50
     )
-    trainer = PRMTrainer(
-        load_model(config.model), load_processor(config.model), FORMATS[config.prm_format], arguments, groups
-    )
+    trainer = PRMTrainer(load_model(config.model), load_processor(config.model), prm_format, arguments, groups)
     trainer.train()
     trainer.save_model(str(stage.out))
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
-    solutions = sum(len(group.solutions) for group in groups)
-    return stage.finish({"in": solutions, "out": solutions, "rejected": {}})
+    total = sum(len(group.rollouts) for group in read)
+    counts = {"in": total, "out": total - rejected, "rejected": {"too many steps": rejected} if rejected else {}}
+    return stage.finish(counts)
 
 
-def labelled_group(group: RolloutGroup, config: TrainPRMConfig) -> LabelledGroup:
-    """Counts → labels: mc itself, or [mc > threshold]."""
-    return LabelledGroup(group.problem, tuple(_labelled(group, rollout, config) for rollout in group.rollouts))
+def labelled_groups(
+    groups: Sequence[RolloutGroup], config: TrainPRMConfig, max_steps: int
+) -> tuple[list[LabelledGroup], int]:
+    """Counts → labels, mc itself or [mc > threshold]; and how many responses have more steps than the format takes."""
+    labelled, rejected = [], 0
+    for group in groups:
+        solutions = [_labelled(group, rollout, config) for rollout in group.rollouts]
+        kept = tuple(solution for solution in solutions if len(solution.steps) <= max_steps)
+        rejected += len(solutions) - len(kept)
+        if kept:
+            labelled.append(LabelledGroup(group.problem, kept))
+    return labelled, rejected
+
+
+def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -> LabelledGroup:
+    """The group, and up to `count` of its right responses again with one wrong digit."""
+    right = [solution for solution in group.solutions if solution.labels[-1] == 1.0]
+    copies = [with_wrong_digit(solution, rng) for solution in rng.sample(right, min(count, len(right)))]
+    return replace(group, solutions=(*group.solutions, *(copy for copy in copies if copy)))
 
 
 def _labelled(group: RolloutGroup, rollout: Rollout, config: TrainPRMConfig) -> LabelledSolution:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from mpo.multimodal.loading import load_model, load_processor
@@ -19,7 +18,7 @@ from recipes.run import open_stage
 
 
 def deepen_policy(config: DeepenConfig) -> Path:
-    """Write `config.policy` with `extra_layers` more layers; the function it computes is unchanged."""
+    """Write `config.policy` with `extra_layers` more layers on top."""
     stage = open_stage("deepen", config, inputs=[config.policy])
     if stage.complete:
         return stage.out
@@ -31,12 +30,11 @@ def deepen_policy(config: DeepenConfig) -> Path:
 
 
 def deepen(model: Any, extra_layers: int, *, seed: int) -> None:
-    """Add decoder layers on top of a trained text model, in place; at first they change nothing.
+    """Add decoder layers on top of a trained text model, in place.
 
     Checking an answer needs layers above those that read the picture: whether "Red 7" is right shows in what the
-    policy expected at "Red" and in what came after it. So head h of a new layer starts out looking h tokens back,
-    by its query and key biases alone (`_look_back`), and the output projections start at zero, so that the deepened
-    model begins as the same function.
+    policy expected at "Red" and in what came after it. So head h of the first new layer starts out looking h tokens
+    back, by its query and key biases (`_look_back`).
     """
     text = model.model.language_model
     config = text.config
@@ -52,7 +50,7 @@ def deepen(model: Any, extra_layers: int, *, seed: int) -> None:
     config.num_hidden_layers += extra_layers
 
 
-def _look_back(attention: Any, config: Qwen2Config) -> None:
+def _look_back(attention: Any, config: Any) -> None:
     """Bias queries and keys so that head h attends h tokens back.
 
     Under rotary positions a query bias turned by h·θ_f against the key bias scores Σ_f |c_f|²·cos(θ_f·(Δ − h)) at

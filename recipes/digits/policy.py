@@ -56,7 +56,7 @@ def build_policy(directory: str | Path, *, seed: int, size: PolicySize | None = 
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration(_config(processor, size))
     # A token must stay recognisable in the residual stream above the layers that read the picture (docs/log.md).
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+    torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=EMBEDDING_STD)
     directory = Path(directory)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
@@ -114,7 +114,13 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def _corpus() -> list[str]:
     rng = random.Random(0)
-    texts = ["system\nuser\nassistant\n", "### Question:\n", "\n\n### Solution Process:\n", "+ -", *QUESTIONS.values()]
+    texts = [
+        *["system\nuser\nassistant\n"] * 100,
+        "### Question:\n",
+        "\n\n### Solution Process:\n",
+        "+ -",
+        *QUESTIONS.values(),
+    ]
     for _ in range(300):
         inks = rng.sample(list(INKS), rng.randint(2, 5))
         texts.append(solution(rng.choice(list(QUESTIONS)), {ink: rng.randrange(10) for ink in inks}, rng))

@@ -27,7 +27,7 @@ def step_truth(problem: Problem, steps: Sequence[str]) -> list[bool]:
 
     Example:
         >>> p = Problem("p", "", meta={"kind": "sum", "digits": {"Red": 3, "Blue": 9}})
-        >>> step_truth(p, ["See Red 3 → 3", "See Blue 8 → 11", "Final answer: 11"])
+        >>> step_truth(p, ["See Red 3 → 3", "See Blue 8 → 1", "Final answer: 1"])
         [True, False, False]
     """
     reader = _Reader(problem.meta["kind"], problem.meta["digits"])

@@ -2,9 +2,10 @@
 
 scikit-learn ships 1,797 scans of handwritten digits (8x8 grey values, UCI Optical Recognition of Handwritten
 Digits). 2 to 5 of them stand side by side in one picture, one 32x32 tile each, each in an ink of its own; a question
-asks for their sum, for the largest minus the smallest, or how many are even. An answer reads one digit a step, names
-it by its ink, carries the running result along, and ends in `Final answer: …`; steps are separated by blank lines.
-Order of reading, wording and optional checks vary, so that one problem has many right answers, as real reasoning does.
+asks for the last digit of their sum, for the largest minus the smallest, or how many are even. An answer reads one
+digit a step, names it by its ink, carries the running result along, and ends in `Final answer: …`; steps are separated
+by blank lines. Order of reading, wording and optional checks vary, so that one problem has many right answers, as real
+reasoning does.
 
 The scans are split into five parts before anything else happens, so a scan seen in one stage never occurs in
 another: `warm_start`, `prm`, `preference`, `development`, `test`.
@@ -24,9 +25,9 @@ from mpo.multimodal.errors import ConfigError
 from rewards.types import Problem
 
 TILE = 32  # pixels a digit
-SPLITS = {"warm_start": 0.22, "prm": 0.30, "preference": 0.20, "development": 0.10, "test": 0.18}
+SPLITS = {"warm_start": 0.05, "prm": 0.42, "preference": 0.25, "development": 0.10, "test": 0.18}
 QUESTIONS = {
-    "sum": "What is the sum of the digits?",
+    "sum": "What is the last digit of the sum?",
     "range": "What is the largest digit minus the smallest?",
     "even": "How many digits are even?",
 }
@@ -101,10 +102,10 @@ def answer_of(kind: str, digits: Sequence[int]) -> int:
 
     Example:
         >>> [answer_of(kind, (3, 8, 2)) for kind in ("sum", "range", "even")]
-        [13, 6, 2]
+        [3, 6, 2]
     """
     if kind == "sum":
-        return sum(digits)
+        return sum(digits) % 10
     if kind == "range":
         return max(digits) - min(digits)
     return sum(digit % 2 == 0 for digit in digits)
@@ -140,7 +141,7 @@ def solution(kind: str, digits: Mapping[str, int], rng: random.Random) -> str:
 
     Example:
         >>> print(solution("sum", {"Red": 3, "Blue": 9}, random.Random(1)).replace("\\n\\n", " ¶ "))
-        See Blue 9 → 9 ¶ See Red 3 → 12 ¶ Final answer: 12
+        See Blue 9 → 9 ¶ See Red 3 → 2 ¶ Final answer: 2
     """
     inks = list(digits)
     order = rng.choice((inks, inks[::-1], rng.sample(inks, len(inks))))
@@ -160,7 +161,7 @@ def running_result(kind: str, read: Sequence[int]) -> str:
 
     Example:
         >>> [running_result(kind, (3, 8)) for kind in ("sum", "range", "even")]
-        ['11', '3 to 8', '1']
+        ['1', '3 to 8', '1']
     """
     if kind == "range":
         return f"{min(read)} to {max(read)}"

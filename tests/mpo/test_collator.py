@@ -32,25 +32,25 @@ def text_row(**columns: Any) -> dict[str, Any]:
 
 def test_one_text_pair(collator: PreferenceCollator) -> None:
     batch = collator([text_row()])
-    prompt = [BOS, "user", "\n", "+", EOT, "\n", BOS, "assist", "ant", "\n"]
+    prompt = [BOS, "user", "\n", "+", EOT, "\n", BOS, "assistant", "\n"]
     assert spelled(collator, batch["input_ids"]) == [
         [*prompt, "1", " ", "2", EOT],
         [*prompt, "3", EOT, PAD, PAD],
     ]
     assert spelled(collator, batch["labels"]) == [
-        [*[__] * 10, "1", " ", "2", EOT],
-        [*[__] * 10, "3", EOT, __, __],
+        [*[__] * 9, "1", " ", "2", EOT],
+        [*[__] * 9, "3", EOT, __, __],
     ]
     assert batch["attention_mask"].tolist() == [
-        [*[1] * 10, 1, 1, 1, 1],
-        [*[1] * 10, 1, 1, 0, 0],
+        [*[1] * 9, 1, 1, 1, 1],
+        [*[1] * 9, 1, 1, 0, 0],
     ]
     assert set(batch) == {"input_ids", "labels", "attention_mask", "pair_ids"}
 
 
 def test_truncated_response_has_no_end_of_turn(collator: PreferenceCollator) -> None:
     batch = collator([text_row(rejected_truncated=True)])
-    assert [row[10:] for row in spelled(collator, batch["labels"])] == [["1", " ", "2", EOT], ["3", __, __, __]]
+    assert [row[9:] for row in spelled(collator, batch["labels"])] == [["1", " ", "2", EOT], ["3", __, __, __]]
 
 
 def test_chosen_rows_come_first_and_images_once_a_row(collator: PreferenceCollator) -> None:
