@@ -101,6 +101,7 @@ class TrainPRMConfig:
     prm_format: str = field(default="visualprm", metadata={"help": "a name of rewards.prm.formats.FORMATS"})
     soft_labels: bool = field(default=False, metadata={"help": "label mc itself instead of [mc > threshold]"})
     threshold: float = field(default=0.0, metadata={"help": "a step is right if mc > threshold"})
+    trained_layers: int = field(default=0, metadata={"help": "train only the last so many decoder layers; 0 is all"})
     injected: int = field(default=0, metadata={"help": "right responses a problem to repeat with one wrong digit"})
     max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
     batch_groups: int = field(default=4, metadata={"help": "problems a step, all their responses together"})

@@ -35,6 +35,7 @@ SECTIONS: dict[str, type] = {
     "test_sample": stages.SampleConfig,
     "best_of_n": stages.BestOfNConfig,
 }
+BASELINE_SAMPLES = 4  # a problem, for arms of which only pass@1 is shown
 # arm: (w_p, w_q, w_g), trained on the same pairs with the same steps
 ARMS: dict[str, tuple[float, float, float]] = {
     "mpo": (0.8, 0.2, 1.0),
@@ -166,8 +167,10 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
     swapped = replace(greedy, out=out / "swapped_samples", swap_images=True)
     verify(stages.VerifyConfig(groups=sample(greedy), out=out / "greedy"))
     verify(stages.VerifyConfig(groups=sample(swapped), out=out / "swapped"))
-    drawn = sample(settings.build("test_sample", policy=model, problems=problems, out=out / "samples", seed=seed))
-    verified = verify(stages.VerifyConfig(groups=drawn, out=out / "verified"))
+    drawn = settings.build("test_sample", policy=model, problems=problems, out=out / "samples", seed=seed)
+    if not rerank:
+        drawn = replace(drawn, num_samples=min(drawn.num_samples, BASELINE_SAMPLES))
+    verified = verify(stages.VerifyConfig(groups=sample(drawn), out=out / "verified"))
     if not rerank:
         return
     scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored"))

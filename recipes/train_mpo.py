@@ -29,6 +29,7 @@ def train_mpo(config: TrainMPOConfig) -> Path:
         quality_weight=config.quality_weight,
         generation_weight=config.generation_weight,
         logging_steps=10,
+        logging_first_step=True,  # 0.8318 + L_g where policy = reference
     )
     trainer = MPOTrainer(
         load_model(config.policy), args=arguments, train_dataset=rows, processing_class=load_processor(config.policy)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -41,7 +42,10 @@ def train_prm(config: TrainPRMConfig) -> Path:
     arguments = TrainingArguments(
         **training_defaults(stage.out, config), per_device_train_batch_size=config.batch_groups, logging_steps=50
     )
-    trainer = PRMTrainer(load_model(config.model), load_processor(config.model), prm_format, arguments, groups)
+    model = load_model(config.model)
+    if config.trained_layers:
+        freeze_below(model, config.trained_layers)
+    trainer = PRMTrainer(model, load_processor(config.model), prm_format, arguments, groups)
     trainer.train()
     trainer.save_model(str(stage.out))
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
@@ -62,6 +66,14 @@ def labelled_groups(
         if kept:
             labelled.append(LabelledGroup(group.problem, kept))
     return labelled, rejected
+
+
+def freeze_below(model: Any, layers: int) -> None:
+    """Leave only the last `layers` decoder layers, the final norm and the LM head trainable."""
+    decoder = model.get_decoder()
+    model.requires_grad_(False)
+    for part in (*decoder.layers[-layers:], decoder.norm, model.get_output_embeddings()):
+        part.requires_grad_(True)
 
 
 def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -> LabelledGroup:

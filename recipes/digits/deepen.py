@@ -33,8 +33,8 @@ def deepen(model: Any, extra_layers: int, *, seed: int) -> None:
     """Add decoder layers on top of a trained text model, in place.
 
     Checking an answer needs layers above those that read the picture: whether "Red 7" is right shows in what the
-    policy expected at "Red" and in what came after it. So head h of the first new layer starts out looking h tokens
-    back, by its query and key biases (`_look_back`).
+    policy expected at "Red" and in the token that came. The first new layer starts out with both at hand
+    (`_look_one_back`); the others start like any layer.
     """
     text = model.model.language_model
     config = text.config
@@ -45,25 +45,29 @@ def deepen(model: Any, extra_layers: int, *, seed: int) -> None:
         layer = Qwen2DecoderLayer(config, index)
         layer.apply(model._init_weights)
         if index == first:
-            _look_back(layer.self_attn, config)
+            _look_one_back(layer.self_attn, config)
         text.layers.append(layer.to(text.norm.weight))
     config.num_hidden_layers += extra_layers
 
 
-def _look_back(attention: Any, config: Any) -> None:
-    """Bias queries and keys so that head h attends h tokens back.
+def _look_one_back(attention: Any, config: Any) -> None:
+    """Start the attention as "copy what the token before me held".
 
-    Under rotary positions a query bias turned by h·θ_f against the key bias scores Σ_f |c_f|²·cos(θ_f·(Δ − h)) at
-    distance Δ, which is largest at Δ = h (RoPE, arXiv 2104.09864); the fast frequencies alone make the peak sharp.
+    Under rotary positions a query bias turned by θ_f against the key bias scores Σ_f |c_f|²·cos(θ_f·(Δ − 1)) at
+    distance Δ, which is largest at Δ = 1 (RoPE, arXiv 2104.09864); the fast frequencies alone make the peak sharp.
+    Values and outputs start as multiples of the identity, so that the copy (RMS 1 after the layer's norm) weighs as
+    much as the residual stream that it joins.
     """
     heads = config.num_attention_heads
     width = config.hidden_size // heads
     theta = config.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2) / width)  # (width/2,)
     strength = torch.where(torch.arange(width // 2) < 4, 5.5, 0.0)
-    angles = torch.arange(heads)[:, None] * theta  # (heads, width/2)
+    query = torch.cat([strength * theta.cos(), -strength * theta.sin()])
     with torch.no_grad():
+        attention.q_proj.bias.copy_(query.repeat(heads))
         attention.k_proj.bias.copy_(torch.cat([strength, 0 * strength]).repeat(heads))
-        query = torch.cat([strength * angles.cos(), -strength * angles.sin()], dim=1)
-        attention.q_proj.bias.copy_(query.flatten())
         attention.q_proj.weight.mul_(0.1)
         attention.k_proj.weight.mul_(0.1)
+        torch.nn.init.eye_(attention.v_proj.weight)
+        torch.nn.init.eye_(attention.o_proj.weight)
+        attention.o_proj.weight.mul_(4.0)

@@ -27,7 +27,7 @@ from recipes.digits.world import INKS, QUESTIONS, TILE, solution
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 IMAGE_TOKENS_A_TILE = 4
-EMBEDDING_STD = 0.3
+EMBEDDING_STD = 1.0
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
