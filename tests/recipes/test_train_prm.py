@@ -1,0 +1,81 @@
+"""What the PRM's training recipe does to layers and to rows."""
+
+import random
+
+import torch
+
+from mpo.multimodal.loading import load_model
+from recipes.config import TrainPRMConfig
+from recipes.digits.deepen import deepen
+from recipes.train_prm import freeze_below, labelled_groups, with_injected_errors
+from rewards.splitting import split_on_blank_lines
+from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
+
+
+def group(*texts_and_counts: tuple[str, list[tuple[int, int]]]) -> RolloutGroup:
+    rollouts = tuple(
+        Rollout(Completion(text), mc=tuple(MonteCarloCount(*pair) for pair in counts))
+        for text, counts in texts_and_counts
+    )
+    return RolloutGroup(Problem("p", "q", answer="7"), rollouts)
+
+
+def config(**changes) -> TrainPRMConfig:
+    return TrainPRMConfig(groups="g", model="m", out="o", **changes)
+
+
+def labels(settings: TrainPRMConfig) -> list[tuple[float, ...]]:
+    rows, rejected = labelled_groups([group(("a\n\nb\n\nc", [(3, 4), (1, 4), (0, 4)]))], settings, 12)
+    assert rejected == 0
+    return [solution.labels for row in rows for solution in row.solutions]
+
+
+def test_hard_labels_are_one_above_the_threshold_and_soft_ones_are_the_counts():
+    assert labels(config()) == [(1.0, 1.0, 0.0)]
+    assert labels(config(threshold=0.5)) == [(1.0, 0.0, 0.0)]
+    assert labels(config(soft_labels=True)) == [(0.75, 0.25, 0.0)]
+
+
+def test_a_response_with_more_steps_than_the_format_takes_is_counted_not_clipped():
+    rows, rejected = labelled_groups([group(("a\n\nb", [(1, 1)] * 2), ("a\n\nb\n\nc", [(1, 1)] * 3))], config(), 2)
+    assert rejected == 1
+    assert [len(solution.steps) for solution in rows[0].solutions] == [2]
+
+
+def test_injected_copies_of_right_responses_differ_in_one_digit_and_are_wrong_from_there_on():
+    right, wrong = ("Red 7\n\nFinal answer: 7", [(4, 4), (4, 4)]), ("Red 3\n\nFinal answer: 3", [(0, 4), (0, 4)])
+    (row,), _ = labelled_groups([group(right, wrong)], config(), 12)
+    for seed in range(20):
+        injected = with_injected_errors(row, 5, random.Random(seed))
+        (copy,) = injected.solutions[2:]  # only the right response is copied
+        original = row.solutions[0]
+        changed = [i for i, (a, b) in enumerate(zip(original.steps, copy.steps, strict=True)) if a.text != b.text]
+        assert len(changed) == 1
+        before, after = original.steps[changed[0]].text, copy.steps[changed[0]].text
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+        assert copy.labels == tuple(1.0 if i < changed[0] else 0.0 for i in range(2))
+    assert split_on_blank_lines(right[0]) == original.steps  # the original is untouched
+
+
+def test_a_deepened_model_has_more_layers_and_only_they_and_the_head_train(policy_folder):
+    model = load_model(policy_folder)
+    layers = len(model.get_decoder().layers)
+    deepen(model, 2, seed=0)
+    freeze_below(model, 2)
+    assert len(model.get_decoder().layers) == model.config.text_config.num_hidden_layers == layers + 2
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    new = [f".layers.{layers}.", f".layers.{layers + 1}.", "language_model.norm.weight", "lm_head"]
+    assert trainable
+    assert all(any(part in name for part in new) for name in trainable)
+    assert not any("vision" in name for name in trainable)
+
+
+def test_the_first_new_layer_starts_out_copying_the_token_before(policy_folder):
+    model = load_model(policy_folder)
+    deepen(model, 1, seed=0)
+    model.set_attn_implementation("eager")
+    ids = torch.arange(30, 60)[None]
+    with torch.no_grad():
+        attention = model(input_ids=ids, output_attentions=True).attentions[-1][0]  # (heads, T, T)
+    one_back = attention[:, range(1, 30), range(29)]
+    assert one_back.mean() > 0.6
