@@ -118,11 +118,11 @@ def read_groups(folder: str | Path) -> list[RolloutGroup]:
         group = _validate(_GroupRow, row, folder / GROUPS, number)
         if group.problem_id not in problems:
             raise DataError(f"{folder / GROUPS}:{number}: no problem {group.problem_id!r} in {problems_of(folder)}")
+        with _naming(folder / GROUPS, number):
+            rollouts = tuple(_rollout(rollout) for rollout in group.rollouts)
         if group.problem_id in seen:
             raise DataError(f"{folder / GROUPS}:{number}: problem {group.problem_id!r} occurs twice")
         seen.add(group.problem_id)
-        with _naming(folder / GROUPS, number):
-            rollouts = tuple(_rollout(rollout) for rollout in group.rollouts)
         groups.append(RolloutGroup(problems[group.problem_id], rollouts))
     return groups
 

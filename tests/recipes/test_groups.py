@@ -147,6 +147,7 @@ def rollout_line(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        (rollout_line(), r"problem 'p' occurs twice"),
         ("{", r"not JSON"),
         (rollout_line(text=None), r"rollouts\.0\.text: Input should be a valid string"),
         (rollout_line(finish_reason="bored"), r"rollouts\.0\.finish_reason: .*\(got 'bored'\)"),
