@@ -15,6 +15,8 @@ SEEDS ?= 0 1 2
 
 # TRL sends a usage ping when a trainer is built; these runs send none unless you ask for it.
 export HF_HUB_DISABLE_TELEMETRY ?= 1
+# The recipes train on one device; several visible ones would be wrapped in nn.DataParallel.
+export CUDA_VISIBLE_DEVICES ?= 0
 
 .PHONY: help demo evidence test check bench clean
 

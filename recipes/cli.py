@@ -59,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(config)
     except (MPOError, _UsageError) as error:
         return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; finished stages are kept, this one starts again with the same command", file=sys.stderr)
         return 130
     return 0
 
@@ -98,7 +100,8 @@ def _help() -> str:
 
 
 def _refuse(message: str) -> int:
-    print(f"mpo: {' '.join(message.split())}", file=sys.stderr)
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(message.split()))
+    print(f"mpo: {line}", file=sys.stderr)
     return 2
 
 

@@ -164,6 +164,7 @@ class ReportConfig:
     run: Path = field(metadata={"help": "folder of `mpo pipeline` or `mpo evidence`"})
     out: Path | None = field(default=None, metadata={"help": "page to write; default RUN/report.html"})
     problems: int = field(default=24, metadata={"help": "problems shown with their responses"})
+    markdown: bool = field(default=False, metadata={"help": "print the tables as Markdown too"})
 
 
 @dataclass

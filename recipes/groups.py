@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +133,7 @@ def problems_of(folder: str | Path) -> Path:
     counts = manifest_of(folder)["counts"]
     if "problems" not in counts:
         raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
-    return Path(counts["problems"])
+    return Path(os.path.normpath(Path(folder) / counts["problems"]))
 
 
 def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
@@ -144,8 +145,8 @@ def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
 
 
 def _lines(path: Path) -> Iterable[tuple[int, Any]]:
-    if not path.exists():
-        raise StageError(f"{path} does not exist; expected one JSON object a line")
+    if not path.is_file():
+        raise StageError(f"{path} is not a file; expected one JSON object a line")
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_for_inference, load_processor
 from mpo.multimodal.messages import control_tokens_in
 from recipes.config import LabelConfig
@@ -43,6 +44,8 @@ def label(config: LabelConfig) -> Path:
             seed=config.seed,
         )
     labelled = [group for group in labelled if group.rollouts]
+    if not labelled:
+        raise DataError(f"no response of {len(groups)} problems could be labelled: {dict(rejected + undecided)}")
     write_groups(stage.out, labelled)
     total = sum(len(group.rollouts) for group in groups)
     out = sum(len(group.rollouts) for group in labelled)
@@ -59,6 +62,8 @@ def choose_responses(
     With `mixed_only`, a problem whose usable responses are all right or all wrong gives none: a PRM that sees
     mostly such problems learns how hard a picture is, not which step is wrong.
     """
+    if config.responses < 2:
+        raise ConfigError(f"responses must be at least 2, one right and one wrong, got {config.responses}")
     rng = random.Random(config.seed)
     chosen: list[RolloutGroup] = []
     rejected: Counter[str] = Counter()
@@ -91,6 +96,6 @@ def unusable(rollout: Rollout, processor: object) -> str | None:
         return "control token"
     if rollout.completion.finish_reason is FinishReason.LENGTH:
         return "truncated"
-    if rollout.verdict in (Verdict.TIMEOUT, Verdict.ERROR):
-        return "undecided verdict"
+    if rollout.verdict in (None, Verdict.TIMEOUT, Verdict.ERROR):
+        return "no verdict"
     return None

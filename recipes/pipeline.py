@@ -73,6 +73,8 @@ class Settings:
     def build(self, section: str, **given: Any) -> Any:
         """The section's stage config; `given` are the paths and seeds that the loop sets."""
         config_class = SECTIONS[section]
+        if set_twice := sorted(set(self.sections[section]) & set(given)):
+            raise ConfigError(f"{self.path}: {section}.{set_twice[0]} is set by the loop; remove it")
         values = {**self.sections[section], **given}
         try:
             return TypeAdapter(with_config(ConfigDict(extra="forbid"))(config_class)).validate_python(values)
@@ -185,6 +187,8 @@ def evidence(arguments: EvidenceArguments) -> Path:
     from recipes.tables import print_summary
 
     Settings(arguments.settings)
+    if arguments.jobs < 1 or len(set(arguments.seeds)) < len(arguments.seeds):
+        raise ConfigError(f"expected jobs >= 1 and different seeds, got {arguments.jobs} and {arguments.seeds}")
     runs = [arguments.run_dir / f"seed{seed}" for seed in arguments.seeds]
     commands = [_command(arguments.settings, run, seed) for seed, run in zip(arguments.seeds, runs, strict=True)]
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)

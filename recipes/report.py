@@ -24,7 +24,7 @@ from recipes.report_figures import best_at_k_figure, training_figures
 from recipes.report_problems import printable, problem_views
 from recipes.run import MANIFEST, manifest_of, write_atomic
 from recipes.summary import BASELINE, TRAINED, label, runs_of, summarise
-from recipes.tables import SELECTOR_LABELS, caption, percent, points, verdict
+from recipes.tables import SELECTOR_LABELS, caption, markdown_tables, percent, points, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
@@ -78,6 +78,8 @@ def report(run: str | Path, *, out: str | Path | None = None, problems: int = 24
 def report_stage(config: ReportConfig) -> Path:
     """`mpo report`: `report` with the command's settings, and say where the page is."""
     page = report(config.run, out=config.out, problems=config.problems)
+    if config.markdown:
+        print(markdown_tables(summarise(runs_of(config.run))))
     print(f"report: {page}")
     return page
 

@@ -41,6 +41,8 @@ class Stage:
         Raises:
             AssertionError: the account does not balance, which is a defect of ours.
         """
+        if "problems" in counts:  # relative to the folder, so that a run can be read from anywhere
+            counts = {**counts, "problems": os.path.relpath(counts["problems"], self.out)}
         if "in" in counts:
             assert counts["in"] == counts["out"] + sum(counts["rejected"].values()), (self.name, counts)
         manifest = {
@@ -106,7 +108,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def _digest(path: Path, stage: str) -> str:
-    """Content key of an input: of a finished stage its manifest's fingerprint, of a file its bytes."""
+    """Content key of an input: of a finished stage its fingerprint and its problems, of a file its bytes."""
     path = Path(path)
     if not path.exists():
         raise StageError(f"stage {stage}: input {path} does not exist; run the stage that writes it first")
@@ -114,7 +116,11 @@ def _digest(path: Path, stage: str) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     if (path / MANIFEST).exists():
         manifest = manifest_of(path)
-        return hashlib.sha256(json.dumps(manifest["fingerprint"], sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(manifest["fingerprint"], sort_keys=True).encode())
+        problems = path / manifest["counts"].get("problems", "")
+        if problems.is_file():  # groups name their problems by id: a changed answer is a changed input
+            digest.update(problems.read_bytes())
+        return digest.hexdigest()[:16]
     if (path / "config.json").exists():  # a model folder of the user's
         digest = hashlib.sha256((path / "config.json").read_bytes())
         for weights in sorted(path.glob("*.safetensors")):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from mpo.multimodal.errors import ImageError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_for_inference, load_processor
 from recipes.config import SampleConfig
@@ -15,11 +17,12 @@ from rewards.types import Problem, Rollout, RolloutGroup
 
 
 def sample(config: SampleConfig) -> Path:
-    """Draw, and write `groups.jsonl`. Every problem gets exactly `num_samples` rollouts."""
+    """Draw, and write `groups.jsonl`. Every problem gets exactly `num_samples` rollouts; one whose picture cannot be
+    decoded gets none and is counted, before anything is drawn."""
     stage = open_stage("sample", config, inputs=[config.policy, config.problems])
     if stage.complete:
         return stage.out
-    problems = list(read_problems(config.problems).values())
+    problems, unreadable = _readable(list(read_problems(config.problems).values()))
     asked = swapped(problems) if config.swap_images else problems
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
     generator = TransformersGenerator(
@@ -35,8 +38,24 @@ def sample(config: SampleConfig) -> Path:
         for problem, completions in zip(problems, drawn, strict=True)
     ]
     write_groups(stage.out, groups)
-    total = len(problems) * config.num_samples
-    return stage.finish({"in": total, "out": total, "rejected": {}, "problems": str(config.problems)})
+    out = len(problems) * config.num_samples
+    rejected = {reason: config.num_samples * count for reason, count in unreadable.items()}
+    counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
+    return stage.finish({**counts, "problems": str(config.problems)})
+
+
+def _readable(problems: list[Problem]) -> tuple[list[Problem], Counter[str]]:
+    """The problems whose pictures all decode, and reason → number of the others."""
+    kept, reasons = [], Counter[str]()
+    for problem in problems:
+        try:
+            for image in problem.images:
+                load_image(image)
+        except ImageError as error:
+            reasons[f"problem {problem.id}: {error}"] += 1
+        else:
+            kept.append(problem)
+    return kept, reasons
 
 
 def swapped(problems: list[Problem]) -> list[Problem]:

@@ -6,10 +6,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from mpo.multimodal.errors import ConfigError
 from recipes.config import ScoreConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from recipes.sample import swapped
+from rewards.aggregation import AGGREGATIONS
 from rewards.prm.model_prm import ModelPRM
 from rewards.scoring import score_groups
 from rewards.types import RolloutGroup
@@ -20,6 +22,8 @@ def score(config: ScoreConfig) -> Path:
     stage = open_stage("score", config, inputs=[config.groups, config.prm])
     if stage.complete:
         return stage.out
+    if config.aggregation not in AGGREGATIONS:
+        raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     groups = read_groups(config.groups)
     prm = ModelPRM.load(config.prm, batch_rows=config.batch_rows)
     asked = _with_swapped_images(groups) if config.swap_images else groups

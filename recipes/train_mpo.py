@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mpo.config import MPOConfig
+from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.messages import control_tokens_in
 from mpo.trainer import MPOTrainer
 from recipes.build_pairs import PAIRS
 from recipes.config import TrainMPOConfig
@@ -20,7 +23,11 @@ def train_mpo(config: TrainMPOConfig) -> Path:
     stage = open_stage("train-mpo", config, inputs=[config.policy, config.pairs])
     if stage.complete:
         return stage.out
-    rows = read_trl_parquet(config.pairs / PAIRS if config.pairs.is_dir() else config.pairs)
+    processor = load_processor(config.policy)
+    read = read_trl_parquet(config.pairs / PAIRS if config.pairs.is_dir() else config.pairs)
+    rows = read.filter(lambda row: not _has_control_token(processor, row), load_from_cache_file=False)
+    if not len(rows):
+        raise DataError(f"{config.pairs} holds no usable pair ({len(read)} rows); build pairs first")
     arguments = MPOConfig(
         **training_defaults(stage.out, config),
         per_device_train_batch_size=config.batch_size,
@@ -31,10 +38,15 @@ def train_mpo(config: TrainMPOConfig) -> Path:
         logging_steps=10,
         logging_first_step=True,  # 0.8318 + L_g where policy = reference
     )
-    trainer = MPOTrainer(
-        load_model(config.policy), args=arguments, train_dataset=rows, processing_class=load_processor(config.policy)
-    )
+    trainer = MPOTrainer(load_model(config.policy), args=arguments, train_dataset=rows, processing_class=processor)
     trainer.train()
     trainer.save_model(str(stage.out))
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
-    return stage.finish({"in": len(rows), "out": len(rows), "rejected": {}})
+    dropped = len(read) - len(rows)
+    rejected = {"control token in a response": dropped} if dropped else {}
+    return stage.finish({"in": len(read), "out": len(rows), "rejected": rejected})
+
+
+def _has_control_token(processor: Any, row: dict[str, Any]) -> bool:
+    texts = [block["text"] or "" for side in ("chosen", "rejected") for turn in row[side] for block in turn["content"]]
+    return any(control_tokens_in(processor, text) for text in texts)

@@ -13,24 +13,31 @@ from rewards.verification import MathVerifier
 
 
 def verify(config: VerifyConfig) -> Path:
-    """Check every final answer with math-verify in killable workers."""
+    """Check every final answer with math-verify in killable workers.
+
+    A problem without a reference answer cannot be checked: its rollouts keep verdict `None` and are counted.
+    """
     stage = open_stage("verify", config, inputs=[config.groups])
     if stage.complete:
         return stage.out
     groups = read_groups(config.groups)
-    pairs = [(group.problem, rollout.completion.text) for group in groups for rollout in group.rollouts]
+    checkable = [group for group in groups if (group.problem.answer or "").strip()]
+    pairs = [(group.problem, rollout.completion.text) for group in checkable for rollout in group.rollouts]
     with MathVerifier(workers=config.workers, timeout_s=config.timeout_s) as verifier:
         verdicts = iter(verifier.verify_many(pairs))
     verified = [
         RolloutGroup(group.problem, tuple(rollout.with_(verdict=next(verdicts)) for rollout in group.rollouts))
+        if (group.problem.answer or "").strip()
+        else group
         for group in groups
     ]
     write_groups(stage.out, verified)
     found = Counter(str(verdict_of(rollout)) for group in verified for rollout in group.rollouts)
-    counts = {"in": len(pairs), "out": len(pairs), "rejected": {}, "verdicts": dict(sorted(found.items()))}
+    total = sum(len(group.rollouts) for group in groups)
+    counts = {"in": total, "out": total, "rejected": {}, "verdicts": dict(sorted(found.items()))}
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
 
 
 def verdict_of(rollout: Rollout) -> str:
-    """The verdict's name, "none" if there is none yet."""
+    """The verdict's name, "none" if there is none: the problem has no reference answer."""
     return rollout.verdict.value if rollout.verdict else "none"

@@ -26,7 +26,7 @@ from rewards.types import Problem
 
 def warm_start(config: WarmStartConfig) -> Path:
     """Train `config.policy` on the demonstrations; write model and processor to `config.out`."""
-    stage = open_stage("warm-start", config, inputs=[config.demonstrations])
+    stage = open_stage("warm-start", config, inputs=[config.policy, config.demonstrations])
     if stage.complete:
         return stage.out
     groups = read_groups(config.demonstrations)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,11 +21,15 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 40_000_000
 
 
-def load_image(image: str | Path | Image.Image, *, root: str | Path | None = None) -> Image.Image:
+ImageSource = str | Path | bytes | Mapping[str, Any] | Image.Image
+
+
+def load_image(image: ImageSource, *, root: str | Path | None = None) -> Image.Image:
     """Decode one image to RGB.
 
     Args:
-        image: a local path, or a PIL image (which is only converted).
+        image: a local path, encoded bytes, an undecoded `datasets` image `{"bytes", "path"}` (its path is never
+            opened), or a PIL image (which is only converted).
         root: folder that a path must stay inside; relative paths are resolved against it.
 
     Returns:
@@ -39,22 +45,34 @@ def load_image(image: str | Path | Image.Image, *, root: str | Path | None = Non
     """
     if isinstance(image, Image.Image):
         return _to_rgb(image)
-    path = resolve_inside(image, root)
+    if isinstance(image, Mapping):
+        image = _embedded(image)
+    source, path = (
+        (io.BytesIO(image), Path("<bytes>")) if isinstance(image, bytes) else (None, resolve_inside(image, root))
+    )
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(source or path, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise ImageError(f"image {path.name!r} has {width}x{height} pixels, over the cap of {MAX_PIXELS}")
             opened.load()
             return _to_rgb(opened)
     except FileNotFoundError as error:
-        raise ImageError(f"image {path.name!r} does not exist in {path.parent}") from error
+        raise ImageError(f"image {path.name!r} does not exist in {str(path.parent)!r}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(
             f"image {path.name!r} cannot be decoded ({error}); allowed formats: {', '.join(FORMATS)}"
         ) from error
+
+
+def _embedded(image: Mapping[str, Any]) -> bytes:
+    if not isinstance(image.get("bytes"), bytes):
+        raise ImageError(
+            "an image row holds no bytes; expected embedded bytes: a path inside a data file is not opened"
+        )
+    return image["bytes"]
 
 
 def resolve_inside(path: str | Path, root: str | Path | None) -> Path:

@@ -1,7 +1,7 @@
 """`mpo deepen`: the model that the digits' PRM starts from, the policy with more layers on top.
 
 A real PRM starts from a model of billions of parameters that can already compare a claim with a picture. The tiny
-policy has three layers, all busy reading; a PRM trained on those alone stays blind to the picture (docs/log.md).
+policy has three layers, all busy reading. The new layers alone are trained; how far that gets stands in docs/log.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def deepen(model: Any, extra_layers: int, *, seed: int) -> None:
 
     Checking an answer needs layers above those that read the picture: whether "Red 7" is right shows in what the
     policy expected at "Red" and in the token that came. The first new layer starts out with both at hand
-    (`_look_one_back`); the others start like any layer.
+    (`_look_one_back`); the others start like any layer. No effect of that start was measured (docs/log.md); the
+    published run has it.
     """
     text = model.model.language_model
     config = text.config

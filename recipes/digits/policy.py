@@ -55,7 +55,7 @@ def build_policy(directory: str | Path, *, seed: int, size: PolicySize | None = 
     processor = build_processor()
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration(_config(processor, size))
-    # A token must stay recognisable in the residual stream above the layers that read the picture (docs/log.md).
+    # So that a token stays recognisable in the residual stream (norm 43 at the top, 10 for an embedding of std 1).
     torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=EMBEDDING_STD)
     directory = Path(directory)
     model.save_pretrained(directory)

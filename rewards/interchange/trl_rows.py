@@ -89,7 +89,9 @@ def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
 
 
 def read_trl_parquet(path: str | Path) -> datasets.Dataset:
-    """The rows of a file that `write_trl_parquet` wrote; `images` come back as PIL images.
+    """The rows of a file in TRL's format; `images` come back undecoded, for `mpo.multimodal.images.load_image`.
+
+    The file may be anyone's: neither `datasets` nor Pillow decodes its images or opens a path that it names.
 
     Arrow gives every content entry the same keys, so an image placeholder reads `{"type": "image", "text": None}`,
     as in TRL's own vision datasets.
@@ -101,21 +103,21 @@ def read_trl_parquet(path: str | Path) -> datasets.Dataset:
     import pyarrow.parquet as pq
 
     if not Path(path).is_file():
-        raise StageError(f"no preference pairs at {path}: expected a Parquet file; run `mpo build-pairs` first")
-    features = trl_features()
+        raise StageError(f"no preference pairs at {path}: expected a Parquet file; run `mpo pairs` first")
+    features = trl_features(decode=False)
     if pq.read_metadata(path).num_rows == 0:  # from_parquet refuses a file without rows
         return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     return datasets.Dataset.from_parquet(str(path), features=features)
 
 
-def trl_features() -> datasets.Features:
-    """The columns of a TRL row with their types; `images` is a list of `datasets.Image`."""
+def trl_features(*, decode: bool = True) -> datasets.Features:
+    """The columns of a TRL row with their types; `images` is a list of `datasets.Image`, decoded or not."""
     from datasets import Features, Image, List, Value
 
     message = {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
     return Features(
         {
-            "images": List(Image()),
+            "images": List(Image(decode=decode)),
             "prompt": List(message),
             "chosen": List(message),
             "rejected": List(message),

@@ -219,3 +219,14 @@ def test_a_path_stays_inside_its_root(tmp_path: Path) -> None:
     for inside in ("sub/x.png", "sub/../sub/x.png", str(root / "sub" / "x.png"), "inner.png"):
         assert load_image(inside, root=root).getpixel((0, 0)) == (255, 0, 0)
     assert resolve_inside("sub/x.png", root) == (root / "sub" / "x.png").resolve()
+
+
+def test_embedded_bytes_are_read_and_a_path_in_a_data_row_never_is(tmp_path: Path) -> None:
+    path = tmp_path / "secret.png"
+    Image.new("RGB", (2, 1), (1, 2, 3)).save(path)
+    assert load_image(path.read_bytes()).getpixel((0, 0)) == (1, 2, 3)
+    assert load_image({"bytes": path.read_bytes(), "path": None}).size == (2, 1)
+    with pytest.raises(ImageError, match="a path inside a data file is not opened"):
+        load_image({"bytes": None, "path": str(path)})
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n")

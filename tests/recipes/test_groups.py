@@ -166,7 +166,7 @@ def test_a_damaged_group_is_named(tmp_path: Path, line: str, said: str) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"gone\.jsonl does not exist"):
+    with pytest.raises(StageError, match=r"gone\.jsonl is not a file"):
         read_problems(tmp_path / "gone.jsonl")
     (tmp_path / "half").mkdir()
     with pytest.raises(StageError, match="holds no finished stage"):

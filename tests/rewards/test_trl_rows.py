@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from mpo.multimodal.errors import ImageError, StageError
+from mpo.multimodal.images import load_image
 from rewards.interchange.trl_rows import read_trl_parquet, to_trl_row, trl_features, write_trl_parquet
 from rewards.types import Completion, FinishReason, PreferencePair, Problem
 
@@ -51,8 +52,8 @@ def test_round_trip_keeps_pixels_texts_and_flags(tmp_path):
     rows = list(read_trl_parquet(tmp_path / "out" / "pairs.parquet"))
     assert [row["problem_id"] for row in rows] == ["a", "b", "c"]
     assert [len(row["images"]) for row in rows] == [2, 0, 1]
-    assert rows[0]["images"][0].convert("RGB").tobytes() == red.tobytes()
-    assert rows[0]["images"][1].getpixel((0, 0)) == (255, 255, 255)  # transparent -> white
+    assert load_image(rows[0]["images"][0]).tobytes() == red.tobytes()
+    assert load_image(rows[0]["images"][1]).getpixel((0, 0)) == (255, 255, 255)  # transparent -> white
     assert rows[0]["prompt"][0]["content"][0]["type"] == "image"
     assert rows[0]["chosen"][0]["content"][0]["text"] == "two\n\nFinal answer: 2"
     assert [row["rejected_truncated"] for row in rows] == [False, False, True]
@@ -75,14 +76,14 @@ def test_same_pairs_give_the_same_bytes_and_leave_nothing_behind(tmp_path):
     assert len(digests) == 1
     assert sorted(path.name for path in tmp_path.glob("*parquet*")) == ["a.parquet", "b.parquet"]
     rows = read_trl_parquet(tmp_path / "a.parquet")
-    assert [row["images"][0].getpixel((0, 0))[0] for row in rows] == list(range(130))
+    assert [load_image(row["images"][0]).getpixel((0, 0))[0] for row in rows] == list(range(130))
 
 
 def test_images_of_a_generator_are_never_mixed_up(tmp_path):
     pairs = (pair_of(f"p{i}", images=(Image.new("RGB", (1, 1), (i, 0, 0)),)) for i in range(200))
     write_trl_parquet(pairs, tmp_path / "pairs.parquet")
     rows = read_trl_parquet(tmp_path / "pairs.parquet")
-    assert [row["images"][0].getpixel((0, 0))[0] for row in rows] == list(range(200))
+    assert [load_image(row["images"][0]).getpixel((0, 0))[0] for row in rows] == list(range(200))
 
 
 def test_a_bad_image_leaves_the_old_file_untouched(tmp_path):
@@ -111,7 +112,7 @@ def test_zero_rows_and_missing_file(tmp_path):
     assert write_trl_parquet([], tmp_path / "empty.parquet") == 0
     empty = read_trl_parquet(tmp_path / "empty.parquet")
     assert (len(empty), empty.column_names) == (0, list(trl_features()))
-    with pytest.raises(StageError, match="build-pairs"):
+    with pytest.raises(StageError, match="mpo pairs"):
         read_trl_parquet(tmp_path / "nothing.parquet")
 
 
@@ -122,3 +123,17 @@ def test_a_file_is_replaced_not_rewritten_in_place(tmp_path):
     reader.hardlink_to(path)
     write_trl_parquet([pair_of("new")], path)
     assert reader.read_bytes() == before != path.read_bytes()
+
+
+def test_a_foreign_file_is_not_decoded_and_its_paths_are_not_opened(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (1, 1)).save(secret)
+    row = to_trl_row(pair_of("a")) | {"images": [{"bytes": None, "path": str(secret)}]}
+    schema = trl_features().arrow_schema
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), tmp_path / "foreign.parquet")
+    (read,) = read_trl_parquet(tmp_path / "foreign.parquet")
+    with pytest.raises(ImageError, match="a path inside a data file is not opened"):
+        load_image(read["images"][0])
