@@ -106,7 +106,7 @@ def test_every_step_shows_its_score(tmp_path):
     html = report(run, problems=40).read_text()
     for line in (run / "test" / "mpo" / "scored" / "groups.jsonl").read_text().splitlines():
         for rollout in json.loads(line)["rollouts"]:
-            assert f'<span class="reward" title="reward: the mean of the step scores">{rollout["reward"]:.2f}' in html
+            assert f'<span class="reward" title="reward: the step scores in one number">{rollout["reward"]:.2f}' in html
             for score in rollout["step_scores"]:
                 assert f"<small>{score:.2f}</small>" in html
 
