@@ -79,13 +79,12 @@ def arms_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
     return header, rows
 
 
-def best_of_n_table(summary: Mapping[str, Any], *, spread: bool = True) -> tuple[Header, Rows]:
-    """One row an arm and selector, one column a k; without `spread` only the means."""
+def best_of_n_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
+    """One row an arm and selector, one column a k, each with its interval."""
     header = ["arm", "selector", *(f"k = {k}" for k in summary["ks"])]
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for row in summary["best_of_n"]:
-        text = interval(row) if spread else percent(row["mean"])
-        cells.setdefault((row["label"], row["selector"]), {})[row["k"]] = text
+        cells.setdefault((row["label"], row["selector"]), {})[row["k"]] = interval(row)
     rows = [
         [label, SELECTOR_LABELS[selector], *(by_k.get(k, "–") for k in summary["ks"])]
         for (label, selector), by_k in cells.items()
@@ -152,7 +151,7 @@ def print_summary(summary: Mapping[str, Any], *, console: Console | None = None)
 
 
 def markdown_tables(summary: Mapping[str, Any]) -> str:
-    """All tables for the README, best-of-N with means only."""
+    """All tables for the README, with their intervals."""
     parts = [f"**{title}**\n\n{_markdown_table(header, rows)}" for title, (header, rows) in _titled(summary) if rows]
     return "\n\n".join([*parts, f"{caption(summary)[0].upper()}{caption(summary)[1:]}."]) + "\n"
 
@@ -163,7 +162,7 @@ _REASONS = ("truncated", "no_final_answer", "repetition")
 def _titled(summary: Mapping[str, Any]) -> list[tuple[str, tuple[Header, Rows]]]:
     return [
         ("Accuracy of the arms", arms_table(summary)),
-        ("Best of k", best_of_n_table(summary, spread=False)),
+        ("Best of k", best_of_n_table(summary)),
         ("Claims, in percentage points", claims_table(summary)),
         ("Process reward model", prm_table(summary)),
     ]

@@ -153,6 +153,6 @@ def test_written_printed_and_in_markdown(golden):
     assert max(map(len, screen.getvalue().splitlines())) <= 80
     text = markdown_tables(summary)
     assert "| MPO | – | 62.5 [50.0, 75.0] |" in text
-    assert "| MPO | PRM best of k | 62.5 | 50.0 |" in text
+    assert "| MPO | PRM best of k | 62.5 [50.0, 75.0] | 50.0 [" in text
     assert "| MPO > warm start (sampled) | +37.5 [+25.0, +50.0] | +50.0, +25.0 | holds |" in text
     assert "[red]bold\\|�[31m" in text
