@@ -6,6 +6,7 @@ model picks chosen and rejected answers, MPO trains the policy on them, and the 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -87,19 +88,11 @@ class Settings:
 
 def pipeline(arguments: PipelineArguments) -> Path:
     """Run every stage that is not yet complete, then summarise and write the page."""
-    from recipes.report import report
-    from recipes.summary import summarise, write_summary
-    from recipes.tables import print_summary
-
     settings = Settings(arguments.settings)
     if unknown := sorted(set(arguments.arms) - set(ARMS)):
         raise ConfigError(f"unknown arm {unknown[0]!r}: expected some of {', '.join(ARMS)}")
     loop(settings, arguments.run_dir, arguments.seed, arguments.arms)
-    write_summary([arguments.run_dir], arguments.run_dir / "summary.json")
-    page = report(arguments.run_dir)
-    print_summary(summarise([arguments.run_dir]))
-    print(f"report: {page}")
-    return page
+    return _publish([arguments.run_dir], arguments.run_dir)
 
 
 def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
@@ -182,10 +175,6 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
 
 def evidence(arguments: EvidenceArguments) -> Path:
     """Every arm, every seed, one table; seeds run in their own processes, `jobs` at a time."""
-    from recipes.report import report
-    from recipes.summary import summarise, write_summary
-    from recipes.tables import print_summary
-
     Settings(arguments.settings)
     if arguments.jobs < 1 or len(set(arguments.seeds)) < len(arguments.seeds):
         raise ConfigError(f"expected jobs >= 1 and different seeds, got {arguments.jobs} and {arguments.seeds}")
@@ -197,9 +186,18 @@ def evidence(arguments: EvidenceArguments) -> Path:
     if any(codes):
         failed = [str(run) for run, code in zip(runs, codes, strict=True) if code]
         raise StageError(f"these runs failed, see above; run the same command again to go on: {', '.join(failed)}")
-    write_summary(runs, arguments.run_dir / "summary.json")
-    page = report(arguments.run_dir)
-    print_summary(summarise(runs))
+    return _publish(runs, arguments.run_dir)
+
+
+def _publish(runs: list[Path], folder: Path) -> Path:
+    """`summary.json`, the page, and the tables in the terminal."""
+    from recipes.report import report
+    from recipes.summary import write_summary
+    from recipes.tables import print_summary
+
+    summary = write_summary(runs, folder / "summary.json")
+    page = report(folder)
+    print_summary(json.loads(summary.read_text()))
     print(f"report: {page}")
     return page
 

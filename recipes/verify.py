@@ -21,13 +21,12 @@ def verify(config: VerifyConfig) -> Path:
     if stage.complete:
         return stage.out
     groups = read_groups(config.groups)
-    checkable = [group for group in groups if (group.problem.answer or "").strip()]
-    pairs = [(group.problem, rollout.completion.text) for group in checkable for rollout in group.rollouts]
+    pairs = [(g.problem, rollout.completion.text) for g in groups if _has_answer(g) for rollout in g.rollouts]
     with MathVerifier(workers=config.workers, timeout_s=config.timeout_s) as verifier:
         verdicts = iter(verifier.verify_many(pairs))
     verified = [
         RolloutGroup(group.problem, tuple(rollout.with_(verdict=next(verdicts)) for rollout in group.rollouts))
-        if (group.problem.answer or "").strip()
+        if _has_answer(group)
         else group
         for group in groups
     ]
@@ -36,6 +35,10 @@ def verify(config: VerifyConfig) -> Path:
     total = sum(len(group.rollouts) for group in groups)
     counts = {"in": total, "out": total, "rejected": {}, "verdicts": dict(sorted(found.items()))}
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+def _has_answer(group: RolloutGroup) -> bool:
+    return bool((group.problem.answer or "").strip())
 
 
 def verdict_of(rollout: Rollout) -> str:
