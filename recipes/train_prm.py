@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainingArguments
 
@@ -43,9 +42,9 @@ def train_prm(config: TrainPRMConfig) -> Path:
         **training_defaults(stage.out, config), per_device_train_batch_size=config.batch_groups, logging_steps=50
     )
     model = load_model(config.model)
-    if config.trained_layers:
-        freeze_below(model, config.trained_layers)
-    trainer = PRMTrainer(model, load_processor(config.model), prm_format, arguments, groups)
+    trainer = PRMTrainer(
+        model, load_processor(config.model), prm_format, arguments, groups, text_weight=config.text_weight
+    )
     trainer.train()
     trainer.save_model(str(stage.out))
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
@@ -68,17 +67,9 @@ def labelled_groups(
     return labelled, rejected
 
 
-def freeze_below(model: Any, layers: int) -> None:
-    """Leave only the last `layers` decoder layers, the final norm and the LM head trainable."""
-    decoder = model.get_decoder()
-    model.requires_grad_(False)
-    for part in (*decoder.layers[-layers:], decoder.norm, model.get_output_embeddings()):
-        part.requires_grad_(True)
-
-
 def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -> LabelledGroup:
     """The group, and up to `count` of its right responses again with one wrong digit."""
-    right = [solution for solution in group.solutions if solution.labels[-1] == 1.0]
+    right = [solution for solution in group.solutions if solution.ends_right]
     copies = [with_wrong_digit(solution, rng) for solution in rng.sample(right, min(count, len(right)))]
     return replace(group, solutions=(*group.solutions, *(copy for copy in copies if copy)))
 
@@ -89,5 +80,8 @@ def _labelled(group: RolloutGroup, rollout: Rollout, config: TrainPRMConfig) -> 
             f"problem {group.problem.id!r} has a rollout without step labels; run `mpo label-steps`"
         )
     values = [count.value for count in rollout.mc]
-    labels = values if config.soft_labels else [float(value > config.threshold) for value in values]
+    labels: list[float | None] = [*values] if config.soft_labels else [float(v > config.threshold) for v in values]
+    if config.until_first_error and 0.0 in values:
+        after = values.index(0.0) + 1
+        labels[after:] = [None] * len(labels[after:])
     return LabelledSolution(split_on_blank_lines(rollout.completion.text), tuple(labels))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mpo.multimodal.logps import sum_logps
+from mpo.multimodal.prefix import IGNORED
 
 
 def response_logps(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -41,10 +42,45 @@ def logits_at(
     Returns:
         For each row, float32 logits (S, K).
     """
-    device = inputs["input_ids"].device
     wanted = sorted({position for row in positions for position in row})
     column = {position: index for index, position in enumerate(wanted)}
-    model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
-    logits = model(**model_inputs, use_cache=False, logits_to_keep=torch.tensor(wanted, device=device)).logits
-    read = logits[:, :, list(token_ids)].float()  # (B, len(wanted), K)
+    read = _logits(model, inputs, wanted)[:, :, list(token_ids)]  # (B, len(wanted), K)
     return [read[i, [column[position] for position in row]] for i, row in enumerate(positions)]
+
+
+def logits_and_text_logps(
+    model: Any, inputs: Mapping[str, Tensor], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+) -> tuple[list[Tensor], Tensor]:
+    """What `logits_at` gives, and the log-probability of every labelled text token, from one forward pass.
+
+    The tokens that are read, e.g. `+` and `-`, take no part in the text's softmax, so the two readings of the head do
+    not pull at each other; a label that is one of them is left out. Logits of the labelled columns exist over the
+    whole vocabulary, (B, T', V) float32.
+
+    Args:
+        model, inputs, positions, token_ids: as in `logits_at`; `labels` (B, T) mark the text.
+
+    Returns:
+        For each row, float32 logits (S, K); log-probs of all labelled tokens together, float32 (N,).
+    """
+    labels = inputs["labels"].masked_fill(torch.isin(inputs["labels"], _ids(token_ids, inputs)), IGNORED)
+    predicted = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten().tolist()  # columns that predict a text token
+    wanted = sorted({position for row in positions for position in row} | set(predicted))
+    logits = _logits(model, inputs, wanted)  # (B, len(wanted), V)
+    column = {position: index for index, position in enumerate(wanted)}
+    read = [logits[i, [column[p] for p in row]][:, list(token_ids)] for i, row in enumerate(positions)]
+    targets = labels[:, [position + 1 for position in predicted]]  # (B, len(predicted))
+    scored = logits[:, [column[position] for position in predicted]][targets != IGNORED]  # (N, V)
+    text = scored.index_fill(1, _ids(token_ids, inputs), float("-inf")).log_softmax(dim=-1)
+    return read, text.gather(1, targets[targets != IGNORED][:, None]).squeeze(1)
+
+
+def _logits(model: Any, inputs: Mapping[str, Tensor], columns: Sequence[int]) -> Tensor:
+    """Float32 logits (B, len(columns), V) of a few columns of the batch."""
+    model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+    kept = torch.tensor(columns, device=inputs["input_ids"].device)
+    return model(**model_inputs, use_cache=False, logits_to_keep=kept).logits.float()
+
+
+def _ids(token_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> Tensor:
+    return torch.tensor(list(token_ids), device=inputs["input_ids"].device)

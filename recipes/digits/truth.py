@@ -13,7 +13,8 @@ from recipes.digits.world import INKS, answer_of, running_result
 from rewards.types import Problem
 
 _INK = "|".join(INKS)
-_READ = re.compile(rf"^(?:See|Read|Find) ({_INK}) (\d) → (.*)$")
+_READ = re.compile(rf"^(?:See|Read|Find) ({_INK}) (\d)$")
+_NOW = re.compile(r"^Now (.*)$")
 _CHECK = re.compile(rf"^Check: See ({_INK}) (\d)$")
 _FINAL = re.compile(r"^Final answer: (\d+)$")
 
@@ -27,8 +28,8 @@ def step_truth(problem: Problem, steps: Sequence[str]) -> list[bool]:
 
     Example:
         >>> p = Problem("p", "", meta={"kind": "sum", "digits": {"Red": 3, "Blue": 9}})
-        >>> step_truth(p, ["See Red 3 → 3", "See Blue 8 → 1", "Final answer: 1"])
-        [True, False, False]
+        >>> step_truth(p, ["See Red 3", "Now 3", "See Blue 8", "Now 1", "Final answer: 1"])
+        [True, True, False, False, False]
     """
     reader = _Reader(problem.meta["kind"], problem.meta["digits"])
     labels: list[bool] = []
@@ -49,8 +50,10 @@ class _Reader:
         if match := _READ.match(step):
             new = match[1] not in self.read
             self.read.append(match[1])
+            return new and self.digits.get(match[1]) == int(match[2])
+        if match := _NOW.match(step):
             seen = [self.digits.get(ink, -1) for ink in self.read]
-            return new and seen[-1] == int(match[2]) and match[3] == running_result(self.kind, seen)
+            return bool(seen) and match[1] == running_result(self.kind, seen)
         if match := _CHECK.match(step):
             return self.digits.get(match[1]) == int(match[2])
         match = _FINAL.match(step)

@@ -2,10 +2,10 @@
 
 scikit-learn ships 1,797 scans of handwritten digits (8x8 grey values, UCI Optical Recognition of Handwritten
 Digits). 2 to 5 of them stand side by side in one picture, one 32x32 tile each, each in an ink of its own; a question
-asks for the last digit of their sum, for the largest minus the smallest, or how many are even. An answer reads one
-digit a step, names it by its ink, carries the running result along, and ends in `Final answer: …`; steps are separated
-by blank lines. Order of reading, wording and optional checks vary, so that one problem has many right answers, as real
-reasoning does.
+asks for the last digit of their sum, for the largest minus the smallest, or for the largest number that they make. An
+answer names one digit a step by its ink, carries the running result along in the step after it, and ends in
+`Final answer: …`; steps are separated by blank lines. Order of reading, wording and optional checks vary, so that one
+problem has many right answers, as real reasoning does.
 
 The scans are split into five parts before anything else happens, so a scan seen in one stage never occurs in
 another: `warm_start`, `prm`, `preference`, `development`, `test`.
@@ -29,7 +29,7 @@ SPLITS = {"warm_start": 0.05, "prm": 0.42, "preference": 0.25, "development": 0.
 QUESTIONS = {
     "sum": "What is the last digit of the sum?",
     "range": "What is the largest digit minus the smallest?",
-    "even": "How many digits are even?",
+    "number": "What is the largest number that these digits make?",
 }
 INKS = {  # name → RGB
     "Red": (215, 25, 30),
@@ -101,14 +101,14 @@ def answer_of(kind: str, digits: Sequence[int]) -> int:
     """The answer to a question kind.
 
     Example:
-        >>> [answer_of(kind, (3, 8, 2)) for kind in ("sum", "range", "even")]
-        [3, 6, 2]
+        >>> [answer_of(kind, (3, 8, 2)) for kind in ("sum", "range", "number")]
+        [3, 6, 832]
     """
     if kind == "sum":
         return sum(digits) % 10
     if kind == "range":
         return max(digits) - min(digits)
-    return sum(digit % 2 == 0 for digit in digits)
+    return int("".join(map(str, sorted(digits, reverse=True))))
 
 
 def scenes(split: str, count: int, seed: int, *, lengths: Sequence[int] = (2, 3, 4, 5)) -> list[Scene]:
@@ -141,7 +141,7 @@ def solution(kind: str, digits: Mapping[str, int], rng: random.Random) -> str:
 
     Example:
         >>> print(solution("sum", {"Red": 3, "Blue": 9}, random.Random(1)).replace("\\n\\n", " ¶ "))
-        See Blue 9 → 9 ¶ See Red 3 → 2 ¶ Final answer: 2
+        See Blue 9 ¶ Now 9 ¶ See Red 3 ¶ Now 2 ¶ Final answer: 2
     """
     inks = list(digits)
     order = rng.choice((inks, inks[::-1], rng.sample(inks, len(inks))))
@@ -149,7 +149,7 @@ def solution(kind: str, digits: Mapping[str, int], rng: random.Random) -> str:
     steps = []
     for count, ink in enumerate(order, start=1):
         running = running_result(kind, [digits[seen] for seen in order[:count]])
-        steps.append(f"{wording.format(ink=ink, digit=digits[ink])} → {running}")
+        steps += [wording.format(ink=ink, digit=digits[ink]), f"Now {running}"]
     if rng.random() < 0.2:
         ink = rng.choice(inks)
         steps.append(f"Check: {WORDINGS[0].format(ink=ink, digit=digits[ink])}")
@@ -160,8 +160,8 @@ def running_result(kind: str, read: Sequence[int]) -> str:
     """What a step carries along after the digits read so far.
 
     Example:
-        >>> [running_result(kind, (3, 8)) for kind in ("sum", "range", "even")]
-        ['1', '3 to 8', '1']
+        >>> [running_result(kind, (3, 8)) for kind in ("sum", "range", "number")]
+        ['1', '3 to 8', '83']
     """
     if kind == "range":
         return f"{min(read)} to {max(read)}"

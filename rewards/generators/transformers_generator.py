@@ -31,7 +31,7 @@ class SamplingParams:
 
 
 class TransformersGenerator:
-    """Draws n completions a problem; the prompt's images are encoded once for all n.
+    """Draws n completions a problem; the prompt and its images go through the model once for all n.
 
     Args:
         model: an image-text-to-text model, already on its device.
@@ -81,14 +81,34 @@ class TransformersGenerator:
         prompts = [self._encode(problem) for problem, _ in batch]
         prefix_ids = [encode(start, add_special_tokens=False)["input_ids"] if start else [] for _, start in batch]
         rows = stack_rows(prompts, prefix_ids, pad_token_id=encode.pad_token_id, side="left")
-        inputs = {key: value.to(self.model.device) for key, value in rows.items() if key != "labels"}
+        inputs: dict[str, Any] = {key: value.to(self.model.device) for key, value in rows.items() if key != "labels"}
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.inference_mode():
             torch.manual_seed(_derived_seed(seed, batch))
-            generated = self.model.generate(**inputs, **self._settings(n))
+            copied = self._prefilled(inputs, n) if n > 1 else None
+            generated = self.model.generate(**(copied or inputs), **self._settings(1 if copied else n))
         texts = generated[:, inputs["input_ids"].shape[1] :].tolist()
         completions = [self._completion(ids) for ids in texts]
         return [completions[i : i + n] for i in range(0, len(completions), n)]
+
+    def _prefilled(self, inputs: dict[str, Any], n: int) -> dict[str, Any] | None:
+        """Run B prompts without their last token through the model, and copy their cache n times.
+
+        Returns:
+            What `generate` needs to go on from there, B·n rows; None where a layer of the cache cannot be copied (a
+            recurrent state): then `generate` expands the prompts itself.
+        """
+        shape = inputs["input_ids"].shape
+        shorter = {key: value[:, :-1] if value.shape == shape else value for key, value in inputs.items()}
+        once = {**NEUTRAL, "do_sample": False, "max_new_tokens": 1, "return_dict_in_generate": True}
+        cache = self.model.generate(
+            **shorter, **once, pad_token_id=self.processor.tokenizer.pad_token_id
+        ).past_key_values
+        if not all(hasattr(layer, "batch_repeat_interleave") for layer in getattr(cache, "layers", [None])):
+            return None
+        cache.batch_repeat_interleave(n)
+        rows = {key: inputs[key].repeat_interleave(n, dim=0) for key in ("input_ids", "attention_mask")}
+        return {**rows, "past_key_values": cache}
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
         text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])

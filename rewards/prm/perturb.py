@@ -2,8 +2,8 @@
 
 Sampled errors are rare and unlike each other; a small model learns from them how hard a picture is, and not to
 compare what is written with what is shown. A right response beside its own copy with one wrong digit differs in
-nothing else, so only the comparison tells them apart. The label is presumed, not measured: 0 from the changed step
-on, and the counts of the original before it.
+nothing else, so only the comparison tells them apart. The labels are presumed, not measured: those of the original
+before the changed step, 0 at it, and none after it, since those steps follow from something wrong.
 """
 
 from __future__ import annotations
@@ -39,4 +39,4 @@ def with_wrong_digit(solution: LabelledSolution, rng: random.Random) -> Labelled
     digit = rng.choice([other for other in "0123456789" if other != step.text[position]])
     changed = replace(step, text=step.text[:position] + digit + step.text[position + 1 :])
     steps = (*solution.steps[:chosen], changed, *solution.steps[chosen + 1 :])
-    return LabelledSolution(steps, (*solution.labels[:chosen], *[0.0] * (len(steps) - chosen)))
+    return LabelledSolution(steps, (*solution.labels[:chosen], 0.0, *[None] * (len(steps) - chosen - 1)))

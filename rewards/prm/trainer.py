@@ -1,7 +1,11 @@
 """Train a process reward model on step labels.
 
-L = −Σ_steps [m·log P(+) + (1−m)·log P(−)] / number of steps, with P over the two label tokens only and m the
-label of a step: 1 or 0 (hard, VisualPRM: m = [mc > 0], arXiv 2503.10291 §3.2), or mc itself (soft).
+L = L_step + w·L_text.
+L_step = −Σ_steps [m·log P(+) + (1−m)·log P(−)] / number of labelled steps, with P over the two label tokens only and m
+the label of a step: 1 or 0 (hard, VisualPRM: m = [mc > 0], arXiv 2503.10291 §3.2), or mc itself (soft). A step
+without a label counts nothing, e.g. one after the first error (as in PRM800K, arXiv 2305.20050).
+L_text = mean −log p of the tokens of the responses that end right: the model goes on learning to answer while it learns
+to judge, which keeps a reward model's hidden states general (GRM, arXiv 2406.10216). w = 0 by default, as in VisualPRM.
 """
 
 from __future__ import annotations
@@ -13,27 +17,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import Trainer, TrainingArguments
 
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
-from mpo.multimodal.scoring import logits_at
+from mpo.multimodal.prefix import IGNORED
+from mpo.multimodal.scoring import logits_and_text_logps, logits_at
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat
 from rewards.prm.model_prm import save_format
-from rewards.prm.rendering import render, rows_of
+from rewards.prm.rendering import RenderedSolution, render, rows_of
 from rewards.types import Problem, Step
 
 
 @dataclass(frozen=True)
 class LabelledSolution:
-    """Steps of one response with one label each, in [0, 1]."""
+    """Steps of one response with one label each, in [0, 1], or None: this step is not trained on."""
 
     steps: tuple[Step, ...]
-    labels: tuple[float, ...]
+    labels: tuple[float | None, ...]
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.labels):
             raise StepAlignmentError(f"a solution has {len(self.steps)} steps but {len(self.labels)} labels")
+
+    @property
+    def ends_right(self) -> bool:
+        """Whether the last step's label is 1: the whole response may be learned from."""
+        return self.labels[-1] == 1.0
 
 
 @dataclass(frozen=True)
@@ -53,16 +65,22 @@ class PRMCollator:
         self.processor, self.format = processor, prm_format
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
-        """Returns `inputs` (model inputs of B rows), `positions` and `step_labels` (a list for each row)."""
-        rendered = []
+        """Returns `inputs` (model inputs of B rows), `positions` and `step_labels` (a list for each row).
+
+        The inputs' `labels` mark the text of the responses that end right.
+        """
+        rendered: list[RenderedSolution] = []
         for group in groups:
             images = [load_image(image) for image in group.problem.images]
             steps = [solution.steps for solution in group.solutions]
             rendered += render(self.processor, self.format, group.problem, steps, images)
+        solutions = [solution for group in groups for solution in group.solutions]
+        inputs = rows_of(rendered, self.processor.tokenizer.pad_token_id)
+        inputs["labels"][[not solution.ends_right for solution in solutions]] = IGNORED
         return {
-            "inputs": rows_of(rendered, self.processor.tokenizer.pad_token_id),
+            "inputs": inputs,
             "positions": [list(row.read_positions) for row in rendered],
-            "step_labels": [list(solution.labels) for group in groups for solution in group.solutions],
+            "step_labels": [list(solution.labels) for solution in solutions],
         }
 
 
@@ -75,6 +93,10 @@ class PRMTrainer(Trainer):
         prm_format: how it will be asked, in training and ever after.
         args: training arguments; `remove_unused_columns` must be False.
         train_groups: labelled groups.
+        text_weight: w of L_text, at least 0.
+
+    Raises:
+        ConfigError: a negative `text_weight`.
     """
 
     def __init__(
@@ -84,9 +106,13 @@ class PRMTrainer(Trainer):
         prm_format: PRMFormat,
         args: TrainingArguments,
         train_groups: Sequence[LabelledGroup],
+        *,
+        text_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        self.prm_format = prm_format
+        if text_weight < 0:
+            raise ConfigError(f"text_weight must be at least 0, got {text_weight}")
+        self.prm_format, self.text_weight = prm_format, text_weight
         self._label_ids = prm_format.label_ids(processor.tokenizer)
         self._correct = torch.zeros(2)  # right step decisions and steps since the last log
         collator = PRMCollator(processor, prm_format)
@@ -98,14 +124,25 @@ class PRMTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Mean binary cross-entropy over the steps of the batch."""
-        rows = logits_at(model, inputs["inputs"], inputs["positions"], self._label_ids)
+        """L_step + w·L_text of the batch."""
+        asked = (model, inputs["inputs"], inputs["positions"], self._label_ids)
+        text: Tensor | None = None
+        if self.text_weight > 0:
+            rows, text = logits_and_text_logps(*asked)
+        else:
+            rows = logits_at(*asked)
         logits = torch.cat(rows)  # (steps, 2)
-        targets = torch.tensor([m for row in inputs["step_labels"] for m in row], device=logits.device)
-        margin = logits[:, 0] - logits[:, 1]  # log P(+) − log P(−) over the two labels
+        labels = [m for row in inputs["step_labels"] for m in row]
+        labelled = [i for i, m in enumerate(labels) if m is not None]
+        targets = torch.tensor([labels[i] for i in labelled], device=logits.device)
+        margin = (logits[:, 0] - logits[:, 1])[labelled]  # log P(+) − log P(−) over the two labels
         right = ((margin > 0) == (targets > 0.5)).sum().item()
-        self._correct += torch.tensor([float(right), float(len(targets))])
-        return torch.nn.functional.binary_cross_entropy_with_logits(margin, targets)
+        self._correct += torch.tensor([float(right), float(len(labelled))])
+        # Sums over counts that are at least 1: a batch without labels gives 0, not NaN.
+        total = binary_cross_entropy_with_logits(margin, targets, reduction="sum") / max(1, len(labelled))
+        if text is not None:
+            total = total - self.text_weight * text.sum() / max(1, len(text))
+        return total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the share of right step decisions since the last log."""

@@ -16,8 +16,8 @@ from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps, sum_logps
 from mpo.multimodal.messages import prompt_text, response_ids, user_message
-from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
-from mpo.multimodal.scoring import logits_at, response_logps
+from mpo.multimodal.prefix import IGNORED, EncodedPrompt, encode_prompt, stack_rows
+from mpo.multimodal.scoring import logits_and_text_logps, logits_at, response_logps
 from recipes.digits.policy import build_processor
 from recipes.digits.world import scenes, to_problem
 
@@ -222,6 +222,26 @@ def test_logits_at_equal_plain_logits(policy: Any, rows: Any) -> None:
         expected = plain_logits(policy, row)[where][:, tokens]
         assert logits.shape == (len(where), 3)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_text_logps_leave_the_read_tokens_out(policy: Any, rows: Any) -> None:
+    """Softmax over every token but the read ones; a label that is one of them is not scored."""
+    batch = stack_rows([p for p, _ in rows], [c for _, c in rows], pad_token_id=0)
+    batch["labels"][0] = IGNORED  # a row whose text is not learned from
+    tokens = [rows[1][1][0], 3]
+    positions = [[len(p.input_ids) - 1] for p, _ in rows]
+    with torch.no_grad():
+        read, text = logits_and_text_logps(policy, batch, positions, tokens)
+        expected_read = logits_at(policy, batch, positions, tokens)
+    torch.testing.assert_close(read, expected_read)
+    expected = []
+    for prompt, continuation in rows[1:]:
+        logits = plain_logits(policy, (prompt, continuation))
+        logits[:, tokens] = -torch.inf
+        logps = logits.log_softmax(-1)
+        start = len(prompt.input_ids)
+        expected += [logps[start - 1 + i, t] for i, t in enumerate(continuation) if t not in tokens]
+    torch.testing.assert_close(text, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_log_probs_have_gradients(policy_folder: Path, rows: Any) -> None:

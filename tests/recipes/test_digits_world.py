@@ -90,8 +90,9 @@ def test_a_problem_holds_the_truth() -> None:
 
 
 def test_answers_by_hand() -> None:
-    assert [answer_of(kind, (7, 7, 0)) for kind in ("sum", "range", "even")] == [4, 7, 1]
-    assert [answer_of(kind, (9, 9)) for kind in ("sum", "range", "even")] == [8, 0, 0]
+    assert [answer_of(kind, (7, 7, 0)) for kind in ("sum", "range", "number")] == [4, 7, 770]
+    assert [answer_of(kind, (9, 9)) for kind in ("sum", "range", "number")] == [8, 0, 99]
+    assert answer_of("number", (0, 0)) == 0
 
 
 # ---- truth ----
@@ -111,7 +112,7 @@ def test_a_misread_digit_is_wrong_from_its_step_on(
     kind: str, digits: dict[str, int], seed: int, data: st.DataObject
 ) -> None:
     steps = steps_of(kind, digits, seed)
-    place = data.draw(st.integers(0, len(digits) - 1))  # the digits are read first
+    place = 2 * data.draw(st.integers(0, len(digits) - 1))  # a digit, what is carried along, a digit, …
     ink = next(ink for ink in INKS if ink in steps[place])
     before, after = re.fullmatch(rf"(.*{ink}\D*){digits[ink]}(.*)", steps[place]).groups()
     for wrong in set(range(10)) - {digits[ink]}:
@@ -144,8 +145,8 @@ def test_nonsense_is_wrong(nonsense: str) -> None:
 
 def test_reading_twice_or_an_absent_ink_is_wrong() -> None:
     digits = {"Red": 3, "Blue": 9}
-    first, second, *_ = steps_of("sum", digits, 0)
-    assert step_truth(problem_of("sum", digits), [first, first, second]) == [True, False, False]
+    first, carried, *_ = steps_of("sum", digits, 0)
+    assert step_truth(problem_of("sum", digits), [first, carried, first]) == [True, True, False]
     ink = next(ink for ink in digits if ink in first)
     assert step_truth(problem_of("sum", digits), [first.replace(ink, "Green")]) == [False]
 
@@ -154,8 +155,9 @@ def test_steps_in_another_order_do_not_follow() -> None:
     """What a step carries along belongs to the digits read before it; the answer comes after all of them."""
     digits = {"Red": 3, "Blue": 9, "Green": 1}
     steps = steps_of("sum", digits, 0)
-    assert step_truth(problem_of("sum", digits), [steps[0], steps[2], steps[1]]) == [True, False, False]
-    assert step_truth(problem_of("sum", digits), [steps[0], steps[1], steps[-1]])[2] is False
+    assert step_truth(problem_of("sum", digits), [steps[0], steps[3], steps[1]]) == [True, False, False]
+    assert step_truth(problem_of("sum", digits), [steps[1], steps[0]]) == [False, False]
+    assert step_truth(problem_of("sum", digits), [*steps[:2], steps[-1]])[2] is False
 
 
 # ---- tokenizer and policy ----
@@ -201,6 +203,6 @@ def test_the_policy_loads_through_the_auto_classes(policy_folder: Path) -> None:
 
 def test_saved_and_built_tokenizer_agree(policy_folder: Path) -> None:
     saved = load_processor(policy_folder)
-    text = solution("even", {"Red": 3, "Blue": 8}, random.Random(0)) + "<|im_end|>\n"
+    text = solution("number", {"Red": 3, "Blue": 8}, random.Random(0)) + "<|im_end|>\n"
     assert saved.tokenizer(text)["input_ids"] == TOKENIZER(text)["input_ids"]
     assert prompt_text(saved, [user_message("q", 1)]) == prompt_text(build_processor(), [user_message("q", 1)])

@@ -18,7 +18,7 @@ from mpo.multimodal.errors import ConfigError, DataError, StageError
 from mpo.multimodal.loading import load_model, load_processor
 from recipes.digits.world import scenes, to_problem
 from rewards.errors import StepAlignmentError
-from rewards.prm.formats import FORMATS, STEP_TAG, VISUALPRM, PRMFormat
+from rewards.prm.formats import FORMATS, STEP_END, STEP_TAG, VISUALPRM, PRMFormat
 from rewards.prm.model_prm import ModelPRM, load_format, save_format
 from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMTrainer
 from rewards.scoring import score_groups
@@ -266,6 +266,40 @@ def test_the_loss_is_the_mean_over_steps(tmp_path: Path, policy_folder: Path) ->
         for m, p in zip([m for label in labels for m in label], scores, strict=True)
     ]
     assert loss == pytest.approx(sum(terms) / len(terms), abs=1e-5)
+
+
+def test_a_step_without_a_label_counts_nothing_and_right_text_is_learned(tmp_path: Path, policy_folder: Path) -> None:
+    """(0, None) counts its first step alone; L_text reads only the response that ends right."""
+    group = toy_groups()[0]
+    short = split_on_blank_lines("Red is 3")
+    wrong = replace(group.solutions[1], labels=(0.0, None))
+    right = LabelledSolution(short, (1.0,))
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, remove_unused_columns=False)
+    losses = {}
+    for weight in (0.0, 0.5):
+        model, processor = load_model(policy_folder).eval(), load_processor(policy_folder)
+        trainer = PRMTrainer(
+            model, processor, STEP_END, arguments, [LabelledGroup(group.problem, (wrong, right))], text_weight=weight
+        )
+        losses[weight] = trainer.compute_loss(model, trainer.data_collator(trainer.train_dataset)).item()
+    prm = ModelPRM(trainer.model, trainer.processing_class, STEP_END)
+    first_wrong = prm.score(group.problem, ["Blue is 3\n\nBlue is 4"])[0].values[0]
+    only_right = prm.score(group.problem, ["Red is 3"])[0].values[0]
+    assert losses[0.0] == pytest.approx(-(math.log(1 - first_wrong) + math.log(only_right)) / 2, abs=1e-5)
+    rendered = trainer.data_collator([LabelledGroup(group.problem, (right,))])["inputs"]
+    labels = rendered.pop("labels")[0]
+    logits = trainer.model(**rendered).logits[0].float()
+    logits[:, list(STEP_END.label_ids(trainer.processing_class.tokenizer))] = -torch.inf
+    nll = torch.nn.functional.cross_entropy(logits[:-1], labels[1:])
+    assert losses[0.5] - losses[0.0] == pytest.approx(0.5 * nll.item(), abs=1e-5)
+
+
+def test_a_negative_text_weight_is_refused(tmp_path: Path, policy_folder: Path) -> None:
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, remove_unused_columns=False)
+    with pytest.raises(ConfigError, match="text_weight must be at least 0, got -1"):
+        PRMTrainer(
+            load_model(policy_folder), load_processor(policy_folder), STEP_END, arguments, toy_groups(), text_weight=-1
+        )
 
 
 def test_steps_and_labels_must_match() -> None:
