@@ -22,6 +22,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "sample": ("recipes.sample", "sample", "SampleConfig", "draw N answers a problem"),
     "verify": ("recipes.verify", "verify", "VerifyConfig", "check final answers"),
     "label-steps": ("recipes.label_steps", "label", "LabelConfig", "Monte-Carlo labels for steps"),
+    "label-exact": (
+        "recipes.digits.exact_labels",
+        "label_exactly",
+        "ExactLabelConfig",
+        "the digit world's own labels for steps",
+    ),
     "deepen": (
         "recipes.digits.deepen",
         "deepen_policy",

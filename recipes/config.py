@@ -82,6 +82,18 @@ class LabelConfig:
 
 
 @dataclass
+class ExactLabelConfig:
+    """`mpo label-exact`: the digits world's own step labels; an upper bound for Monte-Carlo ones."""
+
+    groups: Path = field(metadata={"help": "folder with verified groups of the digits world"})
+    policy: Path = field(metadata={"help": "model whose control tokens no response may contain"})
+    out: Path = field(metadata={"help": "folder for the labelled groups"})
+    responses: int = field(default=8, metadata={"help": "responses labelled a problem; right and wrong ones balanced"})
+    mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
+    seed: int = field(default=0, metadata={"help": "choice of the responses"})
+
+
+@dataclass
 class DeepenConfig:
     """`mpo deepen`: the digits policy with more layers, for its PRM to start from."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_for_inference, load_processor
 from mpo.multimodal.messages import control_tokens_in
-from recipes.config import LabelConfig
+from recipes.config import ExactLabelConfig, LabelConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
@@ -55,7 +55,7 @@ def label(config: LabelConfig) -> Path:
 
 
 def choose_responses(
-    groups: list[RolloutGroup], processor: object, config: LabelConfig
+    groups: list[RolloutGroup], processor: object, config: LabelConfig | ExactLabelConfig
 ) -> tuple[list[RolloutGroup], Counter[str]]:
     """At most `responses` a problem, right and wrong ones balanced, no text twice, nothing that cannot be scored.
 

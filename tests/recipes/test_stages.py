@@ -7,14 +7,15 @@ import pytest
 from PIL import Image
 
 from mpo.multimodal.errors import ConfigError, DataError
-from recipes.config import LabelConfig, SampleConfig, ScoreConfig, VerifyConfig
-from recipes.groups import read_groups
+from recipes.config import ExactLabelConfig, LabelConfig, SampleConfig, ScoreConfig, VerifyConfig
+from recipes.digits.exact_labels import label_exactly
+from recipes.groups import read_groups, write_groups, write_problems
 from recipes.label_steps import choose_responses, label
-from recipes.run import manifest_of
+from recipes.run import manifest_of, open_stage
 from recipes.sample import sample, swapped
 from recipes.score import score
 from recipes.verify import verify
-from rewards.types import Problem, Verdict
+from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 
 @pytest.fixture
@@ -81,3 +82,28 @@ def test_the_canary_swaps_only_pictures_of_one_size():
     assert asked[0].images is given[2].images
     assert asked[2].images is given[0].images
     assert asked[1].images is given[1].images  # no partner: its own
+
+
+def test_exact_labels_are_the_worlds_truth(tmp_path, policy_folder):
+    """Three answers to Red 3, Blue 9: right, right by luck after a misreading, wrong; counts 1 or 0 of 1 a step."""
+    Image.new("RGB", (64, 32), "white").save(tmp_path / "a.png")
+    problem = Problem(
+        "a", "q", (tmp_path / "a.png",), "6", {"kind": "range", "digits": {"Red": 3, "Blue": 9}, "scans": [0, 1]}
+    )
+    write_problems(tmp_path / "problems.jsonl", [problem])
+    answers = {
+        "See Red 3\n\nNow 3 to 3\n\nSee Blue 9\n\nNow 3 to 9\n\nFinal answer: 6": (Verdict.CORRECT, [1, 1, 1, 1, 1]),
+        "See Red 2\n\nNow 2 to 2\n\nSee Blue 8\n\nNow 2 to 8\n\nFinal answer: 6": (Verdict.CORRECT, [0, 0, 0, 0, 0]),
+        "See Red 3\n\nNow 3 to 3\n\nSee Blue 8\n\nNow 3 to 8\n\nFinal answer: 5": (Verdict.WRONG, [1, 1, 0, 0, 0]),
+    }
+    rollouts = tuple(Rollout(Completion(text), verdict=verdict) for text, (verdict, _) in answers.items())
+    stage = open_stage("sample", VerifyConfig(tmp_path, tmp_path / "given"), inputs=[])
+    write_groups(stage.out, [RolloutGroup(problem, rollouts)])
+    stage.finish({"problems": str(tmp_path / "problems.jsonl")})
+
+    out = label_exactly(ExactLabelConfig(tmp_path / "given", policy_folder, tmp_path / "exact", responses=4))
+    (group,) = read_groups(out)
+    found = {rollout.completion.text: [(c.correct, c.total) for c in rollout.mc] for rollout in group.rollouts}
+    assert found == {text: [(label, 1) for label in labels] for text, (_, labels) in answers.items()}
+    counts = manifest_of(out)["counts"]
+    assert (counts["in"], counts["out"], counts["rejected"]) == (3, 3, {"over the number of responses": 0})
