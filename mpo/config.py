@@ -1,4 +1,4 @@
-"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus six fields of MPO's own.
+"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus seven fields of MPO's own.
 
 A DPOConfig field that MPO does not act on is refused when it is changed from its default: a flag that is accepted
 and ignored is worse than an error.
@@ -70,6 +70,7 @@ class MPOConfig(DPOConfig):
         reward_shift: δ of L_q: "cumulative" (InternVL), "ema" (NeMo-RL) or "zero" (TRL ≥ 0.29).
         reward_shift_momentum: m of "ema", in [0, 1).
         generation_average: "response" (the paper), "token" or "square" (InternVL2.5).
+        allow_config_change: resume a checkpoint although settings that decide the updates differ; they are logged.
 
     Raises:
         ConfigError: a value that cannot work, or a field of DPOConfig that MPO does not act on.
@@ -88,6 +89,9 @@ class MPOConfig(DPOConfig):
     reward_shift_momentum: float = field(default=0.99, metadata={"help": "Momentum of reward_shift=ema."})
     generation_average: GenerationAverage = field(
         default="response", metadata={"help": "Whether each response, token or square root of tokens counts the same."}
+    )
+    allow_config_change: bool = field(
+        default=False, metadata={"help": "Resume although the checkpoint's run had other settings."}
     )
 
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # DPOConfig: bool = True

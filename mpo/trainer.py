@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import disable_dropout_in_model
 
+from mpo.checkpoint import CheckpointedTrainer
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
 from mpo.forward import pair_logps, prepare_models, source_of
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
-from mpo.multimodal.errors import ConfigError, NonFiniteLossError, StageError
+from mpo.multimodal.errors import ConfigError, NonFiniteLossError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.prefix import IGNORED
 from mpo.reward_shift import RewardShift
@@ -35,7 +36,7 @@ REWARD_SHIFT_FILE = "reward_shift.json"
 Batch = dict[str, Any]
 
 
-class MPOTrainer(Trainer):
+class MPOTrainer(CheckpointedTrainer):
     """Trains a multimodal policy on TRL vision-preference rows with L = w_p·L_p + w_q·L_q + w_g·L_g.
 
     Paper: https://arxiv.org/abs/2411.10442. The update and the logged loss do not depend on how a batch is cut into
@@ -200,20 +201,13 @@ class MPOTrainer(Trainer):
 
     # δ lives and dies with a checkpoint.
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / REWARD_SHIFT_FILE).write_text(json.dumps(self.reward_shift.state_dict()) + "\n")
-        super()._save_checkpoint(model, trial)
+    def _save_own_state(self, folder: Path) -> None:
+        (folder / REWARD_SHIFT_FILE).write_text(json.dumps(self.reward_shift.state_dict()) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            path = Path(checkpoint, REWARD_SHIFT_FILE)
-            if not path.exists():
-                raise StageError(f"no {REWARD_SHIFT_FILE} in {checkpoint}: it is not a checkpoint of MPOTrainer")
-            self.reward_shift.load_state_dict(json.loads(path.read_text()))
+            self.reward_shift.load_state_dict(json.loads(Path(checkpoint, REWARD_SHIFT_FILE).read_text()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_renamed_weights(resume_from_checkpoint):

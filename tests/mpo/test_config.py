@@ -30,6 +30,7 @@ def test_own_fields() -> None:
         "reward_shift",
         "reward_shift_momentum",
         "generation_average",
+        "allow_config_change",
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
-from mpo.multimodal.errors import ConfigError, NonFiniteLossError, StageError
+from mpo.multimodal.errors import ConfigError, NonFiniteLossError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
 
@@ -113,7 +113,7 @@ def test_resuming_equals_running_straight(tmp_path: Path, mode: str, peft_config
     for name in ("loss", "bco/delta", "rewards/margins"):
         assert logged(resumed, name)[-2:] == pytest.approx(logged(straight, name)[-2:], abs=1e-6)
     assert resumed.reward_shift.state_dict() == pytest.approx(straight.reward_shift.state_dict())
-    torch.testing.assert_close(weights_of(resumed), weights_of(straight), atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights_of(resumed), weights_of(straight), atol=0, rtol=0)
 
 
 def test_the_best_checkpoint_is_loaded(tmp_path: Path) -> None:
@@ -125,13 +125,6 @@ def test_the_best_checkpoint_is_loaded(tmp_path: Path) -> None:
     best = load_model(trainer.state.best_model_checkpoint)
     assert torch.equal(torch.cat([p.detach().flatten() for p in best.parameters()]), weights_of(trainer))
     assert trainer.state.best_global_step == min((1, 2), key=lambda step: logged(trainer, "eval_loss")[step - 1])
-
-
-def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
-    trained(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
-    (tmp_path / "checkpoint-1" / REWARD_SHIFT_FILE).unlink()
-    with pytest.raises(StageError, match=REWARD_SHIFT_FILE):
-        trainer_for(tmp_path / "resumed").train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_evaluation_reads_the_shift_and_changes_nothing(tmp_path: Path) -> None:

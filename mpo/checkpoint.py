@@ -1,0 +1,182 @@
+"""Checkpoints that are whole or not there: a manifest is written last, and a resume reads only what it vouches for.
+
+A run that is killed inside a save leaves a folder without `complete.json`; such a folder, or one whose files do not
+match, is named and skipped. Old checkpoints are deleted only after a newer one is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import logging
+
+from mpo.config import MPOConfig
+from mpo.multimodal.errors import ConfigError, StageError
+
+MANIFEST = "complete.json"
+
+# What decides the updates. A resumed run in which one of these differs is another run.
+DECISIVE = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
+    *("beta", "preference_weight", "quality_weight", "generation_weight", "label_smoothing", "generation_average"),
+    *("reward_shift", "reward_shift_momentum", "disable_dropout"),
+    *("seed", "data_seed", "bf16", "fp16", "dataloader_drop_last"),
+)
+
+logger = logging.get_logger(__name__)
+
+
+def write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Vouch for every file that is in a checkpoint now: its size and SHA-256, flushed to the disk before the manifest.
+
+    Args:
+        folder: a checkpoint that is written out, by all ranks.
+        settings: what the run was told, as plain data.
+    """
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    temporary = folder / f"{MANIFEST}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"files": files, "settings": dict(settings)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / MANIFEST)
+
+
+def faults_of(folder: Path) -> list[str]:
+    """Why a checkpoint cannot be used; empty for a complete one. Every file is read: a second a gigabyte or so."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+    except FileNotFoundError:
+        return [f"no {MANIFEST}: the save did not finish, or it is no checkpoint of MPOTrainer"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{MANIFEST} cannot be read: {error}"]
+    return [f"{name} {fault}" for name, expected in files if (fault := _fault(folder / name, expected))]
+
+
+def newest_complete(output_dir: str | Path) -> Path:
+    """The complete checkpoint with the most steps; every later one that is not complete is named in a warning.
+
+    Raises:
+        StageError: there is none; the message says what is wrong with each.
+    """
+    found = [
+        (int(match[1]), path) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (match := _step(path))
+    ]
+    wrong = []
+    for _, path in sorted(found, reverse=True):
+        faults = faults_of(path)
+        if not faults:
+            return path
+        wrong.append(f"{path.name}: {faults[0]}")
+        logger.warning("skipping %s: %s", path, "; ".join(faults))
+    reasons = "; ".join(wrong) or "it holds no checkpoint"
+    raise StageError(f"nothing to resume in {output_dir}: {reasons}; start without resume_from_checkpoint")
+
+
+class CheckpointedTrainer(Trainer):
+    """`transformers.Trainer` whose checkpoints are complete or skipped, and which resumes only the run that it was."""
+
+    args: MPOConfig
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` goes on from the newest complete checkpoint of `output_dir`.
+
+        Raises:
+            StageError: no complete checkpoint, or the named one is damaged.
+            ConfigError: the checkpoint belongs to a run with other settings; all differences are listed.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(newest_complete(str(self.args.output_dir)))
+        elif resume_from_checkpoint and (faults := faults_of(Path(resume_from_checkpoint))):
+            raise StageError(
+                f"cannot resume from {resume_from_checkpoint}: {'; '.join(faults)}; "
+                "name another checkpoint, or pass True for the newest complete one"
+            )
+        if resume_from_checkpoint:
+            self._check_same_run(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing is deleted before the end
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            self._save_own_state(folder)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(folder, self._run_settings())
+            rotate_checkpoints(
+                str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _save_own_state(self, folder: Path) -> None:
+        """What a subclass keeps beside Trainer's files."""
+
+    def _check_same_run(self, checkpoint: Path) -> None:
+        before = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["settings"]
+        now = json.loads(json.dumps(self._run_settings()))
+        differing = [
+            f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in now if before.get(name) != now[name]
+        ]
+        if differing and not self.args.allow_config_change:
+            raise ConfigError(
+                f"{checkpoint} was written by a run with other settings ({'; '.join(differing)}): "
+                "set them back, or pass allow_config_change=True"
+            )
+        for difference in differing:
+            logger.warning("resuming with a changed setting, %s", difference)
+
+    def _run_settings(self) -> dict[str, Any]:
+        """The settings that decide the updates, as plain data."""
+        given = self.args.to_dict()
+        settings = {name: given.get(name) for name in DECISIVE}
+        pairs = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return {**settings, "pairs_a_step": pairs, "train_rows": _rows_digest(self.train_dataset)}
+
+
+def _fault(path: Path, expected: Mapping[str, Any]) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != expected["bytes"]:
+        return f"has {path.stat().st_size} bytes, expected {expected['bytes']}"
+    with path.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == expected["sha256"]
+    return None if same else "does not match its SHA-256"
+
+
+def _step(path: Path) -> re.Match[str] | None:
+    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) if path.is_dir() else None
+
+
+def _rows_digest(dataset: Any) -> str | None:
+    """Digest of all responses in their order; None for a stream. Pictures are not decoded."""
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return None
+    rows = dataset.select_columns(["chosen", "rejected"]) if hasattr(dataset, "select_columns") else dataset
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.get("chosen"), row.get("rejected")], sort_keys=True, default=str).encode())
+    return f"{len(dataset)} rows, {digest.hexdigest()[:16]}"
