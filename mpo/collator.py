@@ -19,6 +19,7 @@ from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import Message, prompt_text, response_ids
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
+from mpo.reference import pair_key
 
 Row = Mapping[str, Any]
 
@@ -31,10 +32,11 @@ class PreferenceCollator:
     Args:
         processor: of the model that is trained.
         image_root: folder that image paths must stay inside.
+        with_keys: add `pair_keys`, by which `mpo.reference` finds a pair again.
     """
 
-    def __init__(self, processor: Any, *, image_root: str | Path | None = None) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, *, image_root: str | Path | None = None, with_keys: bool = False) -> None:
+        self.processor, self.with_keys = processor, with_keys
         self.image_root = image_root
         tokenizer = processor.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -60,6 +62,8 @@ class PreferenceCollator:
                     raise DataError("chosen and rejected are the same response; drop the row")
         batch: dict[str, Any] = dict(stack_rows(prompts * 2, chosen + rejected, pad_token_id=self.pad_token_id))
         batch["pair_ids"] = names
+        if self.with_keys:
+            batch["pair_keys"] = [_key_of(*pair) for pair in zip(prompts, chosen, rejected, strict=True)]
         if any(row.get("weight") is not None for row in rows):
             batch["pair_weight"] = torch.tensor([_weight(row, name) for row, name in zip(rows, names, strict=True)])
         return batch
@@ -76,6 +80,11 @@ class PreferenceCollator:
         with _naming(column):
             text = _response_text(_required(row, column))
             return response_ids(self.processor, text, truncated=bool(row.get(f"{column}_truncated")))
+
+
+def _key_of(prompt: EncodedPrompt, chosen: list[int], rejected: list[int]) -> str:
+    features = {**prompt.token_features, **prompt.image_features}
+    return pair_key([prompt.input_ids, *(features[name] for name in sorted(features))], chosen, rejected)
 
 
 def _required(row: Row, column: str) -> Any:

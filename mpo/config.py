@@ -1,4 +1,4 @@
-"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus seven fields of MPO's own.
+"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus eight fields of MPO's own.
 
 A DPOConfig field that MPO does not act on is refused when it is changed from its default: a flag that is accepted
 and ignored is worse than an error.
@@ -19,7 +19,6 @@ from mpo.reward_shift import RewardShift, ShiftMode
 from mpo.types import LossWeights
 
 _FROZEN = "MPO needs a frozen reference: a moving one (TR-DPO) scores worse in arXiv 2411.10442"
-_ONLINE = "the reference is computed online: this version keeps no cache of its log-probs"
 _NEVER_CUT = "cutting a row would separate image tokens from their image: drop long rows when building the pairs"
 
 # Inherited field → what to do instead. Only the default value is accepted.
@@ -36,8 +35,6 @@ REFUSED: dict[str, str] = {
     "sync_ref_model": _FROZEN,
     "ref_model_mixup_alpha": _FROZEN,
     "ref_model_sync_steps": _FROZEN,
-    "precompute_ref_log_probs": _ONLINE,
-    "precompute_ref_batch_size": _ONLINE,
     "max_length": _NEVER_CUT,
     "truncation_mode": _NEVER_CUT,
     "dataset_num_proc": "rows are encoded by the collator: set dataloader_num_workers",
@@ -56,7 +53,8 @@ _DEFAULTS: dict[str, Any] = {"loss_type": ["sigmoid"], "max_length": None, "remo
 
 @dataclass
 class MPOConfig(DPOConfig):
-    """Settings of one MPO run. `beta`, `label_smoothing` and `disable_dropout` are DPOConfig's.
+    """Settings of one MPO run. `beta`, `label_smoothing`, `disable_dropout`,
+    `precompute_ref_log_probs` and `precompute_ref_batch_size` are DPOConfig's.
 
     Defaults that differ from DPOConfig's, so that the first run works on any machine: `bf16` and
     `gradient_checkpointing` are on only where the accelerator supports them (a CPU runs float32), `max_length` is None
@@ -70,6 +68,7 @@ class MPOConfig(DPOConfig):
         reward_shift: δ of L_q: "cumulative" (InternVL), "ema" (NeMo-RL) or "zero" (TRL ≥ 0.29).
         reward_shift_momentum: m of "ema", in [0, 1).
         generation_average: "response" (the paper), "token" or "square" (InternVL2.5).
+        reference_cache_dir: where `precompute_ref_log_probs` keeps its values; None is `output_dir`/reference_cache.
         allow_config_change: resume a checkpoint although settings that decide the updates differ; they are logged.
 
     Raises:
@@ -89,6 +88,10 @@ class MPOConfig(DPOConfig):
     reward_shift_momentum: float = field(default=0.99, metadata={"help": "Momentum of reward_shift=ema."})
     generation_average: GenerationAverage = field(
         default="response", metadata={"help": "Whether each response, token or square root of tokens counts the same."}
+    )
+    reference_cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of precomputed reference log-probs."},
     )
     allow_config_change: bool = field(
         default=False, metadata={"help": "Resume although the checkpoint's run had other settings."}

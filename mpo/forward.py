@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,35 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.scoring import response_logps
+from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, precompute
 from mpo.types import PairLogps
+
+logger = logging.get_logger(__name__)
 
 Source = str | Path | PreTrainedModel | PeftModel
 
 
-def pair_logps(policy: nn.Module, inputs: Mapping[str, Tensor], *, reference: nn.Module | None = None) -> PairLogps:
+def pair_logps(
+    policy: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    reference: nn.Module | None = None,
+    reference_sums: tuple[Tensor, Tensor] | None = None,
+) -> PairLogps:
     """Log-probs of B pairs under the policy, with gradients, and under the reference, without.
 
     Args:
         policy: the trained model, possibly wrapped (PEFT, DDP, FSDP).
         inputs: 2B rows from `PreferenceCollator`, model inputs only.
         reference: a frozen model, or None: the policy with its PEFT adapters disabled.
+        reference_sums: the reference's chosen and rejected sums, (B,) each, where they are known: nothing but the
+            policy runs.
 
     Returns:
         Five (B,) tensors.
@@ -42,16 +55,84 @@ def pair_logps(policy: nn.Module, inputs: Mapping[str, Tensor], *, reference: nn
         ConfigError: no reference, and a policy without adapters to disable.
     """
     # The reference runs first: toggling adapters must not touch a graph that still waits for its backward.
-    with torch.no_grad():
-        if reference is not None:
-            reference_sums, _ = response_logps(reference, inputs)
-        else:
-            with _adapters_disabled(policy):
-                reference_sums, _ = response_logps(policy, inputs)
+    known = reference_logps(policy, inputs, reference=reference) if reference_sums is None else reference_sums
     policy_sums, lengths = response_logps(policy, inputs)  # (2B,), (2B,)
     policy_chosen, policy_rejected = policy_sums.chunk(2)
-    reference_chosen, reference_rejected = reference_sums.chunk(2)
-    return PairLogps(policy_chosen, policy_rejected, reference_chosen, reference_rejected, lengths.chunk(2)[0])
+    return PairLogps(policy_chosen, policy_rejected, *known, lengths.chunk(2)[0])
+
+
+def reference_logps(
+    policy: nn.Module, inputs: Mapping[str, Tensor], *, reference: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums of the chosen and of the rejected responses under the reference, (B,) each, without gradients."""
+    with torch.no_grad():
+        if reference is not None:
+            sums, _ = response_logps(reference, inputs)
+        else:
+            with _adapters_disabled(policy):
+                sums, _ = response_logps(policy, inputs)
+    chosen, rejected = sums.chunk(2)
+    return chosen, rejected
+
+
+def cached_reference(trainer: Any) -> ReferenceCache:
+    """Compute the reference's values of all rows that the cache lacks, and let the reference go.
+
+    Args:
+        trainer: an `MPOTrainer` whose policy has not been trained yet; without a reference model, and without
+            adapters, that policy is the reference.
+
+    Raises:
+        ConfigError: sharded weights, rows without a length, a collator without `pair_keys`, another reference's values.
+    """
+    args, policy, reference = trainer.args, trainer.model, trainer.ref_model
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError("precompute_ref_log_probs needs whole weights: run it once without FSDP or DeepSpeed")
+    if not isinstance(policy, PeftModel):
+        reference = reference or policy
+    made_by = {
+        "weights": digest_of_weights(reference or policy),
+        "processor": digest_of_processor(trainer.processing_class),
+        "dtype": f"{policy.dtype}, autocast {trainer.accelerator.mixed_precision}",
+    }
+    folder = args.reference_cache_dir or Path(args.output_dir, "reference_cache")
+    with trainer.accelerator.main_process_first():
+        cache = ReferenceCache(folder, made_by, rank=args.process_index)
+    was_training = policy.training
+    policy.eval()
+    for rows in _datasets(trainer):
+        computed = precompute(
+            cache,
+            rows,
+            collate=trainer.data_collator,
+            logps=partial(_prepared_logps, trainer, reference),
+            batch_size=args.precompute_ref_batch_size or args.per_device_train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+        )
+        logger.info("reference log-probs: %d of %d rows computed, the others were known", computed, len(rows))
+    policy.train(was_training)
+    trainer.accelerator.wait_for_everyone()
+    cache.reload()
+    trainer.ref_model = None
+    return cache
+
+
+def _prepared_logps(trainer: Any, reference: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    inputs = trainer._prepare_inputs(batch)
+    inputs = {name: value for name, value in inputs.items() if not name.startswith("pair_")}
+    with trainer.accelerator.autocast():
+        return reference_logps(trainer.model, inputs, reference=reference)
+
+
+def _datasets(trainer: Any) -> list[Any]:
+    given = [trainer.train_dataset, trainer.eval_dataset]
+    found = [
+        rows for some in given for rows in (some.values() if isinstance(some, dict) else [some]) if rows is not None
+    ]
+    if any(not hasattr(rows, "__len__") for rows in found):
+        raise ConfigError("precompute_ref_log_probs needs datasets with a length, got a stream: load the rows first")
+    return found
 
 
 def prepare_models(
@@ -60,6 +141,7 @@ def prepare_models(
     *,
     peft_config: PeftConfig | None = None,
     checkpointing: bool = False,
+    copy_policy: bool = True,
 ) -> tuple[Any, PreTrainedModel | None]:
     """Policy, ready to train, and frozen reference; None where the reference is the policy without its adapters.
 
@@ -68,6 +150,7 @@ def prepare_models(
         ref_model: path or model of the reference; None with plain weights keeps a frozen copy of `model`.
         peft_config: adapters to put around the policy.
         checkpointing: whether activations will be recomputed, which adapters need to know.
+        copy_policy: False makes no frozen copy: the caller asks the policy itself before it is trained.
 
     Raises:
         ConfigError: a model, reference or adapter that cannot work together.
@@ -81,7 +164,7 @@ def prepare_models(
     reference: Any = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
     if reference is None and isinstance(policy, PeftModel):
         _check_fresh_adapters(policy)
-    elif reference is None and peft_config is None:
+    elif reference is None and peft_config is None and copy_policy:
         reference = _frozen_copy(policy)
     if reference is not None:
         reference.requires_grad_(False).eval()

@@ -23,7 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from mpo.checkpoint import CheckpointedTrainer
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
-from mpo.forward import pair_logps, prepare_models, source_of
+from mpo.forward import cached_reference, pair_logps, prepare_models, source_of
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.multimodal.errors import ConfigError, NonFiniteLossError
@@ -83,7 +83,11 @@ class MPOTrainer(CheckpointedTrainer):
         set_seed(args.seed)  # PEFT draws its adapters before Trainer sets the seed
         processor = processing_class or load_processor(source_of(model))
         policy, reference = prepare_models(
-            model, ref_model, peft_config=peft_config, checkpointing=bool(args.activation_checkpointing)
+            model,
+            ref_model,
+            peft_config=peft_config,
+            checkpointing=bool(args.activation_checkpointing),
+            copy_policy=not args.precompute_ref_log_probs,
         )
         if args.disable_dropout:
             disable_dropout_in_model(policy)
@@ -91,7 +95,7 @@ class MPOTrainer(CheckpointedTrainer):
         super().__init__(
             model=policy,
             args=args,
-            data_collator=data_collator or PreferenceCollator(processor),
+            data_collator=data_collator or PreferenceCollator(processor, with_keys=args.precompute_ref_log_probs),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
@@ -101,6 +105,7 @@ class MPOTrainer(CheckpointedTrainer):
         if args.n_gpu > 1:
             raise ConfigError("nn.DataParallel is not supported: start with `accelerate launch`, or show one GPU only")
         self.ref_model = None if reference is None else self._placed(reference)
+        self.reference_cache = cached_reference(self) if args.precompute_ref_log_probs else None
         self.reward_shift = RewardShift(args.reward_shift, momentum=args.reward_shift_momentum)
         self.add_callback(_AfterOptimizerStep(self._commit_reward_shift))
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
@@ -129,7 +134,9 @@ class MPOTrainer(CheckpointedTrainer):
         """
         inputs = dict(inputs)
         pair_ids, pair_weight = inputs.pop("pair_ids"), inputs.pop("pair_weight", None)
-        logps = pair_logps(model, inputs, reference=self.ref_model)
+        keys, cache = inputs.pop("pair_keys", []), self.reference_cache
+        known = None if cache is None else cache.lookup(keys, inputs["input_ids"].device)
+        logps = pair_logps(model, inputs, reference=self.ref_model, reference_sums=known)
         loss = mpo_loss(
             logps,
             beta=self.args.beta,

@@ -14,7 +14,13 @@ from mpo.multimodal.errors import ConfigError
 from mpo.types import LossWeights
 
 # Fields of DPOConfig that MPO acts on, beyond TrainingArguments.
-SUPPORTED = {"beta", "label_smoothing", "disable_dropout"}
+SUPPORTED = {
+    "beta",
+    "label_smoothing",
+    "disable_dropout",
+    "precompute_ref_log_probs",
+    "precompute_ref_batch_size",
+}
 
 
 def names(config: type) -> set[str]:
@@ -30,6 +36,7 @@ def test_own_fields() -> None:
         "reward_shift",
         "reward_shift_momentum",
         "generation_average",
+        "reference_cache_dir",
         "allow_config_change",
     }
 
@@ -80,8 +87,6 @@ CHANGED: dict[str, Any] = {
     "sync_ref_model": True,
     "ref_model_mixup_alpha": 0.5,
     "ref_model_sync_steps": 10,
-    "precompute_ref_log_probs": True,
-    "precompute_ref_batch_size": 4,
     "max_length": 1024,
     "truncation_mode": "keep_end",
     "dataset_num_proc": 2,
