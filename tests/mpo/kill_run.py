@@ -1,4 +1,4 @@
-"""`python -m tests.mpo.kill_run FOLDER`: train 40 steps, killed with SIGKILL at 20 moments, resumed after each.
+"""`kill_run.py FOLDER`: train 40 steps, killed with SIGKILL at 20 moments, resumed after each.
 
 The parent has imported everything and forks a child an attempt, so that a kill costs a second and not ten. The child
 saves at every step. A kill comes a random while after a random step of the attempt; every fourth one as soon as a save
@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import torch
+from tiny import preference_rows, tiny_config, tiny_internvl
 
 from mpo.checkpoint import MANIFEST, faults_of
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
-from tests.mpo.tiny import preference_rows, tiny_config, tiny_internvl
 
 STEPS, KILLS = 40, 20
 

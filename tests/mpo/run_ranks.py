@@ -1,4 +1,4 @@
-"""One short run, alone or by torchrun: `run_ranks.py MODEL OUT BATCH ACCUMULATE`; rank 0 writes OUT/result.pt."""
+"""A short run, alone or by torchrun: `run_ranks.py MODEL OUT BATCH ACCUMULATE [cached]`; rank 0 writes OUT/result.pt."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from tiny import preference_rows, tiny_config
 from mpo.trainer import MPOTrainer
 
 
-def main(model: str, out: str, batch: int, accumulate: int) -> None:
+def main(model: str, out: str, batch: int, accumulate: int, *, cached: bool = False) -> None:
     rows = preference_rows(8)
     for row in rows[::4]:
         row["images"] = []  # so that a rank's vision tower sometimes gets no gradient
     args = tiny_config(
-        out, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, generation_average="token"
+        out,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        generation_average="token",
+        precompute_ref_log_probs=cached,
     )
     trainer = MPOTrainer(model, args=args, train_dataset=rows)
     trainer.train()
@@ -29,4 +33,4 @@ def main(model: str, out: str, batch: int, accumulate: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), cached="cached" in sys.argv)

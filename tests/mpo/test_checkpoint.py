@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import kill_run
 import pytest
+from kill_run import KILLS, STEPS, train
 from safetensors.torch import load_file
+from tiny import preference_rows, tiny_config, tiny_internvl
 
 from mpo.checkpoint import MANIFEST, faults_of, newest_complete
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
-from tests.mpo.kill_run import KILLS, STEPS, train
-from tests.mpo.tiny import preference_rows, tiny_config, tiny_internvl
 
+ROOT = Path(__file__).resolve().parents[2]
 SAVING: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
 
 
@@ -133,9 +136,10 @@ def test_old_checkpoints_go_only_after_a_complete_one(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     """Weights and δ after 20 SIGKILLs, five of them inside a save, are bit by bit those of an undisturbed run."""
-    command = [sys.executable, "-m", "tests.mpo.kill_run", str(tmp_path / "killed")]
+    command = [sys.executable, str(Path(kill_run.__file__)), str(tmp_path / "killed")]
     (tmp_path / "killed").mkdir()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert (report["kills"], report["inside"], report["status"]) == (KILLS, KILLS // 4, 0)

@@ -16,10 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.timeout(180)
-def test_ranks_do_not_matter(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", ["online", "cached"])
+def test_ranks_do_not_matter(tmp_path: Path, reference: str) -> None:
+    """One rank computes the reference as it goes; two do so too, or each computes half of a cache that both read."""
     run_ranks.main(tiny_internvl(), str(tmp_path / "one"), 4, 1)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(Path(run_ranks.__file__)), tiny_internvl(), str(tmp_path / "two"), "1", "2"]  # fmt: skip
+               str(Path(run_ranks.__file__)), tiny_internvl(), str(tmp_path / "two"), "1", "2", reference]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image
+from tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 from transformers import AutoTokenizer
 
 import mpo.forward
@@ -20,8 +22,6 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, precompute
 from mpo.trainer import MPOTrainer
-from tests.mpo.test_trainer import LORA
-from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 MADE_BY = {"weights": "w", "processor": "p", "dtype": "torch.float32"}
 
@@ -56,7 +56,10 @@ def losses(trainer: MPOTrainer) -> list[float]:
 @pytest.mark.parametrize("mode", ["copy", "lora", "other"])
 def test_cached_equals_online(tmp_path: Path, forwards: list[int], mode: str) -> None:
     """A frozen copy, disabled adapters, or a reference of its own: the same five losses, six pairs computed once."""
-    extra: dict[str, Any] = {"lora": {"peft_config": LORA}, "other": {"ref_model": tiny_internvl()}}.get(mode, {})
+    extra: dict[str, Any] = {
+        "lora": {"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"], r=2)},
+        "other": {"ref_model": tiny_internvl()},
+    }.get(mode, {})
     online = losses(trainer_in(tmp_path / "online", **extra))
     del forwards[:]
     first = trainer_in(tmp_path / "cached", precompute_ref_log_probs=True, precompute_ref_batch_size=4, **extra)
