@@ -1,4 +1,4 @@
-"""A short run, alone or by torchrun: `run_ranks.py MODEL OUT BATCH ACCUMULATE [cached]`; rank 0 writes OUT/result.pt."""
+"""A short run, alone or by torchrun: `run_ranks.py MODEL OUT BATCH ACCUMULATE [cached]`; rank 0 writes result.pt."""
 
 from __future__ import annotations
 
