@@ -24,7 +24,7 @@ from recipes.report_figures import best_at_k_figure, training_figures
 from recipes.report_problems import printable, problem_views
 from recipes.run import MANIFEST, manifest_of, write_atomic
 from recipes.summary import BASELINE, TRAINED, label, runs_of, summarise
-from recipes.tables import SELECTOR_LABELS, caption, markdown_tables, percent, points, verdict
+from recipes.tables import SELECTOR_LABELS, caption, markdown_tables, percent, points, samples_of, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
@@ -141,7 +141,7 @@ def _lede(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mappin
 
 def _cards(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> list[Card]:
     seeds, k = len(summary["seeds"]), summary["k"]
-    note = f"{summary['samples']} answers each, {seeds} seed{'s' if seeds != 1 else ''}"
+    note = f"{samples_of(summary)} answers each, {seeds} seed{'s' if seeds != 1 else ''}"
     cards = [Card("Test problems", str(summary["problems"]), note)]
     for row in summary["arms"]:
         if row["arm"] in (BASELINE, TRAINED) and "sampled" in row:

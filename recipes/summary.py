@@ -85,6 +85,7 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
         "seeds": [run.name for run in runs],
         "problems": max((len(values) for values in sizes), default=0),
         "samples": int(min((min(values.values()) for values in sizes), default=0)),
+        "most_samples": int(max((max(values.values()) for values in sizes), default=0)),
         "k": k,
         "ks": ks,
         "arms": [_arm(arm, measures) for arm, measures in arms.items()],

@@ -128,9 +128,15 @@ def caption(summary: Mapping[str, Any]) -> str:
     """What the numbers are over."""
     seeds = len(summary["seeds"])
     return (
-        f"{summary['problems']} test problems, {summary['samples']} samples a problem, "
+        f"{summary['problems']} test problems, {samples_of(summary)} samples a problem, "
         f"{seeds} seed{'s' if seeds != 1 else ''}; per cent, 95 % bootstrap interval over problems"
     )
+
+
+def samples_of(summary: Mapping[str, Any]) -> str:
+    """How many samples a problem the arms have: `16`, or `4 to 16` where they differ."""
+    fewest, most = summary["samples"], summary["most_samples"]
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def print_summary(summary: Mapping[str, Any], *, console: Console | None = None) -> None:

@@ -12,7 +12,7 @@ from recipes.best_of_n import best_of_n
 from recipes.config import BestOfNConfig
 from recipes.groups import read_groups, read_problems
 from recipes.summary import runs_of, summarise, write_summary
-from recipes.tables import markdown_tables, print_summary
+from recipes.tables import markdown_tables, print_summary, samples_of
 from rewards.types import Completion, Rollout, RolloutGroup, StepScores
 
 
@@ -156,3 +156,9 @@ def test_written_printed_and_in_markdown(golden):
     assert "| MPO | PRM best of k | 62.5 [50.0, 75.0] | 50.0 [" in text
     assert "| MPO > warm start (sampled) | +37.5 [+25.0, +50.0] | +50.0, +25.0 | holds |" in text
     assert "[red]bold\\|�[31m" in text
+
+
+def test_the_caption_names_the_range_of_samples():
+    """The baselines draw fewer samples than the arms that are reranked."""
+    assert samples_of({"samples": 4, "most_samples": 16}) == "4 to 16"
+    assert samples_of({"samples": 8, "most_samples": 8}) == "8"
