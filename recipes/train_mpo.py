@@ -35,6 +35,7 @@ def train_mpo(config: TrainMPOConfig) -> Path:
         preference_weight=config.preference_weight,
         quality_weight=config.quality_weight,
         generation_weight=config.generation_weight,
+        precompute_ref_log_probs=config.max_steps * config.batch_size > len(rows),  # rows are seen more than once
         logging_steps=10,
         logging_first_step=True,  # 0.8318 + L_g where policy = reference
     )
