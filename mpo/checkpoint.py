@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from mpo.config import MPOConfig
 from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.files import write_atomic
 
 MANIFEST = "complete.json"
 
@@ -48,12 +49,7 @@ def write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    temporary = folder / f"{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"files": files, "settings": dict(settings)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
+    write_atomic(folder / MANIFEST, json.dumps({"files": files, "settings": dict(settings)}, indent=1))
 
 
 def faults_of(folder: Path) -> list[str]:
@@ -92,6 +88,7 @@ class CheckpointedTrainer(Trainer):
     """`transformers.Trainer` whose checkpoints are complete or skipped, and which resumes only the run that it was."""
 
     args: MPOConfig
+    _settings: dict[str, Any]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` goes on from the newest complete checkpoint of `output_dir`.
@@ -107,6 +104,7 @@ class CheckpointedTrainer(Trainer):
                 f"cannot resume from {resume_from_checkpoint}: {'; '.join(faults)}; "
                 "name another checkpoint, or pass True for the newest complete one"
             )
+        self._settings = json.loads(json.dumps(self._run_settings()))  # once: it reads every row
         if resume_from_checkpoint:
             self._check_same_run(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
@@ -124,7 +122,7 @@ class CheckpointedTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder, self._run_settings())
+            write_manifest(folder, self._settings)
             rotate_checkpoints(
                 str(folder.parent),
                 save_total_limit=limit,
@@ -137,9 +135,10 @@ class CheckpointedTrainer(Trainer):
 
     def _check_same_run(self, checkpoint: Path) -> None:
         before = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["settings"]
-        now = json.loads(json.dumps(self._run_settings()))
         differing = [
-            f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in now if before.get(name) != now[name]
+            f"{name}: {before.get(name)!r} then, {now!r} now"
+            for name, now in self._settings.items()
+            if before.get(name) != now
         ]
         if differing and not self.args.allow_config_change:
             raise ConfigError(

@@ -50,8 +50,6 @@ class ReferenceCache:
         self._file = self.folder / f"logps-{rank}.sqlite"
         with _opened(self._file) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
-            for statement in _SCHEMA:
-                connection.execute(statement)
             connection.executemany("INSERT OR IGNORE INTO made_by VALUES (?, ?)", made_by.items())
         self._values: dict[str, tuple[float, float]] = {}
         self.reload()
@@ -93,8 +91,6 @@ class ReferenceCache:
     @staticmethod
     def _check(path: Path, made_by: dict[str, str]) -> None:
         with _opened(path) as connection:
-            for statement in _SCHEMA:
-                connection.execute(statement)
             before = dict(connection.execute("SELECT name, value FROM made_by").fetchall())
         differing = [name for name, value in made_by.items() if before and before.get(name) != value]
         if differing:
@@ -183,8 +179,10 @@ def pair_key(tensors: Iterable[Tensor], chosen: Sequence[int], rejected: Sequenc
 
 @contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """One transaction: committed and closed, or rolled back."""
+    """A file with its tables, for one transaction: committed and closed, or rolled back."""
     with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+        for statement in _SCHEMA:
+            connection.execute(statement)
         yield connection
 
 

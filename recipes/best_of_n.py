@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.files import write_atomic
 from recipes.config import BestOfNConfig
 from recipes.groups import problems_of, read_groups
-from recipes.run import open_stage, write_atomic
+from recipes.run import open_stage
 from recipes.verify import verdict_of
 from rewards.curves import correctness_of, mean_with_interval, pass_at_k, ranked_at_k, ranking
 from rewards.degeneration import REASONS, degenerate

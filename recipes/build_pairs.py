@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mpo.multimodal.errors import DataError
+from mpo.multimodal.files import write_atomic
 from recipes.config import PairsConfig
 from recipes.groups import problems_of, read_groups
-from recipes.run import open_stage, write_atomic
+from recipes.run import open_stage
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairs import build_pairs
 

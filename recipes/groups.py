@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, StageError
+from mpo.multimodal.files import write_atomic
 from mpo.multimodal.images import resolve_inside
-from recipes.run import manifest_of, write_atomic
+from recipes.run import manifest_of
 from rewards.types import (
     Completion,
     FinishReason,

@@ -19,10 +19,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.files import write_atomic
 from recipes.config import ReportConfig
 from recipes.report_figures import best_at_k_figure, training_figures
 from recipes.report_problems import printable, problem_views
-from recipes.run import MANIFEST, manifest_of, write_atomic
+from recipes.run import MANIFEST, manifest_of
 from recipes.summary import BASELINE, TRAINED, label, runs_of, summarise
 from recipes.tables import SELECTOR_LABELS, caption, markdown_tables, percent, points, samples_of, verdict
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.files import write_atomic
 
 MANIFEST = "manifest.json"
 NOT_SETTINGS = ("out", "workers")  # where and how fast, not what
@@ -95,16 +96,6 @@ def manifest_of(folder: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise StageError(f"{folder} holds no finished stage (no {MANIFEST}); run the stage that writes it first")
     return json.loads(path.read_text())
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _digest(path: Path, stage: str) -> str:

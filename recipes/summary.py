@@ -16,9 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from mpo.multimodal.errors import DataError, StageError
+from mpo.multimodal.files import write_atomic
 from recipes.best_of_n import RESAMPLES, RESULTS, SELECTORS, degenerate_shares, within_problem_aucs
 from recipes.groups import read_groups
-from recipes.run import MANIFEST, manifest_of, write_atomic
+from recipes.run import MANIFEST, manifest_of
 from rewards.curves import correctness_of, mean_with_interval, paired_difference
 from rewards.degeneration import REASONS
 from rewards.types import RolloutGroup

@@ -8,12 +8,13 @@ from typing import Any
 
 from mpo.config import MPOConfig
 from mpo.multimodal.errors import DataError
+from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.messages import control_tokens_in
 from mpo.trainer import MPOTrainer
 from recipes.build_pairs import PAIRS
 from recipes.config import TrainMPOConfig
-from recipes.run import open_stage, write_atomic
+from recipes.run import open_stage
 from recipes.training import training_defaults
 from rewards.interchange.trl_rows import read_trl_parquet
 

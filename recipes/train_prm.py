@@ -11,10 +11,11 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_model, load_processor
 from recipes.config import TrainPRMConfig
 from recipes.groups import read_groups
-from recipes.run import open_stage, write_atomic
+from recipes.run import open_stage
 from recipes.training import training_defaults
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import FORMATS

@@ -43,9 +43,7 @@ def logits_at(
         For each row, float32 logits (S, K).
     """
     wanted = sorted({position for row in positions for position in row})
-    column = {position: index for index, position in enumerate(wanted)}
-    read = _logits(model, inputs, wanted)[:, :, list(token_ids)]  # (B, len(wanted), K)
-    return [read[i, [column[position] for position in row]] for i, row in enumerate(positions)]
+    return _read(_logits(model, inputs, wanted), wanted, positions, token_ids)
 
 
 def logits_and_text_logps(
@@ -54,8 +52,8 @@ def logits_and_text_logps(
     """What `logits_at` gives, and the log-probability of every labelled text token, from one forward pass.
 
     The tokens that are read, e.g. `+` and `-`, take no part in the text's softmax, so the two readings of the head do
-    not pull at each other; a label that is one of them is left out. Logits of the labelled columns exist over the
-    whole vocabulary, (B, T', V) float32.
+    not pull at each other; a label that is one of them is left out. Logits of the labelled tokens exist over the
+    whole vocabulary, (N, V) float32.
 
     Args:
         model, inputs, positions, token_ids: as in `logits_at`; `labels` (B, T) mark the text.
@@ -67,19 +65,28 @@ def logits_and_text_logps(
     predicted = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten().tolist()  # columns that predict a text token
     wanted = sorted({position for row in positions for position in row} | set(predicted))
     logits = _logits(model, inputs, wanted)  # (B, len(wanted), V)
-    column = {position: index for index, position in enumerate(wanted)}
-    read = [logits[i, [column[p] for p in row]][:, list(token_ids)] for i, row in enumerate(positions)]
     targets = labels[:, [position + 1 for position in predicted]]  # (B, len(predicted))
-    scored = logits[:, [column[position] for position in predicted]][targets != IGNORED]  # (N, V)
+    predicting = set(predicted)
+    scored = logits[:, [position in predicting for position in wanted]][targets != IGNORED].float()  # (N, V)
     text = scored.index_fill(1, _ids(token_ids, inputs), float("-inf")).log_softmax(dim=-1)
-    return read, text.gather(1, targets[targets != IGNORED][:, None]).squeeze(1)
+    logps = text.gather(1, targets[targets != IGNORED][:, None]).squeeze(1)
+    return _read(logits, wanted, positions, token_ids), logps
 
 
 def _logits(model: Any, inputs: Mapping[str, Tensor], columns: Sequence[int]) -> Tensor:
-    """Float32 logits (B, len(columns), V) of a few columns of the batch."""
+    """Logits (B, len(columns), V) of a few columns of the batch, in the model's number type."""
     model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
     kept = torch.tensor(columns, device=inputs["input_ids"].device)
-    return model(**model_inputs, use_cache=False, logits_to_keep=kept).logits.float()
+    return model(**model_inputs, use_cache=False, logits_to_keep=kept).logits
+
+
+def _read(
+    logits: Tensor, columns: Sequence[int], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+) -> list[Tensor]:
+    """For each row, float32 logits (S, K) of the tokens at its positions; `columns` says where `logits` were taken."""
+    read = logits[:, :, list(token_ids)].float()  # (B, len(columns), K)
+    column = {position: index for index, position in enumerate(columns)}
+    return [read[i, [column[position] for position in row]] for i, row in enumerate(positions)]
 
 
 def _ids(token_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> Tensor:

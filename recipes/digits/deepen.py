@@ -1,7 +1,7 @@
 """`mpo deepen`: the model that the digits' PRM starts from, the policy with more layers on top.
 
 A real PRM starts from a model of billions of parameters that can already compare a claim with a picture. The tiny
-policy has three layers, all busy reading. The new layers alone are trained; how far that gets stands in docs/log.md.
+policy has three layers, all busy reading; without new ones its PRM learns nothing (docs/log.md, 2026-11-24).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
@@ -18,6 +19,10 @@ from rewards.types import Completion, FinishReason, Problem
 
 # A checkpoint's generation_config.json must not bend the distribution (Qwen2.5-VL ships repetition_penalty 1.05).
 NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": None, "typical_p": 1.0}
+
+# Cache layers that hold keys and values only. Layers that mix attention with a recurrent state inherit
+# `batch_repeat_interleave` and would copy the keys without the state.
+COPYABLE: tuple[type, ...] = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class TransformersGenerator:
         self.model, self.processor, self.params = model, processor, params
         self.batch_rows, self.describe = batch_rows, describe
         self._end = end_of_turn_id(processor)
+        self._cache_can_be_copied = True  # until the first prompt shows otherwise
 
     def generate(
         self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
@@ -85,7 +91,7 @@ class TransformersGenerator:
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.inference_mode():
             torch.manual_seed(_derived_seed(seed, batch))
-            copied = self._prefilled(inputs, n) if n > 1 else None
+            copied = self._prefilled(inputs, n) if n > 1 and self._cache_can_be_copied else None
             generated = self.model.generate(**(copied or inputs), **self._settings(1 if copied else n))
         texts = generated[:, inputs["input_ids"].shape[1] :].tolist()
         completions = [self._completion(ids) for ids in texts]
@@ -95,8 +101,8 @@ class TransformersGenerator:
         """Run B prompts without their last token through the model, and copy their cache n times.
 
         Returns:
-            What `generate` needs to go on from there, B·n rows; None where a layer of the cache cannot be copied (a
-            recurrent state): then `generate` expands the prompts itself.
+            What `generate` needs to go on from there, B·n rows; None where a layer of the cache holds more than keys
+            and values (a recurrent state): then `generate` expands the prompts itself, now and from now on.
         """
         shape = inputs["input_ids"].shape
         shorter = {key: value[:, :-1] if value.shape == shape else value for key, value in inputs.items()}
@@ -104,7 +110,8 @@ class TransformersGenerator:
         cache = self.model.generate(
             **shorter, **once, pad_token_id=self.processor.tokenizer.pad_token_id
         ).past_key_values
-        if not all(hasattr(layer, "batch_repeat_interleave") for layer in getattr(cache, "layers", [None])):
+        self._cache_can_be_copied = all(type(layer) in COPYABLE for layer in getattr(cache, "layers", [None]))
+        if not self._cache_can_be_copied:
             return None
         cache.batch_repeat_interleave(n)
         rows = {key: inputs[key].repeat_interleave(n, dim=0) for key in ("input_ids", "attention_mask")}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mpo.multimodal.errors import ConfigError, StageError
-from recipes.run import MANIFEST, manifest_of, open_stage, write_atomic
+from mpo.multimodal.files import write_atomic
+from recipes.run import MANIFEST, manifest_of, open_stage
 
 COUNTS = {"in": 3, "out": 2, "rejected": {"empty": 1}}
 

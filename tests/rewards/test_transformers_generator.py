@@ -130,6 +130,25 @@ def test_batch_rows_and_n(policy: Any, processor: Any, n: int, batch_rows: int, 
     assert rows == sizes
 
 
+def test_a_cache_that_cannot_be_copied_is_found_out_once(
+    policy: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every layer had a recurrent state: prompts are expanded instead, with one prompt pass too many in all."""
+    forced = replace(SAMPLED, top_k=1)
+    expected = texts(TransformersGenerator(policy, processor, forced, batch_rows=4).generate(PROBLEMS, 2, seed=0))
+    monkeypatch.setattr("rewards.generators.transformers_generator.COPYABLE", ())
+    rows: list[int] = []
+    hook = policy.model.language_model.layers[0].register_forward_pre_hook(
+        lambda module, args: rows.append(args[0].shape[0]) if args[0].shape[1] > 1 else None
+    )
+    try:
+        drawn = TransformersGenerator(policy, processor, forced, batch_rows=4).generate(PROBLEMS, 2, seed=0)
+    finally:
+        hook.remove()
+    assert texts(drawn) == expected
+    assert rows == [2, 4, 4, 2]
+
+
 def test_finish_reasons(policy_folder: Path, policy: Any, processor: Any) -> None:
     (cut,) = TransformersGenerator(policy, processor, GREEDY).generate(PROBLEMS[:1], 1, seed=0)[0]
     assert (cut.finish_reason, cut.num_tokens) == (FinishReason.LENGTH, 16)
