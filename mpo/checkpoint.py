@@ -29,7 +29,7 @@ DECISIVE = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
     *("beta", "preference_weight", "quality_weight", "generation_weight", "label_smoothing", "generation_average"),
-    *("reward_shift", "reward_shift_momentum", "disable_dropout"),
+    *("reward_shift", "reward_shift_momentum", "disable_dropout", "layout"),
     *("seed", "data_seed", "bf16", "fp16", "dataloader_drop_last"),
 )
 

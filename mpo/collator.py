@@ -1,4 +1,4 @@
-"""TRL vision-preference rows → one batch of 2B model rows: all chosen ones first, then all rejected ones.
+"""TRL vision-preference rows → one batch: B packed rows, each with both responses, or 2B rows, all chosen ones first.
 
 A row is `{images | image, prompt, chosen, rejected}` and may carry `chosen_truncated`, `rejected_truncated`,
 `problem_id` and `weight`. Rows are never changed. A row that breaks the format raises a DataError that names it.
@@ -18,6 +18,7 @@ from PIL import Image
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import Message, prompt_text, response_ids
+from mpo.multimodal.packing import pack_rows
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from mpo.reference import pair_key
 
@@ -25,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 class PreferenceCollator:
-    """Rows → model inputs (2B rows), `pair_ids` and, if any row has a weight, `pair_weight` (B,).
+    """Rows → model inputs, `pair_ids` and, if any row has a weight, `pair_weight` (B,).
 
     The images of a pair are decoded and preprocessed once. Its prompt is rendered once.
 
@@ -33,10 +34,19 @@ class PreferenceCollator:
         processor: of the model that is trained.
         image_root: folder that image paths must stay inside.
         with_keys: add `pair_keys`, by which `mpo.reference` finds a pair again.
+        shared_prefix: B packed rows (`mpo.multimodal.packing`), for a model that can read them, instead of 2B rows. A
+            batch with a prompt that cannot be shared, since it ends in an image, still gets 2B rows.
     """
 
-    def __init__(self, processor: Any, *, image_root: str | Path | None = None, with_keys: bool = False) -> None:
-        self.processor, self.with_keys = processor, with_keys
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        image_root: str | Path | None = None,
+        with_keys: bool = False,
+        shared_prefix: bool = False,
+    ) -> None:
+        self.processor, self.with_keys, self.shared_prefix = processor, with_keys, shared_prefix
         self.image_root = image_root
         tokenizer = processor.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -60,13 +70,26 @@ class PreferenceCollator:
                 rejected.append(self._response(row, "rejected"))
                 if chosen[-1] == rejected[-1]:
                     raise DataError("chosen and rejected are the same response; drop the row")
-        batch: dict[str, Any] = dict(stack_rows(prompts * 2, chosen + rejected, pad_token_id=self.pad_token_id))
+        batch = self._stacked(prompts, chosen, rejected)
         batch["pair_ids"] = names
         if self.with_keys:
             batch["pair_keys"] = [_key_of(*pair) for pair in zip(prompts, chosen, rejected, strict=True)]
         if any(row.get("weight") is not None for row in rows):
             batch["pair_weight"] = torch.tensor([_weight(row, name) for row, name in zip(rows, names, strict=True)])
         return batch
+
+    def _stacked(
+        self, prompts: list[EncodedPrompt], chosen: list[list[int]], rejected: list[list[int]]
+    ) -> dict[str, Any]:
+        if self.shared_prefix and all(self._can_be_shared(prompt) for prompt in prompts):
+            return pack_rows(prompts, [*zip(chosen, rejected, strict=True)], pad_token_id=self.pad_token_id)
+        return dict(stack_rows(prompts * 2, chosen + rejected, pad_token_id=self.pad_token_id))
+
+    def _can_be_shared(self, prompt: EncodedPrompt) -> bool:
+        """Its last token is text: it is repeated before each response, and an image's token would lose its image."""
+        is_image = int(prompt.input_ids[-1]) == getattr(self.processor, "image_token_id", None)
+        types = [int(feature[-1]) for feature in prompt.token_features.values()]
+        return len(prompt.input_ids) > 1 and not is_image and not any(types)
 
     def _prompt(self, row: Row) -> EncodedPrompt:
         for column in ("tools", "chat_template_kwargs"):

@@ -1,4 +1,4 @@
-"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus eight fields of MPO's own.
+"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus nine fields of MPO's own.
 
 A DPOConfig field that MPO does not act on is refused when it is changed from its default: a flag that is accepted
 and ignored is worse than an error.
@@ -7,7 +7,7 @@ and ignored is worse than an error.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
@@ -16,6 +16,7 @@ from trl import DPOConfig
 from mpo.losses import LENGTH_EXPONENT, GenerationAverage
 from mpo.multimodal.errors import ConfigError
 from mpo.reward_shift import RewardShift, ShiftMode
+from mpo.sharing import Layout
 from mpo.types import LossWeights
 
 _FROZEN = "MPO needs a frozen reference: a moving one (TR-DPO) scores worse in arXiv 2411.10442"
@@ -68,6 +69,8 @@ class MPOConfig(DPOConfig):
         reward_shift: δ of L_q: "cumulative" (InternVL), "ema" (NeMo-RL) or "zero" (TRL ≥ 0.29).
         reward_shift_momentum: m of "ema", in [0, 1).
         generation_average: "response" (the paper), "token" or "square" (InternVL2.5).
+        layout: "shared" runs each prompt once for both its responses, "paired" once for each of them; "auto" shares
+            where the model can, and says why where it cannot. The values are the same up to rounding.
         reference_cache_dir: where `precompute_ref_log_probs` keeps its values; None is `output_dir`/reference_cache.
         allow_config_change: resume a checkpoint although settings that decide the updates differ; they are logged.
 
@@ -88,6 +91,9 @@ class MPOConfig(DPOConfig):
     reward_shift_momentum: float = field(default=0.99, metadata={"help": "Momentum of reward_shift=ema."})
     generation_average: GenerationAverage = field(
         default="response", metadata={"help": "Whether each response, token or square root of tokens counts the same."}
+    )
+    layout: Layout = field(
+        default="auto", metadata={"help": "Whether a prompt goes through the model once for both its responses."}
     )
     reference_cache_dir: str | None = field(
         default=None,
@@ -150,6 +156,8 @@ class MPOConfig(DPOConfig):
             raise ConfigError(
                 f"generation_average must be one of {list(LENGTH_EXPONENT)}, got {self.generation_average!r}"
             )
+        if self.layout not in get_args(Layout):
+            raise ConfigError(f"layout must be one of {list(get_args(Layout))}, got {self.layout!r}")
         if not self.beta > 0:
             raise ConfigError(f"beta must be > 0, got {self.beta}")
         if not 0.0 <= self.label_smoothing < 0.5:

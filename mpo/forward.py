@@ -1,7 +1,7 @@
 """The two models of a preference run: prepared once, then batch → PairLogps.
 
-Rows are the paired layout: the prompt is repeated for each response, all chosen rows first, then all rejected ones.
-The model itself is called in `mpo/multimodal/scoring.py`.
+A batch holds B packed rows, chosen before rejected, or 2B rows, all chosen ones first; `response_logps` gives the
+values of both in the same order. The model itself is called in `mpo/multimodal/scoring.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers.utils import logging
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps
-from mpo.multimodal.scoring import response_logps
+from mpo.multimodal.scoring import response_lengths, response_logps
 from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, precompute
 from mpo.types import PairLogps
 
@@ -34,7 +34,7 @@ Source = str | Path | PreTrainedModel | PeftModel
 
 def pair_logps(
     policy: nn.Module,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     *,
     reference: nn.Module | None = None,
     reference_sums: tuple[Tensor, Tensor] | None = None,
@@ -43,7 +43,7 @@ def pair_logps(
 
     Args:
         policy: the trained model, possibly wrapped (PEFT, DDP, FSDP).
-        inputs: 2B rows from `PreferenceCollator`, model inputs only.
+        inputs: from `PreferenceCollator`, model inputs only.
         reference: a frozen model, or None: the policy with its PEFT adapters disabled.
         reference_sums: the reference's chosen and rejected sums, (B,) each, where they are known: nothing but the
             policy runs.
@@ -62,7 +62,7 @@ def pair_logps(
 
 
 def reference_logps(
-    policy: nn.Module, inputs: Mapping[str, Tensor], *, reference: nn.Module | None = None
+    policy: nn.Module, inputs: Mapping[str, Any], *, reference: nn.Module | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sums of the chosen and of the rejected responses under the reference, (B,) each, without gradients."""
     with torch.no_grad():
@@ -73,6 +73,11 @@ def reference_logps(
                 sums, _ = response_logps(policy, inputs)
     chosen, rejected = sums.chunk(2)
     return chosen, rejected
+
+
+def chosen_lengths(inputs: Mapping[str, Any]) -> Tensor:
+    """|y_c|, labelled tokens of the chosen response of each pair, int64 (B,)."""
+    return response_lengths(inputs).chunk(2)[0]
 
 
 def cached_reference(trainer: Any) -> ReferenceCache:
@@ -122,6 +127,7 @@ def _prepared_logps(trainer: Any, reference: Any, batch: dict[str, Any]) -> tupl
     inputs = trainer._prepare_inputs(batch)
     inputs = {name: value for name, value in inputs.items() if not name.startswith("pair_")}
     with trainer.accelerator.autocast():
+        inputs = trainer.sharing.admit(inputs, [reference or trainer.model])
         return reference_logps(trainer.model, inputs, reference=reference)
 
 

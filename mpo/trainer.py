@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from trl.trainer.utils import disable_dropout_in_model
 from mpo.checkpoint import CheckpointedTrainer
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
-from mpo.forward import cached_reference, pair_logps, prepare_models, source_of
+from mpo.forward import cached_reference, chosen_lengths, pair_logps, prepare_models, source_of
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.multimodal.errors import ConfigError, NonFiniteLossError
 from mpo.multimodal.loading import load_model, load_processor
-from mpo.multimodal.prefix import IGNORED
 from mpo.reward_shift import RewardShift
+from mpo.sharing import PromptSharing
 
 REWARD_SHIFT_FILE = "reward_shift.json"
 
@@ -91,11 +92,13 @@ class MPOTrainer(CheckpointedTrainer):
         )
         if args.disable_dropout:
             disable_dropout_in_model(policy)
+        self.sharing = PromptSharing(args.layout, [policy, *([] if reference is None else [reference])])
+        collator = partial(PreferenceCollator, with_keys=args.precompute_ref_log_probs, shared_prefix=self.sharing.on)
 
         super().__init__(
             model=policy,
             args=args,
-            data_collator=data_collator or PreferenceCollator(processor, with_keys=args.precompute_ref_log_probs),
+            data_collator=data_collator or collator(processor),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
@@ -136,6 +139,7 @@ class MPOTrainer(CheckpointedTrainer):
         pair_ids, pair_weight = inputs.pop("pair_ids"), inputs.pop("pair_weight", None)
         keys, cache = inputs.pop("pair_keys", []), self.reference_cache
         known = None if cache is None else cache.lookup(keys, inputs["input_ids"].device)
+        inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
         logps = pair_logps(model, inputs, reference=self.ref_model, reference_sums=known)
         loss = mpo_loss(
             logps,
@@ -239,7 +243,7 @@ class MPOTrainer(CheckpointedTrainer):
     # Helpers.
 
     def _denominators(self, batches: list[Batch], device: torch.device) -> Denominators:
-        lengths = [_chosen_lengths(batch) for batch in batches]
+        lengths = [chosen_lengths(batch) for batch in batches]
         local = Denominators.of(torch.cat(lengths).to(device), self.args.generation_average)
         counts = torch.stack([torch.as_tensor(count, device=device) for count in (local.pairs, local.generation)])
         return Denominators(*self._sum_over_ranks(counts).unbind())
@@ -278,12 +282,6 @@ class _AfterOptimizerStep(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.function()
-
-
-def _chosen_lengths(batch: Batch) -> Tensor:
-    """|y_c| of the pairs of a batch, (B,): the labelled tokens of its first B rows."""
-    labels = batch["labels"][: len(batch["pair_ids"])]  # (B, T)
-    return (labels != IGNORED).sum(dim=1)
 
 
 def _non_finite(what: str, micro_batches: list[list[str]], step: int) -> str:

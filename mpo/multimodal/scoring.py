@@ -6,24 +6,40 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from mpo.multimodal.logps import sum_logps
+from mpo.multimodal.packing import LAYOUT, segment_sums
 from mpo.multimodal.prefix import IGNORED
+from mpo.multimodal.shared_prefix import shared_inputs
 
 
-def response_logps(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-probability of each row's continuation.
+def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Log-probability of each response.
 
     Args:
-        model: prepared with `mpo.multimodal.logps.enable_chunked_logps`, possibly wrapped (PEFT, DDP).
-        inputs: from `mpo.multimodal.prefix.stack_rows`; `labels` (B, T) mark the continuation.
+        model: prepared with `mpo.multimodal.logps.enable_chunked_logps`, possibly wrapped (PEFT, DDP); for packed rows
+            with `enable_shared_prefix` as well.
+        inputs: rows from `mpo.multimodal.prefix.stack_rows`, or packed rows from `mpo.multimodal.packing.pack_rows`;
+            `labels` (B, T) mark the responses.
 
     Returns:
-        Sums, float32 (B,), with gradients; numbers of tokens, int64 (B,).
+        Sums, float32 (B,), with gradients; numbers of tokens, int64 (B,). Of packed rows (M·B,), in the order of
+        `paired_rows`.
     """
-    output = model(**inputs, fused_lm_head=True)
-    return sum_logps(output.log_probs, inputs["labels"])
+    layout = inputs.get(LAYOUT)
+    if layout is None:
+        return sum_logps(model(**inputs, fused_lm_head=True).log_probs, inputs["labels"])
+    shared = shared_inputs(innermost(model), inputs)
+    token_logps = model(**shared, fused_lm_head=True).log_probs.float()  # (B, T-1), of the labels from the second on
+    return segment_sums(pad(token_logps, (1, 0)), layout), response_lengths(inputs)
+
+
+def response_lengths(inputs: Mapping[str, Any]) -> Tensor:
+    """Numbers of labelled tokens, int64, in the order of `response_logps`."""
+    labelled = inputs["labels"] != IGNORED
+    return labelled[:, 1:].sum(dim=1) if LAYOUT not in inputs else segment_sums(labelled, inputs[LAYOUT])
 
 
 def logits_at(
@@ -91,3 +107,11 @@ def _read(
 
 def _ids(token_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> Tensor:
     return torch.tensor(list(token_ids), device=inputs["input_ids"].device)
+
+
+def innermost(model: Any) -> Any:
+    """The model inside DDP, FSDP, DeepSpeed (`.module`), torch.compile (`._orig_mod`) and PEFT."""
+    for attribute in ("module", "_orig_mod"):
+        while isinstance(getattr(model, attribute, None), nn.Module):
+            model = getattr(model, attribute)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

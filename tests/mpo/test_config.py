@@ -36,6 +36,7 @@ def test_own_fields() -> None:
         "reward_shift",
         "reward_shift_momentum",
         "generation_average",
+        "layout",
         "reference_cache_dir",
         "allow_config_change",
     }

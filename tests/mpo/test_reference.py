@@ -63,12 +63,12 @@ def test_cached_equals_online(tmp_path: Path, forwards: list[int], mode: str) ->
     online = losses(trainer_in(tmp_path / "online", **extra))
     del forwards[:]
     first = trainer_in(tmp_path / "cached", precompute_ref_log_probs=True, precompute_ref_batch_size=4, **extra)
-    assert forwards == [8, 4]
+    assert forwards == [4, 2]  # packed rows, one a pair
     assert first.ref_model is None
     assert losses(first) == pytest.approx(online, abs=1e-5)
     again = trainer_in(tmp_path / "cached", precompute_ref_log_probs=True, **extra)
     assert losses(again) == pytest.approx(online, abs=1e-5)
-    assert forwards == [8, 4]
+    assert forwards == [4, 2]  # packed rows, one a pair
 
 
 def test_evaluation_rows_are_computed_too(tmp_path: Path, forwards: list[int]) -> None:
@@ -87,10 +87,10 @@ def test_only_new_rows_are_computed(tmp_path: Path, forwards: list[int]) -> None
     folder = str(tmp_path / "shared")
     settings: dict[str, Any] = {"precompute_ref_log_probs": True, "reference_cache_dir": folder}
     trainer_in(tmp_path / "a", **settings)
-    assert sum(forwards) == 12
+    assert sum(forwards) == 6
     changed = [*preference_rows(5), preference_row(7), preference_row(0, images=[Image.new("RGB", (32, 32), "blue")])]
     trainer_in(tmp_path / "b", rows=changed, **settings)
-    assert sum(forwards) == 12 + 4
+    assert sum(forwards) == 6 + 2
 
 
 def test_another_reference_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""One prompt and its responses in one row, so that the prompt goes through the model once.
+
+Row: `prompt[:-1] | p_last, response 1 | p_last, response 2 | …`. The prompt's last token opens every response, at the
+position that it has in the prompt, and stands in no prefix. So each position has one label, and the label shift of a
+causal model works unchanged. `mpo/multimodal/shared_prefix.py` makes the model read such rows.
+
+Dimension legend: B rows, T tokens of the longest row, M responses a row, P prompt tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mpo.multimodal.errors import DataError
+from mpo.multimodal.prefix import IGNORED, EncodedPrompt, stack_rows
+
+LAYOUT = "shared_prefix"  # key of the layout in a batch, and keyword argument of the model
+
+
+class PackedLayout:
+    """Where the parts of each packed row lie.
+
+    A plain class: wrappers of a model (DDP, FSDP) rebuild tuples and dataclasses among its arguments, not this.
+
+    Args:
+        prefixes: for each of B rows, the number of tokens of `prompt[:-1]`, ≥ 1.
+        ends: for each row, where its M responses end; the first starts at the prefix' end, each other one where the
+            one before it ends.
+        per_token: names of the batch's tensors that hold one value a token, beside ids, mask and labels.
+    """
+
+    def __init__(self, prefixes: Sequence[int], ends: Sequence[Sequence[int]], per_token: Iterable[str] = ()) -> None:
+        self.prefixes, self.ends = tuple(prefixes), tuple(map(tuple, ends))
+        self.per_token = {"input_ids", "attention_mask", "labels", *per_token}
+
+    @property
+    def num_responses(self) -> int:
+        """M, the same in every row."""
+        return len(self.ends[0])
+
+    def segments(self, row: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of each response of a row; its first token is p_last."""
+        starts = (self.prefixes[row], *self.ends[row][:-1])
+        yield from zip(starts, self.ends[row], strict=True)
+
+
+def pack_rows(
+    prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[Sequence[int]]], *, pad_token_id: int
+) -> dict[str, Any]:
+    """Row i = prompt i once and all its responses, padded on the right.
+
+    Args:
+        prompts: B prompts of at least two tokens that end in text: every per-token feature of the last is 0.
+        responses: for each prompt, the ids of its M responses.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels` (B, T) int64, per-token features (B, T), image features as in
+        `stack_rows`, and `shared_prefix`, the `PackedLayout`. Labels are the responses' ids, -100 elsewhere; so the
+        label of each p_last is -100.
+
+    Raises:
+        DataError: a prompt that is too short, or rows with different numbers of responses.
+    """
+    if len({len(some) for some in responses}) != 1 or len(prompts) != len(responses):
+        raise DataError(f"expected as many responses for each of {len(prompts)} prompts, got {[*map(len, responses)]}")
+    if short := [index for index, prompt in enumerate(prompts) if len(prompt.input_ids) < 2]:
+        raise DataError(f"expected prompts of at least 2 tokens, got a shorter one at {short[0]}")
+    last = [int(prompt.input_ids[-1]) for prompt in prompts]
+    continuations = [
+        [*some[0], *(token for response in some[1:] for token in (p_last, *response))]
+        for p_last, some in zip(last, responses, strict=True)
+    ]
+    batch: dict[str, Any] = dict(stack_rows(prompts, continuations, pad_token_id=pad_token_id))
+    prefixes = [len(prompt.input_ids) - 1 for prompt in prompts]
+    ends = [
+        [prefix + end for end in itertools.accumulate(len(response) + 1 for response in some)]
+        for prefix, some in zip(prefixes, responses, strict=True)
+    ]
+    layout = PackedLayout(prefixes, ends, {name for prompt in prompts for name in prompt.token_features})
+    for row in range(len(prompts)):
+        for start, _ in layout.segments(row):
+            batch["labels"][row, start] = IGNORED
+    return {**batch, LAYOUT: layout}
+
+
+def paired_rows(packed: Mapping[str, Any], *, pad_token_id: int = 0) -> dict[str, Tensor]:
+    """The same batch as M·B rows `prompt ⊕ response`: response 1 of every prompt, then response 2, …; no layout.
+
+    Images are repeated M times. Used where a model cannot share a prefix, and to check one that can.
+    """
+    layout: PackedLayout = packed[LAYOUT]
+    rows = range(len(layout.prefixes))
+    spans = [[*layout.segments(row)] for row in rows]
+    places = [  # of the tokens of each new row in its packed row
+        (row, [*range(layout.prefixes[row]), *range(*spans[row][index])])
+        for index in range(layout.num_responses)
+        for row in rows
+    ]
+    width = max(len(tokens) for _, tokens in places)
+    fill = {"input_ids": pad_token_id, "labels": IGNORED}
+    batch: dict[str, Tensor] = {}
+    for name, value in packed.items():
+        if name == LAYOUT:
+            continue
+        if name in layout.per_token:
+            parts = [value[row, tokens] for row, tokens in places]
+            batch[name] = torch.stack([pad(part, (0, width - len(part)), value=fill.get(name, 0)) for part in parts])
+        else:
+            batch[name] = torch.cat([value] * layout.num_responses)
+    return batch
+
+
+def segment_sums(values: Tensor, layout: PackedLayout) -> Tensor:
+    """Sum a (B, T) tensor over each response: (M·B,), in the order of `paired_rows`."""
+    sums = [
+        torch.stack([values[row, start:end].sum() for start, end in layout.segments(row)]) for row in range(len(values))
+    ]
+    return torch.stack(sums, dim=1).flatten()
+
+
+def packed_positions(prompt: Tensor, layout: PackedLayout, width: int) -> Tensor:
+    """Position ids of packed rows, from those of their prompts.
+
+    Args:
+        prompt: (A, B, P) int64, positions of the prompts on A axes (3 for multimodal rotary embeddings), padded on
+            the right to the longest.
+        width: T.
+
+    Returns:
+        (A, B, T): the prefix keeps its positions, each response goes on from p_last's on every axis.
+    """
+    positions = prompt.new_zeros(prompt.shape[0], prompt.shape[1], width)
+    for row, prefix in enumerate(layout.prefixes):
+        positions[:, row, :prefix] = prompt[:, row, :prefix]
+        for start, end in layout.segments(row):
+            steps = torch.arange(end - start, device=prompt.device)
+            positions[:, row, start:end] = prompt[:, row, prefix, None] + steps
+    return positions

@@ -1,0 +1,93 @@
+"""Whether a run's batches share their prompts: decided from the models, then checked on the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import gather
+from torch import Tensor
+from transformers.utils import logging
+
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.packing import LAYOUT, paired_rows
+from mpo.multimodal.scoring import innermost, response_lengths, response_logps
+from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
+
+logger = logging.get_logger(__name__)
+
+Layout = Literal["auto", "shared", "paired"]
+
+# Largest difference between the two layouts, in nats a token: rounding is far below it, a wrong mask far above.
+TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
+
+
+class PromptSharing:
+    """Packed batches for models that read them right; their paired form for all others.
+
+    Args:
+        layout: "auto" shares where every model can, else logs a warning with the reason; "shared" demands it; "paired"
+            never shares.
+        models: policy and, if there is one, reference, possibly with PEFT around them; they are prepared in place.
+
+    Raises:
+        ConfigError: "shared", and a model that cannot.
+    """
+
+    def __init__(self, layout: Layout, models: Sequence[Any]) -> None:
+        self.layout = layout
+        bases = [innermost(model) for model in models]
+        reasons = [] if layout == "paired" else [reason for base in bases if (reason := why_not_shared(base))]
+        self.on = layout != "paired" and not reasons
+        if reasons:
+            self._refuse(reasons[0])
+        for base in bases if self.on else []:
+            enable_shared_prefix(base)
+        self._checked = False
+
+    def admit(self, batch: Mapping[str, Any], models: Sequence[Any]) -> dict[str, Any]:
+        """The batch as the models may read it; the first packed one is compared with its paired form on every rank.
+
+        Args:
+            batch: model inputs, packed or not.
+            models: all that will read it, as they are called (wrapped).
+
+        Raises:
+            ConfigError: "shared", and log-probs that differ.
+        """
+        if LAYOUT not in batch:
+            return dict(batch)
+        if self.on and not self._checked:
+            self._check(batch, models)
+        return dict(batch) if self.on else paired_rows(batch)
+
+    def _check(self, batch: Mapping[str, Any], models: Sequence[Any]) -> None:
+        differences = [_difference(model, batch) for model in models]
+        worst = float(gather(torch.stack(differences)).max())
+        dtype = next(innermost(models[0]).parameters()).dtype
+        half = dtype != torch.float32 or torch.is_autocast_enabled(differences[0].device.type)
+        self._checked = True
+        if not worst <= (TOLERANCE_HALF if half else TOLERANCE):  # a NaN is no agreement
+            self.on = False
+            self._refuse(
+                f"its log-probs differ from those of the paired layout by {worst:.2g} a token on a first batch"
+            )
+
+    def _refuse(self, reason: str) -> None:
+        if self.layout == "shared":
+            raise ConfigError(f"layout='shared' is not possible: {reason}; set layout='auto' or 'paired'")
+        logger.warning("each prompt goes through the model once per response (layout 'paired'): %s", reason)
+
+
+@torch.no_grad()
+def _difference(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Largest difference between packed and paired log-probs, in nats a token; modes and random state stay."""
+    was_training = model.training
+    model.eval()
+    device = batch["input_ids"].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        shared, _ = response_logps(model, batch)
+        paired, _ = response_logps(model, paired_rows(batch))
+    model.train(was_training)
+    return ((shared - paired).abs() / response_lengths(batch)).max()
