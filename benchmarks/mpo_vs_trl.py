@@ -1,0 +1,273 @@
+"""One optimizer step of MPO: TRL's DPOTrainer in its MPO mode against MPOTrainer, on one model and the same rows.
+
+Arms: `trl` (its reference runs beside the policy), `online` (ours, the same), `cached` (ours, reference log-probs
+computed before). Each run is a process of its own; runs are interleaved and medians are taken over all timed steps.
+
+    python benchmarks/mpo_vs_trl.py
+    python benchmarks/mpo_vs_trl.py --checkpointing --rounds 1
+
+The ideal ratio counts FLOPs of the language model (weights and causal attention), and of the vision tower; a backward
+pass counts twice its forward. It leaves out the LM head (vocabulary below 500 here: on a CPU TRL's fused head, which
+both sides use, projects every position) and everything that is not a matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+TILE, PATCH, TOKENS_A_TILE = 448, 14, 256
+ARMS = ("trl", "online", "cached")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each arm")
+    parser.add_argument("--steps", type=int, default=3, help="steps a run; the first is not timed")
+    parser.add_argument("--hidden", type=int, default=512, help="width of the language model")
+    parser.add_argument("--layers", type=int, default=8, help="layers of the language model")
+    parser.add_argument("--tiles", type=int, default=7, help="tiles of the picture: 1, or n + 1 with the thumbnail")
+    parser.add_argument("--response", type=int, default=250, help="tokens of each response")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
+    parser.add_argument("--worker", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.steps < 2 or args.rounds < 1:
+        parser.error("expected --steps >= 2 (the first is not timed) and --rounds >= 1")
+    if args.worker:
+        print(json.dumps(_run(args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        args.model = Path(folder)
+        size = _build(args)
+        runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+        for turn in range(args.rounds):
+            for arm in ARMS:
+                print(f"round {turn + 1}: {arm}", file=sys.stderr)
+                runs[arm].append(_in_a_process(args, arm))
+    _print(args, size, runs)
+
+
+def _in_a_process(args: argparse.Namespace, arm: str) -> dict[str, Any]:
+    given = {"steps": args.steps, "tiles": args.tiles, "response": args.response, "model": args.model, "worker": arm}
+    command = [sys.executable, __file__, *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
+    command += ["--checkpointing"] if args.checkpointing else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{arm} failed:\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _build(args: argparse.Namespace) -> dict[str, int]:
+    """A random InternVL with 448-pixel tiles of 256 tokens; its parameters by part."""
+    import torch
+    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration
+
+    from recipes.digits.policy import build_processor
+
+    processor = build_processor()
+    processor.image_seq_length = TOKENS_A_TILE
+    processor.image_processor = GotOcr2ImageProcessor(
+        size={"height": TILE, "width": TILE},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=max(1, args.tiles - 1),
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    tokenizer = processor.tokenizer
+    torch.manual_seed(0)
+    model = InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config={
+                **{"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
+                **{"image_size": [TILE, TILE], "patch_size": [PATCH, PATCH]},
+            },
+            text_config={
+                **{"model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": args.hidden},
+                **{"num_hidden_layers": args.layers, "num_attention_heads": 8, "num_key_value_heads": 8},
+                **{"intermediate_size": args.hidden * 8 // 3, "max_position_embeddings": 8192},
+                **{"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id},
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+            image_token_id=processor.image_token_id,
+            image_seq_length=TOKENS_A_TILE,
+            tie_word_embeddings=False,
+        )
+    )
+    model.save_pretrained(args.model)
+    processor.save_pretrained(args.model)
+    prompt = processor(text=[_prompt_text(processor)], images=[[_picture(args.tiles)]])["input_ids"][0]
+    return {
+        "prompt": len(prompt),
+        "text": sum(p.numel() for p in model.model.language_model.layers.parameters()),
+        "vision": sum(p.numel() for p in model.model.vision_tower.encoder.parameters()),
+        "all": sum(p.numel() for p in model.parameters()),
+    }
+
+
+QUESTION = "What is the sum of the digits? " * 12
+
+
+def _prompt_text(processor: Any) -> str:
+    from mpo.multimodal.messages import prompt_text
+
+    blocks = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    return prompt_text(processor, [{"role": "user", "content": blocks}])
+
+
+def _picture(tiles: int) -> Image.Image:
+    """Noise whose shape makes the processor cut it into that many tiles, thumbnail included."""
+    wide = max(1, tiles - 1)
+    noise = np.random.default_rng(0).integers(0, 256, (TILE, TILE * wide, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    def row(index: int) -> dict[str, Any]:
+        right, wrong = ("".join(str((index + factor * i) % 10) for i in range(args.response - 1)) for factor in (1, 3))
+        return {
+            "images": [_picture(args.tiles)],
+            "prompt": [{"role": "user", "content": QUESTION}],
+            "chosen": [{"role": "assistant", "content": right}],
+            "rejected": [{"role": "assistant", "content": wrong}],
+        }
+
+    return [row(index) for index in range(args.steps)]
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    """One training run: seconds of each timed step, and what went through the model in the last one."""
+    import datasets
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    from mpo import MPOConfig, MPOTrainer
+    from mpo.multimodal.loading import load_model, load_processor
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.times.append(time.perf_counter())
+            counts.clear()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.times[-1] = time.perf_counter() - self.times[-1]
+
+    common: dict[str, Any] = {
+        **{"per_device_train_batch_size": 1, "max_steps": args.steps, "optim": "sgd", "learning_rate": 1e-4},
+        **{"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True},
+        **{"gradient_checkpointing": args.checkpointing, "logging_strategy": "no", "max_length": None},
+    }
+    counts: dict[str, int] = {}
+    model, processor, rows = load_model(args.model), load_processor(args.model), _rows(args)
+    with tempfile.TemporaryDirectory() as out:
+        trainer: Any
+        if args.worker == "trl":
+            config = DPOConfig(out, loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0], **common)
+            table = datasets.Dataset.from_list(rows)
+            trainer = DPOTrainer(model, args=config, processing_class=processor, train_dataset=table)
+        else:
+            cached = args.worker == "cached"
+            mpo = MPOConfig(out, precompute_ref_log_probs=cached, **{"layout": "shared", **common})
+            trainer = MPOTrainer(model, args=mpo, processing_class=processor, train_dataset=rows)
+        for part in (trainer.model, *([trainer.ref_model] if trainer.ref_model is not None else [])):
+            _count(part, counts)
+        clock = Clock()
+        trainer.add_callback(clock)
+        trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return {"seconds": clock.times[1:], "peak": peak, **counts}
+
+
+def _count(model: Any, counts: dict[str, int]) -> None:
+    """Tokens through the language model and tiles through the vision tower, recomputed ones not counted."""
+
+    def adder(name: str, size: Callable[[Any], int]) -> Callable[..., None]:
+        def add(module: Any, args: Any, kwargs: Any) -> None:
+            counts[name] = counts.get(name, 0) + size((*args, *kwargs.values())[0])
+
+        return add
+
+    # The final norm runs once a forward pass, outside the checkpointed layers.
+    model.model.language_model.norm.register_forward_pre_hook(
+        adder("tokens", lambda hidden: hidden.shape[0] * hidden.shape[1]), with_kwargs=True
+    )
+    model.model.vision_tower.register_forward_pre_hook(adder("tiles", lambda pixels: len(pixels)), with_kwargs=True)
+
+
+def ideal_flops(args: argparse.Namespace, size: dict[str, int]) -> dict[str, float]:
+    """FLOPs of a step by arm."""
+    prompt, response = size["prompt"], args.response
+    patches = (TILE // PATCH) ** 2 + 1
+
+    def attention(pairs: float) -> float:
+        return 4 * args.hidden * args.layers * pairs
+
+    row = prompt + response
+    paired = 2 * (2 * size["text"] * row + attention(row**2 / 2))
+    # prompt[:-1], and two responses with the prompt's last token each
+    packed_pairs = prompt**2 / 2 + 2 * (response * prompt + response**2 / 2)
+    shared = 2 * size["text"] * (prompt + 2 * response + 1) + attention(packed_pairs)
+    vision = args.tiles * (2 * size["vision"] * patches + 4 * 128 * 2 * patches**2)
+    policy = 4 if args.checkpointing else 3
+    return {
+        "trl": (policy + 1) * (paired + 2 * vision),
+        "online": (policy + 1) * (shared + vision),
+        "cached": policy * (shared + vision),
+    }
+
+
+def _print(args: argparse.Namespace, size: dict[str, int], runs: dict[str, list[dict[str, Any]]]) -> None:
+    import torch
+
+    flops = ideal_flops(args, size)
+    seconds = {arm: median(s for run in some for s in run["seconds"]) for arm, some in runs.items()}
+    print(
+        f"InternVL, {size['all'] / 1e6:.1f} M parameters ({size['text'] / 1e6:.1f} M in the text layers); "
+        f"P = {size['prompt']} ({args.tiles} tiles), C = R = {args.response}; checkpointing "
+        f"{'on' if args.checkpointing else 'off'}; float32, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, {platform.processor() or platform.machine()}"
+    )
+    print(f"{args.rounds} runs an arm, interleaved, {args.steps - 1} timed steps each; median, [least, most]")
+    heads = (
+        "arm",
+        "s a step",
+        "range",
+        "speed-up",
+        "ideal (FLOPs)",
+        "reached",
+        "peak GiB",
+        "LM tokens",
+        "vision passes",
+    )
+    print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
+    for arm, some in runs.items():
+        every = [s for run in some for s in run["seconds"]]
+        ratio, ideal = seconds["trl"] / seconds[arm], flops["trl"] / flops[arm]
+        cells = (
+            *(arm, f"{seconds[arm]:.2f}", f"[{min(every):.2f}, {max(every):.2f}]", f"{ratio:.2f}x", f"{ideal:.2f}x"),
+            *(f"{100 * ratio / ideal:.0f} %", f"{median(run['peak'] for run in some) / 2**30:.2f}"),
+            *(str(some[0]["tokens"]), f"{some[0]['tiles'] / args.tiles:g}"),
+        )
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
