@@ -1,8 +1,8 @@
 """One prompt, many continuations: the rows that a model is given.
 
 A prompt is encoded once (its images are decoded, cut into tiles and normalised once) and then joined with each
-of its continuations. Rows are the paired layout: the prompt stands in front of every continuation. The same
-function serves policy, reference, PRM scoring and PRM training.
+of its continuations. Rows are the paired layout: the prompt stands in front of every continuation
+(`mpo/multimodal/packing.py` has the layout that shares it). The same function serves policy, reference and PRM.
 
 Dimension legend: P prompt tokens, C continuation tokens, B rows, T tokens of the longest row.
 """

@@ -31,6 +31,27 @@ def test_values_and_gradients_are_those_of_the_paired_layout(name: str, variant:
     assert found["gradient"] <= 1e-5
 
 
+@pytest.mark.parametrize("name", SHARING)
+def test_these_models_would_show_a_wrong_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its layout the row is one long answer; the values are then off by far more than the tolerance."""
+    model = prepared(name, "plain")
+    packed = packed_batch(name, model)
+    right, _ = response_logps(model, packed)
+    _lose_the_layout(monkeypatch)
+    wrong, _ = response_logps(model, packed)
+    assert float((wrong - right).abs().max()) > 0.1
+
+
+def _lose_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = shared_prefix.shared_prefix_attention
+
+    def leaking(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(LAYOUT, None)
+        return attention(*args, **kwargs)
+
+    monkeypatch.setitem(shared_prefix.AttentionInterface._global_mapping, NAME, leaking)
+
+
 @pytest.mark.parametrize("name", NOT_SHARING)
 def test_layers_with_a_state_are_refused_by_name(name: str) -> None:
     assert NOT_SHARING[name][1] in (why_not_shared(tiny_model(name)) or "")
@@ -125,13 +146,7 @@ def test_a_wrong_attention_is_found_at_the_first_batch(
 ) -> None:
     """Responses that see the ones before them: what a plain causal mask over the packed row would do."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    attention = shared_prefix.shared_prefix_attention
-
-    def leaking(*args: Any, **kwargs: Any) -> Any:
-        kwargs.pop(LAYOUT, None)
-        return attention(*args, **kwargs)
-
-    monkeypatch.setitem(shared_prefix.AttentionInterface._global_mapping, NAME, leaking)
+    _lose_the_layout(monkeypatch)
     model = prepared("internvl", "plain")
     packed = packed_batch("internvl", model)
     sharing = PromptSharing("auto", [model])
