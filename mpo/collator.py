@@ -95,6 +95,9 @@ class PreferenceCollator:
         for column in ("tools", "chat_template_kwargs"):
             if row.get(column):
                 raise DataError(f"the column {column!r} is not supported; render it into the prompt's text")
+        for column in ("video", "videos"):
+            if row.get(column):
+                raise DataError(f"the column {column!r} is not supported: MPO trains on images; drop the row")
         images = [load_image(image, root=self.image_root) for image in _images(row)]
         messages = _prompt_messages(_required(row, "prompt"), num_images=len(images))
         return encode_prompt(self.processor, prompt_text(self.processor, messages), images)
