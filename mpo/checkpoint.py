@@ -30,7 +30,7 @@ DECISIVE = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
     *("beta", "preference_weight", "quality_weight", "generation_weight", "label_smoothing", "generation_average"),
     *("reward_shift", "reward_shift_momentum", "disable_dropout", "layout"),
-    *("seed", "data_seed", "bf16", "fp16", "dataloader_drop_last"),
+    *("seed", "data_seed", "group_by_prompt", "bf16", "fp16", "dataloader_drop_last"),
 )
 
 logger = logging.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""TRL vision-preference rows → one batch: B packed rows, each with both responses, or 2B rows, all chosen ones first.
+"""TRL vision-preference rows → one batch in which each prompt and each response of it stands once.
 
 A row is `{images | image, prompt, chosen, rejected}` and may carry `chosen_truncated`, `rejected_truncated`,
 `problem_id` and `weight`. Rows are never changed. A row that breaks the format raises a DataError that names it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,42 @@ import torch
 from PIL import Image
 
 from mpo.multimodal.errors import DataError
-from mpo.multimodal.images import load_image
+from mpo.multimodal.images import image_sha256, load_image
 from mpo.multimodal.messages import Message, prompt_text, response_ids
 from mpo.multimodal.packing import pack_rows
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
-from mpo.reference import pair_key
+from mpo.multimodal.vision import row_images
+from mpo.reference import response_keys
 
 Row = Mapping[str, Any]
 
 
-class PreferenceCollator:
-    """Rows → model inputs, `pair_ids` and, if any row has a weight, `pair_weight` (B,).
+@dataclass
+class _Group:
+    """One prompt and its distinct responses in a batch: token ids → place."""
 
-    The images of a pair are decoded and preprocessed once. Its prompt is rendered once.
+    prompt: EncodedPrompt
+    responses: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def place(self, response: list[int]) -> int:
+        return self.responses.setdefault(tuple(response), len(self.responses))
+
+
+class PreferenceCollator:
+    """Rows → model inputs, `pair_index` (B, 2), `pair_ids` and, if any row has a weight, `pair_weight` (B,).
+
+    Pairs with the same prompt and pictures share them, and a response that stands in several pairs goes in once: the
+    batch holds M ≤ 2B responses, and `pair_index` says which is the chosen and which the rejected one of each pair.
+    Prompts come in the order of their first pair, responses row after row.
 
     Args:
         processor: of the model that is trained.
         image_root: folder that image paths must stay inside.
-        with_keys: add `pair_keys`, by which `mpo.reference` finds a pair again.
-        shared_prefix: B packed rows (`mpo.multimodal.packing`), for a model that can read them, instead of 2B rows. A
-            batch with a prompt that cannot be shared, since it ends in an image, still gets 2B rows.
+        with_keys: add `response_keys`, by which `mpo.reference` finds a response again.
+        shared_prefix: packed rows (`mpo.multimodal.packing`), for a model that can read them, instead of a row a
+            response. A batch with a prompt that cannot be shared, since it ends in an image still has a row a response.
+        max_row_tokens: a packed row that would be longer is split, which repeats its prompt; a row always holds at
+            least one response. None never splits.
     """
 
     def __init__(
@@ -45,9 +62,10 @@ class PreferenceCollator:
         image_root: str | Path | None = None,
         with_keys: bool = False,
         shared_prefix: bool = False,
+        max_row_tokens: int | None = None,
     ) -> None:
         self.processor, self.with_keys, self.shared_prefix = processor, with_keys, shared_prefix
-        self.image_root = image_root
+        self.image_root, self.max_row_tokens = image_root, max_row_tokens
         tokenizer = processor.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if pad is None:
@@ -62,28 +80,51 @@ class PreferenceCollator:
                 placeholders that differ in number, two equal responses, a bad weight.
         """
         names = [_name(row, index) for index, row in enumerate(rows)]
-        prompts, chosen, rejected = [], [], []
+        groups: dict[Any, _Group] = {}
+        pairs: list[tuple[Any, int, int]] = []  # key of the prompt, places of chosen and rejected among its responses
         for row, name in zip(rows, names, strict=True):
             with _naming(name):
-                prompts.append(self._prompt(row))
-                chosen.append(self._response(row, "chosen"))
-                rejected.append(self._response(row, "rejected"))
-                if chosen[-1] == rejected[-1]:
+                key, text, images = self._prompt_of(row)
+                if key not in groups:
+                    groups[key] = _Group(encode_prompt(self.processor, text, images))
+                chosen, rejected = (groups[key].place(self._response(row, side)) for side in ("chosen", "rejected"))
+                if chosen == rejected:
                     raise DataError("chosen and rejected are the same response; drop the row")
-        batch = self._stacked(prompts, chosen, rejected)
+                pairs.append((key, chosen, rejected))
+        first = dict(zip(groups, _starts([len(group.responses) for group in groups.values()]), strict=True))
+        batch = self._stacked([*groups.values()])
+        batch["pair_index"] = torch.tensor(
+            [[first[key] + chosen, first[key] + rejected] for key, chosen, rejected in pairs]
+        )
         batch["pair_ids"] = names
         if self.with_keys:
-            batch["pair_keys"] = [_key_of(*pair) for pair in zip(prompts, chosen, rejected, strict=True)]
+            batch["response_keys"] = [key for group in groups.values() for key in _keys_of(group)]
         if any(row.get("weight") is not None for row in rows):
             batch["pair_weight"] = torch.tensor([_weight(row, name) for row, name in zip(rows, names, strict=True)])
         return batch
 
-    def _stacked(
-        self, prompts: list[EncodedPrompt], chosen: list[list[int]], rejected: list[list[int]]
-    ) -> dict[str, Any]:
-        if self.shared_prefix and all(self._can_be_shared(prompt) for prompt in prompts):
-            return pack_rows(prompts, [*zip(chosen, rejected, strict=True)], pad_token_id=self.pad_token_id)
-        return dict(stack_rows(prompts * 2, chosen + rejected, pad_token_id=self.pad_token_id))
+    def _stacked(self, groups: list[_Group]) -> dict[str, Any]:
+        shared = self.shared_prefix and all(self._can_be_shared(group.prompt) for group in groups)
+        rows = [(group.prompt, some) for group in groups for some in self._row_responses(group, shared=shared)]
+        prompts = [prompt for prompt, _ in rows]
+        if shared:
+            return pack_rows(prompts, [some for _, some in rows], pad_token_id=self.pad_token_id)
+        single = [response for _, (response,) in rows]
+        return {**stack_rows(prompts, single, pad_token_id=self.pad_token_id), **row_images(prompts)}
+
+    def _row_responses(self, group: _Group, *, shared: bool) -> Iterator[list[tuple[int, ...]]]:
+        """The group's responses, cut into rows: one a row, or as many as `max_row_tokens` allows."""
+        limit = 0 if not shared else math.inf if self.max_row_tokens is None else self.max_row_tokens
+        row: list[tuple[int, ...]] = []
+        prefix = len(group.prompt.input_ids) - 1
+        used = prefix
+        for response in group.responses:
+            if row and used + 1 + len(response) > limit:
+                yield row
+                row, used = [], prefix
+            row.append(response)
+            used += 1 + len(response)
+        yield row
 
     def _can_be_shared(self, prompt: EncodedPrompt) -> bool:
         """Its last token is text: it is repeated before each response, and an image's token would lose its image."""
@@ -91,7 +132,8 @@ class PreferenceCollator:
         types = [int(feature[-1]) for feature in prompt.token_features.values()]
         return len(prompt.input_ids) > 1 and not is_image and not any(types)
 
-    def _prompt(self, row: Row) -> EncodedPrompt:
+    def _prompt_of(self, row: Row) -> tuple[Any, str, list[Image.Image]]:
+        """What the prompt is told apart by, its text, and its pictures."""
         for column in ("tools", "chat_template_kwargs"):
             if row.get(column):
                 raise DataError(f"the column {column!r} is not supported; render it into the prompt's text")
@@ -100,7 +142,8 @@ class PreferenceCollator:
                 raise DataError(f"the column {column!r} is not supported: MPO trains on images; drop the row")
         images = [load_image(image, root=self.image_root) for image in _images(row)]
         messages = _prompt_messages(_required(row, "prompt"), num_images=len(images))
-        return encode_prompt(self.processor, prompt_text(self.processor, messages), images)
+        text = prompt_text(self.processor, messages)
+        return (text, *map(image_sha256, images)), text, images
 
     def _response(self, row: Row, column: str) -> list[int]:
         with _naming(column):
@@ -108,9 +151,13 @@ class PreferenceCollator:
             return response_ids(self.processor, text, truncated=bool(row.get(f"{column}_truncated")))
 
 
-def _key_of(prompt: EncodedPrompt, chosen: list[int], rejected: list[int]) -> str:
-    features = {**prompt.token_features, **prompt.image_features}
-    return pair_key([prompt.input_ids, *(features[name] for name in sorted(features))], chosen, rejected)
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[:index]) for index in range(len(sizes))]
+
+
+def _keys_of(group: _Group) -> list[str]:
+    features = {**group.prompt.token_features, **group.prompt.image_features}
+    return response_keys([group.prompt.input_ids, *(features[name] for name in sorted(features))], [*group.responses])
 
 
 def _required(row: Row, column: str) -> Any:

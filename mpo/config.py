@@ -1,4 +1,4 @@
-"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus nine fields of MPO's own.
+"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus eleven fields of MPO's own.
 
 A DPOConfig field that MPO does not act on is refused when it is changed from its default: a flag that is accepted
 and ignored is worse than an error.
@@ -71,6 +71,10 @@ class MPOConfig(DPOConfig):
         generation_average: "response" (the paper), "token" or "square" (InternVL2.5).
         layout: "shared" runs each prompt once for both its responses, "paired" once for each of them; "auto" shares
             where the model can, and says why where it cannot. The values are the same up to rounding.
+        group_by_prompt: keep the pairs of one prompt together, so that they share it in the shared layout and each
+            response is computed once. Prompts are shuffled instead of pairs: a step sees fewer different prompts.
+        max_row_tokens: longest packed row; a prompt whose responses do not fit is repeated in further rows. None never
+            splits.
         reference_cache_dir: where `precompute_ref_log_probs` keeps its values; None is `output_dir`/reference_cache.
         allow_config_change: resume a checkpoint although settings that decide the updates differ; they are logged.
 
@@ -94,6 +98,12 @@ class MPOConfig(DPOConfig):
     )
     layout: Layout = field(
         default="auto", metadata={"help": "Whether a prompt goes through the model once for both its responses."}
+    )
+    group_by_prompt: bool = field(
+        default=False, metadata={"help": "Keep the pairs of a prompt together, so that they share it."}
+    )
+    max_row_tokens: int | None = field(
+        default=None, metadata={"help": "Longest packed row; a prompt with more responses is repeated."}
     )
     reference_cache_dir: str | None = field(
         default=None,
@@ -158,6 +168,8 @@ class MPOConfig(DPOConfig):
             )
         if self.layout not in get_args(Layout):
             raise ConfigError(f"layout must be one of {list(get_args(Layout))}, got {self.layout!r}")
+        if self.max_row_tokens is not None and self.max_row_tokens < 1:
+            raise ConfigError(f"max_row_tokens must be at least 1, or None, got {self.max_row_tokens}")
         if not self.beta > 0:
             raise ConfigError(f"beta must be > 0, got {self.beta}")
         if not 0.0 <= self.label_smoothing < 0.5:

@@ -1,7 +1,7 @@
 """The two models of a preference run: prepared once, then batch → PairLogps.
 
-A batch holds B packed rows, chosen before rejected, or 2B rows, all chosen ones first; `response_logps` gives the
-values of both in the same order. The model itself is called in `mpo/multimodal/scoring.py`.
+A batch holds M responses, packed or a row each, and B pairs of them. The model itself is called in
+`mpo/multimodal/scoring.py`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ Source = str | Path | PreTrainedModel | PeftModel
 def pair_logps(
     policy: nn.Module,
     inputs: Mapping[str, Any],
+    pair_index: Tensor,
     *,
     reference: nn.Module | None = None,
-    reference_sums: tuple[Tensor, Tensor] | None = None,
+    reference_sums: Tensor | None = None,
 ) -> PairLogps:
     """Log-probs of B pairs under the policy, with gradients, and under the reference, without.
 
     Args:
         policy: the trained model, possibly wrapped (PEFT, DDP, FSDP).
-        inputs: from `PreferenceCollator`, model inputs only.
+        inputs: from `PreferenceCollator`, model inputs only: M responses.
+        pair_index: int64 (B, 2), the chosen and the rejected response of each pair.
         reference: a frozen model, or None: the policy with its PEFT adapters disabled.
-        reference_sums: the reference's chosen and rejected sums, (B,) each, where they are known: nothing but the
-            policy runs.
+        reference_sums: the reference's log-probs (M,), where they are known: nothing but the policy runs.
 
     Returns:
         Five (B,) tensors.
@@ -56,28 +57,30 @@ def pair_logps(
     """
     # The reference runs first: toggling adapters must not touch a graph that still waits for its backward.
     known = reference_logps(policy, inputs, reference=reference) if reference_sums is None else reference_sums
-    policy_sums, lengths = response_logps(policy, inputs)  # (2B,), (2B,)
-    policy_chosen, policy_rejected = policy_sums.chunk(2)
-    return PairLogps(policy_chosen, policy_rejected, *known, lengths.chunk(2)[0])
+    sums, lengths = response_logps(policy, inputs)  # (M,), (M,)
+    chosen, rejected = pair_index.unbind(dim=1)  # (B,), (B,)
+    return PairLogps(sums[chosen], sums[rejected], known[chosen], known[rejected], lengths[chosen])
 
 
-def reference_logps(
-    policy: nn.Module, inputs: Mapping[str, Any], *, reference: nn.Module | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sums of the chosen and of the rejected responses under the reference, (B,) each, without gradients."""
+def model_inputs(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the models read of a collated batch, and the rest, which says how its responses make pairs."""
+    about_pairs = {name for name in batch if name.startswith(("pair_", "response_"))}
+    inputs = {name: value for name, value in batch.items() if name not in about_pairs}
+    return inputs, {name: batch[name] for name in about_pairs}
+
+
+def reference_logps(policy: nn.Module, inputs: Mapping[str, Any], *, reference: nn.Module | None = None) -> Tensor:
+    """Log-probs of the M responses under the reference, float32 (M,), without gradients."""
     with torch.no_grad():
         if reference is not None:
-            sums, _ = response_logps(reference, inputs)
-        else:
-            with _adapters_disabled(policy):
-                sums, _ = response_logps(policy, inputs)
-    chosen, rejected = sums.chunk(2)
-    return chosen, rejected
+            return response_logps(reference, inputs)[0]
+        with _adapters_disabled(policy):
+            return response_logps(policy, inputs)[0]
 
 
-def chosen_lengths(inputs: Mapping[str, Any]) -> Tensor:
+def chosen_lengths(batch: Mapping[str, Any]) -> Tensor:
     """|y_c|, labelled tokens of the chosen response of each pair, int64 (B,)."""
-    return response_lengths(inputs).chunk(2)[0]
+    return response_lengths(batch)[batch["pair_index"][:, 0]]
 
 
 def cached_reference(trainer: Any) -> ReferenceCache:
@@ -88,7 +91,8 @@ def cached_reference(trainer: Any) -> ReferenceCache:
             adapters, that policy is the reference.
 
     Raises:
-        ConfigError: sharded weights, rows without a length, a collator without `pair_keys`, another reference's values.
+        ConfigError: sharded weights, rows without a length, a collator without `response_keys`, values of another
+            reference.
     """
     args, policy, reference = trainer.args, trainer.model, trainer.ref_model
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -123,9 +127,8 @@ def cached_reference(trainer: Any) -> ReferenceCache:
     return cache
 
 
-def _prepared_logps(trainer: Any, reference: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    inputs = trainer._prepare_inputs(batch)
-    inputs = {name: value for name, value in inputs.items() if not name.startswith("pair_")}
+def _prepared_logps(trainer: Any, reference: Any, batch: dict[str, Any]) -> Tensor:
+    inputs, _ = model_inputs(trainer._prepare_inputs(batch))
     with trainer.accelerator.autocast():
         inputs = trainer.sharing.admit(inputs, [reference or trainer.model])
         return reference_logps(trainer.model, inputs, reference=reference)

@@ -1,6 +1,6 @@
 """Reference log-probs, computed once and kept: training then needs no second model.
 
-A pair is found by content: the token ids of prompt and responses and the pixels as the processor made them. The
+A response is found by content: the token ids of its prompt and its own, and the pixels as the processor made them. The
 weights, processor and number type that computed the values are written beside them, and a cache of another reference
 is refused. Each rank writes a SQLite file of its own, committed batch by batch: a kill loses at most a batch.
 """
@@ -26,16 +26,16 @@ Batch = dict[str, Any]
 _ADAPTER = re.compile(r"lora_|modules_to_save")
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS made_by (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS logps (pair TEXT PRIMARY KEY, chosen REAL NOT NULL, rejected REAL NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS response_logps (response TEXT PRIMARY KEY, logp REAL NOT NULL)",
 )
 
 
 class ReferenceCache:
-    """Pair → (log π_ref(chosen), log π_ref(rejected)), summed over response tokens.
+    """Response → log π_ref(response | prompt), summed over its tokens.
 
     Args:
         folder: holds one `logps-RANK.sqlite` a rank; made if it is missing.
-        made_by: what the values depend on besides the pair, e.g. `{"weights": …, "processor": …, "dtype": …}`.
+        made_by: what the values depend on besides the response, e.g. `{"weights": …, "processor": …, "dtype": …}`.
         rank: of this process; it writes only its own file and reads all.
 
     Raises:
@@ -51,42 +51,41 @@ class ReferenceCache:
         with _opened(self._file) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.executemany("INSERT OR IGNORE INTO made_by VALUES (?, ?)", made_by.items())
-        self._values: dict[str, tuple[float, float]] = {}
+        self._values: dict[str, float] = {}
         self.reload()
 
-    def __contains__(self, pair: str) -> bool:
-        return pair in self._values
+    def __contains__(self, response: str) -> bool:
+        return response in self._values
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def add(self, pairs: Sequence[str], chosen: Tensor, rejected: Tensor) -> None:
-        """Keep the values of one batch, (B,) each; they are on the disk when this returns."""
-        rows = list(zip(pairs, chosen.tolist(), rejected.tolist(), strict=True))
+    def add(self, responses: Sequence[str], logps: Tensor) -> None:
+        """Keep the values of one batch, (M,); they are on the disk when this returns."""
+        rows = list(zip(responses, logps.tolist(), strict=True))
         with _opened(self._file) as connection:
-            connection.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
-        self._values.update({pair: (c, r) for pair, c, r in rows})
+            connection.executemany("INSERT OR REPLACE INTO response_logps VALUES (?, ?)", rows)
+        self._values.update(rows)
 
     def reload(self) -> None:
         """Read what all ranks have written."""
         for path in sorted(self.folder.glob("logps-*.sqlite")):
             with _opened(path) as connection:
-                found = connection.execute("SELECT pair, chosen, rejected FROM logps").fetchall()
-            self._values.update({pair: (c, r) for pair, c, r in found})
+                self._values.update(connection.execute("SELECT response, logp FROM response_logps"))
 
-    def lookup(self, pairs: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Chosen and rejected sums, float32 (B,) each.
+    def lookup(self, responses: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """Log-probs, float32 (M,).
 
         Raises:
-            ConfigError: a pair is not there: its text, pictures or template are not those that were precomputed.
+            ConfigError: a response is not there: its text, pictures or template are not those that were precomputed.
         """
-        if missing := [pair for pair in pairs if pair not in self._values]:
+        if missing := [response for response in responses if response not in self._values]:
             raise ConfigError(
-                f"{len(missing)} of {len(pairs)} pairs of a batch are not in the reference cache {self.folder}: rows "
-                "or processor changed after precomputing, or rows are drawn anew each epoch; build the trainer again"
+                f"{len(missing)} of {len(responses)} responses of a batch are not in the reference cache "
+                f"{self.folder}: rows or processor changed after precomputing, or rows are drawn anew each epoch; "
+                "build the trainer again"
             )
-        chosen, rejected = torch.tensor([self._values[pair] for pair in pairs], device=device).unbind(dim=1)
-        return chosen, rejected
+        return torch.tensor([self._values[response] for response in responses], device=device)
 
     @staticmethod
     def _check(path: Path, made_by: dict[str, str]) -> None:
@@ -105,7 +104,7 @@ def precompute(
     rows: Any,
     *,
     collate: Callable[[list[Any]], Batch],
-    logps: Callable[[Batch], tuple[Tensor, Tensor]],
+    logps: Callable[[Batch], Tensor],
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
@@ -115,8 +114,8 @@ def precompute(
     Args:
         cache: gets the values.
         rows: a dataset with a length.
-        collate: rows → batch with `pair_keys`, as in training.
-        logps: batch → chosen and rejected sums, (B,) each.
+        collate: rows → batch with `response_keys` (M) and `pair_index` (B, 2), as in training.
+        logps: batch → sums, (M,).
         batch_size: pairs a forward pass.
         rank, world_size: this process's share.
 
@@ -128,17 +127,19 @@ def precompute(
     for start in tqdm(range(0, len(mine), batch_size), desc="reference log-probs", unit="batch", disable=rank > 0):
         some = [rows[i] for i in mine[start : start + batch_size]]
         batch = collate(some)
-        if "pair_keys" not in batch:
+        if "response_keys" not in batch:
             raise ConfigError(
-                "expected pair_keys in a batch, got "
+                "expected response_keys in a batch, got "
                 f"{sorted(batch)}: precompute_ref_log_probs needs PreferenceCollator(processor, with_keys=True)"
             )
-        wanted = [row for row, pair in zip(some, batch["pair_keys"], strict=True) if pair not in cache]
+        known = [key in cache for key in batch["response_keys"]]
+        pairs = batch["pair_index"].tolist()
+        wanted = [row for row, (c, r) in zip(some, pairs, strict=True) if not (known[c] and known[r])]
         if not wanted:
             continue
         if len(wanted) < len(some):
             batch = collate(wanted)
-        cache.add(batch["pair_keys"], *logps(batch))
+        cache.add(batch["response_keys"], logps(batch))
         computed += len(wanted)
     return computed
 
@@ -163,18 +164,17 @@ def digest_of_processor(processor: Any) -> str:
     return _digest(part.encode() for part in parts)
 
 
-def pair_key(tensors: Iterable[Tensor], chosen: Sequence[int], rejected: Sequence[int]) -> str:
-    """SHA-256 of a pair as the model sees it.
+def response_keys(tensors: Iterable[Tensor], responses: Sequence[Sequence[int]]) -> list[str]:
+    """SHA-256 of each response of one prompt as the model sees it.
 
     Args:
         tensors: of the encoded prompt: ids, per-token features, pixels.
-        chosen: response token ids.
-        rejected: response token ids.
+        responses: token ids of each.
     """
-    parts = [
+    prompt = _digest(
         part for tensor in tensors for part in (repr((tensor.dtype, tuple(tensor.shape))).encode(), _bytes(tensor))
-    ]
-    return _digest([*parts, json.dumps([list(chosen), list(rejected)]).encode()])
+    )
+    return [_digest([prompt.encode(), json.dumps([*response]).encode()]) for response in responses]
 
 
 @contextmanager

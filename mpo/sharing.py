@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather
+from peft import PeftModel
 from torch import Tensor
 from transformers.utils import logging
 
@@ -14,6 +15,7 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.packing import LAYOUT, paired_rows
 from mpo.multimodal.scoring import innermost, response_lengths, response_logps
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
+from mpo.multimodal.vision import encode_images_once, share_frozen_vision
 
 logger = logging.get_logger(__name__)
 
@@ -24,7 +26,8 @@ TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
 
 
 class PromptSharing:
-    """Packed batches for models that read them right; their paired form for all others.
+    """Packed batches for models that read them right; their paired form for all others. Either way, a picture goes
+    through a vision tower once a batch.
 
     Args:
         layout: "auto" shares where every model can, else logs a warning with the reason; "shared" demands it; "paired"
@@ -42,8 +45,12 @@ class PromptSharing:
         self.on = layout != "paired" and not reasons
         if reasons:
             self._refuse(reasons[0])
-        for base in bases if self.on else []:
-            enable_shared_prefix(base)
+        for base in bases:
+            encode_images_once(base)
+            if self.on:
+                enable_shared_prefix(base)
+        if len(models) > 1 or isinstance(models[0], PeftModel):  # a reference reads the same batch
+            share_frozen_vision(*bases)
         self._checked = False
 
     def admit(self, batch: Mapping[str, Any], models: Sequence[Any]) -> dict[str, Any]:

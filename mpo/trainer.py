@@ -7,7 +7,6 @@ adds local sums over them, the gradient is checked, the optimizer steps, δ is c
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,14 @@ from trl.trainer.utils import disable_dropout_in_model
 from mpo.checkpoint import CheckpointedTrainer
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
-from mpo.forward import cached_reference, chosen_lengths, pair_logps, prepare_models, source_of
+from mpo.finite import FiniteGuard
+from mpo.forward import cached_reference, chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
-from mpo.multimodal.errors import ConfigError, NonFiniteLossError
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.reward_shift import RewardShift
+from mpo.sampler import PromptGroupSampler
 from mpo.sharing import PromptSharing
 
 REWARD_SHIFT_FILE = "reward_shift.json"
@@ -93,7 +94,12 @@ class MPOTrainer(CheckpointedTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(policy)
         self.sharing = PromptSharing(args.layout, [policy, *([] if reference is None else [reference])])
-        collator = partial(PreferenceCollator, with_keys=args.precompute_ref_log_probs, shared_prefix=self.sharing.on)
+        collator = partial(
+            PreferenceCollator,
+            with_keys=args.precompute_ref_log_probs,
+            shared_prefix=self.sharing.on,
+            max_row_tokens=args.max_row_tokens,
+        )
 
         super().__init__(
             model=policy,
@@ -112,7 +118,7 @@ class MPOTrainer(CheckpointedTrainer):
         self.reward_shift = RewardShift(args.reward_shift, momentum=args.reward_shift_momentum)
         self.add_callback(_AfterOptimizerStep(self._commit_reward_shift))
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
-        self._step_losses: list[tuple[Tensor, list[str]]] = []  # of the micro-batches since the last check
+        self._finite = FiniteGuard()
 
     # One optimizer step, in the order in which things happen.
 
@@ -122,6 +128,14 @@ class MPOTrainer(CheckpointedTrainer):
         """The micro-batches of one optimizer step, and what their losses are divided by over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         return batches, self._denominators(batches, device) if batches else None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """With `group_by_prompt`, an order that keeps the pairs of a prompt together."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.group_by_prompt:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return PromptGroupSampler(rows, seed=seed)
 
     def compute_loss(
         self,
@@ -135,12 +149,11 @@ class MPOTrainer(CheckpointedTrainer):
         DDP and FSDP average gradients over ranks, which the world size undoes. Without denominators (evaluation), the
         mean over this batch.
         """
-        inputs = dict(inputs)
-        pair_ids, pair_weight = inputs.pop("pair_ids"), inputs.pop("pair_weight", None)
-        keys, cache = inputs.pop("pair_keys", []), self.reference_cache
-        known = None if cache is None else cache.lookup(keys, inputs["input_ids"].device)
+        inputs, pairs = model_inputs(inputs)
+        pair_ids, cache = pairs["pair_ids"], self.reference_cache
+        known = None if cache is None else cache.lookup(pairs.get("response_keys", []), inputs["input_ids"].device)
         inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
-        logps = pair_logps(model, inputs, reference=self.ref_model, reference_sums=known)
+        logps = pair_logps(model, inputs, pairs["pair_index"], reference=self.ref_model, reference_sums=known)
         loss = mpo_loss(
             logps,
             beta=self.args.beta,
@@ -148,23 +161,22 @@ class MPOTrainer(CheckpointedTrainer):
             weights=self.args.weights,
             generation_average=self.args.generation_average,
             label_smoothing=self.args.label_smoothing,
-            pair_weight=pair_weight,
+            pair_weight=pairs.get("pair_weight"),
             denominators=num_items_in_batch,
         )
         if model.training:
             self.reward_shift.observe(*implicit_rewards(logps, beta=self.args.beta))
-            self._step_losses.append((loss.total.detach(), pair_ids))
+            self._finite.observe(loss.total, pair_ids)
             if self.is_deepspeed_enabled:  # its backward also steps the optimizer
-                self._check_finite(None)
-        pairs = len(pair_ids)
+                self._finite.check(None, step=self.state.global_step)
         metrics = pair_metrics(
             loss,
             logps,
             beta=self.args.beta,
             reward_shift=self.reward_shift.value,
-            loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / pairs,
+            loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / len(pair_ids),
         )
-        self._means["train" if model.training else "eval"].add(metrics, pairs=pairs)
+        self._means["train" if model.training else "eval"].add(metrics, pairs=len(pair_ids))
         world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
         total = loss.total * world_size
         return (total, {}) if return_outputs else total
@@ -172,7 +184,9 @@ class MPOTrainer(CheckpointedTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer calls this once an optimizer step, after the last backward and before `optimizer.step`."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        self._check_finite(grad_norm)
+        # A GradScaler (fp16) skips the steps whose gradient overflowed: there, that is no error.
+        known = None if self.accelerator.scaler is not None else grad_norm
+        self._finite.check(known, step=self.state.global_step)
         return grad_norm
 
     def _commit_reward_shift(self) -> None:
@@ -201,6 +215,9 @@ class MPOTrainer(CheckpointedTrainer):
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         means = self._means["eval"].pop(self._sum_over_ranks)
         assert output.metrics is not None
+        if means:  # Trainer's mean is over batches, whose last is smaller
+            parts, w = (means[f"loss/{part}"] for part in ("preference", "quality", "generation")), self.args.weights
+            means["loss"] = sum(x * y for x, y in zip(parts, (w.preference, w.quality, w.generation), strict=True))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
@@ -251,18 +268,6 @@ class MPOTrainer(CheckpointedTrainer):
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")
 
-    def _check_finite(self, grad_norm: Any) -> None:
-        """One host sync an optimizer step."""
-        losses, self._step_losses = self._step_losses, []
-        bad = [ids for loss, ids in losses if not bool(loss.isfinite())]
-        if bad:
-            raise NonFiniteLossError(_non_finite("loss", bad, self.state.global_step))
-        # A GradScaler (fp16) skips the steps whose gradient overflowed: there, that is no error.
-        if grad_norm is None or self.accelerator.scaler is not None:
-            return
-        if not bool(torch.as_tensor(grad_norm).isfinite()):
-            raise NonFiniteLossError(_non_finite("gradient", [ids for _, ids in losses], self.state.global_step))
-
     def _placed(self, reference: PreTrainedModel) -> Any:
         """The frozen reference on its device, sharded like the policy."""
         if self.args.disable_dropout:
@@ -282,15 +287,3 @@ class _AfterOptimizerStep(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.function()
-
-
-def _non_finite(what: str, micro_batches: list[list[str]], step: int) -> str:
-    ids = ", ".join(name for names in micro_batches for name in names)
-    return (
-        f"expected a finite {what} at step {step + 1}, got NaN or infinity from the micro-batch of pairs [{ids}]: look "
-        f"at these rows, then lower learning_rate or max_grad_norm; the optimizer has not stepped (rank {_rank()})"
-    )
-
-
-def _rank() -> str:
-    return os.environ.get("RANK", "0")

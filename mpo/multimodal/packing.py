@@ -2,9 +2,10 @@
 
 Row: `prompt[:-1] | p_last, response 1 | p_last, response 2 | …`. The prompt's last token opens every response, at the
 position that it has in the prompt, and stands in no prefix. So each position has one label, and the label shift of a
-causal model works unchanged. `mpo/multimodal/shared_prefix.py` makes the model read such rows.
+causal model works unchanged. `mpo/multimodal/shared_prefix.py` makes the model read such rows. Rows may hold different
+numbers of responses; wherever responses are listed, it is row after row.
 
-Dimension legend: B rows, T tokens of the longest row, M responses a row, P prompt tokens.
+Dimension legend: B rows, T tokens of the longest row, M responses of all rows together, P prompt tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn.functional import pad
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.prefix import IGNORED, EncodedPrompt, stack_rows
+from mpo.multimodal.vision import IMAGES, RowImages, row_images
 
 LAYOUT = "shared_prefix"  # key of the layout in a batch, and keyword argument of the model
 
@@ -30,19 +32,14 @@ class PackedLayout:
 
     Args:
         prefixes: for each of B rows, the number of tokens of `prompt[:-1]`, ≥ 1.
-        ends: for each row, where its M responses end; the first starts at the prefix' end, each other one where the
-            one before it ends.
+        ends: for each row, where its responses end, at least one; the first starts at the prefix' end, each other one
+            where the one before it ends.
         per_token: names of the batch's tensors that hold one value a token, beside ids, mask and labels.
     """
 
     def __init__(self, prefixes: Sequence[int], ends: Sequence[Sequence[int]], per_token: Iterable[str] = ()) -> None:
         self.prefixes, self.ends = tuple(prefixes), tuple(map(tuple, ends))
         self.per_token = {"input_ids", "attention_mask", "labels", *per_token}
-
-    @property
-    def num_responses(self) -> int:
-        """M, the same in every row."""
-        return len(self.ends[0])
 
     def segments(self, row: int) -> Iterator[tuple[int, int]]:
         """(start, end) of each response of a row; its first token is p_last."""
@@ -57,18 +54,18 @@ def pack_rows(
 
     Args:
         prompts: B prompts of at least two tokens that end in text: every per-token feature of the last is 0.
-        responses: for each prompt, the ids of its M responses.
+        responses: for each prompt, the ids of its responses, at least one.
 
     Returns:
         `input_ids`, `attention_mask` and `labels` (B, T) int64, per-token features (B, T), image features as in
         `stack_rows`, and `shared_prefix`, the `PackedLayout`. Labels are the responses' ids, -100 elsewhere; so the
-        label of each p_last is -100.
+        label of each p_last is -100. With images, `row_images` as well, which says whose they are.
 
     Raises:
-        DataError: a prompt that is too short, or rows with different numbers of responses.
+        DataError: a prompt that is too short, or without responses.
     """
-    if len({len(some) for some in responses}) != 1 or len(prompts) != len(responses):
-        raise DataError(f"expected as many responses for each of {len(prompts)} prompts, got {[*map(len, responses)]}")
+    if len(prompts) != len(responses) or not all(responses):
+        raise DataError(f"expected responses for each of {len(prompts)} prompts, got {[*map(len, responses)]}")
     if short := [index for index, prompt in enumerate(prompts) if len(prompt.input_ids) < 2]:
         raise DataError(f"expected prompts of at least 2 tokens, got a shorter one at {short[0]}")
     last = [int(prompt.input_ids[-1]) for prompt in prompts]
@@ -86,42 +83,40 @@ def pack_rows(
     for row in range(len(prompts)):
         for start, _ in layout.segments(row):
             batch["labels"][row, start] = IGNORED
-    return {**batch, LAYOUT: layout}
+    return {**batch, LAYOUT: layout, **row_images(prompts)}
 
 
-def paired_rows(packed: Mapping[str, Any], *, pad_token_id: int = 0) -> dict[str, Tensor]:
-    """The same batch as M·B rows `prompt ⊕ response`: response 1 of every prompt, then response 2, …; no layout.
+def paired_rows(packed: Mapping[str, Any], *, pad_token_id: int = 0) -> dict[str, Any]:
+    """The same batch as M rows `prompt ⊕ response`, without a layout; images are repeated with their prompts.
 
-    Images are repeated M times. Used where a model cannot share a prefix, and to check one that can.
+    Used where a model cannot share a prefix, and to check one that can.
     """
     layout: PackedLayout = packed[LAYOUT]
-    rows = range(len(layout.prefixes))
-    spans = [[*layout.segments(row)] for row in rows]
     places = [  # of the tokens of each new row in its packed row
-        (row, [*range(layout.prefixes[row]), *range(*spans[row][index])])
-        for index in range(layout.num_responses)
-        for row in rows
+        (row, [*range(prefix), *range(start, end)])
+        for row, prefix in enumerate(layout.prefixes)
+        for start, end in layout.segments(row)
     ]
     width = max(len(tokens) for _, tokens in places)
     fill = {"input_ids": pad_token_id, "labels": IGNORED}
-    batch: dict[str, Tensor] = {}
+    images: RowImages | None = packed.get(IMAGES)
+    batch: dict[str, Any] = {}
     for name, value in packed.items():
-        if name == LAYOUT:
-            continue
         if name in layout.per_token:
             parts = [value[row, tokens] for row, tokens in places]
             batch[name] = torch.stack([pad(part, (0, width - len(part)), value=fill.get(name, 0)) for part in parts])
-        else:
-            batch[name] = torch.cat([value] * layout.num_responses)
+    if images is not None:
+        rows = [row for row, _ in places]
+        batch |= images.select(packed, rows)
+        batch[IMAGES] = images.of_rows(rows)
     return batch
 
 
 def segment_sums(values: Tensor, layout: PackedLayout) -> Tensor:
-    """Sum a (B, T) tensor over each response: (M·B,), in the order of `paired_rows`."""
-    sums = [
-        torch.stack([values[row, start:end].sum() for start, end in layout.segments(row)]) for row in range(len(values))
-    ]
-    return torch.stack(sums, dim=1).flatten()
+    """Sum a (B, T) tensor over each response: (M,)."""
+    return torch.stack(
+        [values[row, start:end].sum() for row in range(len(values)) for start, end in layout.segments(row)]
+    )
 
 
 def packed_positions(prompt: Tensor, layout: PackedLayout, width: int) -> Tensor:

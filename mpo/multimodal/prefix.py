@@ -67,7 +67,8 @@ def stack_rows(
 
     Returns:
         `input_ids`, `attention_mask` and `labels` (B, T): labels are the continuation's ids, -100 elsewhere;
-        per-token features padded with 0 (B, T); image features concatenated over rows.
+        per-token features padded with 0 (B, T); image features concatenated over rows, their other dimensions padded
+        with 0 (processors that pad an image's tiles, e.g. Idefics3's, read a tile of zeros as no tile).
     """
     if len(prompts) != len(continuations):
         raise DataError(
@@ -93,8 +94,19 @@ def stack_rows(
             [_pad(_extended(f, len(row)), width, 0, side) for f, row in zip(features, rows, strict=True)]
         )
     for key in {k: None for prompt in prompts for k in prompt.image_features}:
-        batch[key] = torch.cat([prompt.image_features[key] for prompt in prompts if key in prompt.image_features])
+        batch[key] = _concatenated([prompt.image_features[key] for prompt in prompts if key in prompt.image_features])
     return batch
+
+
+def _concatenated(features: Sequence[Tensor]) -> Tensor:
+    """On dim 0; the other dimensions are padded with 0 at their end to the largest."""
+    shape = [max(sizes) for sizes in zip(*(feature.shape[1:] for feature in features), strict=True)]
+    padded = []
+    for feature in features:
+        missing = [(0, most - size) for size, most in zip(feature.shape[1:], shape, strict=True)]
+        flat = [number for pair in reversed(missing) for number in pair]  # torch pads the last dimension first
+        padded.append(torch.nn.functional.pad(feature, flat) if any(flat) else feature)
+    return torch.cat(padded)
 
 
 def _extended(feature: Tensor, length: int) -> Tensor:

@@ -13,6 +13,7 @@ from mpo.multimodal.logps import sum_logps
 from mpo.multimodal.packing import LAYOUT, segment_sums
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.shared_prefix import shared_inputs
+from mpo.multimodal.vision import IMAGES, reading
 
 
 def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -25,14 +26,17 @@ def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tenso
             `labels` (B, T) mark the responses.
 
     Returns:
-        Sums, float32 (B,), with gradients; numbers of tokens, int64 (B,). Of packed rows (M·B,), in the order of
-        `paired_rows`.
+        Sums, float32 (M,), with gradients; numbers of tokens, int64 (M,). M is B, or of packed rows the number of
+        responses of all rows together, row after row.
     """
-    layout = inputs.get(LAYOUT)
+    inputs = dict(inputs)
+    images, layout = inputs.pop(IMAGES, None), inputs.get(LAYOUT)
+    if layout is not None:
+        inputs = shared_inputs(innermost(model), inputs)
+    with reading(innermost(model), images):
+        token_logps = model(**inputs, fused_lm_head=True).log_probs.float()  # (B, T-1), of labels from the second on
     if layout is None:
-        return sum_logps(model(**inputs, fused_lm_head=True).log_probs, inputs["labels"])
-    shared = shared_inputs(innermost(model), inputs)
-    token_logps = model(**shared, fused_lm_head=True).log_probs.float()  # (B, T-1), of the labels from the second on
+        return sum_logps(token_logps, inputs["labels"])
     return segment_sums(pad(token_logps, (1, 0)), layout), response_lengths(inputs)
 
 

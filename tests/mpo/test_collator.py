@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import preference_row, preference_rows, tiny_internvl
 
 from mpo.collator import PreferenceCollator
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.loading import load_processor
+from mpo.multimodal.packing import LAYOUT
+from mpo.multimodal.vision import IMAGES
 
 BOS, EOT, PAD, __ = "<|im_start|>", "<|im_end|>", "<|endoftext|>", None  # __: label −100
 
@@ -45,7 +48,7 @@ def test_one_text_pair(collator: PreferenceCollator) -> None:
         [*[1] * 9, 1, 1, 1, 1],
         [*[1] * 9, 1, 1, 0, 0],
     ]
-    assert set(batch) == {"input_ids", "labels", "attention_mask", "pair_ids"}
+    assert set(batch) == {"input_ids", "labels", "attention_mask", "pair_ids", "pair_index"}
 
 
 def test_truncated_response_has_no_end_of_turn(collator: PreferenceCollator) -> None:
@@ -53,16 +56,57 @@ def test_truncated_response_has_no_end_of_turn(collator: PreferenceCollator) -> 
     assert [row[9:] for row in spelled(collator, batch["labels"])] == [["1", " ", "2", EOT], ["3", __, __, __]]
 
 
-def test_chosen_rows_come_first_and_images_once_a_row(collator: PreferenceCollator) -> None:
+def answers(collator: PreferenceCollator, batch: dict[str, Any]) -> list[str]:
+    """The text of each response, in the order of the batch."""
+    texts = collator.processor.tokenizer.batch_decode([[i for i in row if i >= 0] for row in batch["labels"].tolist()])
+    return [part for text in texts for part in text.split(EOT) if part]
+
+
+def test_responses_stand_row_after_row_and_pairs_point_at_them(collator: PreferenceCollator) -> None:
     batch = collator(preference_rows(2))
     assert batch["pair_ids"] == ["pair-0", "pair-1"]
-    texts = collator.processor.tokenizer.batch_decode([[i for i in row if i >= 0] for row in batch["labels"].tolist()])
-    assert [text.split(EOT)[0] for text in texts] == ["one two 0", "one two one two 1", "three 0", "three 1"]
+    assert answers(collator, batch) == ["one two 0", "three 0", "one two one two 1", "three 1"]
+    assert batch["pair_index"].tolist() == [[0, 1], [2, 3]]
     # pair 0: 1 tile, pair 1: 2 tiles and the thumbnail; 4 image tokens a tile
     assert batch["pixel_values"].shape == (2 * (1 + 3), 3, 32, 32)
     image_token = collator.processor.image_token_id
-    assert (batch["input_ids"] == image_token).sum(dim=1).tolist() == [4, 12, 4, 12]
-    torch.testing.assert_close(batch["pixel_values"][:4], batch["pixel_values"][4:])
+    assert (batch["input_ids"] == image_token).sum(dim=1).tolist() == [4, 4, 12, 12]
+    assert (batch[IMAGES].sources, batch[IMAGES].counts) == ([0, 0, 1, 1], {"pixel_values": [1, 1, 3, 3]})
+
+
+def one_prompt(*pairs: tuple[str, str]) -> list[dict[str, Any]]:
+    return [preference_row(0, problem_id=f"p{i}", chosen=c, rejected=r) for i, (c, r) in enumerate(pairs)]
+
+
+def test_pairs_of_one_prompt_share_it_and_their_responses(collator: PreferenceCollator) -> None:
+    shared = PreferenceCollator(collator.processor, shared_prefix=True, with_keys=True)
+    batch = shared([*one_prompt(("1", "2"), ("3", "2")), preference_row(1), *one_prompt(("1", "4"))])
+    assert answers(collator, batch) == ["1", "2", "3", "4", "one two one two 1", "three 1"]
+    assert batch["pair_index"].tolist() == [[0, 1], [2, 1], [4, 5], [0, 3]]
+    assert batch["input_ids"].shape[0] == 2
+    assert batch["pixel_values"].shape[0] == 1 + 3
+    assert len(set(batch["response_keys"])) == 6
+    alone = shared(one_prompt(("4", "3")))
+    assert alone["response_keys"] == [batch["response_keys"][3], batch["response_keys"][2]]
+
+
+def test_another_picture_is_another_prompt(collator: PreferenceCollator) -> None:
+    red, blue = (preference_row(0, images=[Image.new("RGB", (32, 32), colour)]) for colour in ("red", "blue"))
+    assert PreferenceCollator(collator.processor, shared_prefix=True)([red, blue])["input_ids"].shape[0] == 2
+
+
+def test_a_long_row_is_split_and_repeats_its_prompt(collator: PreferenceCollator) -> None:
+    rows = one_prompt(("1", "2"), ("3", "4"), ("5", "6"))
+    whole = PreferenceCollator(collator.processor, shared_prefix=True)(rows)
+    prefix = whole[LAYOUT].prefixes[0]
+    # a response takes three tokens: p_last, the digit, the end of the turn
+    for limit, sizes in ((None, [6]), (prefix + 18, [6]), (prefix + 17, [5, 1]), (prefix + 6, [2, 2, 2]), (1, [1] * 6)):
+        batch = PreferenceCollator(collator.processor, shared_prefix=True, max_row_tokens=limit)(rows)
+        assert [len(ends) for ends in batch[LAYOUT].ends] == sizes
+        assert batch["pair_index"].tolist() == whole["pair_index"].tolist()
+        assert answers(collator, batch) == ["1", "2", "3", "4", "5", "6"]
+        assert batch["pixel_values"].shape[0] == len(sizes)
+        assert batch[IMAGES].sources == [0] * len(sizes)
 
 
 def test_an_image_is_preprocessed_once_a_pair(collator: PreferenceCollator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +121,8 @@ def test_an_image_is_preprocessed_once_a_pair(collator: PreferenceCollator, monk
 def test_images_and_text_rows_mix(collator: PreferenceCollator) -> None:
     batch = collator([preference_row(0), text_row(images=[]), text_row()])
     assert batch["pixel_values"].shape[0] == 2
-    assert batch["input_ids"].shape[0] == 6
+    assert batch["input_ids"].shape[0] == 4  # the two text rows are one pair
+    assert batch["pair_index"].tolist() == [[0, 1], [2, 3], [2, 3]]
 
 
 @pytest.mark.parametrize("column", ["image", "images"])
@@ -100,7 +145,10 @@ def test_equivalent_spellings_of_a_row(collator: PreferenceCollator, column: str
     )
     expected, got = collator([preference_row(0)]), collator([row])
     for key, value in expected.items():
-        assert torch.equal(got[key], value) if isinstance(value, torch.Tensor) else got[key] == value
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(got[key], value)
+        elif key != IMAGES:
+            assert got[key] == value
 
 
 def test_rows_are_not_changed(collator: PreferenceCollator) -> None:

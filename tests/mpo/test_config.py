@@ -37,6 +37,8 @@ def test_own_fields() -> None:
         "reward_shift_momentum",
         "generation_average",
         "layout",
+        "group_by_prompt",
+        "max_row_tokens",
         "reference_cache_dir",
         "allow_config_change",
     }

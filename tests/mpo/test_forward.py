@@ -1,4 +1,4 @@
-"""Rows → PairLogps: chosen first, reference without gradients, adapters off only while the reference runs."""
+"""Responses → PairLogps: the pairs' index, reference without gradients, adapters off only while the reference runs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from peft import LoraConfig, get_peft_model
 from tiny import preference_rows, tiny_internvl
 
 from mpo.collator import PreferenceCollator
-from mpo.forward import pair_logps, prepare_models
+from mpo.forward import model_inputs, pair_logps, prepare_models
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.logps import enable_chunked_logps
+from mpo.multimodal.vision import IMAGES
 from mpo.types import PairLogps
+
+PAIRS = torch.tensor([[0, 1], [2, 3]])
 
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, torch.Tensor]:
-    batch = PreferenceCollator(load_processor(tiny_internvl()))(preference_rows(2))
-    return {key: value for key, value in batch.items() if key != "pair_ids"}
+    batch, pairs = model_inputs(PreferenceCollator(load_processor(tiny_internvl()))(preference_rows(2)))
+    assert torch.equal(pairs["pair_index"], PAIRS)
+    return batch
 
 
 def prepared() -> torch.nn.Module:
@@ -37,22 +41,22 @@ def perturbed(model: torch.nn.Module) -> torch.nn.Module:
 
 def by_hand(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Log-probs from the full logits of an unpatched model."""
-    model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+    visible = {key: value for key, value in inputs.items() if key not in ("labels", IMAGES)}
     with torch.no_grad():
-        logps = load_model(tiny_internvl())(**model_inputs).logits.log_softmax(dim=-1)[:, :-1]  # (2B, T-1, V)
+        logps = load_model(tiny_internvl())(**visible).logits.log_softmax(dim=-1)[:, :-1]  # (M, T-1, V)
     labels = inputs["labels"][:, 1:]
     picked = logps.gather(2, labels.clamp(min=0)[..., None])[..., 0]
-    return (picked * (labels != -100)).sum(dim=1)
+    return (picked * (labels != -100)).sum(dim=1)[PAIRS.T.flatten()]
 
 
 def test_two_models(inputs: dict[str, torch.Tensor]) -> None:
-    logps = pair_logps(perturbed(prepared()), inputs, reference=prepared().requires_grad_(False).eval())
+    logps = pair_logps(perturbed(prepared()), inputs, PAIRS, reference=prepared().requires_grad_(False).eval())
     expected = by_hand(inputs)
     torch.testing.assert_close(torch.cat([logps.reference_chosen, logps.reference_rejected]), expected)
     assert (logps.policy_chosen - logps.reference_chosen).abs().min() > 1e-3
     assert logps.policy_chosen.requires_grad
     assert not logps.reference_chosen.requires_grad
-    assert logps.chosen_lengths.tolist() == (inputs["labels"][:2] != -100).sum(dim=1).tolist()
+    assert logps.chosen_lengths.tolist() == (inputs["labels"][[0, 2]] != -100).sum(dim=1).tolist()
     assert {value.shape for value in vars(logps).values()} == {(2,)}
 
 
@@ -61,7 +65,7 @@ def test_disabled_adapters_are_the_base_model(inputs: dict[str, torch.Tensor]) -
     policy = perturbed(get_peft_model(prepared(), lora)).train()
     modes: list[bool] = []
     policy.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    logps = pair_logps(policy, inputs)
+    logps = pair_logps(policy, inputs, PAIRS)
     assert modes == [False, True]  # the reference has no dropout
     torch.testing.assert_close(torch.cat([logps.reference_chosen, logps.reference_rejected]), by_hand(inputs))
     assert (logps.policy_chosen - logps.reference_chosen).abs().min() > 1e-4
@@ -75,17 +79,17 @@ def test_disabled_adapters_are_the_base_model(inputs: dict[str, torch.Tensor]) -
 def test_the_copy_of_a_patched_model_runs_its_own_weights(inputs: dict[str, torch.Tensor]) -> None:
     policy, reference = prepare_models(prepared())
     perturbed(policy)
-    model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+    visible = {key: value for key, value in inputs.items() if key not in ("labels", IMAGES)}
     with torch.no_grad():
-        expected = load_model(tiny_internvl())(**model_inputs).logits
-        torch.testing.assert_close(reference(**model_inputs).logits, expected)
-    logps = pair_logps(policy, inputs, reference=reference)
+        expected = load_model(tiny_internvl())(**visible).logits
+        torch.testing.assert_close(reference(**visible).logits, expected)
+    logps = pair_logps(policy, inputs, PAIRS, reference=reference)
     torch.testing.assert_close(torch.cat([logps.reference_chosen, logps.reference_rejected]), by_hand(inputs))
 
 
 def test_no_reference_at_all(inputs: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ConfigError, match="expected a reference model or a PEFT policy"):
-        pair_logps(prepared(), inputs)
+        pair_logps(prepared(), inputs, PAIRS)
 
 
 def test_a_wrapped_policy_is_unwrapped(inputs: dict[str, torch.Tensor]) -> None:
@@ -99,6 +103,6 @@ def test_a_wrapped_policy_is_unwrapped(inputs: dict[str, torch.Tensor]) -> None:
 
     lora = LoraConfig(target_modules=["q_proj"], r=2)
     policy = get_peft_model(prepared(), lora)
-    plain, wrapped = pair_logps(policy, inputs), pair_logps(Wrapper(policy), inputs)
+    plain, wrapped = pair_logps(policy, inputs, PAIRS), pair_logps(Wrapper(policy), inputs, PAIRS)
     assert isinstance(wrapped, PairLogps)
     torch.testing.assert_close(wrapped.reference_chosen, plain.reference_chosen)

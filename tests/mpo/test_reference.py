@@ -79,7 +79,7 @@ def test_evaluation_rows_are_computed_too(tmp_path: Path, forwards: list[int]) -
     for trainer in (online, cached):
         trainer.train()
     assert cached.evaluate()["eval_loss"] == pytest.approx(online.evaluate()["eval_loss"], abs=1e-5)
-    assert len(cached.reference_cache) == 9
+    assert len(cached.reference_cache) == 18
 
 
 def test_only_new_rows_are_computed(tmp_path: Path, forwards: list[int]) -> None:
@@ -120,7 +120,7 @@ def test_another_reference_is_refused_by_name(tmp_path: Path) -> None:
 def test_rows_that_were_not_precomputed_stop_the_run(tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path, precompute_ref_log_probs=True)
     trainer.train_dataset = [preference_row(30), preference_row(31)]
-    with pytest.raises(ConfigError, match="2 of 2 pairs of a batch are not in the reference cache"):
+    with pytest.raises(ConfigError, match="4 of 4 responses of a batch are not in the reference cache"):
         trainer.train()
 
 
@@ -149,7 +149,15 @@ def test_digests_see_what_matters_and_nothing_else() -> None:
 
 
 def fake_collate(rows: list[int]) -> dict[str, Any]:
-    return {"pair_keys": [str(row) for row in rows], "rows": rows}
+    """A pair a row, of a response that only it has and one that it shares with the next row."""
+    names = [name for row in rows for name in (f"own {row}", f"shared {row // 2}")]
+    keys = [*dict.fromkeys(names)]
+    index = [[keys.index(f"own {row}"), keys.index(f"shared {row // 2}")] for row in rows]
+    return {"response_keys": keys, "pair_index": torch.tensor(index), "rows": rows}
+
+
+def fake_logps(batch: dict[str, Any]) -> torch.Tensor:
+    return torch.tensor([-float(key.split()[1]) for key in batch["response_keys"]])
 
 
 def test_ranks_share_the_rows_and_read_each_other(tmp_path: Path) -> None:
@@ -158,22 +166,21 @@ def test_ranks_share_the_rows_and_read_each_other(tmp_path: Path) -> None:
     for rank, cache in enumerate(caches):
         done = precompute(
             cache, range(5), collate=fake_collate, batch_size=2, rank=rank, world_size=2,
-            logps=lambda batch: (torch.tensor(batch["rows"]) * -1.0, torch.tensor(batch["rows"]) * -2.0),
+            logps=fake_logps,
         )  # fmt: skip
         assert done == (3, 2)[rank]
     for cache in caches:
         cache.reload()
-        chosen, rejected = cache.lookup(["4", "1"])
-        assert (chosen.tolist(), rejected.tolist()) == ([-4.0, -1.0], [-8.0, -2.0])
-        assert len(cache) == 5
+        assert cache.lookup(["own 4", "own 1", "shared 2"]).tolist() == [-4.0, -1.0, -2.0]
+        assert len(cache) == 5 + 3
 
 
 def test_a_kill_loses_at_most_a_batch(tmp_path: Path) -> None:
     """SIGKILL while a child computes; the next process computes the rest and only the rest."""
 
-    def slowly(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def slowly(batch: dict[str, Any]) -> torch.Tensor:
         time.sleep(0.02)
-        return torch.zeros(len(batch["rows"])), torch.ones(len(batch["rows"]))
+        return fake_logps(batch)
 
     child = os.fork()
     if not child:
@@ -187,13 +194,13 @@ def test_a_kill_loses_at_most_a_batch(tmp_path: Path) -> None:
     assert os.WIFSIGNALED(status)
     cache = ReferenceCache(tmp_path, MADE_BY)
     known = len(cache)
-    assert 20 <= known < 400
-    assert known % 2 == 0
+    assert 20 <= known < 600
+    assert known % 3 == 0  # two rows, three responses
     done = precompute(
         cache, range(400), collate=fake_collate, batch_size=50,
-        logps=lambda batch: (torch.zeros(len(batch["rows"])), torch.ones(len(batch["rows"]))),
+        logps=fake_logps,
     )  # fmt: skip
-    assert (done, len(cache)) == (400 - known, 400)
+    assert (done, len(cache)) == (400 - known // 3 * 2, 600)
     with sqlite3.connect(tmp_path / "logps-0.sqlite") as connection:
         assert dict(connection.execute("SELECT name, value FROM made_by").fetchall()) == MADE_BY
 
@@ -201,7 +208,5 @@ def test_a_kill_loses_at_most_a_batch(tmp_path: Path) -> None:
 def test_values_survive_the_disk_exactly(tmp_path: Path) -> None:
     """float32 sums are kept as float64: nothing is rounded."""
     values = torch.tensor([-123.45678, -0.1, -1e-7, -3e4])
-    ReferenceCache(tmp_path, MADE_BY).add(list("abcd"), values, values * 3)
-    chosen, rejected = ReferenceCache(tmp_path, MADE_BY).lookup(list("abcd"))
-    assert torch.equal(chosen, values)
-    assert torch.equal(rejected, values * 3)
+    ReferenceCache(tmp_path, MADE_BY).add(list("abcd"), values)
+    assert torch.equal(ReferenceCache(tmp_path, MADE_BY).lookup(list("abcd")), values)

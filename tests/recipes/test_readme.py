@@ -31,7 +31,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from recipes.warm_start import warm_start
 
     folder = tmp_path_factory.mktemp("readme")
-    world = compose(WorldConfig(out=folder / "world", num_warm_start=40, num_prm=16, num_preference=2, num_test=2, vision_steps=60))
+    world = compose(
+        WorldConfig(out=folder / "world", num_warm_start=40, num_prm=16, num_preference=2, num_test=2, vision_steps=60)
+    )
     settings = WarmStartConfig(
         policy=world / "policy",
         demonstrations=world,
@@ -65,7 +67,7 @@ def test_the_commands_and_then_the_python_lines(project: Path, monkeypatch: pyte
     assert problems_of(Path("run/pairs")).name == "questions.jsonl"
 
     scope: dict[str, object] = {}
-    exec(block("python", "MPOTrainer(").replace("path/to/model", "model"), scope)  # our own README, not data
+    exec(block("python", "MPOTrainer(").replace("path/to/model", "model"), scope)  # noqa: S102  # our own README, not data
     trainer = scope["trainer"]
     history = trainer.state.log_history  # type: ignore[attr-defined]
     assert trainer.state.global_step == 3 * -(-pairs // 16)  # type: ignore[attr-defined]

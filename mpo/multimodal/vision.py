@@ -1,0 +1,173 @@
+"""A picture goes through the vision tower once, however many rows show it and however many models read it.
+
+`RowImages` says which rows of a batch hold the same pictures. `ImageEncoder` stands in for a backbone's
+`get_image_features`, so the sharing happens inside the model's own forward pass, where DDP and FSDP expect it: rows
+with the same pictures share one encoding; two models whose vision parts are frozen and equal share it as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpo.multimodal.prefix import EncodedPrompt
+
+IMAGES = "row_images"  # key of a batch
+
+
+class RowImages:
+    """Whose the image features of a batch are.
+
+    A plain class, like `PackedLayout`: nothing that moves a batch between devices rebuilds it.
+
+    Args:
+        sources: for each of B rows a number; rows with one number show the same pictures.
+        counts: name of an image feature → its entries on dim 0 for each row, 0 for a row without pictures.
+    """
+
+    def __init__(self, sources: Sequence[int], counts: Mapping[str, Sequence[int]]) -> None:
+        self.sources, self.counts = list(sources), {name: list(some) for name, some in counts.items()}
+
+    def of_rows(self, rows: Sequence[int]) -> RowImages:
+        """The same for a batch of these rows; a row may occur more than once."""
+        counts = {name: [some[row] for row in rows] for name, some in self.counts.items()}
+        return RowImages([self.sources[row] for row in rows], counts)
+
+    def select(self, batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Tensor]:
+        """The image features of these rows, in this order."""
+        selected = {}
+        for name, counts in self.counts.items():
+            parts = batch[name].split(counts)
+            selected[name] = torch.cat([parts[row] for row in rows])
+        return selected
+
+    def with_images(self) -> list[int]:
+        """The rows that show pictures."""
+        return [row for row in range(len(self.sources)) if any(counts[row] for counts in self.counts.values())]
+
+
+def row_images(prompts: Sequence[EncodedPrompt]) -> dict[str, RowImages]:
+    """`{"row_images": …}` for rows that show these prompts, one after the other; empty without pictures."""
+    names = list(dict.fromkeys(name for prompt in prompts for name in prompt.image_features))
+    if not names:
+        return {}
+    number: dict[int, int] = {}
+    sources = [number.setdefault(id(prompt), len(number)) for prompt in prompts]
+    counts = {
+        name: [len(prompt.image_features[name]) if name in prompt.image_features else 0 for prompt in prompts]
+        for name in names
+    }
+    return {IMAGES: RowImages(sources, counts)}
+
+
+class ImageEncoder:
+    """A backbone's `get_image_features`, which encodes each picture of a batch once."""
+
+    def __init__(self, backbone: Any) -> None:
+        self._encode = backbone.get_image_features
+        self._signature = inspect.signature(self._encode)
+        self.images: RowImages | None = None  # of the batch that is being read
+        self.memory: list[Any] | None = None  # [RowImages, features] of the last batch, shared between models
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the backbone's own method gives for the batch."""
+        if self.images is None:
+            return self._encode(*args, **kwargs)
+        if self.memory is not None and self.memory[0] is self.images:
+            return self.memory[1]
+        features = self._each_once(self.images, args, kwargs)
+        if self.memory is not None:
+            self.memory[:] = [self.images, features]
+        return features
+
+    def _each_once(self, images: RowImages, args: Any, kwargs: Any) -> Any:
+        rows = images.with_images()
+        if len({images.sources[row] for row in rows}) == len(rows):
+            return self._encode(*args, **kwargs)
+        given = self._signature.bind(*args, **kwargs).arguments
+        given |= given.pop("kwargs", {})
+        by_source: dict[int, Any] = {}
+        for row in rows:
+            if images.sources[row] not in by_source:
+                own = images.select({name: given.get(name) for name in images.counts}, [row])
+                by_source[images.sources[row]] = self._encode(**(given | own))
+        return _joined([by_source[images.sources[row]] for row in rows])
+
+
+def encode_images_once(model: Any) -> ImageEncoder:
+    """Give a model's backbone an `ImageEncoder`, once.
+
+    Args:
+        model: an image-text-to-text model without PEFT around it.
+    """
+    backbone = model.base_model
+    if not isinstance(backbone.get_image_features, ImageEncoder):
+        backbone.get_image_features = ImageEncoder(backbone)
+    return backbone.get_image_features
+
+
+def share_frozen_vision(policy: Any, reference: Any | None = None) -> bool:
+    """Let policy and reference share features where nothing in the policy's vision part is trained.
+
+    Args:
+        policy: without PEFT around it; adapters inside are found.
+        reference: None means the policy with its adapters disabled.
+
+    Returns:
+        Whether they share: every parameter outside the language model is frozen and equal in both.
+    """
+    parts = _vision_parameters(policy)
+    if any(parameter.requires_grad for parameter in parts.values()):
+        return False
+    if reference is not None:
+        other = _vision_parameters(reference)
+        if parts.keys() != other.keys() or not all(torch.equal(value, other[name]) for name, value in parts.items()):
+            return False
+    memory: list[Any] = [None, None]
+    for model in (policy, reference):
+        if model is not None:
+            encode_images_once(model).memory = memory
+    return True
+
+
+@contextmanager
+def reading(model: Any, images: RowImages | None) -> Iterator[None]:
+    """While the model reads a batch whose images are `images`; does nothing for a model without an `ImageEncoder`."""
+    encoder = getattr(model.base_model, "get_image_features", None)
+    if images is None or not isinstance(encoder, ImageEncoder):
+        yield
+        return
+    encoder.images = images
+    try:
+        yield
+    finally:
+        encoder.images = None
+
+
+def _vision_parameters(model: Any) -> dict[str, Tensor]:
+    """Everything but the language model and its head: tower, projector, adapters on them."""
+    language = {id(parameter) for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None
+                for parameter in part.parameters()}  # fmt: skip
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in language}
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    """The features of several calls as those of one: what the language model reads, nothing else."""
+    fields = {"pooler_output": _chained([output.pooler_output for output in outputs])}
+    if deep := getattr(outputs[0], "deepstack_features", None):
+        fields["deepstack_features"] = [
+            _chained([output.deepstack_features[layer] for output in outputs]) for layer in range(len(deep))
+        ]
+    return type(outputs[0])(**fields)
+
+
+def _chained(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat([*values])
+    return type(values[0])(itertools.chain.from_iterable(values))
