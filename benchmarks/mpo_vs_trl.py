@@ -1,10 +1,15 @@
 """One optimizer step of MPO: TRL's DPOTrainer in its MPO mode against MPOTrainer, on one model and the same rows.
 
+A step is K pairs of one prompt, all right x wrong combinations of its responses: one, or four of two right and two
+wrong ones.
+
 Arms: `trl` (its reference runs beside the policy), `online` (ours, the same), `cached` (ours, reference log-probs
 computed before). Each run is a process of its own; runs are interleaved and medians are taken over all timed steps.
 
     python benchmarks/mpo_vs_trl.py
-    python benchmarks/mpo_vs_trl.py --checkpointing --rounds 1
+    python benchmarks/mpo_vs_trl.py --checkpointing
+    python benchmarks/mpo_vs_trl.py --right 2 --wrong 2
+    python benchmarks/mpo_vs_trl.py --frozen_vision
 
 The ideal ratio counts FLOPs of the language model (weights and causal attention), and of the vision tower; a backward
 pass counts twice its forward. It leaves out the LM head (vocabulary below 500 here: on a CPU TRL's fused head, which
@@ -41,12 +46,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8, help="layers of the language model")
     parser.add_argument("--tiles", type=int, default=7, help="tiles of the picture: 1, or n + 1 with the thumbnail")
     parser.add_argument("--response", type=int, default=250, help="tokens of each response")
+    parser.add_argument("--right", type=int, default=1, help="right responses of the step's prompt")
+    parser.add_argument("--wrong", type=int, default=1, help="wrong responses; a step is all right x wrong pairs")
+    parser.add_argument("--frozen_vision", action="store_true", help="nothing outside the language model is trained")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
     parser.add_argument("--worker", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.steps < 2 or args.rounds < 1:
-        parser.error("expected --steps >= 2 (the first is not timed) and --rounds >= 1")
+    if args.steps < 2 or min(args.rounds, args.right, args.wrong) < 1:
+        parser.error("expected --steps >= 2 (the first is not timed), --rounds, --right and --wrong >= 1")
     if args.worker:
         print(json.dumps(_run(args)))
         return
@@ -62,9 +70,10 @@ def main() -> None:
 
 
 def _in_a_process(args: argparse.Namespace, arm: str) -> dict[str, Any]:
-    given = {"steps": args.steps, "tiles": args.tiles, "response": args.response, "model": args.model, "worker": arm}
-    command = [sys.executable, __file__, *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
-    command += ["--checkpointing"] if args.checkpointing else []
+    names = ("steps", "tiles", "response", "right", "wrong", "model")
+    command = [sys.executable, __file__, "--worker", arm]
+    command += [part for name in names for part in (f"--{name}", str(getattr(args, name)))]
+    command += [f"--{name}" for name in ("checkpointing", "frozen_vision") if getattr(args, name)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-4000:]}")
@@ -138,16 +147,25 @@ def _picture(tiles: int) -> Image.Image:
 
 
 def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    def row(index: int) -> dict[str, Any]:
-        right, wrong = ("".join(str((index + factor * i) % 10) for i in range(args.response - 1)) for factor in (1, 3))
-        return {
-            "images": [_picture(args.tiles)],
-            "prompt": [{"role": "user", "content": QUESTION}],
-            "chosen": [{"role": "assistant", "content": right}],
-            "rejected": [{"role": "assistant", "content": wrong}],
-        }
+    """The pairs of each step, one step after the other."""
+    picture = _picture(args.tiles)
 
-    return [row(index) for index in range(args.steps)]
+    def answer(step: int, number: int) -> list[dict[str, str]]:
+        digits = "".join(str((step + number + (2 * number + 1) * i) % 10) for i in range(args.response - 1))
+        return [{"role": "assistant", "content": digits}]
+
+    return [
+        {
+            "problem_id": str(step),
+            "images": [picture],
+            "prompt": [{"role": "user", "content": f"{step % 10} {QUESTION}"}],
+            "chosen": answer(step, right),
+            "rejected": answer(step, args.right + wrong),
+        }
+        for step in range(args.steps)
+        for right in range(args.right)
+        for wrong in range(args.wrong)
+    ]
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -171,12 +189,20 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             self.times[-1] = time.perf_counter() - self.times[-1]
 
     common: dict[str, Any] = {
-        **{"per_device_train_batch_size": 1, "max_steps": args.steps, "optim": "sgd", "learning_rate": 1e-4},
+        **{
+            "per_device_train_batch_size": args.right * args.wrong,
+            "max_steps": args.steps,
+            "optim": "sgd",
+            "learning_rate": 1e-4,
+        },
         **{"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True},
         **{"gradient_checkpointing": args.checkpointing, "logging_strategy": "no", "max_length": None},
     }
     counts: dict[str, int] = {}
     model, processor, rows = load_model(args.model), load_processor(args.model), _rows(args)
+    if args.frozen_vision:
+        model.model.vision_tower.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(False)
     with tempfile.TemporaryDirectory() as out:
         trainer: Any
         if args.worker == "trl":
@@ -185,7 +211,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             trainer = DPOTrainer(model, args=config, processing_class=processor, train_dataset=table)
         else:
             cached = args.worker == "cached"
-            mpo = MPOConfig(out, precompute_ref_log_probs=cached, **{"layout": "shared", **common})
+            mpo = MPOConfig(
+                out, precompute_ref_log_probs=cached, group_by_prompt=True, **{"layout": "shared", **common}
+            )
             trainer = MPOTrainer(model, args=mpo, processing_class=processor, train_dataset=rows)
         for part in (trainer.model, *([trainer.ref_model] if trainer.ref_model is not None else [])):
             _count(part, counts)
@@ -220,28 +248,37 @@ def ideal_flops(args: argparse.Namespace, size: dict[str, int]) -> dict[str, flo
     def attention(pairs: float) -> float:
         return 4 * args.hidden * args.layers * pairs
 
-    row = prompt + response
-    paired = 2 * (2 * size["text"] * row + attention(row**2 / 2))
-    # prompt[:-1], and two responses with the prompt's last token each
-    packed_pairs = prompt**2 / 2 + 2 * (response * prompt + response**2 / 2)
-    shared = 2 * size["text"] * (prompt + 2 * response + 1) + attention(packed_pairs)
+    row, pairs, responses = prompt + response, args.right * args.wrong, args.right + args.wrong
+    paired = 2 * pairs * (2 * size["text"] * row + attention(row**2 / 2))
+    # prompt[:-1], and the responses with the prompt's last token each
+    packed_pairs = prompt**2 / 2 + responses * (response * prompt + response**2 / 2)
+    shared = 2 * size["text"] * (prompt - 1 + responses * (response + 1)) + attention(packed_pairs)
     vision = args.tiles * (2 * size["vision"] * patches + 4 * 128 * 2 * patches**2)
     policy = 4 if args.checkpointing else 3
-    return {
-        "trl": (policy + 1) * (paired + 2 * vision),
-        "online": (policy + 1) * (shared + vision),
-        "cached": policy * (shared + vision),
-    }
+    # forward passes through the tower, a backward counting two; a frozen one has none and is shared by both models
+    tower = {"trl": 2 * pairs * (2 if args.frozen_vision else policy + 1)}
+    tower |= {"online": 1 if args.frozen_vision else policy + 1, "cached": 1 if args.frozen_vision else policy}
+    text = {"trl": (policy + 1) * paired, "online": (policy + 1) * shared, "cached": policy * shared}
+    return {arm: text[arm] + tower[arm] * vision for arm in ARMS}
+
+
+def ideal_tokens(args: argparse.Namespace, size: dict[str, int]) -> dict[str, float]:
+    """Tokens through the language model in a step by arm, a backward counting two forwards."""
+    policy = 4 if args.checkpointing else 3
+    paired = 2 * args.right * args.wrong * (size["prompt"] + args.response)
+    shared = size["prompt"] - 1 + (args.right + args.wrong) * (args.response + 1)
+    return {"trl": (policy + 1) * paired, "online": (policy + 1) * shared, "cached": policy * shared}
 
 
 def _print(args: argparse.Namespace, size: dict[str, int], runs: dict[str, list[dict[str, Any]]]) -> None:
     import torch
 
-    flops = ideal_flops(args, size)
+    flops, tokens = ideal_flops(args, size), ideal_tokens(args, size)
     seconds = {arm: median(s for run in some for s in run["seconds"]) for arm, some in runs.items()}
     print(
         f"InternVL, {size['all'] / 1e6:.1f} M parameters ({size['text'] / 1e6:.1f} M in the text layers); "
-        f"P = {size['prompt']} ({args.tiles} tiles), C = R = {args.response}; checkpointing "
+        f"P = {size['prompt']} ({args.tiles} tiles), C = R = {args.response}; {args.right * args.wrong} pairs a step of "
+        f"{args.right + args.wrong} responses; vision {'frozen' if args.frozen_vision else 'trained'}; checkpointing "
         f"{'on' if args.checkpointing else 'off'}; float32, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, {platform.processor() or platform.machine()}"
     )
@@ -252,6 +289,7 @@ def _print(args: argparse.Namespace, size: dict[str, int], runs: dict[str, list[
         "range",
         "speed-up",
         "ideal (FLOPs)",
+        "ideal (tokens)",
         "reached",
         "peak GiB",
         "LM tokens",
@@ -261,9 +299,10 @@ def _print(args: argparse.Namespace, size: dict[str, int], runs: dict[str, list[
     for arm, some in runs.items():
         every = [s for run in some for s in run["seconds"]]
         ratio, ideal = seconds["trl"] / seconds[arm], flops["trl"] / flops[arm]
+        ideal_t = tokens["trl"] / tokens[arm]
         cells = (
             *(arm, f"{seconds[arm]:.2f}", f"[{min(every):.2f}, {max(every):.2f}]", f"{ratio:.2f}x", f"{ideal:.2f}x"),
-            *(f"{100 * ratio / ideal:.0f} %", f"{median(run['peak'] for run in some) / 2**30:.2f}"),
+            *(f"{ideal_t:.2f}x", f"{100 * ratio / ideal:.0f} %", f"{median(run['peak'] for run in some) / 2**30:.2f}"),
             *(str(some[0]["tokens"]), f"{some[0]['tiles'] / args.tiles:g}"),
         )
         print("| " + " | ".join(cells) + " |")
