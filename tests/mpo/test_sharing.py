@@ -17,6 +17,7 @@ from mpo.multimodal import shared_prefix
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.packing import LAYOUT, paired_rows
+from mpo.multimodal.prefix import encode_prompt
 from mpo.multimodal.scoring import response_logps
 from mpo.multimodal.shared_prefix import NAME, why_not_shared
 from mpo.sharing import PromptSharing
@@ -134,7 +135,8 @@ def test_a_batch_with_a_prompt_that_ends_in_an_image_is_paired() -> None:
     collate = PreferenceCollator(processor, shared_prefix=True)
     rows = preference_rows(2)
     assert LAYOUT in collate(rows)
-    prompt = collate._prompt(preference_row(0))
+    _, text, images = collate._prompt_of(preference_row(0))
+    prompt = encode_prompt(processor, text, images)
     assert collate._can_be_shared(prompt)
     ids = prompt.input_ids.clone()
     ids[-1] = processor.image_token_id
