@@ -278,7 +278,7 @@ def _print(args: argparse.Namespace, size: dict[str, int], runs: dict[str, list[
     print(
         f"InternVL, {size['all'] / 1e6:.1f} M parameters ({size['text'] / 1e6:.1f} M in the text layers); "
         f"P = {size['prompt']} ({args.tiles} tiles), C = R = {args.response}; {args.right * args.wrong} pairs a step "
-        f"of {args.right + args.wrong} responses; vision {'frozen' if args.frozen_vision else 'trained'}; checkpointing "
+        f"of {args.right + args.wrong} responses; tower {'frozen' if args.frozen_vision else 'trained'}; checkpointing "
         f"{'on' if args.checkpointing else 'off'}; float32, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, {platform.processor() or platform.machine()}"
     )

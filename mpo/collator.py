@@ -19,7 +19,7 @@ from PIL import Image
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import image_sha256, load_image
 from mpo.multimodal.messages import Message, prompt_text, response_ids
-from mpo.multimodal.packing import pack_rows
+from mpo.multimodal.packing import can_be_shared, pack_rows
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from mpo.multimodal.vision import row_images
 from mpo.reference import response_keys
@@ -104,7 +104,8 @@ class PreferenceCollator:
         return batch
 
     def _stacked(self, groups: list[_Group]) -> dict[str, Any]:
-        shared = self.shared_prefix and all(self._can_be_shared(group.prompt) for group in groups)
+        image_token_id = getattr(self.processor, "image_token_id", None)
+        shared = self.shared_prefix and all(can_be_shared(group.prompt, image_token_id) for group in groups)
         rows = [(group.prompt, some) for group in groups for some in self._row_responses(group, shared=shared)]
         prompts = [prompt for prompt, _ in rows]
         if shared:
@@ -125,12 +126,6 @@ class PreferenceCollator:
             row.append(response)
             used += 1 + len(response)
         yield row
-
-    def _can_be_shared(self, prompt: EncodedPrompt) -> bool:
-        """Its last token is text: it is repeated before each response, and an image's token would lose its image."""
-        is_image = int(prompt.input_ids[-1]) == getattr(self.processor, "image_token_id", None)
-        types = [int(feature[-1]) for feature in prompt.token_features.values()]
-        return len(prompt.input_ids) > 1 and not is_image and not any(types)
 
     def _prompt_of(self, row: Row) -> tuple[Any, str, list[Image.Image]]:
         """What the prompt is told apart by, its text, and its pictures."""

@@ -47,6 +47,19 @@ class PackedLayout:
         yield from zip(starts, self.ends[row], strict=True)
 
 
+def can_be_shared(prompt: EncodedPrompt, image_token_id: int | None, *, length: int | None = None) -> bool:
+    """Whether the first `length` tokens of a prompt (all by default) can stand before several responses.
+
+    At least two tokens; the last of them, which is repeated before each response, and all behind it are text: an
+    image's token would lose its image.
+    """
+    length = len(prompt.input_ids) if length is None else length
+    after = slice(length - 1, None)
+    is_image = image_token_id is not None and bool((prompt.input_ids[after] == image_token_id).any())
+    has_features = any(bool(feature[after].any()) for feature in prompt.token_features.values())
+    return length > 1 and not is_image and not has_features
+
+
 def pack_rows(
     prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[Sequence[int]]], *, pad_token_id: int
 ) -> dict[str, Any]:

@@ -9,9 +9,11 @@ Dimension legend: P prompt tokens, C continuation tokens, B rows, T tokens of th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -54,6 +56,28 @@ def encode_prompt(processor: Any, text: str, images: Sequence[Image.Image] = ())
     per_token = {k: v[0] for k, v in others.items() if v.shape == input_ids.shape}
     per_image = {k: v for k, v in others.items() if v.shape != input_ids.shape}
     return EncodedPrompt(input_ids[0], per_token, per_image)
+
+
+def encode_prompts(processor: Any, texts: Sequence[str], images: Sequence[Image.Image] = ()) -> list[EncodedPrompt]:
+    """Several rendered prompts about the same images, which are preprocessed once; all share their image features."""
+    with patch.object(processor, "image_processor", _OnFirstCall(getattr(processor, "image_processor", None))):
+        encoded = [encode_prompt(processor, text, images) for text in texts]
+    return [replace(prompt, image_features=encoded[0].image_features) for prompt in encoded]
+
+
+class _OnFirstCall:
+    """An image processor whose every call gives what its first call gave."""
+
+    def __init__(self, image_processor: Any) -> None:
+        self._image_processor, self._result = image_processor, None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._result is None:
+            self._result = self._image_processor(*args, **kwargs)
+        return copy.copy(self._result)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._image_processor, name)
 
 
 def stack_rows(

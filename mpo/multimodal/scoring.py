@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from mpo.multimodal.logps import sum_logps
 from mpo.multimodal.packing import LAYOUT, segment_sums
@@ -29,15 +31,10 @@ def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tenso
         Sums, float32 (M,), with gradients; numbers of tokens, int64 (M,). M is B, or of packed rows the number of
         responses of all rows together, row after row.
     """
-    inputs = dict(inputs)
-    images, layout = inputs.pop(IMAGES, None), inputs.get(LAYOUT)
-    if layout is not None:
-        inputs = shared_inputs(innermost(model), inputs)
-    with reading(innermost(model), images):
-        token_logps = model(**inputs, fused_lm_head=True).log_probs.float()  # (B, T-1), of labels from the second on
-    if layout is None:
+    token_logps = _read(model, inputs, fused_lm_head=True).log_probs.float()  # (B, T-1), of labels from the second on
+    if LAYOUT not in inputs:
         return sum_logps(token_logps, inputs["labels"])
-    return segment_sums(pad(token_logps, (1, 0)), layout), response_lengths(inputs)
+    return segment_sums(pad(token_logps, (1, 0)), inputs[LAYOUT]), response_lengths(inputs)
 
 
 def response_lengths(inputs: Mapping[str, Any]) -> Tensor:
@@ -47,15 +44,15 @@ def response_lengths(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def logits_at(
-    model: Any, inputs: Mapping[str, Tensor], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+    model: Any, inputs: Mapping[str, Any], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
 ) -> list[Tensor]:
     """Logits of a few tokens at a few positions of each row.
 
-    Only the union of the rows' positions goes through the LM head.
+    Only the union of the rows' positions goes through the LM head, and only the head's rows of these tokens are used.
 
     Args:
-        model: any causal multimodal LM.
-        inputs: from `stack_rows`; `labels` are ignored.
+        model: any causal multimodal LM; for packed rows prepared with `enable_shared_prefix`.
+        inputs: from `stack_rows` or `pack_rows`; `labels` are ignored.
         positions: for each of the B rows, the S positions to read, ascending.
         token_ids: the K tokens to read, e.g. the ids of `+` and `-`.
 
@@ -63,11 +60,14 @@ def logits_at(
         For each row, float32 logits (S, K).
     """
     wanted = sorted({position for row in positions for position in row})
-    return _read(_logits(model, inputs, wanted), wanted, positions, token_ids)
+    with _head_rows(innermost(model).get_output_embeddings(), token_ids) as only:
+        logits = _logits(model, inputs, wanted)  # (B, len(wanted), K or V)
+    read = logits if only else logits[:, :, list(token_ids)]
+    return _rows(read.float(), wanted, positions)
 
 
 def logits_and_text_logps(
-    model: Any, inputs: Mapping[str, Tensor], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+    model: Any, inputs: Mapping[str, Any], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
 ) -> tuple[list[Tensor], Tensor]:
     """What `logits_at` gives, and the log-probability of every labelled text token, from one forward pass.
 
@@ -90,26 +90,48 @@ def logits_and_text_logps(
     scored = logits[:, [position in predicting for position in wanted]][targets != IGNORED].float()  # (N, V)
     text = scored.index_fill(1, _ids(token_ids, inputs), float("-inf")).log_softmax(dim=-1)
     logps = text.gather(1, targets[targets != IGNORED][:, None]).squeeze(1)
-    return _read(logits, wanted, positions, token_ids), logps
+    return _rows(logits[:, :, list(token_ids)].float(), wanted, positions), logps
 
 
-def _logits(model: Any, inputs: Mapping[str, Tensor], columns: Sequence[int]) -> Tensor:
+def _read(model: Any, inputs: Mapping[str, Any], **how: Any) -> Any:
+    """The model's output for a batch, packed or not; repeated pictures are encoded once."""
+    given = dict(inputs)
+    images = given.pop(IMAGES, None)
+    if LAYOUT in given:
+        given = shared_inputs(innermost(model), given)
+    with reading(innermost(model), images):
+        return model(**given, **how)
+
+
+def _logits(model: Any, inputs: Mapping[str, Any], columns: Sequence[int]) -> Tensor:
     """Logits (B, len(columns), V) of a few columns of the batch, in the model's number type."""
-    model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
+    unlabelled = {key: value for key, value in inputs.items() if key != "labels"}
     kept = torch.tensor(columns, device=inputs["input_ids"].device)
-    return model(**model_inputs, use_cache=False, logits_to_keep=kept).logits
+    return _read(model, unlabelled, use_cache=False, logits_to_keep=kept).logits
 
 
-def _read(
-    logits: Tensor, columns: Sequence[int], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
-) -> list[Tensor]:
-    """For each row, float32 logits (S, K) of the tokens at its positions; `columns` says where `logits` were taken."""
-    read = logits[:, :, list(token_ids)].float()  # (B, len(columns), K)
+@contextmanager
+def _head_rows(head: Any, token_ids: Sequence[int]) -> Iterator[bool]:
+    """While this lasts, a plain linear head gives the logits of these tokens alone, (…, K); yields whether it does."""
+    if type(head) is not nn.Linear:
+        yield False
+        return
+    rows = list(token_ids)
+
+    def few(hidden: Tensor) -> Tensor:
+        return linear(hidden, head.weight[rows], None if head.bias is None else head.bias[rows])
+
+    with patch.object(head, "forward", few):  # inside the module's call, where FSDP and ZeRO have gathered its weight
+        yield True
+
+
+def _rows(read: Tensor, columns: Sequence[int], positions: Sequence[Sequence[int]]) -> list[Tensor]:
+    """For each row, the (S, K) part of `read` (B, len(columns), K) at its positions."""
     column = {position: index for index, position in enumerate(columns)}
     return [read[i, [column[position] for position in row]] for i, row in enumerate(positions)]
 
 
-def _ids(token_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> Tensor:
+def _ids(token_ids: Sequence[int], inputs: Mapping[str, Any]) -> Tensor:
     return torch.tensor(list(token_ids), device=inputs["input_ids"].device)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError, StageError
@@ -20,10 +21,13 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_for_inference, load_processor
 from mpo.multimodal.messages import control_tokens_in
 from mpo.multimodal.scoring import logits_at
+from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
+from mpo.multimodal.vision import encode_images_once
 from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat
 from rewards.prm.readout import pair_softmax
-from rewards.prm.rendering import RenderedSolution, render, rows_of
+from rewards.prm.rendering import RenderedSolution, render
+from rewards.prm.sharing import rows_of
 from rewards.splitting import merge_to_at_most, split_on_blank_lines
 from rewards.types import Problem, Step, StepScores
 
@@ -33,16 +37,27 @@ CONTRACT = "prm.json"
 class ModelPRM:
     """Scores every step of a solution with P(correct up to this step).
 
+    The solutions of one problem share its prompt: question and pictures go through the model once for all of them
+    (`mpo.multimodal.packing`), where the model can read such rows; else each solution is a row of its own.
+
     Args:
-        model: an image-text-to-text model, in eval mode, on its device.
+        model: an image-text-to-text model, in eval mode, on its device; it is prepared in place.
         processor: its processor.
         prm_format: how it was trained to be asked.
-        batch_rows: rows a forward pass.
+        batch_rows: solutions a forward pass.
+        max_row_tokens: a row of solutions that would be longer is split, which repeats its prompt.
     """
 
-    def __init__(self, model: Any, processor: Any, prm_format: PRMFormat, *, batch_rows: int = 32) -> None:
-        self.model, self.processor, self.format, self.batch_rows = model, processor, prm_format, batch_rows
+    def __init__(
+        self, model: Any, processor: Any, prm_format: PRMFormat, *, batch_rows: int = 32, max_row_tokens: int = 16_384
+    ) -> None:
+        self.model, self.processor, self.format = model, processor, prm_format
+        self.batch_rows, self.max_row_tokens = batch_rows, max_row_tokens
         self._labels = prm_format.label_ids(processor.tokenizer)
+        self.shares = why_not_shared(model) is None
+        if self.shares:
+            enable_shared_prefix(model)
+        encode_images_once(model)
 
     @classmethod
     def load(cls, path: str | Path, *, batch_rows: int = 32) -> ModelPRM:
@@ -95,18 +110,19 @@ class ModelPRM:
         return ranked if return_scores else [response for response, _ in ranked]
 
     def _score_batch(self, items: Sequence[tuple[Problem, str]]) -> list[StepScores]:
-        rendered: list[RenderedSolution] = []
+        rendered: list[list[RenderedSolution]] = []
         for _, group in groupby(items, key=lambda item: (item[0].id, item[0].question, item[0].images)):
             solutions = list(group)
             problem = solutions[0][0]
             images = [load_image(image) for image in problem.images]
             steps = [self.steps(text) for _, text in solutions]
-            rendered += render(self.processor, self.format, problem, steps, images)
-        inputs = rows_of(rendered, self.processor.tokenizer.pad_token_id)
-        inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+            rendered.append(render(self.processor, self.format, problem, steps, images))
+        inputs, positions = rows_of(rendered, self.processor, shared=self.shares, max_row_tokens=self.max_row_tokens)
+        inputs = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         with torch.inference_mode():
-            logits = logits_at(self.model, inputs, [row.read_positions for row in rendered], self._labels)
-        return [pair_softmax(row) for row in logits]
+            logits = torch.cat(logits_at(self.model, inputs, positions, self._labels))  # (all steps, 2)
+        steps_each = [len(solution.read_positions) for some in rendered for solution in some]
+        return [pair_softmax(own) for own in logits.split(steps_each)]
 
 
 def save_format(path: str | Path, prm_format: PRMFormat) -> None:

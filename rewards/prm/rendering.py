@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from mpo.multimodal.messages import (
     Message,
@@ -21,7 +20,7 @@ from mpo.multimodal.messages import (
     system_message,
     user_message,
 )
-from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
+from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, encode_prompts
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat, single_token_id
 from rewards.types import Problem, Step
@@ -31,7 +30,7 @@ STEP_SEPARATOR = "\n\n"
 
 @dataclass(frozen=True)
 class RenderedSolution:
-    """Rows for `mpo.multimodal.prefix.stack_rows`, and where to read.
+    """One solution as tokens, and where to read; `rewards.prm.sharing.rows_of` makes rows of them.
 
     Attributes:
         prompt: the part that is encoded with the images.
@@ -73,13 +72,6 @@ def render(
                 f"problem {problem.id!r}: {len(steps)} steps, {len(row.read_positions)} read positions"
             )
     return rendered
-
-
-def rows_of(rendered: Sequence[RenderedSolution], pad_token_id: int) -> dict[str, Tensor]:
-    """The model's inputs for rendered solutions, one row each."""
-    return stack_rows(
-        [row.prompt for row in rendered], [row.continuation for row in rendered], pad_token_id=pad_token_id
-    )
 
 
 def _check(processor: Any, prm_format: PRMFormat, problem: Problem, steps: Sequence[Step]) -> None:
@@ -127,12 +119,17 @@ def _turns(
 ) -> list[RenderedSolution]:
     """A user turn a step, a placeholder sign as each assistant turn; read at the token before the sign."""
     sign = single_token_id(processor.tokenizer, prm_format.positive)
+    openings: list[list[Message]] = [
+        [
+            *_system(prm_format),
+            user_message(prm_format.first_turn.format(question=problem.question, step=steps[0].text), len(images)),
+        ]
+        for steps in solutions
+    ]
+    texts = [prompt_text(processor, messages) for messages in openings]
     rendered = []
-    for steps in solutions:
-        first = prm_format.first_turn.format(question=problem.question, step=steps[0].text)
-        messages: list[Message] = [*_system(prm_format), user_message(first, len(images))]
-        text = prompt_text(processor, messages)
-        prompt = encode_prompt(processor, text, images)
+    prompts = encode_prompts(processor, texts, images) if texts else []
+    for steps, messages, text, prompt in zip(solutions, openings, texts, prompts, strict=True):
         ids: list[int] = []
         positions = [len(prompt.input_ids) - 1]
         for step in steps[1:]:

@@ -24,10 +24,13 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at
+from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
+from mpo.multimodal.vision import encode_images_once
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat
 from rewards.prm.model_prm import save_format
-from rewards.prm.rendering import RenderedSolution, render, rows_of
+from rewards.prm.rendering import render
+from rewards.prm.sharing import rows_of, spans_of
 from rewards.types import Problem, Step
 
 
@@ -59,29 +62,34 @@ class LabelledGroup:
 
 
 class PRMCollator:
-    """Groups → rows, read positions and labels."""
+    """Groups → rows, read positions and labels.
 
-    def __init__(self, processor: Any, prm_format: PRMFormat) -> None:
-        self.processor, self.format = processor, prm_format
+    Args:
+        processor: of the model that is trained.
+        prm_format: its contract.
+        shared: packed rows, a problem's solutions behind its prompt, for a model that can read them.
+    """
+
+    def __init__(self, processor: Any, prm_format: PRMFormat, *, shared: bool = False) -> None:
+        self.processor, self.format, self.shared = processor, prm_format, shared
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
-        """Returns `inputs` (model inputs of B rows), `positions` and `step_labels` (a list for each row).
+        """Returns `inputs` (model inputs), `positions` (a list for each row) and `step_labels` (one for each position).
 
         The inputs' `labels` mark the text of the responses that end right.
         """
-        rendered: list[RenderedSolution] = []
+        rendered = []
         for group in groups:
             images = [load_image(image) for image in group.problem.images]
             steps = [solution.steps for solution in group.solutions]
-            rendered += render(self.processor, self.format, group.problem, steps, images)
+            rendered.append(render(self.processor, self.format, group.problem, steps, images))
         solutions = [solution for group in groups for solution in group.solutions]
-        inputs = rows_of(rendered, self.processor.tokenizer.pad_token_id)
-        inputs["labels"][[not solution.ends_right for solution in solutions]] = IGNORED
-        return {
-            "inputs": inputs,
-            "positions": [list(row.read_positions) for row in rendered],
-            "step_labels": [list(solution.labels) for solution in solutions],
-        }
+        inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
+        for (row, start, end), solution in zip(spans_of(inputs), solutions, strict=True):
+            if not solution.ends_right:
+                inputs["labels"][row, start:end] = IGNORED
+        labels = [label for solution in solutions for label in solution.labels]
+        return {"inputs": inputs, "positions": positions, "step_labels": labels}
 
 
 class PRMTrainer(Trainer):
@@ -115,7 +123,11 @@ class PRMTrainer(Trainer):
         self.prm_format, self.text_weight = prm_format, text_weight
         self._label_ids = prm_format.label_ids(processor.tokenizer)
         self._correct = torch.zeros(2)  # right step decisions and steps since the last log
-        collator = PRMCollator(processor, prm_format)
+        shared = why_not_shared(model) is None
+        if shared:
+            enable_shared_prefix(model)
+        encode_images_once(model)
+        collator = PRMCollator(processor, prm_format, shared=shared)
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
         )
@@ -132,7 +144,7 @@ class PRMTrainer(Trainer):
         else:
             rows = logits_at(*asked)
         logits = torch.cat(rows)  # (steps, 2)
-        labels = [m for row in inputs["step_labels"] for m in row]
+        labels = inputs["step_labels"]
         labelled = [i for i, m in enumerate(labels) if m is not None]
         targets = torch.tensor([labels[i] for i in labelled], device=logits.device)
         margin = (logits[:, 0] - logits[:, 1])[labelled]  # log P(+) − log P(−) over the two labels

@@ -16,7 +16,7 @@ from mpo.collator import PreferenceCollator
 from mpo.multimodal import shared_prefix
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
-from mpo.multimodal.packing import LAYOUT, paired_rows
+from mpo.multimodal.packing import LAYOUT, can_be_shared, paired_rows
 from mpo.multimodal.prefix import encode_prompt
 from mpo.multimodal.scoring import response_logps
 from mpo.multimodal.shared_prefix import NAME, why_not_shared
@@ -130,17 +130,22 @@ def test_the_trainer_takes_the_same_steps_in_both_layouts(tmp_path: Path, peft: 
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_batch_with_a_prompt_that_ends_in_an_image_is_paired() -> None:
+def test_a_batch_with_a_prompt_that_ends_in_an_image_is_paired(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = load_processor(tiny_internvl())
     collate = PreferenceCollator(processor, shared_prefix=True)
     rows = preference_rows(2)
     assert LAYOUT in collate(rows)
     _, text, images = collate._prompt_of(preference_row(0))
     prompt = encode_prompt(processor, text, images)
-    assert collate._can_be_shared(prompt)
+    assert can_be_shared(prompt, processor.image_token_id)
     ids = prompt.input_ids.clone()
     ids[-1] = processor.image_token_id
-    assert not collate._can_be_shared(type(prompt)(ids, prompt.token_features, prompt.image_features))
+    ends_in_image = type(prompt)(ids, prompt.token_features, prompt.image_features)
+    assert not can_be_shared(ends_in_image, processor.image_token_id)
+    monkeypatch.setattr("mpo.collator.encode_prompt", lambda *_: ends_in_image)
+    batch = collate(rows)
+    assert LAYOUT not in batch
+    assert len(batch["input_ids"]) == 4
 
 
 def test_a_wrong_attention_is_found_at_the_first_batch(

@@ -16,11 +16,12 @@ from transformers import TrainingArguments
 
 from mpo.multimodal.errors import ConfigError, DataError, StageError
 from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.vision import IMAGES
 from recipes.digits.world import scenes, to_problem
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import FORMATS, STEP_END, STEP_TAG, VISUALPRM, PRMFormat
 from rewards.prm.model_prm import ModelPRM, load_format, save_format
-from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMTrainer
+from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMCollator, PRMTrainer
 from rewards.scoring import score_groups
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores
@@ -286,8 +287,10 @@ def test_a_step_without_a_label_counts_nothing_and_right_text_is_learned(tmp_pat
     first_wrong = prm.score(group.problem, ["Blue is 3\n\nBlue is 4"])[0].values[0]
     only_right = prm.score(group.problem, ["Red is 3"])[0].values[0]
     assert losses[0.0] == pytest.approx(-(math.log(1 - first_wrong) + math.log(only_right)) / 2, abs=1e-5)
-    rendered = trainer.data_collator([LabelledGroup(group.problem, (right,))])["inputs"]
+    alone = PRMCollator(trainer.processing_class, STEP_END)  # a plain row
+    rendered = alone([LabelledGroup(group.problem, (right,))])["inputs"]
     labels = rendered.pop("labels")[0]
+    del rendered[IMAGES]
     logits = trainer.model(**rendered).logits[0].float()
     logits[:, list(STEP_END.label_ids(trainer.processing_class.tokenizer))] = -torch.inf
     nll = torch.nn.functional.cross_entropy(logits[:-1], labels[1:])

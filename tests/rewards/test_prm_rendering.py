@@ -13,9 +13,9 @@ from mpo.multimodal.errors import ConfigError
 from recipes.digits.policy import build_processor
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import FORMATS, STEP_END, STEP_TAG, VISUALPRM, PRMFormat, single_token_id
-from rewards.prm.rendering import RenderedSolution, render, rows_of
+from rewards.prm.rendering import RenderedSolution, render
 from rewards.splitting import merge_to_at_most, split_on_blank_lines
-from rewards.types import Problem, Step
+from rewards.types import Problem
 
 PROBLEM = Problem("p7", "What is the sum of the digits?")
 SUM = "Red is 3\n\nBlue is 9\n\n3 + 9 = 12\n\nFinal answer: 12"
@@ -191,12 +191,3 @@ def test_templates_that_rewrite_earlier_turns_are_refused() -> None:
     processor.chat_template = "{{ messages | length }} turns: {{ messages[-1]['content'][-1]['text'] }}"
     with pytest.raises(StepAlignmentError, match="rewrites earlier turns"):
         rendered(processor, VISUALPRM, SUM)
-
-
-def test_rows_stack_in_order(processor: Any) -> None:
-    short = [Step(0, 0, 8, "Red is 3")]
-    rows = render(processor, VISUALPRM, PROBLEM, [short, split_on_blank_lines(SUM)], [])
-    batch = rows_of(rows, processor.tokenizer.pad_token_id)
-    assert batch["attention_mask"].sum(dim=1).tolist() == [len(ids_of(row)) for row in rows]
-    for row, ids in zip(rows, batch["input_ids"].tolist(), strict=True):
-        assert ids[: len(ids_of(row))] == ids_of(row)

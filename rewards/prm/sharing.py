@@ -1,0 +1,93 @@
+"""N solutions of one problem in one row: the question and its pictures go through the model once.
+
+The shared prefix ends at the last token that all rows have in common, at or before the first position that is read.
+In VisualPRM's layout that lies inside the first user turn, since the first step stands there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows
+from mpo.multimodal.prefix import EncodedPrompt, stack_rows
+from mpo.multimodal.vision import row_images
+from rewards.prm.rendering import RenderedSolution
+
+
+def rows_of(
+    problems: Sequence[Sequence[RenderedSolution]],
+    processor: Any,
+    *,
+    shared: bool,
+    max_row_tokens: int | None = None,
+) -> tuple[dict[str, Any], list[list[int]]]:
+    """Model inputs for solutions of several problems, and where to read them.
+
+    Args:
+        problems: for each problem its rendered solutions, all of the same pictures.
+        processor: of the model that will read them.
+        shared: packed rows, for a model that can read them, wherever solutions have a prefix in common.
+        max_row_tokens: a packed row that would be longer is split, which repeats its prefix.
+
+    Returns:
+        The inputs, and for each of their rows the positions to read, solution after solution.
+    """
+    flat = [solution for some in problems for solution in some]
+    pad_token_id = processor.tokenizer.pad_token_id
+    image_token_id = getattr(processor, "image_token_id", None)
+    packs = [pack for some in problems for pack in _packs(some, image_token_id, max_row_tokens)] if shared else []
+    if not shared or any(pack is None for pack in packs):
+        prompts = [solution.prompt for solution in flat]
+        rows = stack_rows(prompts, [solution.continuation for solution in flat], pad_token_id=pad_token_id)
+        return {**rows, **row_images(prompts)}, [list(solution.read_positions) for solution in flat]
+    prefixes, solutions = zip(*(pack for pack in packs if pack is not None), strict=True)
+    batch = pack_rows(prefixes, [[tail for tail, _ in some] for some in solutions], pad_token_id=pad_token_id)
+    positions = [
+        [start + offset for (start, _), (_, offsets) in zip(batch[LAYOUT].segments(row), some, strict=True)
+         for offset in offsets]
+        for row, some in enumerate(solutions)
+    ]  # fmt: skip
+    return batch, positions
+
+
+def spans_of(inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """(row, start, end) of each solution of `rows_of`, in its order."""
+    if LAYOUT not in inputs:
+        return [(row, 0, inputs["input_ids"].shape[1]) for row in range(len(inputs["input_ids"]))]
+    layout = inputs[LAYOUT]
+    return [(row, *span) for row in range(len(layout.prefixes)) for span in layout.segments(row)]
+
+
+Tail = tuple[list[int], list[int]]  # ids after the shared prefix, and the read positions counted from its last token
+
+
+def _packs(
+    solutions: Sequence[RenderedSolution], image_token_id: int | None, max_row_tokens: int | None
+) -> Iterator[tuple[EncodedPrompt, list[Tail]] | None]:
+    """The solutions of one problem as (shared prefix, tails) of one row, or of several; None: nothing can be shared."""
+    ids = [[*solution.prompt.input_ids.tolist(), *solution.continuation] for solution in solutions]
+    length = min(1 + min(solution.read_positions[0] for solution in solutions), *(len(row) - 1 for row in ids))
+    columns = zip(*(row[:length] for row in ids), strict=True)
+    length = len([*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)])
+    prompt = solutions[0].prompt
+    length = min(length, len(prompt.input_ids))
+    if not can_be_shared(prompt, image_token_id, length=length):
+        yield None
+        return
+    prefix = EncodedPrompt(
+        prompt.input_ids[:length],
+        {name: feature[:length] for name, feature in prompt.token_features.items()},
+        prompt.image_features,
+    )
+    row: list[Tail] = []
+    used = length - 1
+    for tokens, solution in zip(ids, solutions, strict=True):
+        tail = (tokens[length:], [position - (length - 1) for position in solution.read_positions])
+        if row and max_row_tokens is not None and used + 1 + len(tail[0]) > max_row_tokens:
+            yield prefix, row
+            row, used = [], length - 1
+        row.append(tail)
+        used += 1 + len(tail[0])
+    yield prefix, row
