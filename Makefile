@@ -40,7 +40,7 @@ check: $(INSTALLED)  ## format, lint, types and tests: what CI runs
 	$(BIN)/python -m pytest
 
 bench: $(INSTALLED)  ## every script of benchmarks/
-	@shopt -s nullglob; scripts=(benchmarks/*.py); \
+	@shopt -s nullglob; scripts=(benchmarks/[!_]*.py); \
 	if (( $${#scripts[@]} == 0 )); then echo "make bench: benchmarks/ holds no *.py script, so nothing was measured" >&2; exit 1; fi; \
 	for f in "$${scripts[@]}"; do echo "== $$f"; $(BIN)/python "$$f" || exit 1; done
 

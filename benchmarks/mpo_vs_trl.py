@@ -31,10 +31,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from _models import build_internvl, noise, vision_flops
 
-TILE, PATCH, TOKENS_A_TILE = 448, 14, 256
 ARMS = ("trl", "online", "cached")
 
 
@@ -82,51 +80,13 @@ def _in_a_process(args: argparse.Namespace, arm: str) -> dict[str, Any]:
 
 
 def _build(args: argparse.Namespace) -> dict[str, int]:
-    """A random InternVL with 448-pixel tiles of 256 tokens; its parameters by part."""
-    import torch
-    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration
+    """The model on disk; its parameters by part, and the prompt's length."""
+    size = build_internvl(args.model, hidden=args.hidden, layers=args.layers, tiles=args.tiles)
+    from mpo.multimodal.loading import load_processor
 
-    from recipes.digits.policy import build_processor
-
-    processor = build_processor()
-    processor.image_seq_length = TOKENS_A_TILE
-    processor.image_processor = GotOcr2ImageProcessor(
-        size={"height": TILE, "width": TILE},
-        crop_to_patches=True,
-        min_patches=1,
-        max_patches=max(1, args.tiles - 1),
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    tokenizer = processor.tokenizer
-    torch.manual_seed(0)
-    model = InternVLForConditionalGeneration(
-        InternVLConfig(
-            vision_config={
-                **{"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
-                **{"image_size": [TILE, TILE], "patch_size": [PATCH, PATCH]},
-            },
-            text_config={
-                **{"model_type": "qwen2", "vocab_size": len(tokenizer), "hidden_size": args.hidden},
-                **{"num_hidden_layers": args.layers, "num_attention_heads": 8, "num_key_value_heads": 8},
-                **{"intermediate_size": args.hidden * 8 // 3, "max_position_embeddings": 8192},
-                **{"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id},
-                "pad_token_id": tokenizer.pad_token_id,
-            },
-            image_token_id=processor.image_token_id,
-            image_seq_length=TOKENS_A_TILE,
-            tie_word_embeddings=False,
-        )
-    )
-    model.save_pretrained(args.model)
-    processor.save_pretrained(args.model)
-    prompt = processor(text=[_prompt_text(processor)], images=[[_picture(args.tiles)]])["input_ids"][0]
-    return {
-        "prompt": len(prompt),
-        "text": sum(p.numel() for p in model.model.language_model.layers.parameters()),
-        "vision": sum(p.numel() for p in model.model.vision_tower.encoder.parameters()),
-        "all": sum(p.numel() for p in model.parameters()),
-    }
+    processor = load_processor(args.model)
+    prompt = processor(text=[_prompt_text(processor)], images=[[noise(args.tiles)]])["input_ids"][0]
+    return {**size, "prompt": len(prompt)}
 
 
 QUESTION = "What is the sum of the digits? " * 12
@@ -139,16 +99,9 @@ def _prompt_text(processor: Any) -> str:
     return prompt_text(processor, [{"role": "user", "content": blocks}])
 
 
-def _picture(tiles: int) -> Image.Image:
-    """Noise whose shape makes the processor cut it into that many tiles, thumbnail included."""
-    wide = max(1, tiles - 1)
-    noise = np.random.default_rng(0).integers(0, 256, (TILE, TILE * wide, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
-
-
 def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The pairs of each step, one step after the other."""
-    picture = _picture(args.tiles)
+    picture = noise(args.tiles)
 
     def answer(step: int, number: int) -> list[dict[str, str]]:
         digits = "".join(str((step + number + (2 * number + 1) * i) % 10) for i in range(args.response - 1))
@@ -243,7 +196,6 @@ def _count(model: Any, counts: dict[str, int]) -> None:
 def ideal_flops(args: argparse.Namespace, size: dict[str, int]) -> dict[str, float]:
     """FLOPs of a step by arm."""
     prompt, response = size["prompt"], args.response
-    patches = (TILE // PATCH) ** 2 + 1
 
     def attention(pairs: float) -> float:
         return 4 * args.hidden * args.layers * pairs
@@ -253,7 +205,7 @@ def ideal_flops(args: argparse.Namespace, size: dict[str, int]) -> dict[str, flo
     # prompt[:-1], and the responses with the prompt's last token each
     packed_pairs = prompt**2 / 2 + responses * (response * prompt + response**2 / 2)
     shared = 2 * size["text"] * (prompt - 1 + responses * (response + 1)) + attention(packed_pairs)
-    vision = args.tiles * (2 * size["vision"] * patches + 4 * 128 * 2 * patches**2)
+    vision = vision_flops(args.tiles, size["vision"])
     policy = 4 if args.checkpointing else 3
     # forward passes through the tower, a backward counting two; a frozen one has none and is shared by both models
     tower = {"trl": 2 * pairs * (2 if args.frozen_vision else policy + 1)}

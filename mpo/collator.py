@@ -39,7 +39,8 @@ class _Group:
 
 
 class PreferenceCollator:
-    """Rows → model inputs, `pair_index` (B, 2), `pair_ids` and, if any row has a weight, `pair_weight` (B,).
+    """Rows → model inputs, `pair_index` (B, 2), `pair_ids`, `pair_prompts` (how many different prompts there are) and,
+    if any row has a weight, `pair_weight` (B,).
 
     Pairs with the same prompt and pictures share them, and a response that stands in several pairs goes in once: the
     batch holds M ≤ 2B responses, and `pair_index` says which is the chosen and which the rejected one of each pair.
@@ -96,7 +97,7 @@ class PreferenceCollator:
         batch["pair_index"] = torch.tensor(
             [[first[key] + chosen, first[key] + rejected] for key, chosen, rejected in pairs]
         )
-        batch["pair_ids"] = names
+        batch["pair_ids"], batch["pair_prompts"] = names, len(groups)
         if self.with_keys:
             batch["response_keys"] = [key for group in groups.values() for key in _keys_of(group)]
         if any(row.get("weight") is not None for row in rows):

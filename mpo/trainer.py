@@ -176,6 +176,8 @@ class MPOTrainer(CheckpointedTrainer):
             reward_shift=self.reward_shift.value,
             loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / len(pair_ids),
         )
+        if "pair_prompts" in pairs:  # 1: no prompt was repeated
+            metrics["rows_per_prompt"] = loss.total.new_tensor(len(inputs["input_ids"]) / pairs["pair_prompts"])
         self._means["train" if model.training else "eval"].add(metrics, pairs=len(pair_ids))
         world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
         total = loss.total * world_size

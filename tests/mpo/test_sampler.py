@@ -104,6 +104,8 @@ def test_grouped_pairs_take_the_steps_of_pairs_apart_with_fewer_tokens(tmp_path:
     apart, more = run("apart", per_device_train_batch_size=1, gradient_accumulation_steps=4, layout="paired")
     split, some = run("split", per_device_train_batch_size=4, max_row_tokens=1)
     assert (rows, more, some) == ([1] * 3, [2] * 12, [4] * 3)
+    repeats = [trainer.state.log_history[0]["rows_per_prompt"] for trainer in (together, apart, split)]
+    assert repeats == [1, 2, 4]
     for other in (apart, split):
         for ours, theirs in zip(together.state.log_history[:-1], other.state.log_history[:-1], strict=True):
             for key in ("loss", "loss/quality", "bco/delta", "rewards/margins", "grad_norm"):
