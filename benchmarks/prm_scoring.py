@@ -143,8 +143,8 @@ def _print(
     flops = ideal_flops(args, size, tiles, prefix=prefix, tails=tails, responses=responses)
     print(
         f"InternVL, {size['all'] / 1e6:.1f} M parameters; shared prefix of {prefix} tokens ({tiles} tiles); N = "
-        f"{responses}; {tail:.0f} tokens a response, {args.steps} steps; float32, {threads} threads, {platform.machine()}; largest "
-        f"difference of a score: {apart:.1e} (response), {apart_step:.1e} (step); same ranking: "
+        f"{responses}; {tail:.0f} tokens a response, {args.steps} steps; float32, {threads} threads, "
+        f"{platform.machine()}; largest difference of a score: {apart:.1e} (response), {apart_step:.1e} (step); same ranking: "
         f"{ranked['shared'] == ranked['response']}"
     )
     heads = ("way", "seconds", "range", "shared is faster by", "ideal (FLOPs)", "reached", "LM tokens", "token ratio",

@@ -35,11 +35,17 @@ class PackedLayout:
         ends: for each row, where its responses end, at least one; the first starts at the prefix' end, each other one
             where the one before it ends.
         per_token: names of the batch's tensors that hold one value a token, beside ids, mask and labels.
+
+    Attributes:
+        varlen: let attention use the variable-length kernel where it can; set by whoever has checked it.
+        derived: what attention has worked out from the layout, for the layers that follow.
     """
 
     def __init__(self, prefixes: Sequence[int], ends: Sequence[Sequence[int]], per_token: Iterable[str] = ()) -> None:
         self.prefixes, self.ends = tuple(prefixes), tuple(map(tuple, ends))
         self.per_token = {"input_ids", "attention_mask", "labels", *per_token}
+        self.varlen = False
+        self.derived: dict[str, Any] = {}
 
     def segments(self, row: int) -> Iterator[tuple[int, int]]:
         """(start, end) of each response of a row; its first token is p_last."""

@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.packing import LAYOUT, PackedLayout, packed_positions
+from mpo.multimodal.varlen import can_use_varlen, varlen_attention
 
 NAME = "mpo_shared_prefix"
 POSITIONAL_LAYERS = {"full_attention", "sliding_attention"}  # a token's output depends on positions, not on the row
@@ -117,10 +118,12 @@ def shared_prefix_attention(
     if kwargs.get("softcap") is not None:
         raise ConfigError("attention with a softcap cannot share a prefix: set layout='paired'")
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave them in float32
+    window = kwargs.get("sliding_window")
+    if layout.varlen and can_use_varlen(query, attention_mask, dropout):
+        return varlen_attention(query, key, value, layout, scale=scaling, window=window), None
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
-    window = kwargs.get("sliding_window")
     rows = []
     for row, prefix in enumerate(layout.prefixes):
         q, k, v = (tensor[row : row + 1] for tensor in (query, key, value))  # (1, H, T, D)
