@@ -144,8 +144,8 @@ def _print(
     print(
         f"InternVL, {size['all'] / 1e6:.1f} M parameters; shared prefix of {prefix} tokens ({tiles} tiles); N = "
         f"{responses}; {tail:.0f} tokens a response, {args.steps} steps; float32, {threads} threads, "
-        f"{platform.machine()}; largest difference of a score: {apart:.1e} (response), {apart_step:.1e} (step); same ranking: "
-        f"{ranked['shared'] == ranked['response']}"
+        f"{platform.machine()}; largest difference of a score: {apart:.1e} (response), {apart_step:.1e} (step); "
+        f"same ranking: {ranked['shared'] == ranked['response']}"
     )
     heads = ("way", "seconds", "range", "shared is faster by", "ideal (FLOPs)", "reached", "LM tokens", "token ratio",
              "tower calls")  # fmt: skip
