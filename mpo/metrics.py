@@ -1,4 +1,4 @@
-"""MPOLoss and implicit rewards → named numbers, averaged over micro-batches and ranks.
+"""MPOLoss and implicit rewards → named numbers, averaged over micro-batches and ranks; tokens a second.
 
 Names follow TRL's DPOTrainer where it has one (`rewards/*`, `logps/*`); rewards are unweighted β·log-ratios.
 Values stay on their device until they are logged: no host sync a micro-batch.
@@ -6,6 +6,7 @@ Values stay on their device until they are logged: no host sync a micro-batch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,6 +34,7 @@ def pair_metrics(
         Name → 0-d float32 tensor.
     """
     chosen, rejected = implicit_rewards(logps, beta=beta)  # (B,), (B,)
+    policy, reference = logps.policy_chosen.float(), logps.reference_chosen.float()
     return {
         "loss/preference": loss.preference * loss_scale,
         "loss/quality": loss.quality * loss_scale,
@@ -42,8 +44,10 @@ def pair_metrics(
         "rewards/rejected": rejected.mean(),
         "rewards/margins": (chosen - rejected).mean(),
         "rewards/accuracies": (chosen > rejected).float().mean(),
-        "logps/chosen": logps.policy_chosen.float().mean(),
+        "logps/chosen": policy.mean(),
         "logps/rejected": logps.policy_rejected.float().mean(),
+        "logps/chosen_per_token": (policy / logps.chosen_lengths).mean(),
+        "logps/chosen_per_token_reference": (reference / logps.chosen_lengths).mean(),
     }
 
 
@@ -81,3 +85,47 @@ class MetricMeans:
         self._sums, self._pairs = {}, 0
         *sums, pairs = (reduce(row) if reduce else row).tolist()
         return {name: total / pairs for name, total in zip(names, sums, strict=True)}
+
+
+class TokenRate:
+    """Tokens that the language model ran, a second of wall-clock time, over all ranks.
+
+    A token counts once, though policy, reference and backward all run it; a shared prompt counts once for both
+    responses, padding not at all. Evaluation, samples and checkpoints between two logs are part of the time.
+
+    Args:
+        clock: seconds, never going back.
+
+    Example:
+        >>> rate = TokenRate(clock=iter([0.0, 2.0]).__next__)
+        >>> rate.add(torch.tensor([[1, 1, 1], [1, 0, 0]]))
+        >>> rate.pop()
+        {'tokens/s': 2.0}
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was counted; time runs from now on."""
+        self._tokens: Tensor | None = None  # 0-d int64, on the model's device
+        self._since = self.clock()
+
+    def add(self, attention_mask: Tensor) -> None:
+        """Count the ones of a (B, T) mask, without a host sync."""
+        tokens = attention_mask.sum()
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
+
+    def pop(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """`tokens/s` since the last `pop` or `restart`, and start anew; empty if nothing was counted.
+
+        Args:
+            reduce: sums a tensor over all ranks, called once; None for a single process.
+        """
+        if self._tokens is None:
+            return {}
+        tokens = int(reduce(self._tokens) if reduce else self._tokens)
+        seconds = self.clock() - self._since
+        self._tokens, self._since = None, self._since + seconds
+        return {"tokens/s": tokens / max(seconds, 1e-9)}

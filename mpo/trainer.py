@@ -27,6 +27,7 @@ from mpo.finite import FiniteGuard
 from mpo.forward import cached_reference, chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
+from mpo.monitors import RunMonitor
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.reward_shift import RewardShift
@@ -116,7 +117,8 @@ class MPOTrainer(CheckpointedTrainer):
         self.ref_model = None if reference is None else self._placed(reference)
         self.reference_cache = cached_reference(self) if args.precompute_ref_log_probs else None
         self.reward_shift = RewardShift(args.reward_shift, momentum=args.reward_shift_momentum)
-        self.add_callback(_AfterOptimizerStep(self._commit_reward_shift))
+        self.monitor = RunMonitor(starts_at_reference=ref_model is None, after_step=self._commit_reward_shift)
+        self.add_callback(self.monitor)
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
         self._finite = FiniteGuard()
 
@@ -165,6 +167,7 @@ class MPOTrainer(CheckpointedTrainer):
             denominators=num_items_in_batch,
         )
         if model.training:
+            self.monitor.count(inputs["attention_mask"])
             self.reward_shift.observe(*implicit_rewards(logps, beta=self.args.beta))
             self._finite.observe(loss.total, pair_ids)
             if self.is_deepspeed_enabled:  # its backward also steps the optimizer
@@ -227,6 +230,7 @@ class MPOTrainer(CheckpointedTrainer):
         """Merge the training metrics since the last log into Trainer's line about the training loss."""
         if "loss" in logs:
             logs.update(self._means["train"].pop(self._sum_over_ranks))
+            logs.update(self.monitor.token_rate.pop(self._sum_over_ranks))
         super().log(logs, start_time)
 
     # δ lives and dies with a checkpoint.
@@ -279,13 +283,3 @@ class MPOTrainer(CheckpointedTrainer):
         if self.is_fsdp_enabled:
             return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
-
-
-class _AfterOptimizerStep(TrainerCallback):
-    """Calls a function right after each optimizer step, on every rank."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self.function = function
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.function()

@@ -168,6 +168,10 @@ class TrainMPOConfig:
     quality_weight: float = field(default=0.2, metadata={"help": "w_q"})
     generation_weight: float = field(default=1.0, metadata={"help": "w_g"})
     seed: int = field(default=0, metadata={"help": "order of the rows"})
+    sample_every: int = field(default=0, metadata={"help": "steps from one look at samples to the next; 0 for none"})
+    sample_problems: int = field(default=8, metadata={"help": "problems of the pairs asked at each look"})
+    sample_tokens: int = field(default=128, metadata={"help": "tokens of a sample at most"})
+    report_to: str = field(default="none", metadata={"help": "none or wandb (WANDB_MODE=offline keeps it here)"})
 
 
 @dataclass

@@ -20,7 +20,8 @@ from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.files import write_atomic
 
 MANIFEST = "manifest.json"
-NOT_SETTINGS = ("out", "workers")  # where and how fast, not what
+# Where, how fast and how closely watched, not what is made.
+NOT_SETTINGS = ("out", "workers", "sample_every", "sample_problems", "sample_tokens", "report_to")
 
 
 @dataclass

@@ -15,8 +15,10 @@ from mpo.trainer import MPOTrainer
 from recipes.build_pairs import PAIRS
 from recipes.config import TrainMPOConfig
 from recipes.run import open_stage
+from recipes.tracking import tracking
 from recipes.training import training_defaults
-from rewards.interchange.trl_rows import read_trl_parquet
+from rewards.generators.monitor import SampleMonitor
+from rewards.interchange.trl_rows import problems_in_rows, read_trl_parquet
 
 
 def train_mpo(config: TrainMPOConfig) -> Path:
@@ -30,7 +32,7 @@ def train_mpo(config: TrainMPOConfig) -> Path:
     if not len(rows):
         raise DataError(f"{config.pairs} holds no usable pair ({len(read)} rows); build pairs first")
     arguments = MPOConfig(
-        **training_defaults(stage.out, config),
+        **training_defaults(stage.out, config) | {"report_to": config.report_to},
         per_device_train_batch_size=config.batch_size,
         beta=config.beta,
         preference_weight=config.preference_weight,
@@ -40,8 +42,13 @@ def train_mpo(config: TrainMPOConfig) -> Path:
         logging_steps=10,
         logging_first_step=True,  # 0.8318 + L_g where policy = reference
     )
-    trainer = MPOTrainer(load_model(config.policy), args=arguments, train_dataset=rows, processing_class=processor)
-    trainer.train()
+    with tracking(config.report_to, stage.out, name=f"train-mpo {stage.out.name}"):
+        trainer = MPOTrainer(load_model(config.policy), args=arguments, train_dataset=rows, processing_class=processor)
+        if config.sample_every:
+            problems = problems_in_rows(rows, config.sample_problems)
+            looks = {"every": config.sample_every, "max_new_tokens": config.sample_tokens, "seed": config.seed}
+            trainer.add_callback(SampleMonitor(trainer, problems, **looks))
+        trainer.train()
     trainer.save_model(str(stage.out))
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
     dropped = len(read) - len(rows)

@@ -1,4 +1,4 @@
-"""Completion → why it is degenerate, if it is: cut off, without an answer, or running in circles.
+"""Completion → what is degenerate about it, if anything: cut off, without an answer, or running in circles.
 
 Preference training can raise accuracy and still break a policy's style, so the share of degenerate answers stands
 beside every accuracy. The rules read the text alone, never the verdict; they are heuristics with known blind spots.
@@ -19,7 +19,17 @@ NGRAM = 4  # words
 
 
 def degenerate(completion: Completion) -> str | None:
-    r"""The first reason of `REASONS` that applies, or None.
+    r"""The first of `degeneration_faults`, or None: one reason an answer, so that shares add up.
+
+    Example:
+        >>> degenerate(Completion("2 + 2 = 4\n\nFinal answer: 4")) is None
+        True
+    """
+    return next(iter(degeneration_faults(completion)), None)
+
+
+def degeneration_faults(completion: Completion) -> tuple[str, ...]:
+    r"""Every reason of `REASONS` that applies, in that order; a loop mostly ends as a truncated answer too.
 
     - `truncated`: the policy was cut at its token limit.
     - `no_final_answer`: `extract_final_answer` finds none (an empty completion included).
@@ -30,19 +40,20 @@ def degenerate(completion: Completion) -> str | None:
     between policies, do not filter with it.
 
     Example:
-        >>> degenerate(Completion("2 + 2 = 4\n\nFinal answer: 4")) is None
-        True
-        >>> degenerate(Completion("2 + 2\n\n2 + 2\n\n2 + 2\n\nFinal answer: 4"))
-        'repetition'
+        >>> degeneration_faults(Completion("2 + 2\n\n2 + 2\n\n2 + 2", FinishReason.LENGTH))
+        ('truncated', 'no_final_answer', 'repetition')
     """
-    if completion.finish_reason is FinishReason.LENGTH:
-        return "truncated"
-    if extract_final_answer(completion.text) is None:
-        return "no_final_answer"
-    return "repetition" if _repeats(completion.text) else None
+    applies = (
+        completion.finish_reason is FinishReason.LENGTH,
+        extract_final_answer(completion.text) is None,
+        _repeats(completion.text),
+    )
+    return tuple(reason for reason, holds in zip(REASONS, applies, strict=True) if holds)
 
 
 def _repeats(text: str) -> bool:
+    if not text.strip():
+        return False
     steps = Counter(step.text for step in split_on_blank_lines(text))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ends_in_a_loop = len(lines) >= SAME_STEP and len(set(lines[-SAME_STEP:])) == 1

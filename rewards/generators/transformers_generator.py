@@ -18,7 +18,15 @@ from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from rewards.types import Completion, FinishReason, Problem
 
 # A checkpoint's generation_config.json must not bend the distribution (Qwen2.5-VL ships repetition_penalty 1.05).
-NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": None, "typical_p": 1.0}
+# A trainer may have switched the cache off in the model's config.
+NEUTRAL = {
+    "use_cache": True,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_p": None,
+    "typical_p": 1.0,
+}
 
 # Cache layers that hold keys and values only. Layers that mix attention with a recurrent state inherit
 # `batch_repeat_interleave` and would copy the keys without the state.

@@ -8,13 +8,13 @@ with typed content. Files hold PNG bytes that we decoded and re-encoded ourselve
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import StageError
-from rewards.types import FinishReason, PreferencePair
+from rewards.types import FinishReason, PreferencePair, Problem
 
 if TYPE_CHECKING:
     import datasets
@@ -108,6 +108,34 @@ def read_trl_parquet(path: str | Path) -> datasets.Dataset:
     if pq.read_metadata(path).num_rows == 0:  # from_parquet refuses a file without rows
         return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     return datasets.Dataset.from_parquet(str(path), features=features)
+
+
+def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Problem]:
+    """The first `limit` different problems of TRL rows, in order, images decoded.
+
+    Rows whose prompt is not one user turn are passed over: a `Problem` cannot hold them.
+
+    Example:
+        >>> from rewards.types import Completion
+        >>> pair = PreferencePair(Problem("p", "2 + 2?"), Completion("4"), Completion("5"), "correctness")
+        >>> [problem.question for problem in problems_in_rows([to_trl_row(pair)] * 3, limit=2)]
+        ['2 + 2?']
+    """
+    from mpo.multimodal.images import load_image
+
+    found: dict[tuple[str, str], Problem] = {}
+    for index, row in enumerate(rows):
+        if len(found) == limit:
+            break
+        turns = row["prompt"]
+        if [turn["role"] for turn in turns] != ["user"]:
+            continue
+        question = "".join(block["text"] or "" for block in turns[0]["content"] if block["type"] == "text")
+        identity = (row.get("problem_id") or f"row {index}", question)
+        if identity not in found:
+            images = tuple(load_image(image) for image in row.get("images") or ())
+            found[identity] = Problem(identity[0], question, images)
+    return list(found.values())
 
 
 def trl_features(*, decode: bool = True) -> datasets.Features:

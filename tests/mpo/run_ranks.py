@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def main(model: str, out: str, batch: int, accumulate: int, *, cached: bool = Fa
         precompute_ref_log_probs=cached,
     )
     trainer = MPOTrainer(model, args=args, train_dataset=rows)
+    trainer.monitor.token_rate.clock = itertools.count().__next__  # a second a look: `tokens/s` is the tokens of a step
     trainer.train()
     if trainer.is_world_process_zero():
         weights = torch.cat(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpo.losses import Denominators, mpo_loss
-from mpo.metrics import MetricMeans, pair_metrics
+from mpo.metrics import MetricMeans, TokenRate, pair_metrics
 from mpo.types import PairLogps
 
 TWO = PairLogps(
@@ -25,7 +25,7 @@ def test_names_and_values() -> None:
     assert list(metrics) == [
         "loss/preference", "loss/quality", "loss/generation", "bco/delta",
         "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-        "logps/chosen", "logps/rejected",
+        "logps/chosen", "logps/rejected", "logps/chosen_per_token", "logps/chosen_per_token_reference",
     ]  # fmt: skip
     # r_c = (.2, 0), r_r = (−.2, .1)
     expected = {
@@ -37,6 +37,8 @@ def test_names_and_values() -> None:
         "rewards/accuracies": 0.5,
         "logps/chosen": -9.0,
         "logps/rejected": -10.5,
+        "logps/chosen_per_token": -(10 / 5 + 8 / 2) / 2,
+        "logps/chosen_per_token_reference": -(12 / 5 + 8 / 2) / 2,
     }
     assert {name: metrics[name].item() for name in expected} == pytest.approx(expected, abs=1e-6)
 
@@ -66,3 +68,16 @@ def test_pop_starts_anew_and_sums_ranks_once() -> None:
     # the other rank: sums (10, 20) over 3 pairs
     assert means.pop(lambda row: row + torch.tensor([10.0, 20.0, 3.0])) == pytest.approx({"a": 12 / 5, "b": 24 / 5})
     assert means.pop() == {}
+
+
+def test_tokens_a_second_over_ranks_since_the_last_pop() -> None:
+    """Construction at 0 s, `restart` at 10 s, pops at 14 s and 15 s; the other rank counts as many tokens."""
+    rate = TokenRate(clock=iter([0.0, 10.0, 14.0, 15.0]).__next__)
+    rate.add(torch.ones(1, 1))
+    rate.restart()
+    for mask in ([[1, 1, 1], [1, 0, 0]], [[1, 1]]):
+        rate.add(torch.tensor(mask))
+    assert rate.pop(lambda tokens: 2 * tokens) == {"tokens/s": 2 * 6 / 4}
+    assert rate.pop() == {}
+    rate.add(torch.tensor([[1, 0, 1]]))
+    assert rate.pop() == {"tokens/s": 2 / 1}

@@ -22,6 +22,7 @@ LORA_OF_THE_DOCSTRING = LoraConfig(target_modules="all-linear", exclude_modules=
 OUR_METRICS = {
     "loss/preference", "loss/quality", "loss/generation", "bco/delta",
     "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
+    "logps/chosen_per_token", "logps/chosen_per_token_reference",
 }  # fmt: skip
 
 
