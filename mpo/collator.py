@@ -9,20 +9,52 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from jinja2 import TemplateError
 
 from mpo.multimodal.errors import DataError
-from mpo.multimodal.images import load_image
+from mpo.multimodal.images import ImageSource, load_image
 from mpo.multimodal.messages import Message, prompt_text, response_ids
 from mpo.multimodal.packing import pack_rows
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from mpo.reference import pair_key
 
 Row = Mapping[str, Any]
+
+_VIDEO = "video, and MPO trains on images"
+
+
+@dataclass(frozen=True)
+class CheckedPair:
+    """A row in which nothing is wrong that can be told without looking at its images.
+
+    Attributes:
+        prompt: rendered by the chat template, one placeholder an image.
+        images: not decoded.
+        chosen: token ids y_c.
+        rejected: token ids y_r.
+        weight: of the pair's loss, finite, ≥ 0.
+    """
+
+    prompt: str
+    images: Sequence[ImageSource]
+    chosen: list[int]
+    rejected: list[int]
+    weight: float
+
+    def check_length(self, prompt_tokens: int, max_length: int | None) -> None:
+        """Refuse a pair whose prompt with its longer response has more than `max_length` tokens; nothing is cut."""
+        tokens = prompt_tokens + max(len(self.chosen), len(self.rejected))
+        if max_length is not None and tokens > max_length:
+            raise DataError(
+                f"prompt and longer response have {tokens} tokens ({prompt_tokens} of them prompt and images), over "
+                f"max_length={max_length}: raise it, or give the processor a smaller image size",
+                reason=f"longer than max_length={max_length}",
+            )
 
 
 class PreferenceCollator:
@@ -36,6 +68,7 @@ class PreferenceCollator:
         with_keys: add `pair_keys`, by which `mpo.reference` finds a pair again.
         shared_prefix: B packed rows (`mpo.multimodal.packing`), for a model that can read them, instead of 2B rows. A
             batch with a prompt that cannot be shared, since it ends in an image, still gets 2B rows.
+        max_length: most tokens of prompt (with its images) and longer response; a longer row is an error, never cut.
     """
 
     def __init__(
@@ -45,9 +78,10 @@ class PreferenceCollator:
         image_root: str | Path | None = None,
         with_keys: bool = False,
         shared_prefix: bool = False,
+        max_length: int | None = None,
     ) -> None:
         self.processor, self.with_keys, self.shared_prefix = processor, with_keys, shared_prefix
-        self.image_root = image_root
+        self.image_root, self.max_length = image_root, max_length
         tokenizer = processor.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if pad is None:
@@ -59,24 +93,42 @@ class PreferenceCollator:
 
         Raises:
             DataError: naming the row: a missing column, an empty response, a control token in a response, images and
-                placeholders that differ in number, two equal responses, a bad weight.
+                placeholders that differ in number, two equal responses, a bad weight, more than `max_length` tokens.
         """
         names = [_name(row, index) for index, row in enumerate(rows)]
-        prompts, chosen, rejected = [], [], []
+        pairs, prompts = [], []
         for row, name in zip(rows, names, strict=True):
             with _naming(name):
-                prompts.append(self._prompt(row))
-                chosen.append(self._response(row, "chosen"))
-                rejected.append(self._response(row, "rejected"))
-                if chosen[-1] == rejected[-1]:
-                    raise DataError("chosen and rejected are the same response; drop the row")
+                pairs.append(self.check(row))
+                prompts.append(self._encoded(pairs[-1]))
+        chosen, rejected = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
         batch = self._stacked(prompts, chosen, rejected)
         batch["pair_ids"] = names
         if self.with_keys:
             batch["pair_keys"] = [_key_of(*pair) for pair in zip(prompts, chosen, rejected, strict=True)]
         if any(row.get("weight") is not None for row in rows):
-            batch["pair_weight"] = torch.tensor([_weight(row, name) for row, name in zip(rows, names, strict=True)])
+            batch["pair_weight"] = torch.tensor([pair.weight for pair in pairs])
         return batch
+
+    def check(self, row: Row) -> CheckedPair:
+        """Everything of a row but its images: rendered, tokenised and found usable; cheap, for a look at all rows.
+
+        Raises:
+            DataError: what is wrong, and by its `reason` the kind of fault.
+        """
+        _refuse_columns(row)
+        images = _images(row)
+        messages = _prompt_messages(_required(row, "prompt"), num_images=len(images))
+        try:
+            prompt = prompt_text(self.processor, messages)
+        except TemplateError as error:
+            raise DataError(
+                f"prompt: the chat template refuses it: {error}", reason="prompt that the chat template refuses"
+            ) from error
+        chosen, rejected = self._response(row, "chosen"), self._response(row, "rejected")
+        if chosen == rejected:
+            raise DataError("chosen and rejected are the same response; drop the row", reason="two equal responses")
+        return CheckedPair(prompt, images, chosen, rejected, _weight(row))
 
     def _stacked(
         self, prompts: list[EncodedPrompt], chosen: list[list[int]], rejected: list[list[int]]
@@ -91,16 +143,11 @@ class PreferenceCollator:
         types = [int(feature[-1]) for feature in prompt.token_features.values()]
         return len(prompt.input_ids) > 1 and not is_image and not any(types)
 
-    def _prompt(self, row: Row) -> EncodedPrompt:
-        for column in ("tools", "chat_template_kwargs"):
-            if row.get(column):
-                raise DataError(f"the column {column!r} is not supported; render it into the prompt's text")
-        for column in ("video", "videos"):
-            if row.get(column):
-                raise DataError(f"the column {column!r} is not supported: MPO trains on images; drop the row")
-        images = [load_image(image, root=self.image_root) for image in _images(row)]
-        messages = _prompt_messages(_required(row, "prompt"), num_images=len(images))
-        return encode_prompt(self.processor, prompt_text(self.processor, messages), images)
+    def _encoded(self, pair: CheckedPair) -> EncodedPrompt:
+        images = [load_image(image, root=self.image_root) for image in pair.images]
+        encoded = encode_prompt(self.processor, pair.prompt, images)
+        pair.check_length(len(encoded.input_ids), self.max_length)
+        return encoded
 
     def _response(self, row: Row, column: str) -> list[int]:
         with _naming(column):
@@ -113,15 +160,30 @@ def _key_of(prompt: EncodedPrompt, chosen: list[int], rejected: list[int]) -> st
     return pair_key([prompt.input_ids, *(features[name] for name in sorted(features))], chosen, rejected)
 
 
+def _refuse_columns(row: Row) -> None:
+    for column in ("tools", "chat_template_kwargs"):
+        if row.get(column):
+            raise DataError(
+                f"the column {column!r} is not supported; render it into the prompt's text", reason=f"column {column!r}"
+            )
+    for column in ("video", "videos"):
+        if row.get(column):
+            raise DataError(
+                f"the column {column!r} is not supported: MPO trains on images; drop the row", reason=_VIDEO
+            )
+
+
 def _required(row: Row, column: str) -> Any:
     if row.get(column) is None:
-        raise DataError(f"expected a column {column!r}, got {sorted(row)}")
+        raise DataError(f"expected a column {column!r}, got {sorted(row)}", reason=f"no {column!r}")
     return row[column]
 
 
-def _images(row: Row) -> list[Image.Image | str]:
+def _images(row: Row) -> list[ImageSource]:
     """`images` (a list, maybe empty), else `image`, else none: a text-only row."""
     if row.get("images") is not None:
+        if not isinstance(row["images"], list | tuple):
+            raise DataError(f"images: expected a list, got {row['images']!r:.80}")
         return list(row["images"])
     return [row["image"]] if row.get("image") is not None else []
 
@@ -138,7 +200,10 @@ def _prompt_messages(prompt: Any, *, num_images: int) -> list[Message]:
             raise DataError("prompt: expected a user message to put the images in")
         first_user["content"] = [{"type": "image"}] * num_images + first_user["content"]
     elif placeholders != num_images:
-        raise DataError(f"prompt: expected one image block an image, got {placeholders} blocks, {num_images} images")
+        raise DataError(
+            f"prompt: expected one image block an image, got {placeholders} blocks, {num_images} images",
+            reason="image blocks and images differ in number",
+        )
     return messages
 
 
@@ -156,8 +221,13 @@ def _block(block: Any) -> dict[str, str]:
     if kind == "image":
         return {"type": "image"}
     if kind == "text":
-        return {"type": "text", "text": _key(block, "text")}
-    raise DataError(f"expected a block of type 'text' or 'image', got {kind!r}")
+        text = _key(block, "text")
+        if not isinstance(text, str):
+            raise DataError(f"expected a block's text to be a string, got {text!r:.80}")
+        return {"type": "text", "text": text}
+    raise DataError(
+        f"expected a block of type 'text' or 'image', got {kind!r:.80}", reason=_VIDEO if kind == "video" else None
+    )
 
 
 def _key(mapping: Any, key: str) -> Any:
@@ -174,14 +244,20 @@ def _response_text(response: Any) -> str:
         raise DataError(f"expected a string or one assistant message, got {response!r:.80}")
     blocks = _blocks(_key(response[0], "content"))
     if any(block["type"] == "image" for block in blocks):
-        raise DataError("a response contains an image block; images belong to the prompt")
+        raise DataError(
+            "a response contains an image block; images belong to the prompt", reason="image block in a response"
+        )
     return "".join(block["text"] for block in blocks)
 
 
-def _weight(row: Row, name: str) -> float:
-    weight = 1.0 if row.get("weight") is None else float(row["weight"])
+def _weight(row: Row) -> float:
+    given = row.get("weight")
+    try:
+        weight = 1.0 if given is None else float(given)
+    except (TypeError, ValueError):
+        weight = math.nan
     if not math.isfinite(weight) or weight < 0:
-        raise DataError(f"{name}: weight must be finite and >= 0, got {weight}")
+        raise DataError(f"weight must be finite and >= 0, got {given!r:.80}", reason="bad weight")
     return weight
 
 
@@ -198,4 +274,4 @@ def _naming(where: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}", reason=error.reason) from error
