@@ -1,30 +1,22 @@
-"""TRL vision-preference rows → one batch in which each prompt and each response of it stands once.
-
-A row is `{images | image, prompt, chosen, rejected}` and may carry `chosen_truncated`, `rejected_truncated`,
-`problem_id` and `weight`. Rows are never changed. A row that breaks the format raises a DataError that names it.
-"""
+"""TRL vision-preference rows → one batch in which each prompt and each response of it stands once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import image_sha256, load_image
-from mpo.multimodal.messages import Message, prompt_text, response_ids
 from mpo.multimodal.packing import can_be_shared, pack_rows
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from mpo.multimodal.vision import row_images
 from mpo.reference import response_keys
-
-Row = Mapping[str, Any]
+from mpo.rows import CheckedPair, Row, check_row, naming, row_name
 
 
 @dataclass
@@ -54,6 +46,7 @@ class PreferenceCollator:
             response. A batch with a prompt that cannot be shared, since it ends in an image still has a row a response.
         max_row_tokens: a packed row that would be longer is split, which repeats its prompt; a row always holds at
             least one response. None never splits.
+        max_length: most tokens of prompt (with its images) and longer response; a longer row is an error, never cut.
     """
 
     def __init__(
@@ -64,9 +57,10 @@ class PreferenceCollator:
         with_keys: bool = False,
         shared_prefix: bool = False,
         max_row_tokens: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         self.processor, self.with_keys, self.shared_prefix = processor, with_keys, shared_prefix
-        self.image_root, self.max_row_tokens = image_root, max_row_tokens
+        self.image_root, self.max_row_tokens, self.max_length = image_root, max_row_tokens, max_length
         tokenizer = processor.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if pad is None:
@@ -78,20 +72,22 @@ class PreferenceCollator:
 
         Raises:
             DataError: naming the row: a missing column, an empty response, a control token in a response, images and
-                placeholders that differ in number, two equal responses, a bad weight.
+                placeholders that differ in number, two equal responses, a bad weight, more than `max_length` tokens.
         """
-        names = [_name(row, index) for index, row in enumerate(rows)]
+        names = [row_name(row, index) for index, row in enumerate(rows)]
         groups: dict[Any, _Group] = {}
         pairs: list[tuple[Any, int, int]] = []  # key of the prompt, places of chosen and rejected among its responses
+        weights = []
         for row, name in zip(rows, names, strict=True):
-            with _naming(name):
-                key, text, images = self._prompt_of(row)
+            with naming(name):
+                pair = self.check(row)
+                images = [load_image(image, root=self.image_root) for image in pair.images]
+                key = (pair.prompt, *map(image_sha256, images))
                 if key not in groups:
-                    groups[key] = _Group(encode_prompt(self.processor, text, images))
-                chosen, rejected = (groups[key].place(self._response(row, side)) for side in ("chosen", "rejected"))
-                if chosen == rejected:
-                    raise DataError("chosen and rejected are the same response; drop the row")
-                pairs.append((key, chosen, rejected))
+                    groups[key] = _Group(encode_prompt(self.processor, pair.prompt, images))
+                pair.check_length(len(groups[key].prompt.input_ids), self.max_length)
+                pairs.append((key, groups[key].place(pair.chosen), groups[key].place(pair.rejected)))
+                weights.append(pair.weight)
         first = dict(zip(groups, _starts([len(group.responses) for group in groups.values()]), strict=True))
         batch = self._stacked([*groups.values()])
         batch["pair_index"] = torch.tensor(
@@ -101,8 +97,12 @@ class PreferenceCollator:
         if self.with_keys:
             batch["response_keys"] = [key for group in groups.values() for key in _keys_of(group)]
         if any(row.get("weight") is not None for row in rows):
-            batch["pair_weight"] = torch.tensor([_weight(row, name) for row, name in zip(rows, names, strict=True)])
+            batch["pair_weight"] = torch.tensor(weights)
         return batch
+
+    def check(self, row: Row) -> CheckedPair:
+        """What `mpo.rows.check_row` finds with this processor; images are not opened."""
+        return check_row(self.processor, row)
 
     def _stacked(self, groups: list[_Group]) -> dict[str, Any]:
         image_token_id = getattr(self.processor, "image_token_id", None)
@@ -128,24 +128,6 @@ class PreferenceCollator:
             used += 1 + len(response)
         yield row
 
-    def _prompt_of(self, row: Row) -> tuple[Any, str, list[Image.Image]]:
-        """What the prompt is told apart by, its text, and its pictures."""
-        for column in ("tools", "chat_template_kwargs"):
-            if row.get(column):
-                raise DataError(f"the column {column!r} is not supported; render it into the prompt's text")
-        for column in ("video", "videos"):
-            if row.get(column):
-                raise DataError(f"the column {column!r} is not supported: MPO trains on images; drop the row")
-        images = [load_image(image, root=self.image_root) for image in _images(row)]
-        messages = _prompt_messages(_required(row, "prompt"), num_images=len(images))
-        text = prompt_text(self.processor, messages)
-        return (text, *map(image_sha256, images)), text, images
-
-    def _response(self, row: Row, column: str) -> list[int]:
-        with _naming(column):
-            text = _response_text(_required(row, column))
-            return response_ids(self.processor, text, truncated=bool(row.get(f"{column}_truncated")))
-
 
 def _starts(sizes: Sequence[int]) -> list[int]:
     return [sum(sizes[:index]) for index in range(len(sizes))]
@@ -154,91 +136,3 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 def _keys_of(group: _Group) -> list[str]:
     features = {**group.prompt.token_features, **group.prompt.image_features}
     return response_keys([group.prompt.input_ids, *(features[name] for name in sorted(features))], [*group.responses])
-
-
-def _required(row: Row, column: str) -> Any:
-    if row.get(column) is None:
-        raise DataError(f"expected a column {column!r}, got {sorted(row)}")
-    return row[column]
-
-
-def _images(row: Row) -> list[Image.Image | str]:
-    """`images` (a list, maybe empty), else `image`, else none: a text-only row."""
-    if row.get("images") is not None:
-        return list(row["images"])
-    return [row["image"]] if row.get("image") is not None else []
-
-
-def _prompt_messages(prompt: Any, *, num_images: int) -> list[Message]:
-    """Typed blocks throughout; without image blocks, all images stand before the first user turn's content."""
-    if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
-        raise DataError(f"prompt: expected a list of messages {{role, content}}, got {prompt!r:.80}")
-    messages = [{"role": _key(message, "role"), "content": _blocks(_key(message, "content"))} for message in prompt]
-    placeholders = sum(block["type"] == "image" for message in messages for block in message["content"])
-    if placeholders == 0 and num_images:
-        first_user = next((message for message in messages if message["role"] == "user"), None)
-        if first_user is None:
-            raise DataError("prompt: expected a user message to put the images in")
-        first_user["content"] = [{"type": "image"}] * num_images + first_user["content"]
-    elif placeholders != num_images:
-        raise DataError(f"prompt: expected one image block an image, got {placeholders} blocks, {num_images} images")
-    return messages
-
-
-def _blocks(content: Any) -> list[dict[str, str]]:
-    """A message's content as new typed blocks, without the null keys that Arrow adds."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, Sequence):
-        raise DataError(f"expected a message's content to be a string or a list of blocks, got {content!r:.80}")
-    return [_block(block) for block in content]
-
-
-def _block(block: Any) -> dict[str, str]:
-    kind = _key(block, "type")
-    if kind == "image":
-        return {"type": "image"}
-    if kind == "text":
-        return {"type": "text", "text": _key(block, "text")}
-    raise DataError(f"expected a block of type 'text' or 'image', got {kind!r}")
-
-
-def _key(mapping: Any, key: str) -> Any:
-    if not isinstance(mapping, Mapping) or mapping.get(key) is None:
-        raise DataError(f"expected a mapping with {key!r}, got {mapping!r:.80}")
-    return mapping[key]
-
-
-def _response_text(response: Any) -> str:
-    """A plain string, or the text of exactly one assistant message."""
-    if isinstance(response, str):
-        return response
-    if not isinstance(response, Sequence) or len(response) != 1 or _key(response[0], "role") != "assistant":
-        raise DataError(f"expected a string or one assistant message, got {response!r:.80}")
-    blocks = _blocks(_key(response[0], "content"))
-    if any(block["type"] == "image" for block in blocks):
-        raise DataError("a response contains an image block; images belong to the prompt")
-    return "".join(block["text"] for block in blocks)
-
-
-def _weight(row: Row, name: str) -> float:
-    weight = 1.0 if row.get("weight") is None else float(row["weight"])
-    if not math.isfinite(weight) or weight < 0:
-        raise DataError(f"{name}: weight must be finite and >= 0, got {weight}")
-    return weight
-
-
-def _name(row: Row, index: int) -> str:
-    """`problem_id`, or the row's place in its batch with the start of its prompt."""
-    if row.get("problem_id") is not None:
-        return str(row["problem_id"])
-    return f"row {index} of its batch, prompt {row.get('prompt')!r:.80}"
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Put `where` in front of a DataError's message."""
-    try:
-        yield
-    except DataError as error:
-        raise type(error)(f"{where}: {error}") from error

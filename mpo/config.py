@@ -20,7 +20,6 @@ from mpo.sharing import Layout
 from mpo.types import LossWeights
 
 _FROZEN = "MPO needs a frozen reference: a moving one (TR-DPO) scores worse in arXiv 2411.10442"
-_NEVER_CUT = "cutting a row would separate image tokens from their image: drop long rows when building the pairs"
 
 # Inherited field → what to do instead. Only the default value is accepted.
 REFUSED: dict[str, str] = {
@@ -36,8 +35,7 @@ REFUSED: dict[str, str] = {
     "sync_ref_model": _FROZEN,
     "ref_model_mixup_alpha": _FROZEN,
     "ref_model_sync_steps": _FROZEN,
-    "max_length": _NEVER_CUT,
-    "truncation_mode": _NEVER_CUT,
+    "truncation_mode": "cutting a row would separate image tokens from their image: max_length rejects long rows",
     "dataset_num_proc": "rows are encoded by the collator: set dataloader_num_workers",
     "pad_token": "set processing_class.tokenizer.pad_token and pass the processor to MPOTrainer",
     "model_init_kwargs": "load the model with mpo.multimodal.loading.load_model and pass it to MPOTrainer",
@@ -49,7 +47,7 @@ REFUSED: dict[str, str] = {
     "remove_unused_columns": "the collator reads columns that the model's forward does not have",
 }
 
-_DEFAULTS: dict[str, Any] = {"loss_type": ["sigmoid"], "max_length": None, "remove_unused_columns": False}
+_DEFAULTS: dict[str, Any] = {"loss_type": ["sigmoid"], "remove_unused_columns": False}
 
 
 @dataclass
@@ -58,11 +56,13 @@ class MPOConfig(DPOConfig):
     `precompute_ref_log_probs` and `precompute_ref_batch_size` are DPOConfig's.
 
     Defaults that differ from DPOConfig's, so that the first run works on any machine: `bf16` and
-    `gradient_checkpointing` are on only where the accelerator supports them (a CPU runs float32), `max_length` is None
-    (a row is never cut), `remove_unused_columns` is False, and a loss that is not finite stops the run instead of
-    being logged as 0 (`logging_nan_inf_filter`).
+    `gradient_checkpointing` are on only where the accelerator supports them (a CPU runs float32), `max_length` is None,
+    `remove_unused_columns` is False, and a loss that is not finite stops the run instead of being logged as 0
+    (`logging_nan_inf_filter`).
 
     Args:
+        max_length: most tokens of a row, its prompt with the image tokens and its longer response together. A longer
+            row is rejected and counted before step 0; it is never cut, unlike in DPOConfig. None is no limit.
         preference_weight: w_p of L_p (DPO), ≥ 0.
         quality_weight: w_q of L_q (BCO), ≥ 0.
         generation_weight: w_g of L_g (language model), ≥ 0.
@@ -116,7 +116,9 @@ class MPOConfig(DPOConfig):
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # DPOConfig: bool = True
         default=None, metadata={"help": "Recompute activations to save memory; on by default on an accelerator."}
     )
-    max_length: int | None = field(default=None, metadata={"help": "Only None: rows are never cut."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of a row, images included; longer rows are rejected, never cut."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Only False: the collator reads every column."}
     )
@@ -172,5 +174,7 @@ class MPOConfig(DPOConfig):
             raise ConfigError(f"max_row_tokens must be at least 1, or None, got {self.max_row_tokens}")
         if not self.beta > 0:
             raise ConfigError(f"beta must be > 0, got {self.beta}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"max_length must be >= 1 or None, got {self.max_length}")
         if not 0.0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import disable_dropout_in_model
 
+from mpo.admission import admit_all
 from mpo.checkpoint import CheckpointedTrainer
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
@@ -51,7 +52,8 @@ class MPOTrainer(CheckpointedTrainer):
             of `model` as given. So resume with `train(resume_from_checkpoint=…)`, never by passing a checkpoint as
             `model`: that would move the reference.
         args: settings; its defaults are the paper's.
-        train_dataset: rows of `PreferenceCollator`: a `datasets.Dataset` or a list of dicts.
+        train_dataset: rows of `PreferenceCollator`: a `datasets.Dataset` or a list of dicts. Rows that cannot be
+            trained on are left out before step 0 and counted by reason: `trainer.admission["train"]`.
         eval_dataset: the same; evaluation reads δ and never changes it.
         processing_class: the model's processor; None loads it from the model's path.
         peft_config: wraps the model, e.g. `LoraConfig(target_modules="all-linear", exclude_modules="lm_head")`.
@@ -61,6 +63,7 @@ class MPOTrainer(CheckpointedTrainer):
 
     Raises:
         ConfigError: a model, reference or adapter that cannot work together.
+        DataError: a dataset none of whose rows can be trained on.
     """
 
     # The loss is already divided over the whole optimizer step; Trainer must not divide it by the micro-batches.
@@ -85,6 +88,9 @@ class MPOTrainer(CheckpointedTrainer):
         args = args or MPOConfig(output_dir="mpo-output")
         set_seed(args.seed)  # PEFT draws its adapters before Trainer sets the seed
         processor = processing_class or load_processor(source_of(model))
+        train_dataset, eval_dataset, self.admission = admit_all(
+            data_collator or PreferenceCollator(processor), train=train_dataset, evaluation=eval_dataset, args=args
+        )
         policy, reference = prepare_models(
             model,
             ref_model,
@@ -100,6 +106,7 @@ class MPOTrainer(CheckpointedTrainer):
             with_keys=args.precompute_ref_log_probs,
             shared_prefix=self.sharing.on,
             max_row_tokens=args.max_row_tokens,
+            max_length=args.max_length,
         )
 
         super().__init__(

@@ -167,6 +167,9 @@ class TrainMPOConfig:
     preference_weight: float = field(default=0.8, metadata={"help": "w_p"})
     quality_weight: float = field(default=0.2, metadata={"help": "w_q"})
     generation_weight: float = field(default=1.0, metadata={"help": "w_g"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "most tokens of a pair, images included; longer ones are rejected and counted"}
+    )
     seed: int = field(default=0, metadata={"help": "order of the rows"})
     sample_every: int = field(default=0, metadata={"help": "steps from one look at samples to the next; 0 for none"})
     sample_problems: int = field(default=8, metadata={"help": "problems of the pairs asked at each look"})

@@ -17,11 +17,24 @@ class ConfigError(MPOError, ValueError):
 
 
 class DataError(MPOError, ValueError):
-    """A row of a dataset that breaks its format."""
+    """A row of a dataset that breaks its format.
+
+    Args:
+        message: what was expected, what came, and what to do, with the row's own values.
+        reason: the kind of fault in a few words, the same for every row that has it: rows are counted by it.
+    """
+
+    reason = "breaks the format of a row"
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or self.reason
 
 
 class ImageError(DataError):
     """An image that is missing, unreadable, too large, of a refused format, or outside its root folder."""
+
+    reason = "image that cannot be used"
 
 
 class StageError(MPOError, FileNotFoundError):

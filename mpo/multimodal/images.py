@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mpo.multimodal.errors import ImageError
 
@@ -45,6 +46,29 @@ def load_image(image: ImageSource, *, root: str | Path | None = None) -> Image.I
     """
     if isinstance(image, Image.Image):
         return _to_rgb(image)
+    with _opened(image, root) as opened:
+        opened.load()
+        return _to_rgb(opened)
+
+
+def image_size(image: ImageSource, *, root: str | Path | None = None) -> tuple[int, int]:
+    """Width and height of what `load_image` returns, from the file's header: the pixels are not decoded.
+
+    Args:
+        image, root: as in `load_image`.
+
+    Raises:
+        ImageError: as `load_image`, except for damage behind the header.
+    """
+    if isinstance(image, Image.Image):
+        return _upright_size(image)
+    with _opened(image, root) as opened:
+        return _upright_size(opened)
+
+
+@contextmanager
+def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | None) -> Iterator[Image.Image]:
+    """An image whose header was read and found acceptable; every fault is an ImageError."""
     if isinstance(image, Mapping):
         image = _embedded(image)
     source, path = (
@@ -55,8 +79,7 @@ def load_image(image: ImageSource, *, root: str | Path | None = None) -> Image.I
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise ImageError(f"image {path.name!r} has {width}x{height} pixels, over the cap of {MAX_PIXELS}")
-            opened.load()
-            return _to_rgb(opened)
+            yield opened
     except FileNotFoundError as error:
         raise ImageError(f"image {path.name!r} does not exist in {str(path.parent)!r}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -100,6 +123,13 @@ def image_sha256(image: Image.Image) -> str:
     """Content key of the decoded pixels (mode, size and bytes), independent of the file's encoding."""
     header = f"{image.mode}:{image.width}x{image.height}:".encode()
     return hashlib.sha256(header + image.tobytes()).hexdigest()
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height after the EXIF turn."""
+    # Not `image.getexif()`: a PNG without EXIF in its header would be decoded.
+    lies_on_its_side = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (image.height, image.width) if lies_on_its_side else image.size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

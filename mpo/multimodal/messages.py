@@ -53,10 +53,13 @@ def response_ids(processor: Any, text: str, *, truncated: bool = False) -> list[
         DataError: empty, or contains a control token.
     """
     if not text:
-        raise DataError("a response is empty; drop the row before training or scoring")
+        raise DataError("a response is empty; drop the row before training or scoring", reason="empty response")
     found = control_tokens_in(processor, text)
     if found:
-        raise DataError(f"a response contains the control token {found[0]!r}; drop the row before training or scoring")
+        raise DataError(
+            f"a response contains the control token {found[0]!r}; drop the row before training or scoring",
+            reason="control token in a response",
+        )
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     return list(ids) if truncated else [*ids, end_of_turn_id(processor)]
 
@@ -67,9 +70,11 @@ def control_tokens_in(processor: Any, text: str) -> list[str]:
 
 
 def control_tokens(processor: Any) -> list[str]:
-    """Every token of the vocabulary that means structure rather than text (special added tokens)."""
+    """Every token that means structure rather than text: special added tokens, the placeholders of image and video."""
     added = processor.tokenizer.added_tokens_decoder.values()
-    return [token.content for token in added if token.special and token.content.strip()]
+    special = [token.content for token in added if token.special and token.content.strip()]
+    placeholders = [getattr(processor, name, None) for name in ("image_token", "video_token")]
+    return special + [token for token in placeholders if token and token not in special]
 
 
 def end_of_turn_id(processor: Any) -> int:

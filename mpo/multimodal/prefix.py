@@ -45,8 +45,7 @@ def encode_prompt(processor: Any, text: str, images: Sequence[Image.Image] = ())
     Raises:
         DataError: the processor refused it, e.g. since placeholders and images differ in number.
     """
-    bos = processor.tokenizer.bos_token
-    once = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+    once = one_bos(processor, text)
     try:
         encoded = processor(text=[text], images=[list(images)] if images else None, return_tensors="pt", **once)
     except (ValueError, IndexError) as error:
@@ -78,6 +77,12 @@ class _OnFirstCall:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._image_processor, name)
+
+
+def one_bos(processor: Any, text: str) -> dict[str, bool]:
+    """Keyword arguments for the tokenizer: a text that opens with BOS gets no second one."""
+    bos = processor.tokenizer.bos_token
+    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
 
 
 def stack_rows(

@@ -17,6 +17,7 @@ from mpo.types import LossWeights
 SUPPORTED = {
     "beta",
     "label_smoothing",
+    "max_length",
     "disable_dropout",
     "precompute_ref_log_probs",
     "precompute_ref_batch_size",
@@ -90,7 +91,6 @@ CHANGED: dict[str, Any] = {
     "sync_ref_model": True,
     "ref_model_mixup_alpha": 0.5,
     "ref_model_sync_steps": 10,
-    "max_length": 1024,
     "truncation_mode": "keep_end",
     "dataset_num_proc": 2,
     "pad_token": "<pad>",
@@ -126,6 +126,7 @@ def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
         ({"beta": 0.0}, "beta must be > 0"),
         ({"beta": float("nan")}, "beta must be > 0"),
         ({"label_smoothing": 0.5}, "label_smoothing must lie in"),
+        ({"max_length": 0}, "max_length must be >= 1"),
     ],
 )
 def test_values_that_cannot_work_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def test_a_batch_with_a_prompt_that_ends_in_an_image_is_paired(monkeypatch: pyte
     collate = PreferenceCollator(processor, shared_prefix=True)
     rows = preference_rows(2)
     assert LAYOUT in collate(rows)
-    _, text, images = collate._prompt_of(preference_row(0))
-    prompt = encode_prompt(processor, text, images)
+    row = preference_row(0)
+    prompt = encode_prompt(processor, collate.check(row).prompt, row["images"])
     assert can_be_shared(prompt, processor.image_token_id)
     ids = prompt.input_ids.clone()
     ids[-1] = processor.image_token_id
