@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,13 @@ DECISIVE = (
 logger = logging.get_logger(__name__)
 
 
-def write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, settings: Mapping[str, Any], *, ranks: int = 1) -> None:
     """Vouch for every file that is in a checkpoint now: its size and SHA-256, flushed to the disk before the manifest.
 
     Args:
         folder: a checkpoint that is written out, by all ranks.
         settings: what the run was told, as plain data.
+        ranks: how many processes wrote it.
     """
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
@@ -49,7 +51,8 @@ def write_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    write_atomic(folder / MANIFEST, json.dumps({"files": files, "settings": dict(settings)}, indent=1))
+    manifest = {"files": files, "settings": dict(settings), "ranks": ranks}
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1))
 
 
 def faults_of(folder: Path) -> list[str]:
@@ -95,7 +98,8 @@ class CheckpointedTrainer(Trainer):
 
         Raises:
             StageError: no complete checkpoint, or the named one is damaged.
-            ConfigError: the checkpoint belongs to a run with other settings; all differences are listed.
+            ConfigError: the checkpoint belongs to a run with other settings, all differences are listed; or DeepSpeed
+                wrote it on another number of ranks.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(newest_complete(str(self.args.output_dir)))
@@ -113,16 +117,18 @@ class CheckpointedTrainer(Trainer):
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing is deleted before the end
         if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).unlink(missing_ok=True)
+            if folder.exists():  # of an earlier attempt, maybe on other ranks, whose files must not mix with ours
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
             self._save_own_state(folder)
+        self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder, self._settings)
+            write_manifest(folder, self._settings, ranks=self.args.world_size)
             rotate_checkpoints(
                 str(folder.parent),
                 save_total_limit=limit,
@@ -134,7 +140,8 @@ class CheckpointedTrainer(Trainer):
         """What a subclass keeps beside Trainer's files."""
 
     def _check_same_run(self, checkpoint: Path) -> None:
-        before = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["settings"]
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        before = manifest["settings"]
         differing = [
             f"{name}: {before.get(name)!r} then, {now!r} now"
             for name, now in self._settings.items()
@@ -147,6 +154,19 @@ class CheckpointedTrainer(Trainer):
             )
         for difference in differing:
             logger.warning("resuming with a changed setting, %s", difference)
+        self._check_ranks(checkpoint, manifest.get("ranks", self.args.world_size))
+
+    def _check_ranks(self, checkpoint: Path, before: int) -> None:
+        """The order of rows does not depend on the ranks; random states and DeepSpeed's shards are kept by rank."""
+        now = self.args.world_size
+        if before == now:
+            return
+        if self.is_deepspeed_enabled:
+            raise ConfigError(
+                f"{checkpoint} was written by DeepSpeed on {before} ranks, this run has {now}: its optimizer is cut "
+                f"by rank, so start {before} processes"
+            )
+        logger.warning("resuming on %d ranks what %d saved: dropout, if any, draws other numbers", now, before)
 
     def _run_settings(self) -> dict[str, Any]:
         """The settings that decide the updates, as plain data."""

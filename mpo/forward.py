@@ -25,6 +25,7 @@ from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.scoring import response_lengths, response_logps
 from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, precompute
+from mpo.sharing import Layout, PromptSharing
 from mpo.types import PairLogps
 
 logger = logging.get_logger(__name__)
@@ -109,12 +110,15 @@ def cached_reference(trainer: Any) -> ReferenceCache:
         cache = ReferenceCache(folder, made_by, rank=args.process_index)
     was_training = policy.training
     policy.eval()
+    # A rank computes only what it lacks, maybe nothing, so it checks its first packed batch alone.
+    layout: Layout = args.layout if trainer.sharing.on else "paired"
+    sharing = PromptSharing(layout, [reference or policy], all_ranks=False)
     for rows in _datasets(trainer):
         computed = precompute(
             cache,
             rows,
             collate=trainer.data_collator,
-            logps=partial(_prepared_logps, trainer, reference),
+            logps=partial(_prepared_logps, trainer, reference, sharing),
             batch_size=args.precompute_ref_batch_size or args.per_device_train_batch_size,
             rank=args.process_index,
             world_size=args.world_size,
@@ -127,10 +131,10 @@ def cached_reference(trainer: Any) -> ReferenceCache:
     return cache
 
 
-def _prepared_logps(trainer: Any, reference: Any, batch: dict[str, Any]) -> Tensor:
+def _prepared_logps(trainer: Any, reference: Any, sharing: PromptSharing, batch: dict[str, Any]) -> Tensor:
     inputs, _ = model_inputs(trainer._prepare_inputs(batch))
     with trainer.accelerator.autocast():
-        inputs = trainer.sharing.admit(inputs, [reference or trainer.model])
+        inputs = sharing.admit(inputs, [reference or trainer.model])
         return reference_logps(trainer.model, inputs, reference=reference)
 
 

@@ -33,13 +33,15 @@ class PromptSharing:
         layout: "auto" shares where every model can, else logs a warning with the reason; "shared" demands it; "paired"
             never shares.
         models: policy and, if there is one, reference, possibly with PEFT around them; they are prepared in place.
+        all_ranks: every rank admits its batches in step with the others, and they decide together; False where a rank
+            has batches of its own number, as in precomputing, and decides alone.
 
     Raises:
         ConfigError: "shared", and a model that cannot.
     """
 
-    def __init__(self, layout: Layout, models: Sequence[Any]) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, models: Sequence[Any], *, all_ranks: bool = True) -> None:
+        self.layout, self.all_ranks = layout, all_ranks
         bases = [innermost(model) for model in models]
         reasons = [] if layout == "paired" else [reason for base in bases if (reason := why_not_shared(base))]
         self.on = layout != "paired" and not reasons
@@ -51,35 +53,60 @@ class PromptSharing:
                 enable_shared_prefix(base)
         if len(models) > 1 or isinstance(models[0], PeftModel):  # a reference reads the same batch
             share_frozen_vision(*bases)
+        self.varlen = torch.cuda.is_available()  # until a first batch shows otherwise
         self._checked = False
 
     def admit(self, batch: Mapping[str, Any], models: Sequence[Any]) -> dict[str, Any]:
-        """The batch as the models may read it; the first packed one is compared with its paired form on every rank.
+        """The batch as the models may read it; the first packed one is compared with its paired form.
 
         Args:
-            batch: model inputs, packed or not.
+            batch: model inputs, packed or not: other ranks' batches may be.
             models: all that will read it, as they are called (wrapped).
 
         Raises:
             ConfigError: "shared", and log-probs that differ.
         """
-        if LAYOUT not in batch:
-            return dict(batch)
         if self.on and not self._checked:
             self._check(batch, models)
-        return dict(batch) if self.on else paired_rows(batch)
+        if LAYOUT in batch:
+            batch[LAYOUT].varlen = self.varlen
+        return dict(batch) if self.on or LAYOUT not in batch else paired_rows(batch)
 
     def _check(self, batch: Mapping[str, Any], models: Sequence[Any]) -> None:
-        differences = [_difference(model, batch) for model in models]
-        worst = float(gather(torch.stack(differences)).max())
-        dtype = next(innermost(models[0]).parameters()).dtype
-        half = dtype != torch.float32 or torch.is_autocast_enabled(differences[0].device.type)
+        """Every rank runs the same forwards and collectives, whatever its batch: a wrapped forward is a collective."""
+        packed = torch.tensor([LAYOUT in batch], device=batch["input_ids"].device)
+        if not self._gathered(packed).any():
+            return
+        dtype, device = next(innermost(models[0]).parameters()).dtype, batch["input_ids"].device
+        half = dtype != torch.float32 or torch.is_autocast_enabled(device.type)
+        limit = TOLERANCE_HALF if half else TOLERANCE
+        worst = self._worst(batch, models)
+        if self.varlen and not worst <= limit:
+            logger.warning("attention runs segment by segment: the variable-length kernel is off by %.2g", worst)
+            self.varlen = False
+            worst = self._worst(batch, models)
         self._checked = True
-        if not worst <= (TOLERANCE_HALF if half else TOLERANCE):  # a NaN is no agreement
+        if not worst <= limit:  # a NaN is no agreement
             self.on = False
             self._refuse(
                 f"its log-probs differ from those of the paired layout by {worst:.2g} a token on a first batch"
             )
+
+    def _worst(self, batch: Mapping[str, Any], models: Sequence[Any]) -> float:
+        """Largest difference of all models and ranks; infinite where the variable-length kernel cannot run at all."""
+        if LAYOUT in batch:
+            batch[LAYOUT].varlen = self.varlen
+        try:
+            differences = torch.stack([_difference(model, batch) for model in models])
+        except RuntimeError as error:
+            if not self.varlen:
+                raise
+            logger.warning("the variable-length kernel failed: %s", error)
+            differences = torch.full((len(models),), torch.inf, device=batch["input_ids"].device)
+        return float(self._gathered(differences).max())
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        return gather(values) if self.all_ranks else values
 
     def _refuse(self, reason: str) -> None:
         if self.layout == "shared":
@@ -89,12 +116,15 @@ class PromptSharing:
 
 @torch.no_grad()
 def _difference(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Largest difference between packed and paired log-probs, in nats a token; modes and random state stay."""
+    """Largest difference between packed and paired log-probs, in nats a token; modes and random state stay.
+
+    A batch that is paired already runs twice and differs by 0.
+    """
     was_training = model.training
     model.eval()
     device = batch["input_ids"].device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         shared, _ = response_logps(model, batch)
-        paired, _ = response_logps(model, paired_rows(batch))
+        paired, _ = response_logps(model, paired_rows(batch) if LAYOUT in batch else batch)
     model.train(was_training)
     return ((shared - paired).abs() / response_lengths(batch)).max()

@@ -1,38 +1,118 @@
-"""A short run, alone or by torchrun: `run_ranks.py MODEL OUT BATCH ACCUMULATE [cached]`; rank 0 writes result.pt."""
+"""Short runs, alone or by torchrun or `accelerate launch`: `run_ranks.py OUT RESUME_FROM CASE…`.
+
+Every run takes steps of four pairs: one rank in one micro-batch, each of two ranks in two of one pair. Rank 0 writes
+OUT/CASE/result.pt.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from tiny import preference_rows, tiny_config
+from peft import LoraConfig
+from tiny import preference_rows, tiny_config, tiny_internvl
+from transformers import TrainerCallback
 
+from mpo.collator import PreferenceCollator
+from mpo.multimodal.loading import load_processor
 from mpo.trainer import MPOTrainer
 
+STEPS, SAVED = 5, 3  # two steps an epoch: a resume starts inside the second one
+LORA = LoraConfig(target_modules="all-linear", exclude_modules="lm_head", r=2)
+SAVING = {"save_strategy": "steps", "save_steps": SAVED, "max_steps": STEPS, "optim": "adamw_torch",
+          "learning_rate": 1e-3, "lr_scheduler_type": "cosine"}  # fmt: skip
 
-def main(model: str, out: str, batch: int, accumulate: int, *, cached: bool = False) -> None:
+# case → changes of the settings; `peft_config` and `data_collator` go to the trainer
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full paired": {"layout": "paired"},
+    "full checkpointing": {"gradient_checkpointing": True},
+    "full cached": {"precompute_ref_log_probs": True},
+    "half cached": {"precompute_ref_log_probs": True},  # rank 1's half of the values that "full cached" left is lost
+    "lora": {"peft_config": LORA},
+    "lora paired": {"peft_config": LORA, "layout": "paired"},
+    "lora checkpointing": {"peft_config": LORA, "gradient_checkpointing": True},
+    "one rank packs": {},
+    "saved full": SAVING,
+    "saved lora": {"peft_config": LORA, **SAVING},
+}
+RESUMED = {"saved full", "saved lora"}
+
+
+class SomePaired(PreferenceCollator):
+    """Leaves odd pairs paired, as if their prompts ended in a picture: then one rank packs and one does not."""
+
+    def __call__(self, rows: Any) -> dict[str, Any]:
+        self.shared_prefix = len(rows) > 1 or int(rows[0]["problem_id"].removeprefix("pair-")) % 2 == 0
+        return super().__call__(rows)
+
+
+class FirstGradients(TrainerCallback):
+    """Keeps the gradients of the first optimizer step, as the optimizer gets them."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.gradients:
+            named = ((name.removeprefix("module."), p.grad) for name, p in kwargs["model"].named_parameters())
+            self.gradients = {name: grad.clone() for name, grad in named if grad is not None}
+
+
+def train(out: Path, case: str, *, world_size: int, resume: Path | None = None) -> MPOTrainer:
+    """Run a case and write what it came to."""
+    settings = dict(CASES[case])
+    own: dict[str, Any] = {"peft_config": settings.pop("peft_config", None)}
+    if case == "one rank packs":
+        own["data_collator"] = SomePaired(load_processor(tiny_internvl()))
     rows = preference_rows(8)
     for row in rows[::4]:
         row["images"] = []  # so that a rank's vision tower sometimes gets no gradient
+    if "cached" in case:
+        cache = settings["reference_cache_dir"] = out / "cache"
+        if case == "half cached" and os.environ.get("RANK") == "1":
+            (cache / "logps-1.sqlite").unlink()
     args = tiny_config(
-        out,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulate,
+        out / case,
+        per_device_train_batch_size=1 if world_size > 1 else 4,
+        gradient_accumulation_steps=4 // world_size if world_size > 1 else 1,
         generation_average="token",
-        precompute_ref_log_probs=cached,
+        **settings,
     )
-    trainer = MPOTrainer(model, args=args, train_dataset=rows)
+    first = FirstGradients()
+    trainer = MPOTrainer(tiny_internvl(), args=args, train_dataset=rows, eval_dataset=rows, callbacks=[first], **own)
     trainer.monitor.token_rate.clock = itertools.count().__next__  # a second a look: `tokens/s` is the tokens of a step
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    trainer.state.log_history.append(trainer.evaluate())
     if trainer.is_world_process_zero():
-        weights = torch.cat(
-            [p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]
+        weights = {name: p.detach() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+        torch.save(
+            {
+                **{"weights": weights, "gradients": first.gradients, "log": trainer.state.log_history},
+                **{"delta": trainer.reward_shift.value, "ranks": trainer.accelerator.num_processes},
+                **{"shared": trainer.sharing.on, "wrapped": type(trainer.model_wrapped).__name__},
+            },
+            out / case / "result.pt",
         )
-        torch.save({"weights": weights, "log": trainer.state.log_history[:-1], "delta": trainer.reward_shift.value,
-                    "ranks": trainer.accelerator.num_processes}, Path(out) / "result.pt")  # fmt: skip
+    return trainer
+
+
+def main(out: Path, cases: Iterable[str], resume_from: Path | None = None) -> None:
+    """Cases from the start; then the saved ones again, from the checkpoints of another run of this program."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    tiny_internvl()  # each rank its own; once the ranks know each other, transformers lets only the first one write
+    for case in cases:
+        train(out, case, world_size=world_size)
+    if resume_from is not None:
+        for case in RESUMED & set(cases):
+            resume = resume_from / case / f"checkpoint-{SAVED}"
+            train(out / "resumed", case, world_size=world_size, resume=resume)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), cached="cached" in sys.argv)
+    main(Path(sys.argv[1]), sys.argv[3:], resume_from=Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Two ranks of two micro-batches make the same update as one rank of one batch (gloo, CPU)."""
+"""Two ranks (gloo, CPU) make the updates of one, and each goes on from what the other saved."""
 
 from __future__ import annotations
 
@@ -6,31 +6,102 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import run_ranks
 import torch
-from tiny import tiny_internvl
+from run_ranks import CASES, RESUMED, SAVED, STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--config_file", "recipes/accelerate/multi_gpu.yaml",
+                   "--num_processes", "2", "--main_process_port", "0"],
+}  # fmt: skip
+BY_ACCELERATE = ("full", "full paired", "lora", "lora paired")
+NOT_COMPARED = ("runtime", "_per_second", "flos", "train_loss")  # a resumed run's train_loss counts its own steps only
+
+
+def launched(launcher: str, *arguments: str) -> None:
+    """Run a program on two ranks."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "result.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases on one rank."""
+    folder = tmp_path_factory.mktemp("one")
+    run_ranks.main(folder, CASES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases on two ranks, and the saved ones resumed on two from what one rank saved."""
+    folder = tmp_path_factory.mktemp("two")
+    launched("torchrun", run_ranks.__file__, str(folder), str(one), *CASES)
+    return folder
+
+
+def assert_same(ours: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Weights, gradients of the first step, δ, and everything that is logged, losses and metrics, of all steps."""
+    assert ours["shared"] == expected["shared"]
+    assert ours["delta"] == pytest.approx(expected["delta"], abs=1e-5)
+    assert expected["delta"] != 0.0
+    for part in ("weights", "gradients"):
+        assert ours[part].keys() == expected[part].keys()
+        for name, value in expected[part].items():
+            torch.testing.assert_close(ours[part][name], value, rtol=1e-5, atol=2e-6, msg=f"{part} of {name}")
+    assert len(ours["log"]) == len(expected["log"])
+    for line, other in zip(ours["log"], expected["log"], strict=True):
+        assert line.keys() == other.keys()
+        compared = {name for name in line if not name.endswith(NOT_COMPARED)}
+        assert {name: line[name] for name in compared} == pytest.approx(
+            {name: other[name] for name in compared}, abs=1e-4
+        )
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("reference", ["online", "cached"])
-def test_ranks_do_not_matter(tmp_path: Path, reference: str) -> None:
-    """One rank computes the reference as it goes; two do so too, or each computes half of a cache that both read."""
-    run_ranks.main(tiny_internvl(), str(tmp_path / "one"), 4, 1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(Path(run_ranks.__file__)), tiny_internvl(), str(tmp_path / "two"), "1", "2", reference]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_do_not_matter(one: Path, two: Path, case: str) -> None:
+    ours, expected = result(two / case), result(one / case)
+    assert (ours["ranks"], expected["ranks"]) == (2, 1)
+    assert ours["wrapped"] == "DistributedDataParallel"
+    assert any(bool(gradient.any()) for gradient in expected["gradients"].values())
+    assert_same(ours, expected)
 
-    one, two = (torch.load(tmp_path / name / "result.pt", weights_only=True) for name in ("one", "two"))
-    assert (one["ranks"], two["ranks"]) == (1, 2)
-    torch.testing.assert_close(two["weights"], one["weights"], atol=1e-6, rtol=0)
-    assert two["delta"] == pytest.approx(one["delta"], abs=1e-5)
-    assert one["delta"] != 0.0
-    assert len(one["log"]) == len(two["log"]) == 2
-    for ours, expected in zip(two["log"], one["log"], strict=True):
-        assert ours == pytest.approx(expected, abs=1e-4)
+
+@pytest.mark.timeout(180)
+def test_accelerate_launch(one: Path, tmp_path: Path) -> None:
+    """Started with the configuration that we ship, on CPUs: `MPOConfig` finds no GPU and takes gloo."""
+    launched("accelerate", run_ranks.__file__, str(tmp_path), str(one), *BY_ACCELERATE)
+    for case in BY_ACCELERATE:
+        ours = result(tmp_path / case)
+        assert ours["ranks"] == 2
+        assert_same(ours, result(one / case))
+
+
+@pytest.mark.parametrize("case", sorted(RESUMED))
+def test_saved_on_one_resumed_on_two(one: Path, two: Path, case: str) -> None:
+    assert_resumed(result(two / "resumed" / case), result(one / case))
+
+
+@pytest.mark.parametrize("case", sorted(RESUMED))
+def test_saved_on_two_resumed_on_one(two: Path, tmp_path: Path, case: str) -> None:
+    run_ranks.train(tmp_path, case, world_size=1, resume=two / case / f"checkpoint-{SAVED}")
+    assert_resumed(result(tmp_path / case), result(two / case))
+
+
+def assert_resumed(resumed: dict[str, Any], straight: dict[str, Any]) -> None:
+    """The gradients that a resumed run keeps are those of its own first step."""
+    steps = [line["step"] for line in resumed["log"] if "loss" in line]
+    assert steps == [*range(1, STEPS + 1)]
+    assert_same({**resumed, "gradients": {}}, {**straight, "gradients": {}})

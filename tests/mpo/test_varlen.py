@@ -14,6 +14,7 @@ from mpo.multimodal import shared_prefix, varlen
 from mpo.multimodal.packing import LAYOUT, PackedLayout
 from mpo.multimodal.scoring import response_logps
 from mpo.multimodal.varlen import can_use_varlen, varlen_attention
+from mpo.sharing import PromptSharing
 
 
 def kernel(
@@ -96,3 +97,23 @@ def test_where_the_kernel_is_not_for() -> None:
     query = torch.zeros(1, 1, 1, 8, dtype=torch.bfloat16)
     assert not can_use_varlen(query, None, 0.0)  # a CPU
     assert not can_use_varlen(query.float(), None, 0.0)
+
+
+@pytest.mark.parametrize("fault", ["raises", "is wrong"])
+def test_a_kernel_that_fails_at_the_first_batch_is_left_out(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Tensor:
+        if fault == "raises":
+            raise RuntimeError("no kernel image is available")
+        return kernel(*args, **kwargs) * 0.5
+
+    monkeypatch.setattr(shared_prefix, "can_use_varlen", lambda q, mask, dropout: mask is None)
+    model = prepared("internvl", "plain")
+    packed = packed_batch("internvl", model)
+    expected, _ = response_logps(model, packed)
+    for run, works in ((kernel, True), (broken, False)):
+        monkeypatch.setattr(varlen, "_kernel", lambda run=run: run)
+        sharing = PromptSharing("shared", [model])
+        sharing.varlen = True
+        admitted = sharing.admit(packed, [model])
+        assert (sharing.on, sharing.varlen, admitted[LAYOUT].varlen) == (True, works, works)
+        torch.testing.assert_close(response_logps(model, admitted)[0], expected, atol=2e-5, rtol=0)
