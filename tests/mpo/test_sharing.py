@@ -124,7 +124,9 @@ def test_the_trainer_takes_the_same_steps_in_both_layouts(tmp_path: Path, peft: 
     assert not paired.sharing.on
     for ours, theirs in zip(shared.state.log_history, paired.state.log_history, strict=True):
         for name in ours:
-            if not name.endswith(("runtime", "_per_second", "total_flos")):  # fewer tokens, fewer operations
+            if not name.endswith(
+                ("runtime", "_per_second", "total_flos", "rows_per_prompt", "tokens/s")
+            ):  # fewer tokens
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
     for (name, ours), theirs in zip(shared.model.named_parameters(), paired.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
