@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,9 @@ def label(config: LabelConfig) -> Path:
         cost = estimate_cost(chosen, **settings)
         print(f"label-steps, budget {config.budget}: {cost}", file=sys.stderr)
         with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
+            started = time.monotonic()
             done = label_steps(chosen, **settings, on_drawn=bar.update)
+            seconds = round(time.monotonic() - started, 2)
     labelled, rejected = [group for group in done.groups if group.rollouts], rejected + done.rejected
     if not labelled:
         raise DataError(f"no response of {len(groups)} problems could be labelled: {dict(rejected)}")
@@ -67,9 +70,14 @@ def label(config: LabelConfig) -> Path:
     write_visualprm400k(stage.out / VISUALPRM400K, labelled, image_root=problems.parent)
     total, out = (sum(len(group.rollouts) for group in some) for some in (groups, labelled))
     steps = sum(len(rollout.mc or ()) for group in labelled for rollout in group.rollouts)
-    drawn = {"continuations": done.continuations, "tokens": done.tokens, "undecided": done.undecided}
-    counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "drawn": drawn}
-    return stage.finish({**counts, "estimate": asdict(cost), "problems": str(problems)})
+    drawn = {
+        "continuations": done.continuations,
+        "tokens": done.tokens,
+        "undecided": done.undecided,
+        "seconds": seconds,
+    }
+    counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
+    return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn})
 
 
 def choose_responses(

@@ -18,9 +18,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.files import write_atomic
@@ -31,6 +31,15 @@ from rewards.types import Completion, MonteCarloCount, Problem, Rollout, Rollout
 
 VISUALPRM400K = "visualprm400k.jsonl"
 PLACEHOLDER = "<image>"
+
+
+def _unicode(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no file that we write can hold."""
+    text.encode()
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_unicode)]
 
 
 class _StepRow(BaseModel):
@@ -44,13 +53,13 @@ class _StepRow(BaseModel):
 class _Row(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
     image: str | list[str] | None = None
-    question: str
-    answer: str | None = None
-    response: str
+    question: _Text
+    answer: _Text | None = None
+    response: _Text
     steps_with_score: list[_StepRow]
-    problem_id: str | None = None
+    problem_id: _Text | None = None
     verdict: Verdict | None = None
-    label_source: str | None = None
+    label_source: _Text | None = None
 
 
 def to_visualprm_row(problem: Problem, rollout: Rollout, *, image_root: str | Path) -> dict[str, Any]:

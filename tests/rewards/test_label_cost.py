@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("budget", ["full", "sequential", "bisect"])
 def test_the_estimate_is_near_what_it_costs(budget: str) -> None:
-    """800 responses, 16 of them sampled; the mean of 10 estimates is within 12 % of what is drawn, and within bounds."""
+    """800 responses, 16 of them sampled; the mean of 10 estimates is within 12 % of what is drawn."""
     groups = groups_of(400)
     done = label_steps(groups, **SETTINGS, seed=0, budget=budget)
     estimates = [estimate_cost(groups, **SETTINGS, seed=seed, budget=budget) for seed in range(10)]
