@@ -135,7 +135,7 @@ def test_an_import_that_gives_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"no row of .*rows\.jsonl could be read: line 1: question: Field required"):
         import_visualprm(ImportVisualPRMConfig(tmp_path / "rows.jsonl", tmp_path, tmp_path / "in"))
-    with pytest.raises(StageError, match="image_root .*gone is not a folder"):
+    with pytest.raises(StageError, match=r"image_root .*gone is not a folder"):
         import_visualprm(ImportVisualPRMConfig(tmp_path / "rows.jsonl", tmp_path / "gone", tmp_path / "in"))
 
 
