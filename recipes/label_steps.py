@@ -36,7 +36,7 @@ def label(config: LabelConfig) -> Path:
     stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
     if stage.complete:
         return stage.out
-    budget_named(config.budget)
+    budget_named(config.budget, config.num_continuations)
     groups = read_groups(config.groups)
     processor = load_processor(config.policy)
     chosen, rejected = choose_responses(groups, processor, config)

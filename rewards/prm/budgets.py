@@ -79,12 +79,14 @@ def bisect(responses: Sequence[Ending], draw: Draw, num_continuations: int) -> C
 BUDGETS: dict[str, Budget] = {"full": full, "sequential": sequential, "bisect": bisect}
 
 
-def budget_named(name: str) -> Budget:
-    """The budget of that name.
+def budget_named(name: str, num_continuations: int) -> Budget:
+    """The budget of that name, once K is known to be a number of continuations.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or K is below 1.
     """
+    if num_continuations < 1:
+        raise ConfigError(f"expected at least 1 continuation a step, got num_continuations={num_continuations}")
     if name not in BUDGETS:
         raise ConfigError(f"unknown budget {name!r}: expected one of {', '.join(BUDGETS)}")
     return BUDGETS[name]

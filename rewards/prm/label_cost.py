@@ -1,22 +1,23 @@
 """What labelling will cost, before it starts: continuations, tokens and time.
 
-A few responses, right and wrong ones, get the full K from every step, timed. On what they drew any budget can be
-replayed, so its expected number of continuations a response is known without drawing again; the most it can draw is
-what it draws when nothing succeeds. The sample is thrown away: it has a seed of its own and changes no label.
+A few responses, right and wrong ones, get the full K from every step, timed. On what they drew the budget is replayed:
+it takes some share of the most that it could, and about that share of the most that all responses could cost. The
+most is what a budget draws when nothing succeeds. The sample is thrown away: it has a seed of its own and changes no
+label.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.prm.budgets import Budget, Draw, Ending, Place, budget_named, full
+from rewards.prm.budgets import Budget, Draw, Ending, Place, budget_named
 from rewards.prm.monte_carlo import Continuations, Response, VerifyMany, derived_seed, responses_of
 from rewards.types import Generator, RolloutGroup, Splitter, Verdict
 
-SAMPLED = 8  # responses of either verdict, at most
+SAMPLED = 4  # responses of either verdict, at most
 
 
 @dataclass(frozen=True)
@@ -59,34 +60,28 @@ def estimate_cost(
     rows_a_call: int = 1024,
 ) -> CostEstimate:
     """Measure on a sample of responses what `label_steps` with the same arguments will cost."""
-    run, responses = budget_named(budget), responses_of(groups, splitter)
-    endings = [response.ending for response in responses]
-    steps, at_most = sum(ending.num_steps - 1 for ending in endings), most(run, endings, num_continuations)
+    run, responses = budget_named(budget, num_continuations), responses_of(groups, splitter)
     costly = [response for response in responses if most(run, [response.ending], num_continuations)]
-    sample = list(_sample(costly, random.Random(f"estimate:{seed}")))
-    draw = Continuations(
-        [response for _, response in sample],
-        generator=generator,
-        verify_many=verify_many,
-        seed=derived_seed(seed, "estimate"),
-        rows_a_call=rows_a_call,
-    )
-    recorded: dict[Place, list[Verdict]] = {}
-
-    def recording(places: Sequence[Place], n: int) -> list[list[Verdict]]:
-        verdicts = draw(places, n)
-        recorded.update(zip(places, verdicts, strict=True))
-        return verdicts
-
-    started = time.monotonic()
-    full([response.ending for _, response in sample], recording, num_continuations)
-    elapsed = time.monotonic() - started
-    expected = sum(
-        weight * _replayed(run, index, response.ending, recorded, num_continuations)
-        for index, (weight, response) in enumerate(sample)
-    )
-    each = expected / draw.continuations if draw.continuations else 0.0
-    return CostEstimate(steps, at_most, expected, each * draw.tokens, each * elapsed, draw.continuations)
+    rng = random.Random(f"estimate:{seed}")
+    at_most, expected, sampled, tokens, started = 0, 0.0, 0, 0, time.monotonic()
+    for right in (True, False):  # they cost a budget differently
+        some = [response for response in costly if response.ending.right is right]
+        sample = rng.sample(some, min(len(some), max(1, min(SAMPLED, len(some) // 25))))
+        draw = Continuations(
+            sample,
+            generator=generator,
+            verify_many=verify_many,
+            seed=derived_seed(seed, f"estimate:{right}"),
+            rows_a_call=rows_a_call,
+        )
+        used, possible = _replayed(run, sample, draw, num_continuations)
+        limit = most(run, [response.ending for response in some], num_continuations)
+        at_most += limit
+        expected += limit * used / possible if possible else 0.0
+        sampled, tokens = sampled + draw.continuations, tokens + draw.tokens
+    each = expected / sampled if sampled else 0.0
+    steps = sum(len(response.steps) - 1 for response in responses)
+    return CostEstimate(steps, at_most, expected, each * tokens, each * (time.monotonic() - started), sampled)
 
 
 def most(budget: Budget, endings: Sequence[Ending], num_continuations: int) -> int:
@@ -109,30 +104,17 @@ def most(budget: Budget, endings: Sequence[Ending], num_continuations: int) -> i
     return drawn
 
 
-def _sample(responses: Iterable[Response], rng: random.Random) -> Iterator[tuple[float, Response]]:
-    """Responses with the number of responses each stands for: right and wrong ones cost a budget differently."""
-    strata: dict[bool, list[Response]] = {}
-    for response in responses:
-        strata.setdefault(response.ending.right, []).append(response)
-    for some in strata.values():
-        size = max(1, min(SAMPLED, len(some) // 25))
-        yield from ((len(some) / size, response) for response in rng.sample(some, size))
+def _replayed(budget: Budget, sample: Sequence[Response], draw: Draw, num_continuations: int) -> tuple[int, int]:
+    """Draw K from every step; what the budget would have drawn of it, and the most that it could have."""
+    endings = [response.ending for response in sample]
+    places = [(r, step) for r, ending in enumerate(endings) for step in range(ending.num_steps - 1)]
+    recorded = dict(zip(places, draw(places, num_continuations), strict=True))
+    taken = dict.fromkeys(places, 0)
 
-
-def _replayed(
-    budget: Budget, index: int, ending: Ending, recorded: dict[Place, list[Verdict]], num_continuations: int
-) -> int:
-    """Continuations that the budget would have drawn for one sampled response."""
-    drawn: dict[int, int] = {}
-
-    def replay(places: Sequence[Place], n: int) -> list[list[Verdict]]:
-        found = []
-        for _, step in places:
-            start = drawn.get(step, 0)
-            drawn[step] = start + n
-            found.append(recorded[index, step][start : start + n])
+    def replay(wanted: Sequence[Place], n: int) -> list[list[Verdict]]:
+        found = [recorded[place][taken[place] : taken[place] + n] for place in wanted]
+        taken.update({place: taken[place] + n for place in wanted})
         return found
 
-    draw: Draw = replay
-    budget([ending], draw, num_continuations)
-    return sum(drawn.values())
+    budget(endings, replay, num_continuations)
+    return sum(taken.values()), most(budget, endings, num_continuations)

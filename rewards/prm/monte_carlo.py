@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.errors import DataError
 from rewards.label_source import monte_carlo_source
 from rewards.prm.budgets import Counts, Ending, Place, budget_named, count, is_decided
 from rewards.types import Generator, MonteCarloCount, Problem, Rollout, RolloutGroup, Splitter, Step, Verdict
@@ -158,9 +158,7 @@ def label_steps(
         ConfigError: an unknown budget, or K below 1.
         DataError: generator or verifier gave another number of results than it was asked for.
     """
-    run = budget_named(budget)
-    if num_continuations < 1:
-        raise ConfigError(f"expected at least 1 continuation a step, got {num_continuations}")
+    run = budget_named(budget, num_continuations)
     responses = responses_of(groups, splitter)
     draw = Continuations(
         responses,

@@ -200,7 +200,7 @@ def test_no_step_to_continue_is_no_draw(name: str) -> None:
 
 def test_an_unknown_budget_is_named() -> None:
     with pytest.raises(ConfigError, match=r"unknown budget 'half': expected one of full, sequential, bisect"):
-        budget_named("half")
+        budget_named("half", 4)
 
 
 def test_count() -> None:

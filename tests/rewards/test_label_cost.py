@@ -53,12 +53,12 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("budget", ["full", "sequential", "bisect"])
 def test_the_estimate_is_near_what_it_costs(budget: str) -> None:
-    """800 responses, 16 of them sampled; the mean of 10 estimates is within 12 % of what is drawn."""
+    """800 responses, 8 of them sampled; the mean of 10 estimates is within 12 % of what is drawn."""
     groups = groups_of(400)
     done = label_steps(groups, **SETTINGS, seed=0, budget=budget)
     estimates = [estimate_cost(groups, **SETTINGS, seed=seed, budget=budget) for seed in range(10)]
     mean = sum(estimate.expected for estimate in estimates) / len(estimates)
-    assert mean == pytest.approx(done.continuations, rel=0.12)
+    assert mean == pytest.approx(done.continuations, rel=0.0 if budget == "full" else 0.12)
     for estimate in estimates:
         assert done.continuations <= estimate.at_most
         assert estimate.steps == sum(
