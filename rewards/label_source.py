@@ -3,6 +3,7 @@
 `mc:full:16`        K = 16 continuations from every step: correct / total estimates mc, with σ ≤ √(.25/16) = .125.
 `mc:sequential:16`  drawing stopped at the first success: 1 of 2 may stand for mc = .5 or for .05.
 `mc:bisect:16`      as sequential, and most steps were inferred from others, not drawn.
+`mc:unknown:16`     someone's rows, whose steps have different totals.
 `exact`             the truth is known, 1 of 1 or 0 of 1.
 
 `correct > 0` is a step's hard label in all of them. Only `full` and `exact` counts have a value that can be a soft

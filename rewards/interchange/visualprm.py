@@ -97,7 +97,8 @@ def to_visualprm_row(problem: Problem, rollout: Rollout, *, image_root: str | Pa
 def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Rollout]:
     """A row as problem and rollout; the problem's images are real paths inside `image_root`, not yet opened.
 
-    A row without `label_source` is someone else's: VisualPRM400K itself, where every step has all K continuations.
+    A row without `label_source` is someone else's: `full`, as VisualPRM400K itself, if every step has the same number
+    of continuations, else of an unknown budget, whose counts may have stopped early and are no estimates of mc.
     Without `problem_id`, the id is a digest of images, question and answer, so that rows of one problem agree.
 
     Raises:
@@ -120,7 +121,9 @@ def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Ro
     identity = json.dumps([names, question, parsed.answer]).encode()
     identifier = parsed.problem_id or f"visualprm-{hashlib.sha256(identity).hexdigest()[:16]}"
     problem = Problem(identifier, question, images, parsed.answer)
-    source = parsed.label_source or monte_carlo_source("full", max(count.total for count in mc))
+    totals = {count.total for count in mc}
+    budget = "full" if len(totals) == 1 else "unknown"
+    source = parsed.label_source or monte_carlo_source(budget, max(totals))
     return problem, Rollout(Completion(parsed.response), parsed.verdict, mc=mc, label_source=source)
 
 
@@ -161,7 +164,7 @@ def _without_placeholders(question: str, images: int) -> str:
     """The question of a prompt that opens with one placeholder an image (our problems' images stand first)."""
     text = question
     for _ in range(images):
-        text = text.removeprefix(PLACEHOLDER).lstrip("\n")
+        text = text.removeprefix(PLACEHOLDER).removeprefix("\n") if text.startswith(PLACEHOLDER) else text
     if PLACEHOLDER in text or (PLACEHOLDER in question and question.count(PLACEHOLDER) != images):
         raise DataError(
             f"question: expected {images} {PLACEHOLDER} at its beginning, one an image, or none; "
@@ -176,7 +179,7 @@ def _count(step: _StepRow, index: int) -> MonteCarloCount:
         found = MonteCarloCount(step.num_mc_correct, step.num_mc_total)
     except DataError as error:
         raise DataError(f"{where}.num_mc_correct: {error}") from error
-    if not abs(found.value - step.score) <= 1e-3:  # also where the score is not a number
+    if not abs(found.value - step.score) <= 0.01:  # a rounded score passes, one that is not a number does not
         raise DataError(
             f"{where}.score: expected num_mc_correct / num_mc_total = {found.correct}/{found.total}, got {step.score}"
         )

@@ -18,6 +18,7 @@ from rewards.interchange.visualprm import (
     to_visualprm_row,
     write_visualprm400k,
 )
+from rewards.label_source import counts_estimate_mc
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
@@ -66,6 +67,17 @@ def test_rows_of_one_problem_agree_on_its_id() -> None:
     for change in ({"answer": "5"}, {"question": "<image>\nWhat is y?"}, {"image": "geo/2.png"}):
         different, _ = from_visualprm_row(published(**change), image_root=ROOT)
         assert different.id != first.id
+
+
+def test_unequal_totals_are_not_taken_for_estimates() -> None:
+    """Without a `label_source`, 1 of 2 beside 16 of 16 looks like drawing that stopped at a success."""
+    _, rollout = from_visualprm_row(
+        published(steps_with_score=step(score=0.5, num_mc_correct=1, num_mc_total=2)), image_root=ROOT
+    )
+    assert rollout.label_source == "mc:unknown:16"
+    assert not counts_estimate_mc(rollout.label_source)
+    _, rounded = from_visualprm_row(published(steps_with_score=step(score=0.69)), image_root=ROOT)
+    assert rounded.mc == from_visualprm_row(published(), image_root=ROOT)[1].mc
 
 
 def test_merged_steps_are_those_of_the_response() -> None:
@@ -128,9 +140,7 @@ def test_a_damaged_row_costs_only_itself(tmp_path: Path) -> None:
 
 STEP = st.text(st.characters(codec="utf-8", exclude_characters="\n"), min_size=1).filter(str.strip)
 TEXTS = st.lists(STEP, min_size=1, max_size=15).map("\n\n".join)
-QUESTIONS = (
-    st.text(st.characters(codec="utf-8")).map(lambda text: text.lstrip("\n")).filter(lambda text: "<image>" not in text)
-)
+QUESTIONS = st.text(st.characters(codec="utf-8")).filter(lambda text: "<image>" not in text)
 
 
 @st.composite
