@@ -28,6 +28,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "ExactLabelConfig",
         "the digit world's own labels for steps",
     ),
+    "import-visualprm": (
+        "recipes.import_visualprm",
+        "import_visualprm",
+        "ImportVisualPRMConfig",
+        "labelled steps from VisualPRM400K rows",
+    ),
     "deepen": (
         "recipes.digits.deepen",
         "deepen_policy",

@@ -67,11 +67,12 @@ class VerifyConfig:
 
 @dataclass
 class LabelConfig:
-    """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step."""
+    """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step, fewer on a smaller budget."""
 
     groups: Path = field(metadata={"help": "folder with verified groups"})
     policy: Path = field(metadata={"help": "model that continues"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
+    budget: str = field(default="full", metadata={"help": "full, sequential or bisect; soft labels need full"})
     num_continuations: int = field(default=16, metadata={"help": "K, 16 in VisualPRM"})
     responses: int = field(default=8, metadata={"help": "responses labelled a problem; right and wrong ones balanced"})
     mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
@@ -91,6 +92,15 @@ class ExactLabelConfig:
     responses: int = field(default=8, metadata={"help": "responses labelled a problem; right and wrong ones balanced"})
     mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
     seed: int = field(default=0, metadata={"help": "choice of the responses"})
+
+
+@dataclass
+class ImportVisualPRMConfig:
+    """`mpo import-visualprm`: labelled groups from rows in the format of VisualPRM400K."""
+
+    rows: Path = field(metadata={"help": "JSON lines with steps_with_score"})
+    image_root: Path = field(metadata={"help": "folder that the rows' image paths are relative to"})
+    out: Path = field(metadata={"help": "folder for groups.jsonl, problems.jsonl and images/, ready for train-prm"})
 
 
 @dataclass

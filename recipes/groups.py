@@ -47,6 +47,7 @@ class _RolloutRow(BaseModel):
     step_scores: list[float] | None = None
     reward: float | None = None
     mc: list[tuple[int, int]] | None = None
+    label_source: str | None = None  # absent in files that were written before there was more than one budget
 
 
 class _GroupRow(BaseModel):
@@ -182,6 +183,7 @@ def _rollout(row: _RolloutRow) -> Rollout:
         StepScores(tuple(row.step_scores)) if row.step_scores is not None else None,
         row.reward,
         tuple(MonteCarloCount(*count) for count in row.mc) if row.mc is not None else None,
+        row.label_source,
     )
 
 
@@ -195,5 +197,6 @@ def _row(rollout: Rollout) -> Mapping[str, Any]:
         "step_scores": list(rollout.step_scores.values) if rollout.step_scores else None,
         "reward": rollout.reward,
         "mc": [(count.correct, count.total) for count in rollout.mc] if rollout.mc else None,
+        "label_source": rollout.label_source,
     }
     return {key: value for key, value in row.items() if value is not None}

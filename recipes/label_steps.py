@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
+import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_for_inference, load_processor
@@ -13,6 +19,9 @@ from recipes.config import ExactLabelConfig, LabelConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
+from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
+from rewards.prm.budgets import budget_named
+from rewards.prm.label_cost import estimate_cost
 from rewards.prm.monte_carlo import label_steps
 from rewards.splitting import split_on_blank_lines
 from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
@@ -20,10 +29,14 @@ from rewards.verification import MathVerifier
 
 
 def label(config: LabelConfig) -> Path:
-    """Choose responses, continue from the end of each of their steps, count right answers."""
+    """Choose responses, say what they will cost, continue from the ends of their steps, count right answers.
+
+    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
+    """
     stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
     if stage.complete:
         return stage.out
+    budget_named(config.budget, config.num_continuations)
     groups = read_groups(config.groups)
     processor = load_processor(config.policy)
     chosen, rejected = choose_responses(groups, processor, config)
@@ -32,26 +45,39 @@ def label(config: LabelConfig) -> Path:
         processor,
         SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
         batch_rows=config.batch_rows,
-        describe="continue steps",
     )
     with MathVerifier() as verifier:
-        labelled, undecided = label_steps(
-            chosen,
-            generator=generator,
-            verify_many=verifier.verify_many,
-            splitter=split_on_blank_lines,
-            num_continuations=config.num_continuations,
-            seed=config.seed,
-        )
-    labelled = [group for group in labelled if group.rollouts]
+        settings: dict[str, Any] = {
+            "generator": generator,
+            "verify_many": verifier.verify_many,
+            "splitter": split_on_blank_lines,
+            "num_continuations": config.num_continuations,
+            "seed": config.seed,
+            "budget": config.budget,
+            "rows_a_call": config.batch_rows,
+        }
+        cost = estimate_cost(chosen, **settings)
+        print(f"label-steps, budget {config.budget}: {cost}", file=sys.stderr)
+        with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
+            started = time.monotonic()
+            done = label_steps(chosen, **settings, on_drawn=bar.update)
+            seconds = round(time.monotonic() - started, 2)
+    labelled, rejected = [group for group in done.groups if group.rollouts], rejected + done.rejected
     if not labelled:
-        raise DataError(f"no response of {len(groups)} problems could be labelled: {dict(rejected + undecided)}")
+        raise DataError(f"no response of {len(groups)} problems could be labelled: {dict(rejected)}")
     write_groups(stage.out, labelled)
-    total = sum(len(group.rollouts) for group in groups)
-    out = sum(len(group.rollouts) for group in labelled)
+    problems = problems_of(config.groups)
+    write_visualprm400k(stage.out / VISUALPRM400K, labelled, image_root=problems.parent)
+    total, out = (sum(len(group.rollouts) for group in some) for some in (groups, labelled))
     steps = sum(len(rollout.mc or ()) for group in labelled for rollout in group.rollouts)
-    counts = {"in": total, "out": out, "rejected": dict(rejected + undecided), "steps": steps}
-    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+    drawn = {
+        "continuations": done.continuations,
+        "tokens": done.tokens,
+        "undecided": done.undecided,
+        "seconds": seconds,
+    }
+    counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
+    return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn})
 
 
 def choose_responses(

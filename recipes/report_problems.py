@@ -18,9 +18,11 @@ from mpo.multimodal.images import load_image, png_bytes
 from recipes.groups import read_groups
 from recipes.run import MANIFEST
 from rewards.degeneration import degenerate
+from rewards.errors import StepAlignmentError
 from rewards.interchange.trl_rows import read_trl_parquet
+from rewards.label_source import counts_estimate_mc
 from rewards.selection import majority
-from rewards.splitting import merge_to_at_most, split_on_blank_lines
+from rewards.splitting import split_into, split_on_blank_lines
 from rewards.types import Problem, Rollout, RolloutGroup, Verdict
 from rewards.verification import canonical_answer
 
@@ -241,19 +243,22 @@ def _response(rollout: Rollout, copies: int, marks: _Marks) -> ResponseView:
 
 
 def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
-    """Steps as they were scored or counted; where neither fits the text, the text as one step."""
+    """Steps as they were scored or counted; where neither fits the text, the text as one step.
+
+    A count that does not estimate mc is shaded by its hard label.
+    """
     text = rollout.completion.text
     scores = rollout.step_scores.values if rollout.step_scores else ()
     counts = [f"{count.correct}/{count.total}" for count in rollout.mc or ()]
-    values = [count.value for count in rollout.mc or ()]
+    estimates = counts_estimate_mc(rollout.label_source)
+    values = [count.value if estimates else float(count.correct > 0) for count in rollout.mc or ()]
     if not text.strip():
         return [StepView("(empty)")]
     number = len(scores) or len(counts)
     whole = split_on_blank_lines(text)
-    sizes = range(len(whole), 0, -1)
-    merged = (merge_to_at_most(whole, max_steps=size) for size in sizes)
-    steps = next((steps for steps in merged if not number or len(steps) == number), None)
-    if steps is None:
+    try:
+        steps = split_into(text, number) if number else whole
+    except StepAlignmentError:
         return [StepView(_clipped(text))]
     views = []
     for index, step in enumerate(steps):

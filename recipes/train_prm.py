@@ -18,10 +18,11 @@ from recipes.groups import read_groups
 from recipes.run import open_stage
 from recipes.training import training_defaults
 from rewards.errors import StepAlignmentError
+from rewards.label_source import require_estimates
 from rewards.prm.formats import FORMATS
 from rewards.prm.perturb import with_wrong_digit
 from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMTrainer
-from rewards.splitting import split_on_blank_lines
+from rewards.splitting import split_into
 from rewards.types import Rollout, RolloutGroup
 
 
@@ -58,6 +59,9 @@ def labelled_groups(
     groups: Sequence[RolloutGroup], config: TrainPRMConfig, max_steps: int
 ) -> tuple[list[LabelledGroup], int]:
     """Counts → labels, mc itself or [mc > threshold]; and how many responses have more steps than the format takes."""
+    if config.soft_labels or config.threshold != 0.0:
+        use = "soft labels (--soft_labels)" if config.soft_labels else f"labels at --threshold {config.threshold}"
+        require_estimates((rollout for group in groups for rollout in group.rollouts), use=use)
     labelled, rejected = [], 0
     for group in groups:
         solutions = [_labelled(group, rollout, config) for rollout in group.rollouts]
@@ -85,4 +89,4 @@ def _labelled(group: RolloutGroup, rollout: Rollout, config: TrainPRMConfig) -> 
     if config.until_first_error and 0.0 in values:
         after = values.index(0.0) + 1
         labels[after:] = [None] * len(labels[after:])
-    return LabelledSolution(split_on_blank_lines(rollout.completion.text), tuple(labels))
+    return LabelledSolution(split_into(rollout.completion.text, len(values)), tuple(labels))

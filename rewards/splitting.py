@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from mpo.multimodal.errors import ConfigError, DataError
+from rewards.errors import StepAlignmentError
 from rewards.types import Step
 
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # ends after its last newline: a next line's indent is not eaten
@@ -48,6 +49,23 @@ def split_on_blank_lines(text: str) -> tuple[Step, ...]:
     return tuple(
         Step(index, start, end, text[start:end].strip()) for index, (start, end) in enumerate(pairwise(bounds))
     )
+
+
+def split_into(text: str, number: int) -> tuple[Step, ...]:
+    r"""The steps of a completion that was labelled or scored in `number` steps: its own, or neighbours merged.
+
+    Raises:
+        StepAlignmentError: no merge of its steps gives that number.
+
+    Example:
+        >>> [step.text.split() for step in split_into("a\n\nb\n\nc\n\nd\n\ne", 3)]
+        [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    steps = split_on_blank_lines(text)
+    for size in range(len(steps), 0, -1):
+        if len(merged := merge_to_at_most(steps, max_steps=size)) == number:
+            return merged
+    raise StepAlignmentError(f"a response of {len(steps)} steps cannot be joined to {number}: {text[:60]!r}")
 
 
 def merge_to_at_most(steps: Sequence[Step], *, max_steps: int = 12) -> tuple[Step, ...]:

@@ -105,7 +105,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class MonteCarloCount:
-    """`correct` of `total` continuations from a step's end reached the right answer."""
+    """`correct` of `total` continuations from a step's end reached the right answer.
+
+    Under a budget that stops early, `correct > 0` is all that it says (`rewards/label_source.py`).
+    """
 
     correct: int
     total: int
@@ -124,13 +127,19 @@ class MonteCarloCount:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion and what is known of it so far; `None` means "not computed", never "bad"."""
+    """One completion and what is known of it so far; `None` means "not computed", never "bad".
+
+    Attributes:
+        mc: counts for the end of each step.
+        label_source: where they come from, which says what they may be used for (`rewards/label_source.py`).
+    """
 
     completion: Completion
     verdict: Verdict | None = None
     step_scores: StepScores | None = None
     reward: float | None = None
-    mc: tuple[MonteCarloCount, ...] | None = None  # one a step
+    mc: tuple[MonteCarloCount, ...] | None = None
+    label_source: str | None = None
 
     def with_(self, **changes: Any) -> Rollout:
         """The same rollout with some fields replaced."""

@@ -14,6 +14,7 @@ from recipes.digits.truth import step_truth
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.label_steps import choose_responses
 from recipes.run import open_stage
+from rewards.label_source import EXACT
 from rewards.splitting import split_on_blank_lines
 from rewards.types import MonteCarloCount, Problem, Rollout, RolloutGroup
 
@@ -38,4 +39,4 @@ def label_exactly(config: ExactLabelConfig) -> Path:
 def _labelled(problem: Problem, rollout: Rollout) -> Rollout:
     steps = split_on_blank_lines(rollout.completion.text)
     labels = step_truth(problem, [step.text for step in steps])
-    return rollout.with_(mc=tuple(MonteCarloCount(int(label), 1) for label in labels))
+    return rollout.with_(mc=tuple(MonteCarloCount(int(label), 1) for label in labels), label_source=EXACT)

@@ -36,6 +36,7 @@ ROLLOUTS = st.builds(
     step_scores=st.none() | st.lists(UNIT, min_size=1, max_size=4).map(lambda values: StepScores(tuple(values))),
     reward=st.none() | st.floats(-1, 1),
     mc=st.none() | st.lists(COUNTS, min_size=1, max_size=4).map(tuple),
+    label_source=st.none() | st.sampled_from(["mc:full:16", "mc:bisect:16", "exact"]),
 )
 META = st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.integers()), max_size=3)
 PROBLEMS = st.lists(

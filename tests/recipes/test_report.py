@@ -178,6 +178,8 @@ def test_steps_follow_the_scores():
     counted = Rollout(Completion("a\n\nb"), C, mc=(MonteCarloCount(1, 4), MonteCarloCount(4, 4)))
     assert [(step.score, step.count) for step in _steps(counted, 1)] == [(0.25, "1/4"), (1.0, "4/4")]
     assert [step.differs for step in _steps(counted, 1)] == [False, True]
+    stopped_early = counted.with_(label_source="mc:sequential:16")  # 1 of 4 says that there is a success, not mc = .25
+    assert [(step.score, step.count) for step in _steps(stopped_early, 1)] == [(1.0, "1/4"), (1.0, "4/4")]
     assert _steps(Rollout(Completion(" \n")), None) == [StepView("(empty)")]
 
 

@@ -105,5 +105,6 @@ def test_exact_labels_are_the_worlds_truth(tmp_path, policy_folder):
     (group,) = read_groups(out)
     found = {rollout.completion.text: [(c.correct, c.total) for c in rollout.mc] for rollout in group.rollouts}
     assert found == {text: [(label, 1) for label in labels] for text, (_, labels) in answers.items()}
+    assert {rollout.label_source for rollout in group.rollouts} == {"exact"}
     counts = manifest_of(out)["counts"]
     assert (counts["in"], counts["out"], counts["rejected"]) == (3, 3, {"over the number of responses": 0})

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import ConfigError, DataError
 from recipes.digits.world import scenes, to_problem
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
-from rewards.prm.monte_carlo import count, label_steps
+from rewards.prm.monte_carlo import label_steps
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
@@ -49,15 +49,32 @@ class Table:
         return found
 
 
-def label(groups: list[RolloutGroup], generator: Any, verify_many: Any, *, seed: int = 0) -> Any:
-    return label_steps(
-        groups,
-        generator=generator,
-        verify_many=verify_many,
-        splitter=split_on_blank_lines,
-        num_continuations=K,
-        seed=seed,
-    )
+def settings(generator: Any, verify_many: Any, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "generator": generator,
+        "verify_many": verify_many,
+        "splitter": split_on_blank_lines,
+        "num_continuations": K,
+        "seed": seed,
+        **changes,
+    }
+
+
+def label(groups: list[RolloutGroup], generator: Any, verify_many: Any, **changes: Any) -> Any:
+    done = label_steps(groups, **settings(generator, verify_many, **changes))
+    return done.groups, done.rejected
+
+
+class Recorder:
+    """Passes calls on to a generator and keeps them."""
+
+    def __init__(self, generator: TransformersGenerator) -> None:
+        self.generator, self.calls = generator, []
+
+    def generate(self, problems: Sequence[Problem], n: int, *, prefixes: Any = None, seed: int) -> Any:
+        drawn = self.generator.generate(problems, n, prefixes=prefixes, seed=seed)
+        self.calls.append(([p.id for p in problems], n, list(prefixes), seed, drawn))
+        return drawn
 
 
 def test_counts_stand_at_their_steps(generator: TransformersGenerator) -> None:
@@ -89,9 +106,9 @@ def test_answers_are_prefix_and_continuation(generator: TransformersGenerator) -
         return [W] * len(items)
 
     label(groups_of([C, W], [U]), generator, all_wrong)
-    prefixes = ["Red is 3\n\n", "Green is 1\n\n\n", "Red is 3\n\nBlue is 9\n\n"]  # by length, which pads least
+    prefixes = ["Red is 3\n\n", "Red is 3\n\nBlue is 9\n\n", "Green is 1\n\n\n"]  # those of one problem side by side
     assert len(seen) == len(prefixes) * K
-    drawn = generator.generate([PROBLEMS[0], PROBLEMS[1], PROBLEMS[0]], K, prefixes=prefixes, seed=0)
+    drawn = generator.generate([PROBLEMS[0], PROBLEMS[0], PROBLEMS[1]], K, prefixes=prefixes, seed=0)
     assert [text for _, text in seen] == [p + c.text for p, row in zip(prefixes, drawn, strict=True) for c in row]
 
 
@@ -117,7 +134,8 @@ def test_the_rollout_itself_is_kept(generator: TransformersGenerator) -> None:
     groups = groups_of([C, W], [U])
     labelled, _ = label(groups, generator, lambda items: [W] * len(items))
     for before, after in zip(groups, labelled, strict=True):
-        assert [r.with_(mc=None) for r in after.rollouts] == list(before.rollouts)
+        assert [r.with_(mc=None, label_source=None) for r in after.rollouts] == list(before.rollouts)
+        assert {r.label_source for r in after.rollouts} == {"mc:full:4"}
         assert all(len(r.mc) == len(split_on_blank_lines(r.completion.text)) for r in after.rollouts)
 
 
@@ -140,8 +158,61 @@ def test_single_steps_and_no_groups_need_no_draw(generator: TransformersGenerato
     assert label([], generator, lambda items: []) == ([], Counter())
 
 
-def test_count() -> None:
-    assert count([C, W, U, U]) == MonteCarloCount(1, 4)
-    assert count([T, E]) is None
-    assert count([]) is None
-    assert count([T, C]).value == 1.0
+def test_what_labelling_cost(generator: TransformersGenerator) -> None:
+    """Three steps to continue, four each; every continuation of a random policy runs into its limit of six tokens."""
+    verdicts = [C, T, W, E, W, W, W, W, T, T, W, C]
+    ticks: list[int] = []
+    done = label_steps(
+        groups_of([C, W], [U]),
+        **settings(generator, lambda items: [verdicts.pop(0) for _ in items], rows_a_call=2 * K, on_drawn=ticks.append),
+    )
+    assert (done.continuations, done.undecided) == (12, 4)
+    assert ticks == [8, 4]
+    assert 12 <= done.tokens <= 12 * 6
+    assert not verdicts
+
+
+def test_a_rollout_without_a_verdict_costs_nothing(generator: TransformersGenerator) -> None:
+    done = label_steps(groups_of([None, T], [E]), **settings(generator, lambda items: [C] * len(items)))
+    assert (done.continuations, done.rejected.total()) == (0, 3)
+
+
+@pytest.mark.parametrize(("budget", "sizes"), [("full", [4]), ("sequential", [2, 2]), ("bisect", [2, 2])])
+def test_waves_draw_anew(generator: TransformersGenerator, budget: str, sizes: list[int]) -> None:
+    """The same place in the next wave has another seed, and so other text; a rerun has the same."""
+    recorder = Recorder(generator)
+    groups = [groups_of([W, W], [W])[1]]
+    done = label_steps(groups, **settings(recorder, lambda items: [W] * len(items), budget=budget))
+    assert [n for _, n, *_ in recorder.calls] == sizes
+    assert len({seed for *_, seed, _ in recorder.calls}) == len(sizes)
+    texts = [completion.text for *_, drawn in recorder.calls for row in drawn for completion in row]
+    assert len(set(texts)) == len(texts) == K
+    assert done.groups[0].rollouts[0].mc == (MonteCarloCount(0, 4), MonteCarloCount(0, 4))
+    assert done.groups[0].rollouts[0].label_source == f"mc:{budget}:4"
+    again = Recorder(generator)
+    label_steps(groups, **settings(again, lambda items: [W] * len(items), budget=budget))
+    assert again.calls == recorder.calls
+
+
+def test_a_smaller_budget_stops_at_a_success(generator: TransformersGenerator) -> None:
+    """`sequential` draws 2 from each of 3 ends and 2 more where both were wrong; `bisect` asks only the wrong p1."""
+    groups = groups_of([C, W], [W])
+
+    def first_of_red(items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        return [C if problem.id == "p0" else W for problem, _ in items]
+
+    done = label_steps(groups, **settings(generator, first_of_red, budget="sequential"))
+    assert [r.mc for r in done.groups[0].rollouts] == [
+        (MonteCarloCount(2, 2), MonteCarloCount(2, 2), MonteCarloCount(4, 4)),
+        (MonteCarloCount(0, 4),),
+    ]
+    assert done.continuations == 2 + 2 + 4
+    done = label_steps(groups, **settings(generator, first_of_red, budget="bisect"))
+    assert done.groups[0].rollouts[0].mc == (MonteCarloCount(1, 1), MonteCarloCount(1, 1), MonteCarloCount(4, 4))
+    assert done.continuations == 4
+
+
+def test_settings_that_cannot_work_are_refused(generator: TransformersGenerator) -> None:
+    for changes, said in (({"budget": "half"}, "unknown budget 'half'"), ({"num_continuations": 0}, "at least 1")):
+        with pytest.raises(ConfigError, match=said):
+            label_steps([], **settings(generator, lambda items: [], **changes))

@@ -1,0 +1,200 @@
+"""VisualPRM400K rows: a response's steps with their Monte-Carlo counts (VisualPRM, arXiv 2503.10291).
+
+A line of the file is what InternVL's released labelling pipeline writes
+(`internvl_chat/tools/reasoning_data_pipeline/visualprm_data_pieline.py`):
+
+    {"image", "question", "question_orig", "answer", "response", "num_mc_sequences",
+     "steps_with_score": [{"step", "score", "num_mc_correct", "num_mc_total"}, …]}
+
+`image` is a path inside a root folder, or a list of them; `question` is the whole prompt with `<image>` where the
+picture stands, `question_orig` the same without; `score` is num_mc_correct / num_mc_total; a step of the file may be
+several of the response's, merged. Our rows say three things more, which other readers skip: `problem_id`, `verdict` and
+`label_source`. Where that is not `mc:full:…` or `exact`, only `score > 0` may be read (`rewards/label_source.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from mpo.multimodal.errors import DataError, ImageError
+from mpo.multimodal.files import write_atomic
+from mpo.multimodal.images import resolve_inside
+from rewards.label_source import monte_carlo_source
+from rewards.splitting import split_into
+from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
+
+VISUALPRM400K = "visualprm400k.jsonl"
+PLACEHOLDER = "<image>"
+
+
+def _unicode(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no file that we write can hold."""
+    text.encode()
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_unicode)]
+
+
+class _StepRow(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    step: str
+    score: float
+    num_mc_correct: int
+    num_mc_total: int
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    image: str | list[str] | None = None
+    question: _Text
+    answer: _Text | None = None
+    response: _Text
+    steps_with_score: list[_StepRow]
+    problem_id: _Text | None = None
+    verdict: Verdict | None = None
+    label_source: _Text | None = None
+
+
+def to_visualprm_row(problem: Problem, rollout: Rollout, *, image_root: str | Path) -> dict[str, Any]:
+    """One labelled rollout as a row.
+
+    Args:
+        problem: its images are paths inside `image_root`.
+        rollout: with `mc`; its steps are its text's, or neighbours merged to as many as there are counts.
+        image_root: folder that the row's paths are relative to.
+
+    Raises:
+        DataError: no counts, or an image that is no path inside the root.
+    """
+    if rollout.mc is None:
+        raise DataError(f"problem {problem.id!r} has a rollout without step counts; run `mpo label-steps` first")
+    images = [_relative(image, image_root, problem.id) for image in problem.images]
+    steps = split_into(rollout.completion.text, len(rollout.mc))
+    return {
+        "image": images[0] if len(images) == 1 else images,
+        "question": f"{PLACEHOLDER}\n" * len(images) + problem.question,
+        "question_orig": problem.question,
+        "answer": problem.answer,
+        "response": rollout.completion.text,
+        "steps_with_score": [
+            {"step": step.text, "score": c.value, "num_mc_correct": c.correct, "num_mc_total": c.total}
+            for step, c in zip(steps, rollout.mc, strict=True)
+        ],
+        "num_mc_sequences": max(c.total for c in rollout.mc),
+        "problem_id": problem.id,
+        "verdict": rollout.verdict,
+        "label_source": rollout.label_source,
+    }
+
+
+def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Rollout]:
+    """A row as problem and rollout; the problem's images are real paths inside `image_root`, not yet opened.
+
+    A row without `label_source` is someone else's: `full`, as VisualPRM400K itself, if every step has the same number
+    of continuations, else of an unknown budget, whose counts may have stopped early and are no estimates of mc.
+    Without `problem_id`, the id is a digest of images, question and answer, so that rows of one problem agree.
+
+    Raises:
+        DataError: a field is missing, of the wrong type, or contradicts another; the message begins with its name.
+    """
+    try:
+        parsed = _Row.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "row"
+        raise DataError(f"{where}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+    names = [parsed.image] if isinstance(parsed.image, str) else parsed.image or []
+    question = _without_placeholders(parsed.question, len(names))
+    try:
+        images = tuple(resolve_inside(name, image_root) for name in names)
+    except ImageError as error:
+        raise ImageError(f"image: {error}") from error
+    mc = tuple(_count(step, index) for index, step in enumerate(parsed.steps_with_score))
+    _check_steps(parsed)
+    identity = json.dumps([names, question, parsed.answer]).encode()
+    identifier = parsed.problem_id or f"visualprm-{hashlib.sha256(identity).hexdigest()[:16]}"
+    problem = Problem(identifier, question, images, parsed.answer)
+    totals = {count.total for count in mc}
+    budget = "full" if len(totals) == 1 else "unknown"
+    source = parsed.label_source or monte_carlo_source(budget, max(totals))
+    return problem, Rollout(Completion(parsed.response), parsed.verdict, mc=mc, label_source=source)
+
+
+def write_visualprm400k(path: str | Path, groups: Iterable[RolloutGroup], *, image_root: str | Path) -> int:
+    """Write labelled groups, one row a rollout; the file appears whole or not at all. Returns the number of rows."""
+    rows = [to_visualprm_row(g.problem, rollout, image_root=image_root) for g in groups for rollout in g.rollouts]
+    write_atomic(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return len(rows)
+
+
+def read_visualprm400k(
+    path: str | Path, *, image_root: str | Path
+) -> Iterator[tuple[int, tuple[Problem, Rollout] | DataError]]:
+    """The rows of a file in order, each with its line number; a damaged one is a value, an error that names the field.
+
+    Lines are read one at a time, so a file of any size will do.
+    """
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, from_visualprm_row(json.loads(line), image_root=image_root)
+            except DataError as error:
+                yield number, error
+            except (ValueError, RecursionError) as error:  # JSON, text or an integer that cannot be decoded
+                yield number, DataError(f"row: not JSON ({error})")
+
+
+def _relative(image: Any, root: str | Path, identifier: str) -> str:
+    resolved = Path(image).resolve() if isinstance(image, str | Path) else None
+    if resolved is None or not resolved.is_relative_to(Path(root).resolve()):
+        raise DataError(f"problem {identifier!r}: image {image!r} is not a file inside {root}; save it there")
+    return resolved.relative_to(Path(root).resolve()).as_posix()
+
+
+def _without_placeholders(question: str, images: int) -> str:
+    """The question of a prompt that opens with one placeholder an image (our problems' images stand first)."""
+    text = question
+    for _ in range(images):
+        text = text.removeprefix(PLACEHOLDER).removeprefix("\n") if text.startswith(PLACEHOLDER) else text
+    if PLACEHOLDER in text or (PLACEHOLDER in question and question.count(PLACEHOLDER) != images):
+        raise DataError(
+            f"question: expected {images} {PLACEHOLDER} at its beginning, one an image, or none; "
+            f"got {question[:60]!r}, {question.count(PLACEHOLDER)} in all"
+        )
+    return text
+
+
+def _count(step: _StepRow, index: int) -> MonteCarloCount:
+    where = f"steps_with_score.{index}"
+    try:
+        found = MonteCarloCount(step.num_mc_correct, step.num_mc_total)
+    except DataError as error:
+        raise DataError(f"{where}.num_mc_correct: {error}") from error
+    if not abs(found.value - step.score) <= 0.01:  # a rounded score passes, one that is not a number does not
+        raise DataError(
+            f"{where}.score: expected num_mc_correct / num_mc_total = {found.correct}/{found.total}, got {step.score}"
+        )
+    return found
+
+
+def _check_steps(row: _Row) -> None:
+    """The response must fall into the row's steps, or labels would stand at other text."""
+    given = [" ".join(step.step.split()) for step in row.steps_with_score]
+    if not given:
+        raise DataError("steps_with_score: expected at least one step, got none")
+    try:
+        own = [" ".join(step.text.split()) for step in split_into(row.response, len(given))]
+    except DataError as error:
+        raise DataError(f"response: {error}") from error
+    for index, (a, b) in enumerate(zip(given, own, strict=True)):
+        if a != b:
+            raise DataError(f"steps_with_score.{index}.step: expected the response's own {b[:60]!r}, got {a[:60]!r}")
