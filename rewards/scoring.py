@@ -1,4 +1,4 @@
-"""RolloutGroup → scored RolloutGroup, the only composition of a PRM with an aggregation; given steps → their scores."""
+"""RolloutGroup → scored RolloutGroup: the only composition of a PRM with an aggregation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rewards.aggregation import aggregate
-from rewards.prm.benchmark import BenchmarkResponse, ScoredResponse
-from rewards.splitting import BLANK_LINE, split_on_blank_lines
-from rewards.types import ProcessRewardModel, Problem, RolloutGroup, StepScores
+from rewards.types import Problem, RolloutGroup, StepScores
 
 
 class BatchScorer(Protocol):
@@ -56,41 +54,3 @@ def score_groups(
             rollouts.append(rollout.with_(step_scores=found, reward=reward))
         scored.append(RolloutGroup(group.problem, tuple(rollouts)))
     return scored, Counter(reason for row in reasons for reason in row if reason)
-
-
-def score_given_steps(
-    responses: Sequence[BenchmarkResponse], prm: ProcessRewardModel, *, describe: str = ""
-) -> tuple[list[ScoredResponse], Counter[str]]:
-    """Score the steps of a benchmark's responses.
-
-    A PRM that has `score_steps` (`ModelPRM`) gets the steps as they are. Any other gets them joined by blank lines, with
-    blank lines inside a step closed up, and must give one score a step.
-
-    Args:
-        responses: with their problems as they are to be seen, e.g. with blank pictures.
-        prm: any PRM.
-        describe: names a progress bar, where the PRM has one.
-
-    Returns:
-        Scored responses, in order; and reason → number of those that cannot be scored.
-    """
-    whole = getattr(prm, "score_steps", None)
-    unscorable = getattr(prm, "unscorable", lambda text: None)
-    reasons = [next(filter(None, map(unscorable, response.steps)), None) for response in responses]
-    kept = [response for response, reason in zip(responses, reasons, strict=True) if reason is None]
-    rejected = Counter(reason for reason in reasons if reason)
-    if whole is not None:
-        found = whole([(response.problem, response.steps) for response in kept], describe=describe)
-        return [ScoredResponse(r, scores.values) for r, scores in zip(kept, found, strict=True)], rejected
-    scored = []
-    for response in kept:
-        (scores,) = prm.score(response.problem, [BLANK_LINE.join(map(_closed_up, response.steps))])
-        if len(scores.values) == len(response.steps):
-            scored.append(ScoredResponse(response, scores.values))
-        else:
-            rejected["the PRM gave another number of scores"] += 1
-    return scored, rejected
-
-
-def _closed_up(step: str) -> str:
-    return "\n".join(part.text for part in split_on_blank_lines(step))

@@ -239,7 +239,7 @@ def calibration(scores: Floats, labels: Bools, *, bins: int = 10) -> Calibration
     if bins < 1:
         raise ConfigError(f"bins must be at least 1, got {bins}")
     values, truth = checked(scores, labels)
-    edges = np.linspace(0.0, 1.0, bins + 1)
+    edges = np.arange(bins + 1) / bins  # not linspace: 0.7 belongs to [0.7, 0.8)
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bins - 1)  # (N,)
     filled = []
     for b in np.unique(place):
