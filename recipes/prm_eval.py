@@ -141,7 +141,10 @@ def table(results: dict[str, Any]) -> tuple[Header, Rows]:
     """A row a number, in per cent: at the chosen threshold and at the fixed one."""
     sides = [results["test"], results["test_at_fixed"]]
     header = ["", *(f"threshold {side['threshold']:.3f}" for side in sides)]
-    rows = [[f"macro-F1, {how}", *(interval(side["macro_f1"][how]) for side in sides)] for how in sides[0]["macro_f1"]]
+    rows = [
+        [f"macro-F1, {how.replace('_', ' ')}", *(interval(side["macro_f1"][how]) for side in sides)]
+        for how in sides[0]["macro_f1"]
+    ]
     for source in sides[0]["per_source"]:
         rows.append([f"  {source}", *(interval(side["per_source"][source]["macro_f1"]) for side in sides)])
     for label, key in (("F1 of right steps", "f1_right"), ("F1 of wrong steps", "f1_wrong")):
@@ -155,6 +158,8 @@ def table(results: dict[str, Any]) -> tuple[Header, Rows]:
         if found := results.get(name):
             rows.append([f"macro-F1 lost, {name} picture", signed(found["macro_f1"]) if found["macro_f1"] else "–", ""])
             rows.append([f"score lost by right steps, {name}", signed(found["score"]) if found["score"] else "–", ""])
+            lost = found["within_problem_auc"]
+            rows.append([f"AUC within a problem lost, {name}", signed(lost) if lost else "–", ""])
     return header, rows
 
 

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.multimodal.errors import DataError
-from rewards.curves import mean_with_interval, statistic_with_interval
+from rewards.curves import mean_with_interval, paired_difference, statistic_with_interval
 from rewards.prm.benchmark import ScoredResponse
 from rewards.prm.metrics import (
-    auc,
     calibration,
     class_counts,
     f1_scores,
@@ -115,6 +114,8 @@ def image_drop(
     for column, values in enumerate((np.ones(with_.labels.size), with_.scores, without.scores)):
         np.add.at(right[:, column], with_.problem_of_step[with_.labels], values[with_.labels])
 
+    sides = [within_auc(side.scores, side.labels, side.problem_of_step.tolist()) for side in (with_, without)]
+    within = [(sides[0][problem], sides[1][problem]) for problem in sides[0]]
     falls: dict[str, Metric] = {
         "score": lambda weights: share(weights @ (right[:, 1] - right[:, 2]), weights @ right[:, 0]),
         "macro_f1": lambda weights: _macro_f1(weights @ with_.steps.sum(1)) - _macro_f1(weights @ without.steps.sum(1)),
@@ -123,7 +124,7 @@ def image_drop(
     return {
         "responses": len(seen),
         **{name: _estimate(statistic, with_.problems, resamples) for name, statistic in falls.items()},
-        "auc_unseen": auc(without.scores, without.labels),
+        "within_problem_auc": asdict(paired_difference(*zip(*within, strict=True))) if within else None,
     }
 
 
