@@ -10,6 +10,7 @@ to judge, which keeps a reward model's hidden states general (GRM, arXiv 2406.10
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat
+from rewards.prm.metrics import step_metrics
 from rewards.prm.model_prm import save_format
 from rewards.prm.rendering import RenderedSolution, render, rows_of
 from rewards.types import Problem, Step
@@ -65,7 +67,7 @@ class PRMCollator:
         self.processor, self.format = processor, prm_format
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
-        """Returns `inputs` (model inputs of B rows), `positions` and `step_labels` (a list for each row).
+        """Returns `inputs` (model inputs of B rows), `positions`, `step_labels` and `problems` (one for each row).
 
         The inputs' `labels` mark the text of the responses that end right.
         """
@@ -81,6 +83,7 @@ class PRMCollator:
             "inputs": inputs,
             "positions": [list(row.read_positions) for row in rendered],
             "step_labels": [list(solution.labels) for solution in solutions],
+            "problems": [group.problem.id for group in groups for _ in group.solutions],
         }
 
 
@@ -114,7 +117,7 @@ class PRMTrainer(Trainer):
             raise ConfigError(f"text_weight must be at least 0, got {text_weight}")
         self.prm_format, self.text_weight = prm_format, text_weight
         self._label_ids = prm_format.label_ids(processor.tokenizer)
-        self._correct = torch.zeros(2)  # right step decisions and steps since the last log
+        self._judged: list[tuple[float, bool, str]] = []  # P(+), label and problem of each step since the last log
         collator = PRMCollator(processor, prm_format)
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
@@ -133,11 +136,13 @@ class PRMTrainer(Trainer):
             rows = logits_at(*asked)
         logits = torch.cat(rows)  # (steps, 2)
         labels = [m for row in inputs["step_labels"] for m in row]
+        problems = [name for name, row in zip(inputs["problems"], inputs["step_labels"], strict=True) for _ in row]
         labelled = [i for i, m in enumerate(labels) if m is not None]
         targets = torch.tensor([labels[i] for i in labelled], device=logits.device)
         margin = (logits[:, 0] - logits[:, 1])[labelled]  # log P(+) − log P(−) over the two labels
-        right = ((margin > 0) == (targets > 0.5)).sum().item()
-        self._correct += torch.tensor([float(right), float(len(labelled))])
+        said = margin.detach().float().sigmoid().tolist()
+        judged = zip(said, targets.tolist(), labelled, strict=True)
+        self._judged += [(p, m > 0.5, problems[i]) for p, m, i in judged if math.isfinite(p)]
         # Sums over counts that are at least 1: a batch without labels gives 0, not NaN.
         total = binary_cross_entropy_with_logits(margin, targets, reduction="sum") / max(1, len(labelled))
         if text is not None:
@@ -145,10 +150,11 @@ class PRMTrainer(Trainer):
         return total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the share of right step decisions since the last log."""
-        if self._correct[1] > 0 and "loss" in logs:
-            logs = {**logs, "step_accuracy": round(float(self._correct[0] / self._correct[1]), 4)}
-            self._correct.zero_()
+        """Add `step_metrics` of this rank's labelled steps since the last log; a soft label above 0.5 is right."""
+        if self._judged and "loss" in logs:
+            found = step_metrics(*zip(*self._judged, strict=True)).to_log()
+            logs = {**logs, **{name: round(value, 4) for name, value in found.items()}}
+            self._judged.clear()
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
