@@ -31,6 +31,7 @@ from recipes.run import open_stage
 from recipes.verify import verdict_of
 from rewards.curves import correctness_of, mean_with_interval, pass_at_k, ranked_at_k, ranking
 from rewards.degeneration import REASONS, degenerate
+from rewards.prm.metrics import auc
 from rewards.types import Rollout, RolloutGroup
 from rewards.verification import canonical_answer
 
@@ -104,11 +105,9 @@ def within_problem_aucs(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     for group in groups:
         correct = correctness_of(group)
         scored = [(r.reward, right) for r, right in zip(group.rollouts, correct, strict=True) if r.reward is not None]
-        right = np.array([reward for reward, is_right in scored if is_right])  # (R,)
-        wrong = np.array([reward for reward, is_right in scored if not is_right])  # (W,)
-        if right.size and wrong.size:
-            difference = right[:, None] - wrong[None, :]  # (R, W)
-            aucs[group.problem.id] = float(((difference > 0) + 0.5 * (difference == 0)).mean())
+        value = auc([reward for reward, _ in scored], [right for _, right in scored])
+        if value is not None:
+            aucs[group.problem.id] = value
     return aucs
 
 

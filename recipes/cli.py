@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "pairs": ("recipes.build_pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
     "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
+    "prm-eval": ("recipes.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
     "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
     "pipeline": ("recipes.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
     "evidence": (

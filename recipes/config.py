@@ -164,6 +164,26 @@ class BestOfNConfig:
 
 
 @dataclass
+class PRMEvalConfig:
+    """`mpo prm-eval`: a PRM against the step labels of VisualProcessBench, ProcessBench or labelled groups."""
+
+    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    benchmark: Path = field(metadata={"help": "file of rows, or folder of labelled groups"})
+    out: Path = field(metadata={"help": "folder for results.json and scores.jsonl"})
+    kind: str = field(default="visualprocessbench", metadata={"help": "visualprocessbench, processbench or groups"})
+    image_root: Path | None = field(default=None, metadata={"help": "folder of the images; default: the file's own"})
+    development: Path | None = field(default=None, metadata={"help": "file or folder for the threshold alone"})
+    development_share: float = field(default=0.2, metadata={"help": "else this share of the problems, by their ids"})
+    seed: int = field(default=0, metadata={"help": "which problems are the development ones"})
+    fixed_threshold: float = field(default=0.5, metadata={"help": "reported beside the chosen one"})
+    until_first_error: bool = field(default=False, metadata={"help": "no labels after a response's first wrong step"})
+    source_key: str = field(default="source", metadata={"help": "groups: entry of a problem's meta with its source"})
+    blank_images: bool = field(default=True, metadata={"help": "score again with blank pictures, report the drop"})
+    swap_images: bool = field(default=True, metadata={"help": "score again with other problems' pictures of one size"})
+    batch_rows: int = field(default=32, metadata={"help": "rows a forward pass"})
+
+
+@dataclass
 class TrainMPOConfig:
     """`mpo train-mpo`: Mixed Preference Optimization; weights (1, 0, 0) are DPO, (0, 0, 1) the LM loss alone."""
 

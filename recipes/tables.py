@@ -145,13 +145,13 @@ def print_summary(summary: Mapping[str, Any], *, console: Console | None = None)
     Names from folders are printed as text, never as markup or control codes.
     """
     console = console or Console()
-    console.print(_rich_table("Accuracy", *_short_arms(summary)))
+    console.print(rich_table("Accuracy", *_short_arms(summary)))
     for label in dict.fromkeys(row["label"] for row in summary["best_of_n"]):
-        console.print(_rich_table(f"Best of k, {label}", *_short_best_of_n(summary, label)))
+        console.print(rich_table(f"Best of k, {label}", *_short_best_of_n(summary, label)))
     header, rows = claims_table(summary)
     if rows:
         console.print(
-            _rich_table("Claims, in percentage points", [*header[:2], header[3]], [[*r[:2], r[3]] for r in rows])
+            rich_table("Claims, in percentage points", [*header[:2], header[3]], [[*r[:2], r[3]] for r in rows])
         )
     console.print(Text(caption(summary), style="dim"))
 
@@ -203,7 +203,8 @@ def _seeds(estimate: Mapping[str, Any]) -> str:
     return ", ".join(points(value) for value in estimate["seeds"])
 
 
-def _rich_table(title: str, header: Sequence[str], rows: Rows) -> Table:
+def rich_table(title: str, header: Sequence[str], rows: Rows) -> Table:
+    """A table for the terminal; every cell is text, never markup or control codes."""
     table = Table(title=Text(_printable(title)), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index and name not in ("selector", "verdict") else "left")

@@ -44,6 +44,14 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "selected_at_k",
     ),
     "rewards.pairs": ("RULES", "PairingReport", "build_pairs", "correctness", "correctness_and_prm"),
+    "rewards.scoring": ("score_groups",),
+    "rewards.prm.benchmark": ("BenchmarkResponse", "ScoredResponse", "choose_threshold", "in_development"),
+    "rewards.prm.benchmark_metrics": ("evaluate", "image_drop"),
+    "rewards.prm.given_steps": ("score_given_steps",),
+    "rewards.prm.metrics": ("StepMetrics", "calibration", "step_metrics"),
+    "rewards.prm.reward_function": ("PRMReward",),
+    "rewards.interchange.processbench": ("read_processbench", "write_processbench"),
+    "rewards.interchange.visualprocessbench": ("read_visualprocessbench", "write_visualprocessbench"),
     "rewards.interchange.trl_rows": ("read_trl_parquet", "to_trl_row", "write_trl_parquet"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

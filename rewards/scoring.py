@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rewards.aggregation import aggregate
-from rewards.types import Problem, RolloutGroup, StepScores
+from rewards.types import Aggregator, Problem, RolloutGroup, StepScores
 
 
 class BatchScorer(Protocol):
@@ -23,14 +23,14 @@ class BatchScorer(Protocol):
 
 
 def score_groups(
-    groups: Sequence[RolloutGroup], prm: BatchScorer, *, how: str = "mean", describe: str = ""
+    groups: Sequence[RolloutGroup], prm: BatchScorer, *, how: str | Aggregator = "mean", describe: str = ""
 ) -> tuple[list[RolloutGroup], Counter[str]]:
     """Step scores and reward for every rollout that the PRM can read.
 
     Args:
         groups: any rollouts.
         prm: scores responses.
-        how: a name of `rewards.aggregation.AGGREGATIONS`.
+        how: a name of `rewards.aggregation.AGGREGATIONS`, or a callable of its shape.
         describe: names a progress bar.
 
     Returns:

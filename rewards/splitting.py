@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.errors import StepAlignmentError
 from rewards.types import Step
 
+BLANK_LINE = "\n\n"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # ends after its last newline: a next line's indent is not eaten
 
 
@@ -90,13 +91,50 @@ def merge_to_at_most(steps: Sequence[Step], *, max_steps: int = 12) -> tuple[Ste
         >>> [step.text.split() for step in merge_to_at_most(steps)]
         [['a', 'b'], ['c', 'd'], ['e', 'f'], ['g', 'h'], ['i', 'j'], ['k', 'l'], ['m']]
     """
-    if max_steps < 1:
-        raise ConfigError(f"max_steps must be at least 1, got {max_steps}")
-    if not steps:
-        raise DataError("cannot merge zero steps: expected the steps of one completion")
-    size = -(-len(steps) // max_steps)
+    size = merged_size(len(steps), max_steps=max_steps)
     groups = [steps[start : start + size] for start in range(0, len(steps), size)]
     return tuple(
-        Step(index, group[0].start, group[-1].end, "\n\n".join(step.text for step in group))
+        Step(index, group[0].start, group[-1].end, BLANK_LINE.join(step.text for step in group))
         for index, group in enumerate(groups)
+    )
+
+
+def merged_size(count: int, *, max_steps: int) -> int:
+    """How many neighbours `merge_to_at_most` joins: ceil(count / max_steps). Step i goes into group i // size.
+
+    Raises:
+        ConfigError: `max_steps` is below 1.
+        DataError: there are no steps.
+
+    Example:
+        >>> merged_size(13, max_steps=12), merged_size(12, max_steps=12)
+        (2, 1)
+    """
+    if max_steps < 1:
+        raise ConfigError(f"max_steps must be at least 1, got {max_steps}")
+    if count < 1:
+        raise DataError("cannot merge zero steps: expected the steps of one completion")
+    return -(-count // max_steps)
+
+
+def steps_of(texts: Sequence[str]) -> tuple[Step, ...]:
+    """Steps whose texts are given; their spans tile the texts joined by blank lines.
+
+    Raises:
+        DataError: there are no texts, or one is empty or only whitespace.
+
+    Example:
+        >>> [(step.start, step.end, step.text) for step in steps_of(["one", " two "])]
+        [(0, 5, 'one'), (5, 10, 'two')]
+    """
+    if not texts or not all(text.strip() for text in texts):
+        raise DataError(
+            f"expected one or more steps that are not empty, got {len(texts)}; drop empty steps before scoring"
+        )
+    ends = list(accumulate(len(text) + len(BLANK_LINE) for text in texts))
+    ends[-1] -= len(BLANK_LINE)
+    bounds = pairwise([0, *ends])
+    return tuple(
+        Step(index, start, end, text.strip())
+        for index, (text, (start, end)) in enumerate(zip(texts, bounds, strict=True))
     )

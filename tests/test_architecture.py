@@ -26,7 +26,15 @@ MODEL_CALL_FILES = {"mpo/multimodal/scoring.py", GENERATION_FILE}
 LOADING_FILE = "mpo/multimodal/loading.py"
 IMAGE_FILE = "mpo/multimodal/images.py"
 TORCH_ONLY = ["mpo/losses.py", "mpo/metrics.py", "mpo/types.py"]
-TORCH_FREE_NAMED = ["mpo/multimodal/errors.py", "mpo/multimodal/images.py", "mpo/multimodal/messages.py"]
+TORCH_FREE_NAMED = [
+    "mpo/multimodal/errors.py",
+    "mpo/multimodal/images.py",
+    "mpo/multimodal/messages.py",
+    "rewards/prm/benchmark.py",
+    "rewards/prm/benchmark_metrics.py",
+    "rewards/prm/given_steps.py",
+    "rewards/prm/metrics.py",
+]
 
 MODEL_NAMES = {"model", "policy_model", "reference_model", "ref_model", "base_model", "prm_model", "language_model"}
 UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -47,7 +55,7 @@ def files(*folders: str) -> list[str]:
 
 
 def torch_free_files() -> list[str]:
-    """`rewards` outside `prm/` and `generators/`, and the named files of `mpo/multimodal`."""
+    """`rewards` outside `prm/` and `generators/`, and the named files."""
     rewards = [p for p in files("rewards") if not p.startswith(("rewards/prm/", "rewards/generators/"))]
     return rewards + [p for p in TORCH_FREE_NAMED if (ROOT / p).exists()]
 

@@ -28,7 +28,7 @@ from rewards.prm.formats import PRMFormat
 from rewards.prm.readout import pair_softmax
 from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.sharing import rows_of
-from rewards.splitting import merge_to_at_most, split_on_blank_lines
+from rewards.splitting import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
 from rewards.types import Problem, Step, StepScores
 
 CONTRACT = "prm.json"
@@ -86,13 +86,26 @@ class ModelPRM:
 
     def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
         """Step scores of many solutions of many problems, in order; `describe` names a progress bar."""
-        scores: list[StepScores] = []
-        with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
-            for start in range(0, len(items), self.batch_rows):
-                batch = items[start : start + self.batch_rows]
-                scores.extend(self._score_batch(batch))
-                bar.update(len(batch))
-        return scores
+        return self._score_all([(problem, self.steps(text)) for problem, text in items], describe)
+
+    def score_steps(self, items: Sequence[tuple[Problem, Sequence[str]]], *, describe: str = "") -> list[StepScores]:
+        """One score for each given step, where a text need not be split: the steps of a benchmark or of a person.
+
+        More steps than `max_steps` are merged, and each member of a merged step gets its score: P(correct up to the
+        merged step's end). An error then lowers every member of its group, those before it included.
+
+        Args:
+            items: problems with the texts of a solution's steps, in order.
+            describe: names a progress bar.
+        """
+        limit = self.format.max_steps
+        merged = [(problem, merge_to_at_most(steps_of(texts), max_steps=limit)) for problem, texts in items]
+        scores = self._score_all(merged, describe)
+        sizes = [merged_size(len(texts), max_steps=limit) for _, texts in items]
+        return [
+            StepScores(tuple(found.values[i // size] for i in range(len(texts))))
+            for (_, texts), found, size in zip(items, scores, sizes, strict=True)
+        ]
 
     def select_best_response(
         self, problem: Problem, responses: Sequence[str], *, how: str = "mean", return_scores: bool = False
@@ -109,13 +122,22 @@ class ModelPRM:
         ranked = sorted(zip(responses, rewards, strict=True), key=lambda pair: -pair[1])
         return ranked if return_scores else [response for response, _ in ranked]
 
-    def _score_batch(self, items: Sequence[tuple[Problem, str]]) -> list[StepScores]:
+    def _score_all(self, items: Sequence[tuple[Problem, tuple[Step, ...]]], describe: str) -> list[StepScores]:
+        scores: list[StepScores] = []
+        with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
+            for start in range(0, len(items), self.batch_rows):
+                batch = items[start : start + self.batch_rows]
+                scores.extend(self._score_batch(batch))
+                bar.update(len(batch))
+        return scores
+
+    def _score_batch(self, items: Sequence[tuple[Problem, tuple[Step, ...]]]) -> list[StepScores]:
         rendered: list[list[RenderedSolution]] = []
         for _, group in groupby(items, key=lambda item: (item[0].id, item[0].question, item[0].images)):
             solutions = list(group)
             problem = solutions[0][0]
             images = [load_image(image) for image in problem.images]
-            steps = [self.steps(text) for _, text in solutions]
+            steps = [own for _, own in solutions]
             rendered.append(render(self.processor, self.format, problem, steps, images))
         inputs, positions = rows_of(rendered, self.processor, shared=self.shares, max_row_tokens=self.max_row_tokens)
         inputs = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}

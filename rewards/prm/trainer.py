@@ -10,6 +10,7 @@ to judge, which keeps a reward model's hidden states general (GRM, arXiv 2406.10
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat
+from rewards.prm.metrics import step_metrics
 from rewards.prm.model_prm import save_format
 from rewards.prm.rendering import render
 from rewards.prm.sharing import rows_of, spans_of
@@ -74,7 +76,8 @@ class PRMCollator:
         self.processor, self.format, self.shared = processor, prm_format, shared
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
-        """Returns `inputs` (model inputs), `positions` (a list for each row) and `step_labels` (one for each position).
+        """Returns `inputs` (model inputs), `positions` (a list for each row), and for each position `step_labels` and
+        `problems`.
 
         The inputs' `labels` mark the text of the responses that end right.
         """
@@ -89,7 +92,8 @@ class PRMCollator:
             if not solution.ends_right:
                 inputs["labels"][row, start:end] = IGNORED
         labels = [label for solution in solutions for label in solution.labels]
-        return {"inputs": inputs, "positions": positions, "step_labels": labels}
+        problems = [group.problem.id for group in groups for solution in group.solutions for _ in solution.labels]
+        return {"inputs": inputs, "positions": positions, "step_labels": labels, "problems": problems}
 
 
 class PRMTrainer(Trainer):
@@ -122,7 +126,7 @@ class PRMTrainer(Trainer):
             raise ConfigError(f"text_weight must be at least 0, got {text_weight}")
         self.prm_format, self.text_weight = prm_format, text_weight
         self._label_ids = prm_format.label_ids(processor.tokenizer)
-        self._correct = torch.zeros(2)  # right step decisions and steps since the last log
+        self._judged: list[tuple[float, bool, str]] = []  # P(+), label and problem of each step since the last log
         shared = why_not_shared(model) is None
         if shared:
             enable_shared_prefix(model)
@@ -144,12 +148,13 @@ class PRMTrainer(Trainer):
         else:
             rows = logits_at(*asked)
         logits = torch.cat(rows)  # (steps, 2)
-        labels = inputs["step_labels"]
+        labels, problems = inputs["step_labels"], inputs["problems"]
         labelled = [i for i, m in enumerate(labels) if m is not None]
         targets = torch.tensor([labels[i] for i in labelled], device=logits.device)
         margin = (logits[:, 0] - logits[:, 1])[labelled]  # log P(+) − log P(−) over the two labels
-        right = ((margin > 0) == (targets > 0.5)).sum().item()
-        self._correct += torch.tensor([float(right), float(len(labelled))])
+        said = margin.detach().float().sigmoid().tolist()
+        judged = zip(said, targets.tolist(), labelled, strict=True)
+        self._judged += [(p, m > 0.5, problems[i]) for p, m, i in judged if math.isfinite(p)]
         # Sums over counts that are at least 1: a batch without labels gives 0, not NaN.
         total = binary_cross_entropy_with_logits(margin, targets, reduction="sum") / max(1, len(labelled))
         if text is not None:
@@ -157,10 +162,11 @@ class PRMTrainer(Trainer):
         return total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the share of right step decisions since the last log."""
-        if self._correct[1] > 0 and "loss" in logs:
-            logs = {**logs, "step_accuracy": round(float(self._correct[0] / self._correct[1]), 4)}
-            self._correct.zero_()
+        """Add `step_metrics` of this rank's labelled steps since the last log; a soft label above 0.5 is right."""
+        if self._judged and "loss" in logs:
+            found = step_metrics(*zip(*self._judged, strict=True)).to_log()
+            logs = {**logs, **{name: round(value, 4) for name, value in found.items()}}
+            self._judged.clear()
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -238,6 +238,9 @@ def test_training_learns_saves_and_loads(tmp_path: Path, policy_folder: Path, pr
     logs = [row for row in trainer.state.log_history if "loss" in row]
     assert logs[-1]["loss"] < 0.35 < math.log(2) < logs[0]["loss"] + 0.3
     assert logs[-1]["step_accuracy"] > 0.9
+    assert logs[-1]["macro_f1"] > 0.9 < logs[-1]["auc"]
+    assert logs[-1]["within_problem_auc"] > 0.9
+    assert logs[-1]["ece"] < 0.4
 
     trainer.save_model(str(tmp_path / "prm"))
     saved = ModelPRM.load(tmp_path / "prm")

@@ -1,0 +1,160 @@
+"""VisualProcessBench's rows: read, write, validate (arXiv 2503.10291 §3.3).
+
+A row of its `test.jsonl` is `{"image": [paths], "question", "answer", "response": {"steps": [texts],
+"process_correctness": [1 | 0 | -1]}, "policy_model", "data_source"}`; 1 is right, −1 wrong, 0 neutral. Neutral steps
+get no label here: the benchmark's macro-F1 leaves them out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mpo.multimodal.errors import DataError, ImageError
+from mpo.multimodal.images import load_image, resolve_inside
+from rewards.interchange.json_rows import problem_id, read_rows, usable_text, validated, write_rows
+from rewards.prm.benchmark import BenchmarkResponse
+from rewards.types import Problem
+
+PLACEHOLDER = "<image>"
+LABELS = {1: True, -1: False, 0: None}
+SIGNS = {label: sign for sign, label in LABELS.items()}
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    steps: list[str] = Field(min_length=1)
+    process_correctness: list[Literal[1, 0, -1]]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    image: list[str] = []
+    question: str
+    answer: str | None = None
+    response: _Response
+    policy_model: str = ""
+    data_source: str = Field(min_length=1)
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [] if value is None else [value] if isinstance(value, str) else value
+
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) else value
+
+    @field_validator("response", mode="before")
+    @classmethod
+    def _decoded(cls, value: Any) -> Any:
+        if not isinstance(value, str):  # the dataset card calls it a string
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("a string that is not JSON") from error
+
+
+def read_visualprocessbench(
+    path: str | Path, *, image_root: str | Path | None = None
+) -> tuple[list[BenchmarkResponse], Counter[str]]:
+    """The rows of a file, their images decoded once to see that they can be.
+
+    Args:
+        path: JSON lines, as published.
+        image_root: folder that holds the images; the file's own folder if not given. No image outside it is opened.
+
+    Returns:
+        Responses, and reason → number of rows that are none.
+
+    Raises:
+        StageError: no such file.
+        DataError: no row can be used.
+    """
+    root = Path(path).parent if image_root is None else Path(image_root)
+    return read_rows(path, lambda number, row: parse_visualprocessbench(row, id=f"row {number}", image_root=root))
+
+
+def parse_visualprocessbench(row: Any, *, id: str, image_root: str | Path) -> BenchmarkResponse:
+    """One row; `<image>` placeholders leave the question, since a problem's images stand before it.
+
+    Raises:
+        DataError: a field is missing or of the wrong kind, steps and labels differ in number, no step is labelled, a
+            text is empty or no valid Unicode, or an image is missing, damaged, not local or outside the folder.
+
+    Example:
+        >>> row = {"question": "2 + 2?", "response": {"steps": ["4"], "process_correctness": [1]}, "data_source": "toy"}
+        >>> parse_visualprocessbench(row, id="row 1", image_root=".").labels
+        (True,)
+        >>> row["response"]["process_correctness"] = [1, -1]
+        >>> parse_visualprocessbench(row, id="row 1", image_root=".")
+        Traceback (most recent call last):
+        ...
+        mpo.multimodal.errors.DataError: steps and process_correctness differ in number
+    """
+    given = validated(_Row, row)
+    steps, signs = given.response.steps, given.response.process_correctness
+    if len(steps) != len(signs):
+        raise DataError("steps and process_correctness differ in number")
+    if not any(signs):
+        raise DataError("no step has a label")
+    question = usable_text(given.question.replace(PLACEHOLDER, "").strip(), "question")
+    texts = tuple(usable_text(step, "a step") for step in steps)
+    images = tuple(_checked(image, Path(image_root)) for image in given.image)
+    problem = Problem(problem_id(given.data_source, question, given.image), question, images, given.answer)
+    labels = tuple(LABELS[sign] for sign in signs)
+    return BenchmarkResponse(id, problem, texts, labels, given.data_source, given.policy_model)
+
+
+def write_visualprocessbench(
+    path: str | Path, responses: Sequence[BenchmarkResponse], *, image_root: str | Path | None = None
+) -> int:
+    """Write rows that `read_visualprocessbench` gives back; images are named relative to `image_root`.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: an image is no path, or lies outside the folder; nothing is written.
+    """
+    root = (Path(path).parent if image_root is None else Path(image_root)).resolve()
+    return write_rows(path, [_row(response, root) for response in responses])
+
+
+def _checked(image: str, root: Path) -> Path:
+    try:
+        path = resolve_inside(image, root)
+    except ImageError as error:
+        raise DataError("an image is not a local path inside the folder") from error
+    try:
+        load_image(path)
+    except ImageError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        raise DataError("an image is missing" if missing else "an image cannot be decoded") from error
+    return path
+
+
+def _row(response: BenchmarkResponse, root: Path) -> dict[str, Any]:
+    images = []
+    for image in response.problem.images:
+        if not isinstance(image, str | Path) or not Path(image).resolve().is_relative_to(root):
+            raise DataError(f"{response.id}: image {image!r} is not a file inside {root}; save it there")
+        images.append(str(Path(image).resolve().relative_to(root)))
+    return {
+        "image": images,
+        "question": response.problem.question,
+        "answer": response.problem.answer,
+        "response": {
+            "steps": list(response.steps),
+            "process_correctness": [SIGNS[label] for label in response.labels],
+        },
+        "policy_model": response.generator,
+        "data_source": response.source,
+    }

@@ -1,0 +1,124 @@
+"""A PRM as a reward for reinforcement learning: a callable with the signature of TRL's GRPO `reward_funcs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpo.multimodal.errors import ConfigError, DataError
+from rewards.aggregation import AGGREGATIONS
+from rewards.scoring import BatchScorer, score_groups
+from rewards.types import Aggregator, Completion, Problem, Rollout, RolloutGroup
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+class PRMReward:
+    """`GRPOTrainer(reward_funcs=PRMReward(prm))`: the aggregated step scores of every completion.
+
+    The value equals `ModelPRM.score` and `aggregate` on the same question, pictures and text. A completion that the PRM
+    cannot read (empty, or with a control token) gets `None`: TRL then counts its other rewards alone, and without any
+    its advantage is 0 (TRL 1.16).
+
+    Args:
+        prm: scores responses, e.g. `ModelPRM.load(path)`.
+        how: aggregation of step scores, a name of `rewards.aggregation.AGGREGATIONS` or a callable.
+
+    Raises:
+        ConfigError: `how` names no aggregation.
+    """
+
+    def __init__(self, prm: BatchScorer, *, how: str | Aggregator = "mean") -> None:
+        if isinstance(how, str) and how not in AGGREGATIONS:
+            raise ConfigError(f"unknown aggregation {how!r}: expected one of {', '.join(AGGREGATIONS)}, or a callable")
+        self.prm, self.how = prm, how
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Prompt],
+        *,
+        images: Sequence[Any] | None = None,
+        image: Sequence[Any] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """One reward a completion, in order.
+
+        Args:
+            prompts: plain texts, or conversations with one user turn. TRL puts each picture into its image block; a
+                block without one takes the next picture of the row's `images`.
+            completions: plain texts, or conversations of one assistant turn.
+            images: the data set's column, a list of decoded pictures a row.
+            image: the same for data sets with one picture a row.
+            **columns: TRL's other keywords; not read.
+
+        Raises:
+            DataError: a conversation of another shape, or pictures that do not match the image blocks.
+        """
+        if images is None:
+            images = [None if one is None else [one] for one in image] if image is not None else [None] * len(prompts)
+        groups = [
+            RolloutGroup(problem_of(prompt, own), (Rollout(Completion(text_of(completion))),))
+            for prompt, completion, own in zip(prompts, completions, images, strict=True)
+        ]
+        scored, _ = score_groups(groups, self.prm, how=self.how)
+        return [group.rollouts[0].reward for group in scored]
+
+
+def problem_of(prompt: Prompt, images: Sequence[Any] | None = None) -> Problem:
+    """The question and the pictures of a prompt in one of TRL's formats.
+
+    System turns are left out: a PRM brings its own. Pictures stand before the question, in their order.
+
+    Raises:
+        DataError: not exactly one user turn, an assistant turn, or pictures that do not match the image blocks.
+
+    Example:
+        >>> problem_of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]).question
+        '2 + 2?'
+    """
+    rest = list(images or ())
+    if isinstance(prompt, str):
+        return Problem("", prompt, tuple(_picture(one) for one in rest))
+    turns = [message for message in prompt if message["role"] != "system"]
+    if [message["role"] for message in turns] != ["user"]:
+        roles = [message["role"] for message in prompt]
+        raise DataError(
+            f"expected a prompt of one user turn (and a system turn), got {roles}; a PRM reads one question"
+        )
+    content = turns[0]["content"]
+    if isinstance(content, str):  # TRL puts all pictures before it
+        return Problem("", content, tuple(_picture(one) for one in rest))
+    blocks = [block for block in content if block["type"] == "image"]
+    filled = [block["image"] for block in blocks if block.get("image") is not None]
+    if filled:  # TRL has filled them from the row
+        rest = []
+    if len(filled) + len(rest) != len(blocks):
+        raise DataError(f"a prompt has {len(blocks)} image blocks but {len(filled) + len(rest)} pictures")
+    return Problem("", text_of(turns), tuple(_picture(one) for one in filled or rest))
+
+
+def text_of(completion: Prompt) -> str:
+    """The text of a completion, or of one turn, in one of TRL's formats.
+
+    Raises:
+        DataError: a conversation that is not one turn.
+
+    Example:
+        >>> text_of([{"role": "assistant", "content": [{"type": "text", "text": "4"}]}])
+        '4'
+    """
+    if isinstance(completion, str):
+        return completion
+    if len(completion) != 1:
+        raise DataError(f"expected one turn, got {len(completion)}; tool calls and multi-turn rollouts are not scored")
+    content = completion[0].get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(block["text"] for block in content if block["type"] == "text")
+
+
+def _picture(image: Any) -> Any:
+    if isinstance(image, str):
+        raise DataError(f"a picture of a prompt is the path {image!r}; expected a decoded picture: nothing is opened")
+    return image
