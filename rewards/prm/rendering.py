@@ -129,8 +129,7 @@ def _turns(
     sign = single_token_id(processor.tokenizer, prm_format.positive)
     rendered = []
     for steps in solutions:
-        first = prm_format.first_turn.format(question=problem.question, step=steps[0].text)
-        messages: list[Message] = [*_system(prm_format), user_message(first, len(images))]
+        messages: list[Message] = [*_system(prm_format), _first_turn(prm_format, problem, steps[0], len(images))]
         text = prompt_text(processor, messages)
         prompt = encode_prompt(processor, text, images)
         ids: list[int] = []
@@ -151,6 +150,12 @@ def _turns(
             text = longer
         rendered.append(RenderedSolution(prompt, tuple(ids), tuple(positions)))
     return rendered
+
+
+def _first_turn(prm_format: PRMFormat, problem: Problem, step: Step, num_images: int) -> Message:
+    before, mark, after = prm_format.first_turn.partition("{images}")
+    parts = [part.format(question=problem.question, step=step.text) for part in (before, after)]
+    return user_message(parts[1], num_images, before=parts[0]) if mark else user_message(parts[0], num_images)
 
 
 def _system(prm_format: PRMFormat) -> list[Message]:
