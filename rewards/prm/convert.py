@@ -103,7 +103,7 @@ def convert_checkpoint(
         out: folder to write; made if missing.
         prm: the checkpoint is a VisualPRM. Its own architecture name says so too, but not in every release.
         system: system message of the contract; default is the one that the checkpoint's code uses.
-        shard_bytes: largest file of weights, and about half of the memory that is needed.
+        shard_bytes: largest file of weights; at most one is held in memory.
     """
     layout, processor, out = checkpoint.layout, checkpoint.processor, Path(out)
     tokenizer = processor.tokenizer
