@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "a deeper model for the digits' PRM to start from",
     ),
     "train-prm": ("recipes.train_prm", "train_prm", "TrainPRMConfig", "train a process reward model"),
+    "convert": ("recipes.convert", "convert", "ConvertConfig", "a checkpoint of the hub into native classes"),
     "score": ("recipes.score", "score", "ScoreConfig", "step scores and rewards"),
     "pairs": ("recipes.build_pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),

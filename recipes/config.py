@@ -133,6 +133,17 @@ class TrainPRMConfig:
 
 
 @dataclass
+class ConvertConfig:
+    """`mpo convert`: an InternVL chat or VisualPRM checkpoint of the hub into transformers' own classes."""
+
+    checkpoint: Path = field(metadata={"help": "folder as the hub has it: config.json, safetensors, tokenizer files"})
+    out: Path = field(metadata={"help": "folder for the native model; with prm.json if it is a PRM"})
+    prm: bool = field(default=False, metadata={"help": "it is a VisualPRM, though its architecture may not say so"})
+    system: str | None = field(default=None, metadata={"help": "the PRM's system message; default: the checkpoint's"})
+    shard_gb: float = field(default=2.0, metadata={"help": "largest file of weights, in GiB; bounds the memory"})
+
+
+@dataclass
 class ScoreConfig:
     """`mpo score`: step scores and rewards from a PRM."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from mpo.multimodal.errors import StageError
+from mpo.multimodal.errors import ConfigError, StageError
 
 
 def load_processor(path: str | Path) -> Any:
@@ -31,6 +31,29 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTr
     """
     _check(path)
     return AutoModelForImageTextToText.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
+
+
+def load_exactly(
+    path: str | Path, model_class: type[PreTrainedModel], *, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A model of a class that no Auto class knows, on the CPU; its parameters and the checkpoint's are the same.
+
+    Raises:
+        ConfigError: parameters are missing, left over, or of another shape.
+    """
+    _check(path)
+    loads: Any = model_class
+    try:
+        model, report = loads.from_pretrained(str(path), dtype=dtype, output_loading_info=True)
+    except RuntimeError as error:  # shapes differ
+        raise ConfigError(f"{path} does not hold a {model_class.__name__}: {error}") from error
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise ConfigError(
+            f"{path} does not hold a {model_class.__name__}: {len(wrong)} parameters are missing or left over, "
+            f"e.g. {min(map(str, wrong))}"
+        )
+    return model
 
 
 def best_device() -> torch.device:

@@ -15,14 +15,15 @@ from mpo.multimodal.errors import DataError
 Message = dict[str, Any]
 
 
-def user_message(text: str, num_images: int = 0) -> Message:
-    """One user turn: `num_images` placeholders, then the text.
+def user_message(text: str, num_images: int = 0, *, before: str = "") -> Message:
+    """One user turn: `num_images` placeholders, then the text; `before` stands in front of both.
 
     Example:
         >>> user_message("How many?", 1)["content"]
         [{'type': 'image'}, {'type': 'text', 'text': 'How many?'}]
     """
-    return {"role": "user", "content": [{"type": "image"}] * num_images + [{"type": "text", "text": text}]}
+    opening = [{"type": "text", "text": before}] if before else []
+    return {"role": "user", "content": [*opening, *[{"type": "image"}] * num_images, {"type": "text", "text": text}]}
 
 
 def assistant_message(text: str) -> Message:

@@ -25,7 +25,8 @@ class PRMFormat:
         positive, negative: the two label tokens, single tokens of the PRM's vocabulary.
         tag: text of the tag token (`tag` layout), one token.
         system: system prompt, or empty.
-        first_turn: template of the first user turn (`turns` layout).
+        first_turn: template of the first user turn (`turns` layout); images stand in front of it, or where it says
+            `{images}`.
         max_steps: steps beyond this many are merged, ceil(n / max_steps) neighbours at a time.
     """
 

@@ -120,15 +120,11 @@ def _turns(
     """A user turn a step, a placeholder sign as each assistant turn; read at the token before the sign."""
     sign = single_token_id(processor.tokenizer, prm_format.positive)
     openings: list[list[Message]] = [
-        [
-            *_system(prm_format),
-            user_message(prm_format.first_turn.format(question=problem.question, step=steps[0].text), len(images)),
-        ]
-        for steps in solutions
+        [*_system(prm_format), _first_turn(prm_format, problem, steps[0], len(images))] for steps in solutions
     ]
     texts = [prompt_text(processor, messages) for messages in openings]
-    rendered = []
     prompts = encode_prompts(processor, texts, images) if texts else []
+    rendered = []
     for steps, messages, text, prompt in zip(solutions, openings, texts, prompts, strict=True):
         ids: list[int] = []
         positions = [len(prompt.input_ids) - 1]
@@ -148,6 +144,12 @@ def _turns(
             text = longer
         rendered.append(RenderedSolution(prompt, tuple(ids), tuple(positions)))
     return rendered
+
+
+def _first_turn(prm_format: PRMFormat, problem: Problem, step: Step, num_images: int) -> Message:
+    before, mark, after = prm_format.first_turn.partition("{images}")
+    parts = [part.format(question=problem.question, step=step.text) for part in (before, after)]
+    return user_message(parts[1], num_images, before=parts[0]) if mark else user_message(parts[0], num_images)
 
 
 def _system(prm_format: PRMFormat) -> list[Message]:

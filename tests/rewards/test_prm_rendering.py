@@ -55,6 +55,17 @@ def test_visualprm_golden(processor: Any) -> None:
     assert plus not in [ids[position] for position in row.read_positions]
 
 
+@pytest.mark.parametrize("images", [0, 2])
+def test_images_stand_where_the_first_turn_says(processor: Any, images: int) -> None:
+    """VisualPRM's released code writes the image inside the question."""
+    inside = replace(VISUALPRM, first_turn="### Question:\n{images}{question}\n\n### Solution Process:\n{step}")
+    row = rendered(processor, inside, SUM, Problem("p7", "Is {images} {step} text?"), images)
+    picture = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>\n"
+    assert pieces(processor, row)[0].startswith(
+        f"<|im_start|>user\n### Question:\n{picture * images}Is {{images}} {{step}} text?\n\n### Solution Process:\nRed"
+    )
+
+
 def test_step_tag_golden(processor: Any) -> None:
     """Each read position is the tag itself; the tag stands right behind the step, before the separator."""
     row = rendered(processor, STEP_TAG, SUM)

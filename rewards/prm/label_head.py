@@ -1,0 +1,59 @@
+"""PRMs that score with a head of their own instead of with label tokens: Qwen2.5-Math-PRM, without its remote code.
+
+Its checkpoint (`Qwen2ForProcessRewardModel`, [arXiv 2501.07301](https://arxiv.org/abs/2501.07301)) is a Qwen2 decoder
+and a head `score`, Linear → ReLU → Linear, that gives two logits at every position: wrong, right. A step's score is
+their softmax at the tag token `<extra_0>` that follows the step.
+
+The head stands where a language model has its LM head, so the readout is the usual one with other ids:
+
+    logits_at(model, inputs, positions, LABEL_COLUMNS)  # mpo.multimodal.scoring, then pair_softmax
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForTokenClassification
+from transformers.modeling_outputs import TokenClassifierOutput
+
+from mpo.multimodal.loading import load_exactly
+
+LABEL_COLUMNS = (1, 0)  # the head's columns in the order positive, negative
+STEP_TAG_TOKEN = "<extra_0>"
+
+
+class Qwen2ProcessRewardModel(Qwen2ForTokenClassification):
+    """A Qwen2 decoder with a two-layer label head; parameters are named as in the released checkpoints."""
+
+    _keys_to_ignore_on_load_unexpected = {r"lm_head\."}  # noqa: RUF012  left over from the language model
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.score: Any = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(LABEL_COLUMNS)))
+        self.post_init()
+
+    def forward(self, *arguments: Any, logits_to_keep: int | Tensor = 0, **inputs: Any) -> TokenClassifierOutput:
+        """Logits (B, T, 2), or (B, K, 2) of the K positions to keep.
+
+        Args:
+            arguments, inputs: of a Qwen2 model.
+            logits_to_keep: as in transformers' language models: a number of last positions (0: all), or positions.
+        """
+        output = super().forward(*arguments, **inputs)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        output.logits = output.logits[:, kept]
+        return output
+
+
+def load_label_head(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A Qwen2.5-Math-PRM checkpoint on the CPU, in eval mode; no code of its folder is run.
+
+    Raises:
+        ConfigError: parameters are missing, left over, or of another shape, e.g. since it has another head.
+    """
+    model: Any = load_exactly(path, Qwen2ProcessRewardModel, dtype=dtype)
+    return model.eval()
