@@ -61,6 +61,10 @@ class VerifyConfig:
 
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})
     out: Path = field(metadata={"help": "folder for the verified groups"})
+    verifier: str = field(
+        default="math",
+        metadata={"help": "exact, math, choice, number, relaxed, anls, or your own package.module:function"},
+    )
     workers: int = field(default=1, metadata={"help": "worker processes"})
     timeout_s: float = field(default=5.0, metadata={"help": "a check that takes longer is killed"})
 

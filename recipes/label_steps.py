@@ -13,10 +13,10 @@ from recipes.config import ExactLabelConfig, LabelConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
+from rewards.math_verifier import MathVerifier
 from rewards.prm.monte_carlo import label_steps
 from rewards.splitting import split_on_blank_lines
 from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
-from rewards.verification import MathVerifier
 
 
 def label(config: LabelConfig) -> Path:
