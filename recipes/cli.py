@@ -37,6 +37,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "train-prm": ("recipes.train_prm", "train_prm", "TrainPRMConfig", "train a process reward model"),
     "score": ("recipes.score", "score", "ScoreConfig", "step scores and rewards"),
     "pairs": ("recipes.build_pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
+    "convert-data": (
+        "recipes.convert_data",
+        "convert_data",
+        "ConvertDataConfig",
+        "preference pairs from TRL's format to MMPR, or back",
+    ),
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
     "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
     "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),

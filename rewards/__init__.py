@@ -55,8 +55,19 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "ranking",
         "selected_at_k",
     ),
-    "rewards.pairs": ("RULES", "PairingReport", "build_pairs", "correctness", "correctness_and_prm"),
-    "rewards.interchange.trl_rows": ("read_trl_parquet", "to_trl_row", "write_trl_parquet"),
+    "rewards.pairs": (
+        "RULES",
+        "build_pairs",
+        "correctness",
+        "correctness_and_prm",
+        "prm_margin",
+        "step_prefix",
+        "yields",
+    ),
+    "rewards.pairing_report": ("PairingReport",),
+    "rewards.dropout_ntp": ("dropout_ntp", "half_prefix"),
+    "rewards.interchange.mmpr": ("read_mmpr", "write_mmpr"),
+    "rewards.interchange.trl_rows": ("from_trl_row", "read_trl_parquet", "to_trl_row", "write_trl_parquet"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -88,7 +88,9 @@ def first_halves(
     return halves, rejects
 
 
-def dropout_pair(half: Half, continuation: Completion) -> PreferencePair | str:
+def dropout_pair(
+    half: Half, continuation: Completion, *, max_length_ratio: float | None = None
+) -> PreferencePair | str:
     """The pair of a response and its blind continuation, or why there is none."""
     rollout = half.group.rollouts[half.index]
     if not continuation.text.strip():
@@ -96,13 +98,23 @@ def dropout_pair(half: Half, continuation: Completion) -> PreferencePair | str:
     text = half.prefix + continuation.text
     if text.strip() == rollout.completion.text.strip():
         return "continued_as_it_was"
+    lengths = sorted(len(side.strip()) for side in (text, rollout.completion.text))
+    if max_length_ratio is not None and lengths[1] > max_length_ratio * lengths[0]:
+        return "not_of_its_length"
     rejected = Completion(text, continuation.finish_reason, continuation.num_tokens)
     meta = {"chosen_index": half.index, "chosen_reward": rollout.reward, "shared_characters": len(half.prefix)}
     return PreferencePair(half.group.problem, rollout.completion, rejected, "dropout_ntp", meta)
 
 
 def dropout_ntp(
-    groups: Sequence[RolloutGroup], *, generator: Generator, encode: Encode, decode: Decode, max_pairs: int, seed: int
+    groups: Sequence[RolloutGroup],
+    *,
+    generator: Generator,
+    encode: Encode,
+    decode: Decode,
+    max_pairs: int,
+    seed: int,
+    max_length_ratio: float | None = None,
 ) -> tuple[list[PreferencePair], PairingReport]:
     """Continue the halves of every problem without its images, all in one call of the generator.
 
@@ -113,6 +125,7 @@ def dropout_ntp(
         decode: the inverse, special tokens kept.
         max_pairs: pairs a problem at most.
         seed: changes the draw.
+        max_length_ratio: as for the rules of `rewards.pairs`.
 
     Returns:
         Pairs in the order of the problems, and the report; a ruler that asks for the first sample does not apply.
@@ -129,7 +142,7 @@ def dropout_ntp(
         raise DataError(f"expected {len(halves)} continuations, got {len(drawn)}; pairs would mix problems")
     pairs: list[PreferencePair] = []
     for half, (continuation,) in zip(halves, drawn, strict=True):
-        made = dropout_pair(half, continuation)
+        made = dropout_pair(half, continuation, max_length_ratio=max_length_ratio)
         if isinstance(made, str):
             reasons[half.group.problem.id][made] += 1
         else:
