@@ -29,11 +29,11 @@ from recipes.config import BestOfNConfig
 from recipes.groups import problems_of, read_groups
 from recipes.run import open_stage
 from recipes.verify import verdict_of
+from rewards.answers import canonical_answer
 from rewards.curves import correctness_of, mean_with_interval, pass_at_k, ranked_at_k, ranking
 from rewards.degeneration import REASONS, degenerate
 from rewards.prm.metrics import auc
 from rewards.types import Rollout, RolloutGroup
-from rewards.verification import canonical_answer
 
 RESULTS = "results.json"
 SELECTORS = ("prm", "weighted_vote", "majority", "orm", "first", "longest", "shortest", "random", "oracle")

@@ -3,31 +3,123 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
 from recipes.config import PairsConfig
+from recipes.dataset_card import write_card
 from recipes.groups import problems_of, read_groups
-from recipes.run import open_stage
+from recipes.run import Stage, open_stage
+from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
-from rewards.pairs import build_pairs
+from rewards.pairing_report import PairingReport
+from rewards.pairs import RULES, build_pairs, prm_margin, yields
+from rewards.types import PreferencePair, RolloutGroup
 
 PAIRS = "pairs.parquet"
 REPORT = "report.json"
+DROPOUT = "dropout_ntp"
+
+_log = logging.getLogger(__name__)
 
 
 def pairs(config: PairsConfig) -> Path:
-    """Write `pairs.parquet`, which `MPOTrainer` and TRL's `DPOTrainer` both read, and `report.json`."""
-    stage = open_stage("pairs", config, inputs=[config.groups])
+    """Write `pairs.parquet`, which `MPOTrainer` and TRL's `DPOTrainer` both read, `report.json` and a data set card.
+
+    With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give.
+    """
+    _check(config)
+    stage = open_stage("pairs", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
     groups = read_groups(config.groups)
-    found, report = build_pairs(groups, rule=config.rule, max_pairs=config.max_pairs)
+    found, report = _dropout(groups, config) if config.rule == DROPOUT else _ruled(groups, config)
     if not found:
         raise DataError(f"no pair could be made from {len(groups)} problems; dropped: {report.dropped}")
-    write_trl_parquet(found, stage.out / PAIRS)
-    write_atomic(stage.out / REPORT, json.dumps(asdict(report), indent=2) + "\n")
+    for warning in report.warnings:
+        _log.warning("%s", warning)
+    _export(stage, found, report, groups, config)
     counts = {"in": report.problems_in, "out": report.problems_with_pairs, "rejected": dict(report.dropped)}
     return stage.finish({**counts, "pairs": report.pairs, "problems": str(problems_of(config.groups))})
+
+
+def _check(config: PairsConfig) -> None:
+    if config.rule not in (*RULES, DROPOUT):
+        raise ConfigError(f"unknown pairing rule {config.rule!r}: expected one of {', '.join([*RULES, DROPOUT])}")
+    if (config.rule == DROPOUT) != (config.policy is not None):
+        raise ConfigError(
+            f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
+            "the other rules take none"
+        )
+
+
+def _ruled(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
+    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
+    return build_pairs(
+        groups,
+        rule=rule,
+        max_pairs=config.max_pairs,
+        format_negatives=config.format_negatives,
+        max_length_ratio=config.max_length_ratio,
+    )
+
+
+def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
+    """Continue half responses without their images; the policy loads only here."""
+    from mpo.multimodal.loading import load_for_inference, load_processor
+    from rewards.dropout_ntp import dropout_ntp
+    from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
+
+    assert config.policy is not None  # checked before the stage opened
+    processor = load_processor(config.policy)
+    tokenizer = processor.tokenizer
+    generator = TransformersGenerator(
+        load_for_inference(config.policy),
+        processor,
+        SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
+        batch_rows=config.batch_rows,
+        describe="continue without images",
+    )
+    return dropout_ntp(
+        groups,
+        generator=generator,
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        max_pairs=config.max_pairs,
+        max_length_ratio=config.max_length_ratio,
+        seed=config.seed,
+    )
+
+
+def _export(
+    stage: Stage,
+    found: list[PreferencePair],
+    report: PairingReport,
+    groups: list[RolloutGroup],
+    config: PairsConfig,
+) -> None:
+    write_trl_parquet(found, stage.out / PAIRS)
+    table = yields(
+        groups,
+        max_pairs=config.max_pairs,
+        format_negatives=config.format_negatives,
+        max_length_ratio=config.max_length_ratio,
+    )
+    rows = {name: {"pairs": r.pairs, "problems_with_pairs": r.problems_with_pairs} for name, r in table.items()}
+    write_atomic(stage.out / REPORT, json.dumps({**asdict(report), "yields": rows}, indent=2) + "\n")
+    provenance = {**stage.fingerprint, "stage": stage.name}
+    write_card(stage.out, pairs=len(found), data_file=PAIRS, fingerprint=provenance, report=report, yields=table)
+    if config.mmpr:
+        written, rejected = write_mmpr(found, stage.out / "mmpr")
+        write_card(
+            stage.out / "mmpr",
+            pairs=written,
+            data_file="meta.json",
+            fingerprint=provenance,
+            report=report,
+            rejected=rejected,
+        )

@@ -44,6 +44,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "convert": ("recipes.convert", "convert", "ConvertConfig", "a checkpoint of the hub into native classes"),
     "score": ("recipes.score", "score", "ScoreConfig", "step scores and rewards"),
     "pairs": ("recipes.build_pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
+    "convert-data": (
+        "recipes.convert_data",
+        "convert_data",
+        "ConvertDataConfig",
+        "preference pairs from TRL's format to MMPR, or back",
+    ),
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
     "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
     "prm-eval": ("recipes.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),

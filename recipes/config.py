@@ -61,6 +61,10 @@ class VerifyConfig:
 
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})
     out: Path = field(metadata={"help": "folder for the verified groups"})
+    verifier: str = field(
+        default="math",
+        metadata={"help": "exact, math, choice, number, relaxed, anls, or your own package.module:function"},
+    )
     workers: int = field(default=1, metadata={"help": "worker processes"})
     timeout_s: float = field(default=5.0, metadata={"help": "a check that takes longer is killed"})
 
@@ -160,9 +164,31 @@ class PairsConfig:
     """`mpo pairs`: chosen and rejected responses."""
 
     groups: Path = field(metadata={"help": "folder with verified and scored groups"})
-    out: Path = field(metadata={"help": "folder for pairs.parquet and report.json"})
-    rule: str = field(default="correctness_and_prm", metadata={"help": "a name of rewards.pairs.RULES"})
+    out: Path = field(metadata={"help": "folder for pairs.parquet, report.json and README.md"})
+    rule: str = field(
+        default="correctness_and_prm",
+        metadata={"help": "correctness, correctness_and_prm, prm_margin, step_prefix or dropout_ntp"},
+    )
     max_pairs: int = field(default=4, metadata={"help": "pairs a problem"})
+    format_negatives: bool = field(default=True, metadata={"help": "reject responses without a final answer too"})
+    max_length_ratio: float | None = field(
+        default=None, metadata={"help": "longer side over shorter side in characters, at most; 1.2 matches lengths"}
+    )
+    margin: float = field(default=0.1, metadata={"help": "prm_margin: rewards of a pair differ by at least this"})
+    policy: Path | None = field(default=None, metadata={"help": "dropout_ntp: model that wrote the responses"})
+    temperature: float = field(default=1.0, metadata={"help": "dropout_ntp: of the continuations"})
+    max_new_tokens: int = field(default=512, metadata={"help": "dropout_ntp: of the continuations"})
+    batch_rows: int = field(default=64, metadata={"help": "dropout_ntp: rows a forward pass"})
+    seed: int = field(default=0, metadata={"help": "dropout_ntp: draw"})
+    mmpr: bool = field(default=False, metadata={"help": "write InternVL's format too, into OUT/mmpr"})
+
+
+@dataclass
+class ConvertDataConfig:
+    """`mpo convert-data`: preference pairs between TRL's Parquet and MMPR."""
+
+    source: Path = field(metadata={"help": "pairs.parquet, meta.json, or a folder with one of them"})
+    out: Path = field(metadata={"help": "folder for the other format"})
 
 
 @dataclass

@@ -20,12 +20,12 @@ from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
+from rewards.math_verifier import MathVerifier
 from rewards.prm.budgets import budget_named
 from rewards.prm.label_cost import estimate_cost
 from rewards.prm.monte_carlo import label_steps
 from rewards.splitting import split_on_blank_lines
 from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
-from rewards.verification import MathVerifier
 
 
 def label(config: LabelConfig) -> Path:

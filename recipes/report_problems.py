@@ -17,6 +17,7 @@ from mpo.multimodal.errors import ImageError
 from mpo.multimodal.images import load_image, png_bytes
 from recipes.groups import read_groups
 from recipes.run import MANIFEST
+from rewards.answers import canonical_answer
 from rewards.degeneration import degenerate
 from rewards.errors import StepAlignmentError
 from rewards.interchange.trl_rows import read_trl_parquet
@@ -24,7 +25,6 @@ from rewards.label_source import counts_estimate_mc
 from rewards.selection import majority
 from rewards.splitting import split_into, split_on_blank_lines
 from rewards.types import Problem, Rollout, RolloutGroup, Verdict
-from rewards.verification import canonical_answer
 
 LONGEST_SIDE = 384  # pixels of a picture on the page
 LONGEST_STEP = 4000  # characters of a step on the page

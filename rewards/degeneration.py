@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from rewards.answers import extract_final_answer
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, FinishReason
-from rewards.verification import extract_final_answer
 
 REASONS = ("truncated", "no_final_answer", "repetition")
 SAME_STEP = 3  # so many steps with one text, or so many equal lines at the end, are a loop

@@ -1,11 +1,12 @@
 """Verified (and scored) rollouts → preference pairs, with an account of every problem that gave none.
 
-Two rules. `correctness` is MMPR's (arXiv 2411.10442, §2.2): any verified-right against any verified-wrong.
-`correctness_and_prm` keeps that guarantee and lets the process reward model pick *which*: the best-rewarded
-right answers against the best-rewarded wrong ones, the negatives that look most convincing.
+A rule is a function of one problem's rollouts. `correctness` is MMPR's (arXiv 2411.10442, §2.2): any verified-right
+against any verified-wrong. `correctness_and_prm` keeps that guarantee and lets the process reward model pick *which*:
+the best-rewarded right answers against the best-rewarded wrong ones, the negatives that look most convincing.
+`prm_margin` asks for a distance in reward, `step_prefix` for a shared beginning. A question that nobody can verify has
+`rewards/dropout_ntp.py`, which needs a policy.
 
-No rule ever uses a truncated response as chosen, a rollout whose verifier failed on either side, an empty
-side, or the same text on both sides. A truncated response may be rejected.
+What no pair may contain is kept out in `rewards/eligibility.py`. A truncated response may be rejected, never chosen.
 """
 
 from __future__ import annotations
@@ -15,75 +16,108 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 
 from mpo.multimodal.errors import ConfigError
-from rewards.splitting import split_on_blank_lines
-from rewards.types import FinishReason, PreferencePair, RolloutGroup, Verdict
+from rewards.eligibility import Eligible, Sides, eligible, pair_of, within_length, without_partner
+from rewards.pairing_report import PairingReport, report_on
+from rewards.step_pairs import step_prefix
+from rewards.types import PreferencePair, RolloutGroup, Verdict
 
-
-@dataclass(frozen=True)
-class PairingReport:
-    """What went in and what came out: problems_in = problems_with_pairs + Σ dropped.
-
-    Attributes:
-        dropped: reason → problems that gave no pair.
-        rejected_rollouts: reason → rollouts that could stand on no side, over all problems.
-        mean_characters, mean_steps: side ("chosen", "rejected") → mean length; empty without pairs.
-        blind_rulers: share of pairs where picking the longest / shortest / first picks the chosen, ties half.
-            Far from 0.5 means that a policy can win by length instead of by being right.
-    """
-
-    problems_in: int
-    problems_with_pairs: int
-    pairs: int
-    dropped: dict[str, int] = field(default_factory=dict)
-    rejected_rollouts: dict[str, int] = field(default_factory=dict)
-    mean_characters: dict[str, float] = field(default_factory=dict)
-    mean_steps: dict[str, float] = field(default_factory=dict)
-    blind_rulers: dict[str, float] = field(default_factory=dict)
+__all__ = [
+    "RULES",
+    "PairingReport",
+    "build_pairs",
+    "correctness",
+    "correctness_and_prm",
+    "prm_margin",
+    "step_prefix",
+    "yields",
+]
 
 
 def correctness(
-    group: RolloutGroup, *, max_pairs: int, format_negatives: bool = True
+    group: RolloutGroup, *, max_pairs: int, format_negatives: bool = True, max_length_ratio: float | None = None
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """Verified-right against verified-wrong, a random sample of all combinations (MMPR, arXiv 2411.10442, §2.2).
 
+    Format negatives stand apart, as in MMPR: right against responses without a final answer is a sample of its own,
+    with the source "correctness_format".
+
     Args:
         group: rollouts with verdicts.
-        max_pairs: pairs a problem at most; MMPR takes 15.
+        max_pairs: pairs a problem at most, of each of the two kinds; MMPR takes 15.
         format_negatives: a response without a final answer may be rejected.
+        max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one.
 
     Returns:
         Pairs, sampled with a seed from the problem's id; and reason → rollouts that could stand on no side.
     """
-    right, wrong, rejects = _sides(group, format_negatives=format_negatives)
-    candidates = list(itertools.product(right, wrong))
-    if len(candidates) > max_pairs:
-        seed = hashlib.sha256(group.problem.id.encode("utf-8", "backslashreplace")).digest()
-        candidates = sorted(random.Random(seed).sample(candidates, max_pairs))
-    return [_pair(group, *sides, source="correctness") for sides in candidates], rejects
+    sides = eligible(group, format_negatives=format_negatives)
+    found: list[PreferencePair] = []
+    everything: list[Sides] = []
+    for negatives, source in ((sides.wrong, "correctness"), (sides.unparsable, "correctness_format")):
+        candidates = _within(group, itertools.product(sides.right, negatives), max_length_ratio)
+        everything += candidates
+        found += [pair_of(group, both, source=source) for both in _sample(candidates, max_pairs, group.problem.id)]
+    return found, _with_lonely(sides, everything, "no_partner_of_its_length")
 
 
 def correctness_and_prm(
-    group: RolloutGroup, *, max_pairs: int, format_negatives: bool = True
+    group: RolloutGroup, *, max_pairs: int, format_negatives: bool = True, max_length_ratio: float | None = None
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """The i-th best-rewarded right answer against the i-th best-rewarded wrong one (hardest negatives first).
 
     Each text is used at most once, so the pairs of a problem differ on both sides; ties in reward go to the
-    lower index. Arguments and returns are those of `correctness`; a rollout without reward is a reject.
+    lower index. A response without a final answer is ranked among the wrong ones. With `max_length_ratio` a right
+    answer takes the best-rewarded unused wrong one that it allows. Arguments and returns are those of `correctness`;
+    a rollout without reward is a reject.
     """
-    right, wrong, rejects = _sides(group, format_negatives=format_negatives, need_reward=True)
+    sides = eligible(group, format_negatives=format_negatives, need_reward=True)
+    wrong = sorted([*sides.wrong, *sides.unparsable])
+    order = itertools.product(_best_first(group, sides.right), _best_first(group, wrong))
+    candidates = _within(group, order, max_length_ratio)
+    matched = _each_once(candidates)[:max_pairs]
+    pairs = [pair_of(group, both, source="correctness_and_prm") for both in matched]
+    return pairs, _with_lonely(sides, candidates, "no_partner_of_its_length")
 
-    def best_first(indexes: list[int]) -> list[int]:
-        return sorted(indexes, key=lambda index: (-(group.rollouts[index].reward or 0.0), index))
 
-    matched = list(zip(best_first(right), best_first(wrong), strict=False))[:max_pairs]
-    return [_pair(group, *sides, source="correctness_and_prm") for sides in matched], rejects
+def prm_margin(
+    group: RolloutGroup,
+    *,
+    max_pairs: int,
+    format_negatives: bool = True,
+    max_length_ratio: float | None = None,
+    margin: float = 0.1,
+) -> tuple[list[PreferencePair], Counter[str]]:
+    """A verified-right response against any verified one whose reward is lower by at least `margin`.
+
+    The rejected side may be right as well: then the pair prefers the better way to the same answer, and problems that
+    are always solved give pairs too. The widest margins come first and each text is used once. Arguments and returns
+    are those of `correctness`; a rollout without reward is a reject.
+
+    Raises:
+        ConfigError: `margin` is not positive.
+    """
+    if not margin > 0:
+        raise ConfigError(f"margin must be above 0, got {margin}")
+    sides = eligible(group, format_negatives=format_negatives, need_reward=True)
+    apart = {
+        (c, r): gap
+        for c, r in itertools.product(sides.right, sides.all)
+        if (gap := _reward(group, c) - _reward(group, r)) >= margin
+    }
+    candidates = _within(group, sorted(apart, key=lambda both: (-apart[both], both)), max_length_ratio)
+    pairs = [pair_of(group, both, source="prm_margin") for both in _each_once(candidates)[:max_pairs]]
+    return pairs, _with_lonely(sides, candidates, "no_partner_within_margin", one_side=bool(sides.right))
 
 
 Rule = Callable[..., tuple[list[PreferencePair], Counter[str]]]
-RULES: dict[str, Rule] = {"correctness": correctness, "correctness_and_prm": correctness_and_prm}
+RULES: dict[str, Rule] = {
+    "correctness": correctness,
+    "correctness_and_prm": correctness_and_prm,
+    "prm_margin": prm_margin,
+    "step_prefix": step_prefix,
+}
 
 
 def build_pairs(
@@ -92,21 +126,22 @@ def build_pairs(
     rule: str | Rule = "correctness_and_prm",
     max_pairs: int = 15,
     format_negatives: bool = True,
+    max_length_ratio: float | None = None,
 ) -> tuple[list[PreferencePair], PairingReport]:
     """Apply a pairing rule to every problem and account for all of them.
 
     Args:
         groups: problems with verified (and, for PRM rules, scored) rollouts.
-        rule: a name in `RULES`, or a callable of the same shape whose pairs carry `chosen_index` and
-            `rejected_index` in their meta.
+        rule: a name in `RULES`, or a callable of the same shape.
         max_pairs: pairs a problem at most, at least 1.
         format_negatives: a response without a final answer may be rejected.
+        max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
 
     Returns:
         The pairs in the order of the problems, and the report.
 
     Raises:
-        ConfigError: unknown rule, or `max_pairs` below 1.
+        ConfigError: unknown rule, `max_pairs` or `max_length_ratio` below 1.
 
     Example:
         >>> from rewards.types import Completion, Problem, Rollout
@@ -122,53 +157,78 @@ def build_pairs(
         raise ConfigError(f"unknown pairing rule {rule!r}: expected one of {', '.join(RULES)}, or a callable")
     if max_pairs < 1:
         raise ConfigError(f"max_pairs must be at least 1, got {max_pairs}")
+    if max_length_ratio is not None and not max_length_ratio >= 1.0:
+        raise ConfigError(f"max_length_ratio must be at least 1, got {max_length_ratio}")
     pairs: list[PreferencePair] = []
     dropped: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     problems = 0
     for problems, group in enumerate(groups, start=1):  # noqa: B007
-        made, rejects = make(group, max_pairs=max_pairs, format_negatives=format_negatives)
+        made, rejects = make(
+            group, max_pairs=max_pairs, format_negatives=format_negatives, max_length_ratio=max_length_ratio
+        )
         pairs += made
         rejected += rejects
         if not made:
             dropped[_why_none(group, rejects)] += 1
-    return pairs, _report(pairs, problems, dropped, rejected)
+    return pairs, report_on(pairs, problems=problems, dropped=dropped, rejected=rejected)
 
 
-def _sides(
-    group: RolloutGroup, *, format_negatives: bool, need_reward: bool = False
-) -> tuple[list[int], list[int], Counter[str]]:
-    """Indexes that may be chosen, indexes that may be rejected, and why the others may not: they add up to N."""
-    right: list[int] = []
-    wrong: list[int] = []
-    rejects: Counter[str] = Counter()
-    seen: set[str] = set()
-    for index, rollout in enumerate(group.rollouts):
-        text, correct = rollout.completion.text.strip(), rollout.verdict is Verdict.CORRECT
-        if rollout.verdict is None:
-            rejects["no_verdict"] += 1
-        elif rollout.verdict in (Verdict.TIMEOUT, Verdict.ERROR):
-            rejects[f"verifier_{rollout.verdict.value}"] += 1
-        elif not text:
-            rejects["empty"] += 1
-        elif correct and rollout.completion.finish_reason is FinishReason.LENGTH:
-            rejects["truncated_right"] += 1
-        elif rollout.verdict is Verdict.UNPARSABLE and not format_negatives:
-            rejects["unparsable"] += 1
-        elif need_reward and rollout.reward is None:
-            rejects["no_reward"] += 1
-        elif text in seen:
-            rejects["duplicate_text"] += 1
-        else:
-            seen.add(text)
-            (right if correct else wrong).append(index)
-    return right, wrong, rejects
+def yields(groups: Sequence[RolloutGroup], **options: int | bool | float | None) -> dict[str, PairingReport]:
+    """What every rule of `RULES` would give on the same rollouts: the table to choose a rule by.
+
+    Args:
+        groups: as for `build_pairs`.
+        options: `max_pairs`, `format_negatives`, `max_length_ratio` of `build_pairs`.
+    """
+    return {name: build_pairs(groups, rule=name, **options)[1] for name in RULES}  # type: ignore[arg-type]
+
+
+def _within(group: RolloutGroup, candidates: Iterable[Sides], max_ratio: float | None) -> list[Sides]:
+    return [both for both in candidates if within_length(group, both, max_ratio)]
+
+
+def _sample(candidates: list[Sides], size: int, problem_id: str) -> list[Sides]:
+    if len(candidates) <= size:
+        return candidates
+    seed = hashlib.sha256(problem_id.encode("utf-8", "backslashreplace")).digest()
+    return sorted(random.Random(seed).sample(candidates, size))
+
+
+def _each_once(candidates: Iterable[Sides]) -> list[Sides]:
+    """The candidates in their order without those that use an index again."""
+    used: set[int] = set()
+    kept = []
+    for both in candidates:
+        if used.isdisjoint(both):
+            kept.append(both)
+            used.update(both)
+    return kept
+
+
+def _best_first(group: RolloutGroup, indexes: Iterable[int]) -> list[int]:
+    return sorted(indexes, key=lambda index: (-_reward(group, index), index))
+
+
+def _reward(group: RolloutGroup, index: int) -> float:
+    reward = group.rollouts[index].reward
+    assert reward is not None  # asked for with need_reward
+    return reward
+
+
+def _with_lonely(sides: Eligible, candidates: Iterable[Sides], reason: str, *, one_side: bool = False) -> Counter[str]:
+    """The rejects, and the eligible rollouts that stand in no candidate although there are two sides."""
+    two = bool(sides.right and (sides.wrong or sides.unparsable))
+    lonely = without_partner(sides.all, candidates) if two or one_side else 0
+    return sides.rejects + Counter({reason: lonely} if lonely else {})
 
 
 def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
-    """One reason a problem: what its verdicts say, else the most frequent reject."""
+    """One reason a problem: a side without partner, else what its verdicts say, else the most frequent reject."""
     if not group.rollouts:
         return "no_rollouts"
+    if lonely := sorted(reason for reason in rejects if reason.startswith("no_partner")):
+        return lonely[0]
     verdicts = {rollout.verdict for rollout in group.rollouts}
     if verdicts == {None}:
         return "no_verdict"
@@ -180,46 +240,3 @@ def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
     if Verdict.CORRECT not in decided:
         return "all_wrong"
     return min(rejects, key=lambda reason: (-rejects[reason], reason), default="rule_made_none")
-
-
-def _pair(group: RolloutGroup, chosen: int, rejected: int, *, source: str) -> PreferencePair:
-    best, worst = group.rollouts[chosen], group.rollouts[rejected]
-    meta = {
-        "chosen_index": chosen,
-        "rejected_index": rejected,
-        "chosen_reward": best.reward,
-        "rejected_reward": worst.reward,
-        "rejected_verdict": worst.verdict.value if worst.verdict else None,
-    }
-    return PreferencePair(group.problem, best.completion, worst.completion, source, meta)
-
-
-def _report(
-    pairs: Sequence[PreferencePair], problems: int, dropped: Counter[str], rejected: Counter[str]
-) -> PairingReport:
-    report = PairingReport(
-        problems_in=problems,
-        problems_with_pairs=problems - dropped.total(),
-        pairs=len(pairs),
-        dropped=dict(sorted(dropped.items())),
-        rejected_rollouts=dict(sorted(rejected.items())),
-    )
-    if not pairs:
-        return report
-    sides = {"chosen": [pair.chosen.text for pair in pairs], "rejected": [pair.rejected.text for pair in pairs]}
-    longer = _mean([_share(len(pair.chosen.text), len(pair.rejected.text)) for pair in pairs])
-    earlier = _mean([_share(pair.meta["rejected_index"], pair.meta["chosen_index"]) for pair in pairs])
-    return replace(
-        report,
-        mean_characters={side: _mean([len(text) for text in texts]) for side, texts in sides.items()},
-        mean_steps={side: _mean([len(split_on_blank_lines(text)) for text in texts]) for side, texts in sides.items()},
-        blind_rulers={"longest": longer, "shortest": 1.0 - longer, "first": earlier},
-    )
-
-
-def _share(a: int, b: int) -> float:
-    return 0.5 if a == b else float(a > b)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -34,7 +34,8 @@ class Problem:
         question: the text that the policy is asked, without image placeholders.
         images: local paths or PIL images, in the order in which they stand before the question.
         answer: the reference answer, or `None` where nobody knows it.
-        meta: whatever the dataset says besides (strings, numbers, lists); carried along, never interpreted.
+        meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
+            `rewards.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by `choice`).
     """
 
     id: str

@@ -1,299 +1,222 @@
-r"""Completion → Verdict of its final answer; symbolic checks run in worker processes that can be killed.
+r"""Completion → Verdict of its final answer: one function a kind of question, and the table of them.
 
-math-verify's own timeouts do not always fire (its issue #65) and do not work in threads, so they are off
-here: `MathVerifier` gives each check a wall-clock limit and kills the worker that exceeds it. A verifier's
-trouble is `TIMEOUT` or `ERROR`, never `WRONG`. Nothing is ever evaluated: math-verify parses with ANTLR.
+A verifier's trouble (a reference that it cannot read, a check that hangs) is `ERROR` or `TIMEOUT`, never `WRONG`.
+`VERIFIERS` is a plain dict; any callable of the type `Verifier` is accepted in place of a name.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import multiprocessing
-import os
 import re
-import signal
 from collections.abc import Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from types import TracebackType
 
-from pebble import ProcessExpired, ProcessPool
+from mpo.multimodal.errors import DataError
+from rewards.answers import canonical_answer, extract_final_answer, normalise, reference_of, short_answer
+from rewards.math_verifier import MathVerifier
+from rewards.quantities import Quantity, read_quantity, unit_factor
+from rewards.types import Problem, Verdict, Verifier
 
-from mpo.multimodal.errors import ConfigError, DataError
-from rewards.types import Problem, Verdict
+__all__ = [
+    "VERIFIERS",
+    "MathVerifier",
+    "anls",
+    "anls_verifier",
+    "canonical_answer",
+    "choice_verifier",
+    "exact_verifier",
+    "extract_final_answer",
+    "number_verifier",
+    "relaxed_verifier",
+    "verify_many",
+]
 
 _log = logging.getLogger(__name__)
 
-_MARKER = re.compile(r"final answer[ \t]*+(?:\*\*)?[ \t]*+:(?:[ \t]*\*\*)?", re.IGNORECASE)
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_WORDS = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
-_CHOICE = re.compile(r"\(?([A-H])\)?(?:[.:,)].*)?", re.DOTALL)
-_TEXT_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")
-_START_LIMIT_S = 120.0  # a worker's first import of sympy on a busy machine
-_CHECKS_A_WORKER = 5_000  # then a fresh process takes over: sympy's caches grow
-_MEMORY_HEADROOM = 2 << 30  # bytes of address space a worker may take beyond what its start needed
-
-
-def extract_final_answer(text: str) -> str | None:
-    r"""The rest of the line after the last "Final answer:" (any case), else the last balanced `\boxed{…}`, else None.
-
-    A box on the marker's line is opened; markdown's `**` around the answer is dropped. Linear in the text's length.
-
-    Example:
-        >>> extract_final_answer("I first thought \\boxed{3}.\n\n**Final answer:** 7 cm")
-        '7 cm'
-        >>> extract_final_answer(r"so \boxed{3}, no: \boxed{\frac{1}{2}}")
-        '\\frac{1}{2}'
-        >>> extract_final_answer("I do not know") is None
-        True
-    """
-    markers = list(_MARKER.finditer(text))
-    if markers:
-        tail = text[markers[-1].end() :].lstrip(" \t")
-        line = tail.partition("\n")[0].strip().removesuffix("**").strip()
-        boxed = _last_box(tail) if "\\boxed" in line else None
-        if boxed or line:
-            return boxed or line
-    return _last_box(text)
-
-
-def canonical_answer(text: str) -> str | None:
-    """The extracted final answer, stripped, inner whitespace collapsed, one trailing full stop dropped; for votes.
-
-    Example:
-        >>> canonical_answer("Final answer:  New   York.")
-        'New York'
-    """
-    answer = extract_final_answer(text)
-    return _normalise(answer) or None if answer is not None else None
+ANLS_CUT = 0.5  # a similarity below it counts as 0 (arXiv 1905.13648, Eq. 1)
+MAX_TEXT = 1_000  # characters of an answer that is compared as text
+_EPSILON = 1e-9
+_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf)\s*\{([^{}]*)\}|[$*`]|\\(?:left|right)")
+_AFTER = r"(?!\s*(?:and|or|&)\b|\s*\(?[A-Za-z]\)?\s*(?:$|[,.;]))"  # not another letter
+_LETTER = re.compile(
+    rf"(?:(?:option|choice|answer)\b)?\s*[:(\[<]*+\s*([A-Za-z])\s*+(?:[)\]>]++(?:\s{_AFTER}.*)?)?(?:[.:,：、-]{_AFTER}.*)?",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 def exact_verifier(problem: Problem, text: str) -> Verdict:
     """Canonical final answer equal to the canonical reference, character by character.
 
     Raises:
-        DataError: the problem has no reference answer.
+        DataError: the problem has no reference answer (as for every verifier here).
 
     Example:
         >>> exact_verifier(Problem("p", "2 + 2?", answer="4"), "Final answer: 4.")
         <Verdict.CORRECT: 'correct'>
     """
-    reference, answer = _reference(problem), canonical_answer(text)
+    reference, answer = reference_of(problem), canonical_answer(text)
     if answer is None:
         return Verdict.UNPARSABLE
-    return Verdict.CORRECT if answer == reference else Verdict.WRONG
+    return _verdict(answer == reference)
 
 
-class MathVerifier:
-    r"""Mathematical equality of final answers (math-verify), each check in a process that is killed when it hangs.
+def choice_verifier(problem: Problem, text: str) -> Verdict:
+    r"""Multiple choice: the letter, in any dress ("B", "(b)", "B. 12", "\text{B}", "Option B"), or the option's text.
 
-    Letters and words are compared as text before any symbolic check: to math-verify "Kyoto" and "Tokyo" are
-    equal products of letters, and "(B)" or "B. 12" are not the choice B. Limits that stay: units are ignored
-    ("12 cm" equals "12 m"), 0.333 is not 1/3, 50% equals 0.5.
-
-    Identical (reference, answer) are checked once in the verifier's life. Workers are spawned, so a parent
-    with torch, threads or CUDA does no harm; a script that uses this needs `if __name__ == "__main__":`.
-
-    Args:
-        workers: number of processes; they start at the first answer that needs one.
-        timeout_s: seconds a single check may take before its worker is killed.
-        max_characters: a longer final answer is UNPARSABLE and never reaches the parser.
+    `problem.meta["choices"]` may hold the options' texts in the order of their letters; then an answer that is one
+    option's text counts as its letter, and a letter beyond them is no answer. A reference may be either form.
 
     Example:
-        >>> problem = Problem("p", "Half of one?", answer="1/2")
-        >>> with MathVerifier() as verifier:
-        ...     verifier.verify(problem, "so \\boxed{0.5}")
-        <Verdict.CORRECT: 'correct'>
+        >>> problem = Problem("p", "Which?", answer="B", meta={"choices": ["red", "blue"]})
+        >>> [choice_verifier(problem, text).value for text in ("The answer is (B).", "Final answer: blue", "Answer: A")]
+        ['correct', 'correct', 'wrong']
     """
+    choices = problem.meta.get("choices")
+    options = [str(choice) for choice in choices] if isinstance(choices, list | tuple) else []
+    reference = _letter(reference_of(problem), options)
+    if reference is None:
+        raise DataError(f"problem {problem.id!r}: answer {problem.answer!r} names no choice; expected a letter")
+    stated = short_answer(text)
+    letter = _letter(stated, options) if stated and len(stated) <= MAX_TEXT else None
+    if letter is None:
+        return Verdict.UNPARSABLE
+    return _verdict(letter == reference)
 
-    def __init__(self, *, workers: int = 1, timeout_s: float = 5.0, max_characters: int = 10_000) -> None:
-        if workers < 1 or not timeout_s > 0 or max_characters < 1:
-            raise ConfigError(
-                "expected workers >= 1, timeout_s > 0 and max_characters >= 1, "
-                f"got {workers}, {timeout_s} and {max_characters}"
-            )
-        self.workers, self.timeout_s, self.max_characters = workers, timeout_s, max_characters
-        self._known: dict[tuple[str, str], Verdict] = {}
-        self._pool: ProcessPool | None = None
 
-    def __enter__(self) -> MathVerifier:
-        return self
+def number_verifier(problem: Problem, text: str, *, tolerance: float = 0.01) -> Verdict:
+    r"""A number with its unit, within a relative tolerance; an integer reference must be met exactly.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    Units are converted ("0.12 m" is "12 cm") and may be left out; a percent sign may be missing on either side, and
+    "50%" is also 0.5. Words after the number that are no unit ("7 apples") are ignored.
 
-    def close(self) -> None:
-        """Stop the workers; the verifier starts new ones if it is used again."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+    Args:
+        problem: its reference states one number.
+        text: the completion.
+        tolerance: |answer − reference| ≤ tolerance·|reference| for a reference that is no integer.
 
-    def __call__(self, problem: Problem, text: str) -> Verdict:
-        """The same as `verify`, so that the object is a `Verifier`."""
-        return self.verify(problem, text)
+    Example:
+        >>> problem = Problem("p", "How long?", answer="1/3 m")
+        >>> [number_verifier(problem, f"Final answer: {a}").value for a in ("0.333 m", "33.3 cm", "0.4 m", "0.333 s")]
+        ['correct', 'correct', 'wrong', 'wrong']
+    """
+    reference = read_quantity(reference_of(problem))
+    if reference is None:
+        raise DataError(f"problem {problem.id!r}: answer {problem.answer!r} states no number; use another verifier")
+    stated = short_answer(text)
+    answer = read_quantity(stated) if stated else None
+    if answer is None:
+        return Verdict.UNPARSABLE
+    limit = 0.0 if reference.integer else tolerance
+    return _verdict(any(_close(a, r, limit) for a, r in _on_one_scale(answer, reference)))
 
-    def verify(self, problem: Problem, text: str) -> Verdict:
-        """Check one completion.
 
-        Raises:
-            DataError: the problem has no reference answer.
-            ConfigError: no worker process can be started.
-        """
-        return self.verify_many([(problem, text)])[0]
+def relaxed_verifier(problem: Problem, text: str, *, tolerance: float = 0.05) -> Verdict:
+    """ChartQA's relaxed accuracy: 5 % for numbers, else the same text in any case (arXiv 2203.10244, §5.1).
 
-    def verify_many(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Check many completions, `workers` at a time; one verdict a pair, in order. Raises as `verify`."""
-        keys = [(_reference(problem), canonical_answer(text)) for problem, text in pairs]
-        asked = dict.fromkeys((gold, answer) for gold, answer in keys if answer is not None)
-        unsure = []
-        for key in asked.keys() - self._known.keys():
-            verdict = self._decide_as_text(*key)
-            if verdict is None:
-                unsure.append(key)
-            else:
-                self._known[key] = verdict
-        self._check(sorted(unsure))
-        return [Verdict.UNPARSABLE if answer is None else self._known[gold, answer] for gold, answer in keys]
+    As there, units are ignored and a year counts as a number: 2005 passes for 2010. A reference of 0 must be met
+    exactly. A percent sign on one side only is dropped.
 
-    def _decide_as_text(self, gold: str, answer: str) -> Verdict | None:
-        if len(answer) > self.max_characters:
-            return Verdict.UNPARSABLE
-        if answer == gold:
-            return Verdict.CORRECT
-        plain = _TEXT_MACRO.sub(r"\1", answer).replace("$", "").strip()
-        if _WORDS.fullmatch(gold):
-            return Verdict.CORRECT if _normalise(plain).casefold() == gold.casefold() else Verdict.WRONG
-        choice = _CHOICE.fullmatch(plain)
-        if choice and re.fullmatch("[A-H]", gold):
-            return Verdict.CORRECT if choice[1] == gold else Verdict.WRONG
+    Example:
+        >>> problem = Problem("p", "What share?", answer="20")
+        >>> [relaxed_verifier(problem, text).value for text in ("19.2", "Final answer: 21.5", "twenty")]
+        ['correct', 'wrong', 'wrong']
+    """
+    reference, answer = reference_of(problem), short_answer(text)
+    if answer is None or len(answer) > MAX_TEXT:
+        return Verdict.UNPARSABLE
+    theirs, ours = read_quantity(reference), read_quantity(answer)
+    if theirs is not None and ours is not None:
+        return _verdict(_close(ours.value, theirs.value, tolerance))
+    return _verdict(_plain(answer).casefold() == _plain(reference).casefold())
+
+
+def anls_verifier(problem: Problem, text: str, *, threshold: float = 0.9) -> Verdict:
+    """Text answers of documents and scene text: right if `anls` is at least `threshold` (MMPR takes more than 0.9).
+
+    Example:
+        >>> problem = Problem("p", "Which town?", answer="Williamsburg")
+        >>> [anls_verifier(problem, text).value for text in ("williamsburg", "Wiliamsburg", "Wilmington")]
+        ['correct', 'correct', 'wrong']
+    """
+    reference, answer = reference_of(problem), short_answer(text)
+    if answer is None or len(answer) > MAX_TEXT:
+        return Verdict.UNPARSABLE
+    return _verdict(anls(_plain(reference), _plain(answer)) >= threshold)
+
+
+def anls(reference: str, answer: str) -> float:
+    """Normalised Levenshtein similarity of two texts in any case, 1 for equal ones, 0 below 0.5.
+
+    s = 1 − d / max(|reference|, |answer|), and 0 where s < 0.5 (arXiv 1905.13648, Eq. 1). It is a similarity: a
+    pipeline that takes the distance in its place calls every miss a hit.
+
+    Example:
+        >>> anls("Paris", "paris"), anls("Paris", "Pari"), anls("Paris", "London")
+        (1.0, 0.8, 0.0)
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    similarity = float(Levenshtein.normalized_similarity(reference.casefold(), answer.casefold()))
+    return similarity if similarity >= ANLS_CUT else 0.0
+
+
+VERIFIERS: dict[str, Verifier] = {
+    "exact": exact_verifier,
+    "math": MathVerifier(),  # starts its process when it is first needed; make your own for limits or more workers
+    "choice": choice_verifier,
+    "number": number_verifier,
+    "relaxed": relaxed_verifier,
+    "anls": anls_verifier,
+}
+
+
+def verify_many(verifier: Verifier, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    """One verdict a pair, in order; a verifier that raises gives `ERROR`, logged with the problem's id.
+
+    A verifier with a `verify_many` of its own (`MathVerifier`, `WorkerVerifier`) is given all pairs at once.
+    """
+    batched = getattr(verifier, "verify_many", None)
+    return batched(pairs) if batched is not None else [_safely(verifier, problem, text) for problem, text in pairs]
+
+
+def _safely(verifier: Verifier, problem: Problem, text: str) -> Verdict:
+    try:
+        return Verdict(verifier(problem, text))
+    except Exception as error:
+        _log.warning("verifier failed on problem %r: %s: %s", problem.id, type(error).__name__, error)
+        return Verdict.ERROR
+
+
+def _verdict(right: bool) -> Verdict:
+    return Verdict.CORRECT if right else Verdict.WRONG
+
+
+def _plain(answer: str) -> str:
+    r"""Without `\text{…}`, `$` and Markdown emphasis."""
+    return normalise(_MACRO.sub(lambda match: match[1] or "", answer))
+
+
+def _letter(answer: str, options: Sequence[str]) -> str | None:
+    """The capital letter of the option that an answer names, by letter or by text."""
+    plain = _plain(answer)
+    texts = [_plain(option).casefold() for option in options]
+    if texts.count(plain.casefold()) == 1:
+        return chr(ord("A") + texts.index(plain.casefold()))
+    match = _LETTER.fullmatch(plain)
+    if match is None:
         return None
-
-    def _check(self, keys: list[tuple[str, str]]) -> None:
-        for key in self._attempt(keys):
-            self._attempt([key])  # its pool broke: alone in a fresh one
-        for key in keys:
-            self._known.setdefault(key, Verdict.ERROR)
-
-    def _attempt(self, keys: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Check `keys`; returns those whose pool broke before they were done."""
-        if not keys:
-            return []
-        pool, alarm_s = self._running_pool(), math.ceil(2 * self.timeout_s) + 5
-        futures: list[tuple[tuple[str, str], Future[Verdict]]] = []
-        for key in keys:
-            try:
-                futures.append((key, pool.schedule(_compare, args=(*key, alarm_s), timeout=self.timeout_s)))
-            except RuntimeError:  # the pool is no longer active
-                break
-        broken = keys[len(futures) :]
-        for key, future in futures:
-            try:
-                self._known[key] = future.result()
-            except TimeoutError:
-                self._known[key] = Verdict.TIMEOUT
-            except BrokenProcessPool:
-                broken.append(key)
-            except Exception as error:
-                _log.warning("verifier worker failed on answer %.80r: %s: %s", key[1], type(error).__name__, error)
-                self._known[key] = Verdict.ERROR
-        return broken
-
-    def _running_pool(self) -> ProcessPool:
-        if self._pool is not None and self._pool.active:
-            return self._pool
-        self.close()
-        pool = ProcessPool(
-            max_workers=self.workers,
-            max_tasks=_CHECKS_A_WORKER,
-            initializer=_prepare_worker,
-            context=multiprocessing.get_context("spawn"),
-        )
-        self._pool = pool
-        try:
-            pool.schedule(_ready, timeout=_START_LIMIT_S).result()
-        except (BrokenProcessPool, ProcessExpired, TimeoutError) as error:
-            self.close()
-            raise ConfigError(
-                f"no verifier process could start ({type(error).__name__}: {error}): expected math-verify to be "
-                'installed and the running script to guard its entry with `if __name__ == "__main__":`'
-            ) from error
-        return pool
+    letter = match[1].upper()
+    return letter if not options or ord(letter) - ord("A") < len(options) else None
 
 
-def _last_box(text: str) -> str | None:
-    r"""Content of the `\boxed{…}` that opens last among those whose brace closes; escaped braces do not count."""
-    open_braces: list[int | None] = []  # where a box's content starts; None for any other brace
-    start, end = -1, -1
-    for token in _BRACES.finditer(text):
-        if token[0] == "{":
-            open_braces.append(None)
-        elif token[0].startswith("\\boxed"):
-            open_braces.append(token.end())
-        elif token[0] == "}" and open_braces:
-            opened = open_braces.pop()
-            if opened is not None and opened > start:
-                start, end = opened, token.start()
-    return text[start:end].strip() or None if start >= 0 else None
+def _close(answer: float, reference: float, tolerance: float) -> bool:
+    return abs(answer - reference) <= tolerance * abs(reference) + _EPSILON * max(abs(reference), abs(answer))
 
 
-def _normalise(answer: str) -> str:
-    return " ".join(answer.split()).removesuffix(".").rstrip()
-
-
-def _reference(problem: Problem) -> str:
-    reference = _normalise(problem.answer or "")
-    if not reference:
-        raise DataError(f"problem {problem.id!r} has no reference answer: expected `answer`; drop it before verifying")
-    return reference
-
-
-def _prepare_worker() -> None:
-    """In the worker: import math-verify outside any check's time, then cap the address space."""
-    import math_verify  # noqa: F401
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    try:
-        import resource
-
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            in_use = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (ImportError, OSError):
-        return  # no such limit on this system
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = in_use + _MEMORY_HEADROOM
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _ready() -> bool:
-    return True
-
-
-def _compare(gold: str, answer: str, alarm_s: int) -> Verdict:
-    """In the worker: symbolic equality. The alarm ends a hanging worker whose parent is gone."""
-    from math_verify import verify
-
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(alarm_s)
-    try:
-        expected, found = _parse(gold), _parse(answer)
-        if not expected:
-            raise DataError(f"reference answer {gold!r} cannot be parsed")
-        if not found:
-            return Verdict.UNPARSABLE
-        equal = verify(expected, found, timeout_seconds=None, raise_on_error=True)
-        return Verdict.CORRECT if equal else Verdict.WRONG
-    finally:
-        if hasattr(signal, "alarm"):
-            signal.alarm(0)
-
-
-def _parse(answer: str) -> list[object]:
-    from math_verify import parse
-
-    answer = answer.replace("−", "-")
-    return parse(answer if "$" in answer else f"${answer}$", parsing_timeout=None, raise_on_error=True)
+def _on_one_scale(answer: Quantity, reference: Quantity) -> list[tuple[float, float]]:
+    """(answer, reference) in the reference's unit; two readings where only one side has a percent sign; none if the
+    units cannot be compared."""
+    if (answer.unit == "%") != (reference.unit == "%") and "" in (answer.unit, reference.unit):
+        ours, theirs = answer.value, reference.value
+        return [(ours, theirs), (ours / 100, theirs) if answer.unit == "%" else (ours * 100, theirs)]
+    factor = unit_factor(answer.unit, reference.unit)
+    return [] if factor is None else [(answer.value * factor, reference.value)]

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with opened_atomically(path, "w") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+@contextmanager
+def opened_atomically(path: Path, mode: str) -> Iterator[IO[Any]]:
+    """A new file that takes its name when the block ends well, and leaves nothing and the old file when it does not.
+
+    Args:
+        path: its folder must exist.
+        mode: "w" for UTF-8 text with plain newlines, "wb" for bytes.
+    """
+    partial = path.with_name(path.name + ".tmp")  # the same name each time: what a killed run left is overwritten
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with partial.open(mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

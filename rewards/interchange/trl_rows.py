@@ -7,14 +7,14 @@ with typed content. Files hold PNG bytes that we decoded and re-encoded ourselve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpo.multimodal.errors import StageError
-from rewards.types import FinishReason, PreferencePair, Problem
+from mpo.multimodal.errors import DataError, StageError
+from mpo.multimodal.files import opened_atomically
+from rewards.types import Completion, FinishReason, PreferencePair, Problem
 
 if TYPE_CHECKING:
     import datasets
@@ -55,6 +55,30 @@ def to_trl_row(pair: PreferencePair) -> Row:
     }
 
 
+def from_trl_row(row: Row) -> PreferencePair:
+    """The pair of one row of `read_trl_parquet`, its images decoded: the inverse of `to_trl_row`.
+
+    TRL's format allows more than a pair of ours holds: one user turn, images before one text, one assistant turn.
+
+    Raises:
+        DataError: the row says something else, an image cannot be decoded, or a side is empty or both are equal.
+    """
+    from mpo.multimodal.images import load_image
+
+    placeholders, question = _only_turn(row["prompt"], "user")
+    if placeholders != len(row["images"]):
+        raise DataError(f"{placeholders} image placeholders for {len(row['images'])} images; expected as many")
+    images = tuple(load_image(image) for image in row["images"])
+    sides = []
+    for side in ("chosen", "rejected"):
+        inside, text = _only_turn(row[side], "assistant")
+        if inside:
+            raise DataError(f"{side} holds an image; expected text only")
+        truncated = row.get(f"{side}_truncated")
+        sides.append(Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP))
+    return PreferencePair(Problem(row["problem_id"], question, images), sides[0], sides[1], row["source"])
+
+
 def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
     """Write pairs as a Parquet file that `datasets`, the Hub's viewer and TRL read with images decoded.
 
@@ -72,19 +96,11 @@ def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     schema, rows, written = trl_features().arrow_schema, _rows_with_bytes(pairs), 0
-    try:
-        with partial.open("wb") as file:
-            with pq.ParquetWriter(file, schema) as writer:
-                while chunk := list(islice(rows, _ROWS_A_GROUP)):
-                    writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
-                    written += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with opened_atomically(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+        while chunk := list(islice(rows, _ROWS_A_GROUP)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+            written += len(chunk)
     return written
 
 
@@ -159,6 +175,17 @@ def trl_features(*, decode: bool = True) -> datasets.Features:
 
 def _assistant(text: str) -> list[Row]:
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def _only_turn(messages: list[Row], role: str) -> tuple[int, str]:
+    """Number of image placeholders and the text after them, of the one message that there is."""
+    if [message["role"] for message in messages] != [role]:
+        raise DataError(f"turns {[message['role'] for message in messages]}; expected one of the {role}")
+    kinds = [entry["type"] for entry in messages[0]["content"]]
+    images = kinds.count("image")
+    if kinds != ["image"] * images + ["text"]:
+        raise DataError(f"content {kinds}; expected images, then one text")
+    return images, messages[0]["content"][-1]["text"] or ""
 
 
 def _rows_with_bytes(pairs: Iterable[PreferencePair]) -> Iterator[Row]:

@@ -10,10 +10,10 @@ from mpo.multimodal.errors import ConfigError, DataError
 from recipes.best_of_n import RESULTS, SELECTORS, best_of_n, distinct_at_k, evaluate, vote_at_k, within_problem_aucs
 from recipes.config import BestOfNConfig
 from recipes.run import manifest_of
+from rewards.answers import canonical_answer
 from rewards.curves import best_at_k, selected_at_k
 from rewards.selection import majority, weighted_vote
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores
-from rewards.verification import canonical_answer
 
 
 def group_of(*rows, id="p"):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError, DataError
+from rewards.answers import canonical_answer
 from rewards.curves import (
     best_at_k,
     correctness_of,
@@ -20,7 +21,6 @@ from rewards.curves import (
 )
 from rewards.selection import SELECTORS
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
-from rewards.verification import canonical_answer
 
 ROWS = st.lists(
     st.tuples(st.booleans(), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from(["1", "22", "333", None])),

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import DataError
+from rewards.answers import canonical_answer
 from rewards.selection import SELECTORS
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
-from rewards.verification import canonical_answer
 
 
 def group_of(*rows, id="p"):
