@@ -20,7 +20,8 @@ LAUNCHERS = {
                    "--num_processes", "2", "--main_process_port", "0"],
 }  # fmt: skip
 BY_ACCELERATE = ("full", "full paired", "lora", "lora paired")
-NOT_COMPARED = ("runtime", "_per_second", "flos", "train_loss")  # a resumed run's train_loss counts its own steps only
+# A resumed run's train_loss counts its own steps only; a rank that packs nothing repeats prompts.
+NOT_COMPARED = ("runtime", "_per_second", "flos", "train_loss", "rows_per_prompt")
 
 
 def launched(launcher: str, *arguments: str) -> None:

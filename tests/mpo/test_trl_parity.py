@@ -13,9 +13,10 @@ from tiny import preference_rows, tiny_internvl
 from trl import DPOConfig, DPOTrainer
 
 from mpo.collator import PreferenceCollator
-from mpo.forward import pair_logps
+from mpo.forward import model_inputs, pair_logps
 from mpo.losses import mpo_loss
 from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.vision import IMAGES
 from mpo.types import LossWeights, PairLogps
 
 PREFERENCE, QUALITY, GENERATION = LossWeights(1, 0, 0), LossWeights(0, 1, 0), LossWeights(0, 0, 1)
@@ -51,10 +52,18 @@ def trl_trainer(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> DPO
 
 
 def trl_loss(trainer: DPOTrainer, inputs: dict[str, Any], *loss_types: str, weights: Any = None) -> torch.Tensor:
-    """TRL's own code on our rows; its mask is made from our labels."""
+    """TRL's own code on our rows, all chosen ones first; its mask is made from our labels."""
     trainer.loss_types, trainer.loss_weights = list(loss_types), weights or [1.0] * len(loss_types)
-    rows = {key: value for key, value in inputs.items() if key != "labels"}
-    return trainer._compute_loss(trainer.model, {**rows, "completion_mask": (inputs["labels"] != -100).long()}, False)
+    order = inputs["pair_index"].T.flatten().tolist()
+    rows = {name: inputs[name][order] for name in ("input_ids", "attention_mask")}
+    rows |= inputs[IMAGES].select(inputs, order)
+    mask = (inputs["labels"][order] != -100).long()
+    return trainer._compute_loss(trainer.model, {**rows, "completion_mask": mask}, False)
+
+
+def our_logps(trainer: DPOTrainer, batch: dict[str, Any]) -> PairLogps:
+    inputs, pairs = model_inputs(batch)
+    return pair_logps(trainer.model, inputs, pairs["pair_index"], reference=trainer.ref_model)
 
 
 def our_loss(logps: PairLogps, weights: LossWeights, **options: Any) -> torch.Tensor:
@@ -63,13 +72,12 @@ def our_loss(logps: PairLogps, weights: LossWeights, **options: Any) -> torch.Te
 
 @pytest.fixture(scope="module")
 def inputs(processor: Any) -> dict[str, Any]:
-    batch = PreferenceCollator(processor)(preference_rows(2))
-    return {key: value for key, value in batch.items() if key != "pair_ids"}
+    return PreferenceCollator(processor)(preference_rows(2))
 
 
 @pytest.fixture(scope="module")
 def logps(trl_trainer: DPOTrainer, inputs: dict[str, Any]) -> PairLogps:
-    return pair_logps(trl_trainer.model, inputs, reference=trl_trainer.ref_model)
+    return our_logps(trl_trainer, inputs)
 
 
 def test_policy_has_moved(logps: PairLogps) -> None:
@@ -83,7 +91,7 @@ def test_preference_agrees(trl_trainer: DPOTrainer, inputs: dict[str, Any], logp
 
 def test_gradients_of_the_preference_agree(trl_trainer: DPOTrainer, inputs: dict[str, Any]) -> None:
     parameters = [p for p in trl_trainer.model.parameters() if p.requires_grad]
-    fresh = pair_logps(trl_trainer.model, inputs, reference=trl_trainer.ref_model)
+    fresh = our_logps(trl_trainer, inputs)
     ours = torch.autograd.grad(our_loss(fresh, PREFERENCE), parameters, allow_unused=True)
     theirs = torch.autograd.grad(trl_loss(trl_trainer, inputs, "sigmoid"), parameters, allow_unused=True)
     for our, their in zip(ours, theirs, strict=True):
@@ -105,9 +113,8 @@ def test_generation_agrees_for_the_token_average_only(
 
 
 def test_generation_agrees_for_one_pair(trl_trainer: DPOTrainer, processor: Any) -> None:
-    batch = PreferenceCollator(processor)(preference_rows(1))
-    one = {key: value for key, value in batch.items() if key != "pair_ids"}
-    logps = pair_logps(trl_trainer.model, one, reference=trl_trainer.ref_model)
+    one = PreferenceCollator(processor)(preference_rows(1))
+    logps = our_logps(trl_trainer, one)
     torch.testing.assert_close(our_loss(logps, GENERATION), trl_loss(trl_trainer, one, "sft"))
 
 
