@@ -44,7 +44,14 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "selected_at_k",
     ),
     "rewards.pairs": ("RULES", "PairingReport", "build_pairs", "correctness", "correctness_and_prm"),
+    "rewards.label_source": ("counts_estimate_mc", "require_estimates"),
     "rewards.interchange.trl_rows": ("read_trl_parquet", "to_trl_row", "write_trl_parquet"),
+    "rewards.interchange.visualprm": (
+        "from_visualprm_row",
+        "read_visualprm400k",
+        "to_visualprm_row",
+        "write_visualprm400k",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
