@@ -76,6 +76,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "rewards.interchange.processbench": ("read_processbench", "write_processbench"),
     "rewards.interchange.visualprocessbench": ("read_visualprocessbench", "write_visualprocessbench"),
     "rewards.interchange.trl_rows": ("from_trl_row", "read_trl_parquet", "to_trl_row", "write_trl_parquet"),
+    "rewards.label_source": ("counts_estimate_mc", "require_estimates"),
+    "rewards.interchange.visualprm": (
+        "from_visualprm_row",
+        "read_visualprm400k",
+        "to_visualprm_row",
+        "write_visualprm400k",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

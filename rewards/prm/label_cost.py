@@ -9,15 +9,15 @@ label.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rewards.prm.budgets import Budget, Draw, Ending, Place, budget_named
 from rewards.prm.monte_carlo import Continuations, Response, VerifyMany, derived_seed, responses_of
 from rewards.types import Generator, RolloutGroup, Splitter, Verdict
 
-SAMPLED = 4  # responses of either verdict, at most
+SAMPLED = 6  # responses of either verdict, at most
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CostEstimate:
         at_most: continuations, if none succeeds.
         expected: continuations, as the sample lets expect.
         tokens: generated for the expected number.
-        seconds: wall-clock for the expected number, at the sample's speed.
+        seconds: in the generator for the expected number, at the sample's speed; checks are not in it.
         sample: continuations that the estimate itself cost.
     """
 
@@ -43,7 +43,7 @@ class CostEstimate:
     def __str__(self) -> str:
         return (
             f"{self.steps:,} steps to continue; at most {self.at_most:,} continuations, about {self.expected:,.0f} "
-            f"expected: {self.tokens:,.0f} tokens, {self.seconds / 60:.1f} min "
+            f"expected: {self.tokens:,.0f} tokens, {self.seconds / 60:.1f} min of drawing "
             f"(measured on {self.sample:,} continuations)"
         )
 
@@ -62,26 +62,29 @@ def estimate_cost(
     """Measure on a sample of responses what `label_steps` with the same arguments will cost."""
     run, responses = budget_named(budget, num_continuations), responses_of(groups, splitter)
     costly = [response for response in responses if most(run, [response.ending], num_continuations)]
+    continuations = partial(
+        Continuations,
+        generator=generator,
+        verify_many=verify_many,
+        seed=derived_seed(seed, "estimate"),
+        rows_a_call=rows_a_call,
+    )
     rng = random.Random(f"estimate:{seed}")
-    at_most, expected, sampled, tokens, started = 0, 0.0, 0, 0, time.monotonic()
+    at_most, expected, sampled, tokens, seconds = 0, 0.0, 0, 0, 0.0
     for right in (True, False):  # they cost a budget differently
         some = [response for response in costly if response.ending.right is right]
-        sample = rng.sample(some, min(len(some), max(1, min(SAMPLED, len(some) // 25))))
-        draw = Continuations(
-            sample,
-            generator=generator,
-            verify_many=verify_many,
-            seed=derived_seed(seed, f"estimate:{right}"),
-            rows_a_call=rows_a_call,
-        )
+        sample = rng.sample(some, min(len(some), max(1, min(SAMPLED, len(some) // 12))))
+        if sample:
+            continuations(sample)([(0, 0)], 1)  # what a first call costs beyond others is not in the measure
+        draw = continuations(sample)
         used, possible = _replayed(run, sample, draw, num_continuations)
         limit = most(run, [response.ending for response in some], num_continuations)
         at_most += limit
         expected += limit * used / possible if possible else 0.0
-        sampled, tokens = sampled + draw.continuations, tokens + draw.tokens
+        sampled, tokens, seconds = sampled + draw.continuations, tokens + draw.tokens, seconds + draw.seconds
     each = expected / sampled if sampled else 0.0
     steps = sum(len(response.steps) - 1 for response in responses)
-    return CostEstimate(steps, at_most, expected, each * tokens, each * (time.monotonic() - started), sampled)
+    return CostEstimate(steps, at_most, expected, each * tokens, each * seconds, sampled)
 
 
 def most(budget: Budget, endings: Sequence[Ending], num_continuations: int) -> int:

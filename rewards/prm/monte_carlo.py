@@ -8,6 +8,7 @@ wrong: it is taken out of K. How many continuations a step gets is its budget's 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Continuations:
         self.responses, self.generator, self.verify_many = responses, generator, verify_many
         self.seed, self.rows_a_call, self.on_drawn = seed, rows_a_call, on_drawn
         self.continuations = self.tokens = self.undecided = self._calls = 0
+        self.seconds = 0.0  # in the generator; checks are not in it
 
     def __call__(self, places: Sequence[Place], n: int) -> list[list[Verdict]]:
         """n verdicts from each place, in order.
@@ -102,7 +104,9 @@ class Continuations:
     def _draw(self, places: Sequence[Place], n: int) -> list[list[Verdict]]:
         problems = [self.responses[r].problem for r, _ in places]
         prefixes = [self.responses[place[0]].text[: self._end(place)] for place in places]
+        started = time.monotonic()
         drawn = self.generator.generate(problems, n, prefixes=prefixes, seed=self._call_seed())
+        self.seconds += time.monotonic() - started
         answers = [
             (problem, prefix + completion.text)
             for problem, prefix, completions in zip(problems, prefixes, drawn, strict=True)
