@@ -157,7 +157,7 @@ def table(results: dict[str, Any]) -> tuple[Header, Rows]:
     for name in ("blank", "swapped"):
         if found := results.get(name):
             rows.append([f"macro-F1 lost, {name} picture", signed(found["macro_f1"]) if found["macro_f1"] else "–", ""])
-            rows.append([f"score lost by right steps, {name}", signed(found["score"]) if found["score"] else "–", ""])
+            rows.append([f"score of right steps lost, {name}", signed(found["score"]) if found["score"] else "–", ""])
             lost = found["within_problem_auc"]
             rows.append([f"AUC within a problem lost, {name}", signed(lost) if lost else "–", ""])
     return header, rows

@@ -211,7 +211,7 @@ def test_first_errors_by_hand() -> None:
     one = scored([T, N, F, T], [0.9, 0.1, 0.4, 0.2])
     assert one.response.first_error == 2
     assert one.response.until_first_error() == (T, N, F, N)
-    assert [one.predicted_first_error(t) for t in (0.15, 0.3, 0.5, 0.95)] == [-1, 3, 2, 0]  # step 1 has no label
+    assert [one.predicted_first_error(t) for t in (0.15, 0.3, 0.4, 0.5, 0.95)] == [-1, 3, 3, 2, 0]  # 1 has no label
     right = scored([T, T], [0.9, 0.8])
     assert (right.response.first_error, right.predicted_first_error(0.5)) == (-1, -1)
     assert right.response.until_first_error() == (T, T)
