@@ -43,8 +43,8 @@ def write_card(
     """
     parts = [
         f"# Preference pairs\n\n{pairs} pairs of responses, chosen and rejected, to questions with or without images, "
-        f"in `{data_file}`.\n\nThe texts were sampled from a model. The images keep the licence of their source: state it "
-        "here before you publish.",
+        f"in `{data_file}`.\n\nThe texts were sampled from a model. The images keep the licence of their source: state "
+        "it here before you publish.",
         *(_report_sections(report) if report else []),
         *([_table("Left out", ("reason", "rows"), rejected.items())] if rejected else []),
         *([_yields(yields)] if yields else []),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from rewards.types import (
 )
 
 GROUPS = "groups.jsonl"
+MAX_LINE_BYTES = 10 << 20  # of a problem
+
+OnBad = Callable[[str, str, str], None]  # (file:line, kind of fault, detail)
 
 
 class _ProblemRow(BaseModel):
@@ -56,29 +59,49 @@ class _GroupRow(BaseModel):
     rollouts: list[_RolloutRow]
 
 
-def read_problems(path: str | Path) -> dict[str, Problem]:
+def read_problems(path: str | Path, *, on_bad: OnBad | None = None) -> dict[str, Problem]:
     """Problems by id, in file order.
 
     A line is `{"id", "question", "images": [paths inside the file's folder], "answer", "meta"}`; `image` (one path)
     is accepted for `images`.
 
+    Args:
+        path: the file.
+        on_bad: called with (file:line, kind of fault, detail) for a bad line, and the rest goes on; without it the
+            first bad line raises.
+
     Raises:
         StageError: no such file.
-        DataError: a line that is not such an object, a second use of an id, or an image outside the folder; the
-            message names the line.
+        DataError: a line that is not such an object, is over `MAX_LINE_BYTES`, holds what UTF-8 or JSON cannot, uses
+            an id again, or names an image outside the folder; the message names the line.
     """
     path = Path(path)
     problems: dict[str, Problem] = {}
-    for number, row in _lines(path):
-        if isinstance(row, dict) and "image" in row and "images" not in row:
-            row["images"] = row["image"] if isinstance(row["image"], list) else [row["image"]]
-        problem = _validate(_ProblemRow, row, path, number)
-        if problem.id in problems:
-            raise DataError(f"{path}:{number}: id {problem.id!r} occurs twice; ids must be unique")
-        with _naming(path, number):
-            images = tuple(resolve_inside(image, path.parent) for image in problem.images)
-        problems[problem.id] = Problem(problem.id, problem.question, images, problem.answer, problem.meta)
+    for number, line in _lines(path):
+        try:
+            problem = _problem(line, path, number)
+            if problem.id in problems:
+                raise DataError(f"{path}:{number}: id {problem.id!r} occurs twice; ids must be unique")
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(f"{path.name}:{number}", "bad row", str(error))
+        else:
+            problems[problem.id] = problem
     return problems
+
+
+def _problem(line: bytes, path: Path, number: int) -> Problem:
+    with _naming(path, number):
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"a line of {len(line)} bytes; expected at most {MAX_LINE_BYTES}")
+    row = _parsed(line, path, number, parse_constant=_refuse_constant)
+    if isinstance(row, dict) and "image" in row and "images" not in row:
+        row["images"] = row["image"] if isinstance(row["image"], list) else [row["image"]]
+    found = _validate(_ProblemRow, row, path, number)
+    with _naming(path, number):
+        images = tuple(resolve_inside(image, path.parent) for image in found.images)
+    return Problem(found.id, found.question, images, found.answer, found.meta)
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
@@ -114,11 +137,11 @@ def read_groups(folder: str | Path) -> list[RolloutGroup]:
         DataError: a damaged line or an unknown problem.
     """
     folder = Path(folder)
-    problems = read_problems(problems_of(folder))
+    problems = read_problems(problems_of(folder), on_bad=lambda *_: None)  # `mpo sample` has reported them
     groups: list[RolloutGroup] = []
     seen: set[str] = set()
-    for number, row in _lines(folder / GROUPS):
-        group = _validate(_GroupRow, row, folder / GROUPS, number)
+    for number, line in _lines(folder / GROUPS):
+        group = _validate(_GroupRow, _parsed(line, folder / GROUPS, number), folder / GROUPS, number)
         if group.problem_id not in problems:
             raise DataError(f"{folder / GROUPS}:{number}: no problem {group.problem_id!r} in {problems_of(folder)}")
         with _naming(folder / GROUPS, number):
@@ -146,16 +169,26 @@ def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
     write_atomic(folder / GROUPS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _lines(path: Path) -> Iterable[tuple[int, Any]]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         raise StageError(f"{path} is not a file; expected one JSON object a line")
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}:{number}: not JSON ({error})") from error
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line
+
+
+def _parsed(line: bytes, path: Path, number: int, **options: Any) -> Any:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), **options)
+        json.dumps(row, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{number}: not JSON ({' '.join(str(error).split())[:200]})") from error
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 @contextmanager

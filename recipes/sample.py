@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +11,20 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_for_inference, load_processor
 from recipes.config import SampleConfig
 from recipes.groups import read_problems, write_groups
+from recipes.quarantine import Quarantine
 from recipes.run import open_stage
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Problem, Rollout, RolloutGroup
 
 
 def sample(config: SampleConfig) -> Path:
-    """Draw, and write `groups.jsonl`. Every problem gets exactly `num_samples` rollouts; one whose picture cannot be
-    decoded gets none and is counted, before anything is drawn."""
+    """Draw, and write `groups.jsonl`. Every problem gets exactly `num_samples` rollouts; a bad line, and a problem
+    whose picture cannot be decoded, go into `quarantine.jsonl` and are counted, before anything is drawn."""
     stage = open_stage("sample", config, inputs=[config.policy, config.problems])
     if stage.complete:
         return stage.out
-    problems, unreadable = _readable(list(read_problems(config.problems).values()))
+    quarantine = Quarantine()
+    problems = _readable(read_problems(config.problems, on_bad=quarantine.add).values(), quarantine)
     asked = swapped(problems) if config.swap_images else problems
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
     generator = TransformersGenerator(
@@ -39,23 +41,24 @@ def sample(config: SampleConfig) -> Path:
     ]
     write_groups(stage.out, groups)
     out = len(problems) * config.num_samples
-    rejected = {reason: config.num_samples * count for reason, count in unreadable.items()}
+    quarantine.write(stage.out)
+    rejected = quarantine.counts(times=config.num_samples)
     counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
     return stage.finish({**counts, "problems": str(config.problems)})
 
 
-def _readable(problems: list[Problem]) -> tuple[list[Problem], Counter[str]]:
-    """The problems whose pictures all decode, and reason → number of the others."""
-    kept, reasons = [], Counter[str]()
+def _readable(problems: Iterable[Problem], quarantine: Quarantine) -> list[Problem]:
+    """The problems whose pictures all decode; the others go into quarantine."""
+    kept = []
     for problem in problems:
         try:
             for image in problem.images:
                 load_image(image)
         except ImageError as error:
-            reasons[f"problem {problem.id}: {error}"] += 1
+            quarantine.add(problem.id, "unreadable image", str(error))
         else:
             kept.append(problem)
-    return kept, reasons
+    return kept
 
 
 def swapped(problems: list[Problem]) -> list[Problem]:

@@ -17,20 +17,8 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 200  # of an answer that is read as a quantity
 
 _NUMBER_WORDS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-)
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)  # fmt: skip
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,18})(?:\.\d{1,30})?|\.\d{1,30}"
 _EXPONENT = r"\{\s*[+-]?\d{1,3}\s*\}|[+-]?\d{1,3}"
 _POWER = rf"(?:[eE][+-]?\d{{1,3}}|\s*(?:×|x|\*|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*(?:{_EXPONENT}))?"
@@ -40,15 +28,15 @@ _VALUE = re.compile(
 )
 _SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _MACROS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}|\\(?:left|right|[,;!: ])|[$~]")
-_FRACTION = re.compile(r"(?<=\d)?\s*\\[dt]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
+_FRACTION = re.compile(r"\s*\\[dt]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
 _LEAD = re.compile(
     r"^(?:[A-Za-z]\w{0,2}\s*(?:=|≈|\\approx|:)|(?:about|approximately|approx\.?|roughly|around|is|≈|~|=|\\approx))\s*",
     re.IGNORECASE,
 )
-_CURRENCY = {"$": "$", "€": "€", "£": "£", "¥": "¥"}
+_CURRENCY = "$€£¥"
 _ATOM = r"[A-Za-zµμΩ°Å]++(?:\^?\{?-?[1-9]\}?(?!\d)|[²³])?"
 _UNIT = re.compile(rf"{_ATOM}(?:\s*[/*·]?\s*{_ATOM})*")
-_PROSE = re.compile(r"[\w\s,;.:!?'’()°-]*")
+_PROSE = re.compile(r"(?:[^\W\u0370-\u03ff]|[\s,;.:?'’()°-])*")  # no Greek letters: 2π is a formula
 
 
 @dataclass(frozen=True)
@@ -104,14 +92,14 @@ def unit_factor(unit: str, reference: str) -> float | None:
         return 1.0
     ours, theirs = _parsed(unit), _parsed(reference)
     if ours is None and theirs is None:
-        return 1.0 if {unit, reference}.isdisjoint({*_CURRENCY.values(), "%"}) else None
+        return 1.0 if {unit, reference}.isdisjoint({*_CURRENCY, "%"}) else None
     if ours is None or theirs is None:
         return None
     import pint
 
     try:
         return float((1.0 * ours).to(theirs).magnitude)
-    except (pint.DimensionalityError, pint.OffsetUnitCalculusError):
+    except pint.errors.PintTypeError:  # other dimensions, or a scale with an offset or a logarithm
         return None
 
 

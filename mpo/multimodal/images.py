@@ -74,6 +74,8 @@ def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | No
     source, path = (
         (io.BytesIO(image), Path("<bytes>")) if isinstance(image, bytes) else (None, resolve_inside(image, root))
     )
+    if source is None and path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        raise ImageError(f"image {path.name!r} cannot be decoded: it is no regular file")
     try:
         with Image.open(source or path, formats=FORMATS) as opened:
             width, height = opened.size

@@ -95,6 +95,27 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     assert load_image(path).getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_first_frame_of_webp_and_first_page_of_tiff(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for name, options in (("x.webp", {"lossless": True}), ("x.tiff", {})):
+        path = saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:], **options)
+        with Image.open(path) as opened:
+            assert opened.n_frames == 2
+        assert load_image(path).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_transparent_colour_of_a_png_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    loaded = load_image(saved(tmp_path / "x.png", image, transparency=(1, 2, 3)))
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (9, 9, 9)]
+
+
+def test_extreme_shapes_are_decoded_as_they_are(tmp_path: Path) -> None:
+    for size in ((1, 3000), (3000, 1)):
+        assert load_image(saved(tmp_path / "x.png", Image.new("L", size))).size == size
+
+
 def test_cmyk(tmp_path: Path) -> None:
     loaded = load_image(saved(tmp_path / "x.tiff", Image.new("CMYK", (1, 1), (0, 255, 255, 0))))
     assert (loaded.mode, loaded.getpixel((0, 0))) == ("RGB", (255, 0, 0))
@@ -148,6 +169,32 @@ def test_empty_file_and_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "x.png", tmp_path):
         with pytest.raises(ImageError, match="cannot be decoded"):
             load_image(path)
+
+
+def test_a_flipped_bit_in_a_checksum(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.png", Image.new("RGB", (8, 8), "red"))
+    data = bytearray(path.read_bytes())
+    data[29] ^= 1  # in the CRC of the header
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=r"'x\.png' cannot be decoded"):
+        load_image(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="no regular file"):
+        load_image(tmp_path / "x.png", root=tmp_path)
+    with pytest.raises(ImageError, match="no regular file"):
+        load_image("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "text", ["<svg xmlns='http://www.w3.org/2000/svg'/>", "8BPS\0\1", "SIMPLE  =                    T"]
+)
+def test_svg_psd_and_fits_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.png").write_text(text)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(tmp_path / "x.png")
 
 
 def test_eps_starts_no_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mpo.multimodal.errors import DataError, ImageError, StageError
 from recipes.groups import problems_of, read_groups, read_problems, write_groups, write_problems
+from recipes.quarantine import Quarantine
 from recipes.run import open_stage
 from rewards.types import (
     Completion,
@@ -108,6 +109,12 @@ def test_one_image_may_be_called_image(tmp_path: Path, image: Any) -> None:
         ('{"id": "b", "question": "q", "image": null}', r"images\.0: Input should be a valid string"),
         ('{"id": "b", "question": "q", "answer": 7}', r"answer: Input should be a valid string"),
         ('{"id": "p", "question": "q"}', r"id 'p' occurs twice; ids must be unique"),
+        (b'{"id": "b\x00", "question": "q"}', r"not JSON"),
+        ('{"id": "b", "question": "\\ud800"}', r"not JSON .*surrogates"),
+        ('{"id": "b", "question": "q", "meta": {"x": NaN}}', r"not JSON \(NaN is not a number"),
+        ('{"id": "b", "question": "q", "meta": ' + "[" * 100_000, r"not JSON"),
+        ('{"id": "b", "question": "q", "meta": {"x": ' + "9" * 5_000 + "}}", r"not JSON"),
+        ('{"id": "b", "question": "' + "q" * (11 << 20) + '"}', r"a line of \d+ bytes; expected at most 10485760"),
     ],
 )
 def test_a_damaged_problem_is_named(tmp_path: Path, line: str | bytes, said: str) -> None:
@@ -115,6 +122,26 @@ def test_a_damaged_problem_is_named(tmp_path: Path, line: str | bytes, said: str
     (tmp_path / "p.jsonl").write_bytes(b'{"id": "p", "question": "q"}\n\n' + data + b"\n")
     with pytest.raises(DataError, match=rf"p\.jsonl:3: {said}"):
         read_problems(tmp_path / "p.jsonl")
+
+
+def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """A byte-order mark, CRLF and a last line cut short: two problems, two lines in quarantine, none lost."""
+    rows = [
+        b'\xef\xbb\xbf{"id": "a", "question": "q"}',
+        b'{"id": "b"}',
+        b'{"id": "c", "question": "q"}',
+        b'{"id": "d", "qu',
+    ]
+    (tmp_path / "p.jsonl").write_bytes(b"\r\n".join(rows))
+    quarantine = Quarantine()
+    assert list(read_problems(tmp_path / "p.jsonl", on_bad=quarantine.add)) == ["a", "c"]
+    assert [(row["id"], row["reason"]) for row in quarantine.rows] == [
+        ("p.jsonl:2", "bad row"),
+        ("p.jsonl:4", "bad row"),
+    ]
+    assert "question: Field required" in quarantine.rows[0]["detail"]
+    quarantine.write(tmp_path)
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

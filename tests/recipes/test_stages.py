@@ -37,10 +37,10 @@ def samples(tmp_path, policy_folder) -> Path:
 def test_a_bad_picture_costs_its_own_problem_only(samples):
     counts = manifest_of(samples)["counts"]
     assert (counts["in"], counts["out"]) == (6, 4)
-    ((reason, number),) = counts["rejected"].items()
-    assert number == 2
-    assert "problem c" in reason
-    assert "bad.png" in reason
+    assert counts["rejected"] == {"unreadable image": 2}
+    (row,) = [json.loads(line) for line in (samples / "quarantine.jsonl").read_text().splitlines()]
+    assert (row["id"], row["reason"]) == ("c", "unreadable image")
+    assert "bad.png" in row["detail"]
     assert [group.problem.id for group in read_groups(samples)] == ["a", "b"]
 
 

@@ -149,6 +149,12 @@ GOLDEN = [
     ("number", "3.2 million", "Final answer: 3,200,000", C),
     ("number", "30°", r"\boxed{30^\circ}", C),
     ("number", "7", "Final answer: 7/0", U),
+    ("number", "2", "Final answer: 2π", U),
+    ("number", "2", "Final answer: 2x", U),
+    ("number", "5", "Final answer: 5!", U),
+    ("number", "9", r"\boxed{9^2}", U),
+    ("number", "3", r"\boxed{\sqrt{3}}", U),
+    ("number", "30 W", "Final answer: 30 dB", W),
     # --- ChartQA's relaxed accuracy ---
     ("relaxed", "100", "105", C),
     ("relaxed", "100", "95", C),
