@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, InternVLForConditionalGeneration, InternVLProcessor
 
 from mpo.multimodal.errors import ConfigError
-from rewards.prm.conversion.config import INTERNLM2, ChatLayout, chat_layout
+from rewards.prm.conversion.config import INTERNLM2, NOT_A_MODEL, ChatLayout, chat_layout
 from rewards.prm.conversion.names import (
     INTERNLM2_LANGUAGE,
     NATIVE_LANGUAGE,
@@ -139,6 +139,9 @@ def _contract(layout: ChatLayout, tokenizer: Any, system: str | None) -> PRMForm
 
 
 def _check_plan(layout: ChatLayout, tensors: Mapping[str, SourceTensor], pieces: list[Piece]) -> None:
+    layers = max(layout.text.num_hidden_layers, layout.vision.num_hidden_layers)
+    if layers > len(tensors):
+        raise ConfigError(f"config.json asks for {layers} layers, the checkpoint holds {len(tensors)} tensors in all")
     expected = _expected_shapes(layout)
     for target, count in Counter(piece.target for piece in pieces).items():
         if count > 1:
@@ -164,7 +167,7 @@ def _expected_shapes(layout: ChatLayout) -> dict[str, tuple[int, ...]]:
     try:
         with torch.device("meta"):
             state = InternVLForConditionalGeneration(layout.model).state_dict()
-    except (KeyError, TypeError, ValueError) as error:  # e.g. an activation that transformers does not have
+    except NOT_A_MODEL as error:  # e.g. an activation that transformers does not have
         raise ConfigError(f"config.json describes no model that transformers can build: {error!r}") from error
     shapes = {saved: tuple(state[name].shape) for saved, name in native_names(state).items()}
     if layout.model.tie_word_embeddings:

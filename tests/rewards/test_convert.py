@@ -279,6 +279,28 @@ def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path, change: dict[
         open_checkpoint(source)
 
 
+def test_wrong_types_are_refused_and_nothing_else_happens(tmp_path: Path) -> None:
+    """Every key of config.json with every wrong value: a refusal, or a value that means "off"; never another error."""
+    one = {"num_hidden_layers": 1}
+    source = write_chat_checkpoint(tmp_path, QWEN, language=one, vision=one)
+    good = json.loads((source / "config.json").read_text())
+    places = [(good, key) for key in good] + [
+        (good[section], key) for section in ("llm_config", "vision_config") for key in good[section]
+    ]
+    refused = 0
+    for section, key in places:
+        kept = section[key]
+        for value in (None, "x", -1, {"type": "dynamic"}):
+            section[key] = value
+            (source / "config.json").write_text(json.dumps(good))
+            try:
+                open_checkpoint(source)
+            except ConfigError:
+                refused += 1
+        section[key] = kept
+    assert refused > len(places)
+
+
 def test_internlm2_rope_that_llama_has_but_internlm2_has_not(tmp_path: Path) -> None:
     source = write_chat_checkpoint(tmp_path, INTERNLM2, language={"rope_scaling": {"type": "yarn", "factor": 2.0}})
     with pytest.raises(ConfigError, match="'yarn'"):
@@ -358,7 +380,7 @@ def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_one_shard_is_the_most_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Live tensors, counted whenever a shard is written, stay near one shard although the model is 8 times as large."""
-    source = write_chat_checkpoint(tmp_path / "source", INTERNLM2, language={"num_hidden_layers": 24})
+    source = write_chat_checkpoint(tmp_path / "source", INTERNLM2, language={"num_hidden_layers": 12})
     checkpoint: Checkpoint = open_checkpoint(source)
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     shard, largest = total // 8, max(tensor.nbytes for tensor in checkpoint.tensors.values())

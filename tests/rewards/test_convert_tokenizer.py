@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -242,11 +243,21 @@ def test_faults_of_tokenizer_files(tmp_path: Path) -> None:
         load_tokenizer(tmp_path, vocab_size=size)
     (tmp_path / "merges.txt").write_text("a b c\n")
     settings_of(tmp_path, lambda settings: settings["added_tokens_decoder"][image].update(content="<IMG_CONTEXT>"))
-    with pytest.raises(ConfigError, match="two tokens a line"):
+    with pytest.raises(ConfigError, match=r"merges\.txt make no tokenizer"):
         load_tokenizer(tmp_path, vocab_size=size)
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(ConfigError, match=r"expected tokenizer\.json, tokenizer\.model, or"):
         load_tokenizer(tmp_path, vocab_size=size)
+
+
+@pytest.mark.parametrize("value", [3, None, [], {}, "x", {"x": {}}, {"1": None}, {"-1": {"content": "a"}}])
+@pytest.mark.parametrize("key", ["added_tokens_decoder", "eos_token"])
+def test_wrong_types_in_the_settings(tmp_path: Path, key: str, value: Any) -> None:
+    """Refused, or of no effect; no other error."""
+    size = write_qwen_tokenizer(tmp_path)
+    settings_of(tmp_path, lambda settings: settings.update({key: value}))
+    with contextlib.suppress(ConfigError):
+        assert len(load_tokenizer(tmp_path, vocab_size=size)) <= size + 2
 
 
 def test_sentencepiece_piece_of_the_same_name(tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import InternVLConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from mpo.multimodal.errors import ConfigError
 
+# What transformers raises for a configuration that describes no model.
+NOT_A_MODEL = (ArithmeticError, LookupError, RuntimeError, StrictDataclassError, TypeError, ValueError)
 ARCHITECTURES = ("InternVLChatModel", "InternVLRewardModel")
 LANGUAGE_MODELS: dict[str, type] = {
     "Qwen2ForCausalLM": Qwen2Config,
@@ -73,6 +76,11 @@ class ChatLayout:
         """The language model's configuration."""
         return self.model.text_config
 
+    @property
+    def vision(self) -> Any:
+        """The vision tower's configuration."""
+        return self.model.vision_config
+
 
 def chat_layout(config: Mapping[str, Any], *, has_head: bool) -> ChatLayout:
     """Read a parsed `config.json`.
@@ -84,6 +92,15 @@ def chat_layout(config: Mapping[str, Any], *, has_head: bool) -> ChatLayout:
     Raises:
         ConfigError: not the InternVL chat layout, or something in it has no counterpart in the native classes.
     """
+    try:
+        return _layout(config, has_head)
+    except ConfigError:
+        raise
+    except (*NOT_A_MODEL, AttributeError) as error:
+        raise ConfigError(f"config.json describes no model that transformers can build: {error!r}") from error
+
+
+def _layout(config: Mapping[str, Any], has_head: bool) -> ChatLayout:
     architecture = _first(config.get("architectures"))
     if architecture not in ARCHITECTURES:
         raise ConfigError(
@@ -102,19 +119,16 @@ def chat_layout(config: Mapping[str, Any], *, has_head: bool) -> ChatLayout:
     tile = int(chat["force_image_size"] or vision["image_size"])
     if not has_head and not llm.get("tie_word_embeddings"):
         raise ConfigError("the weights hold no LM head and llm_config.tie_word_embeddings is off; fetch them again")
-    try:
-        model = InternVLConfig(
-            text_config=_text_config(language, llm, tied=not has_head),
-            vision_config=_vision_config(vision),
-            downsample_ratio=chat["downsample_ratio"],
-            image_seq_length=_tokens_a_tile(tile, vision["patch_size"], chat["downsample_ratio"]),
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="default",
-            projector_hidden_act="gelu",
-            tie_word_embeddings=not has_head,
-        )
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.json describes no model that transformers can build: {error}") from error
+    model = InternVLConfig(
+        text_config=_text_config(language, llm, tied=not has_head),
+        vision_config=_vision_config(vision),
+        downsample_ratio=chat["downsample_ratio"],
+        image_seq_length=_tokens_a_tile(tile, vision["patch_size"], chat["downsample_ratio"]),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=not has_head,
+    )
     dynamic = bool(chat["dynamic_image_size"])
     return ChatLayout(
         model=model,

@@ -59,37 +59,46 @@ def load_tokenizer(folder: Path, *, vocab_size: int) -> Any:
 
 
 def _backend(folder: Path, added: Mapping[int, AddedToken]) -> Tokenizer:
-    if (folder / READY).exists():
-        try:
-            backend = Tokenizer.from_file(str(folder / READY))
-        except Exception as error:  # the library raises plain Exception for a file that it cannot read
-            raise ConfigError(f"{folder / READY} is not a tokenizer: {error}") from error
+    if (folder / READY).exists() or not (folder / SENTENCEPIECE).exists():
+        backend = _ready(folder / READY) if (folder / READY).exists() else _byte_level(folder)
         add_tokens(backend, added)
         return backend
-    if (folder / SENTENCEPIECE).exists():
-        backend = fast_tokenizer(folder / SENTENCEPIECE, added)
-        equal_ids(backend, folder / SENTENCEPIECE, added, PROBES)
-        return backend
+    backend = fast_tokenizer(folder / SENTENCEPIECE, added)
+    equal_ids(backend, folder / SENTENCEPIECE, added, PROBES)
+    return backend
+
+
+def _ready(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no class of its own for a file that it cannot read
+        raise ConfigError(f"{file} is not a tokenizer: {error}") from error
+
+
+def _byte_level(folder: Path) -> Tokenizer:
     if not (folder / MERGES).exists():
         raise ConfigError(f"{folder}: expected {READY}, {SENTENCEPIECE}, or {VOCABULARY} and {MERGES}; fetch them")
-    lines = (folder / MERGES).read_text(encoding="utf-8").splitlines()
-    merges: Any = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in merges):
-        raise ConfigError(f"{folder / MERGES}: expected two tokens a line")
-    backend = Qwen2Tokenizer(vocab=read_json(folder / VOCABULARY), merges=merges).backend_tokenizer
-    add_tokens(backend, added)
-    return backend
+    vocabulary = read_json(folder / VOCABULARY)
+    try:
+        lines = (folder / MERGES).read_text(encoding="utf-8").splitlines()
+        merges: Any = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        return Qwen2Tokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
+    except Exception as error:  # as above; e.g. a merge of three tokens, or of one that the vocabulary lacks
+        raise ConfigError(f"{folder}: {VOCABULARY} and {MERGES} make no tokenizer: {error}") from error
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
     """Added tokens by id: those of `tokenizer_config.json`, and of `added_tokens.json` where it has more."""
     added = {}
-    for index, entry in settings.get("added_tokens_decoder", {}).items():
-        flags = {key: bool(entry.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "special")}
-        added[int(index)] = AddedToken(_content(entry), normalized=False, **flags)
-    if (folder / "added_tokens.json").exists():
-        for content, index in read_json(folder / "added_tokens.json").items():
-            added.setdefault(index, AddedToken(content, normalized=False, special=True))
+    try:
+        for index, entry in settings.get("added_tokens_decoder", {}).items():
+            flags = {key: bool(entry.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "special")}
+            added[int(index)] = AddedToken(_content(entry), normalized=False, **flags)
+        if (folder / "added_tokens.json").exists():
+            for content, index in read_json(folder / "added_tokens.json").items():
+                added.setdefault(int(index), AddedToken(content, normalized=False, special=True))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder}: expected added tokens by id, {error}") from error
     return added
 
 
