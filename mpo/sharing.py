@@ -26,6 +26,8 @@ TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
 class PromptSharing:
     """Packed batches for models that read them right; their paired form for all others.
 
+    `on` is the decision, `reason` says why.
+
     Args:
         layout: "auto" shares where every model can, else logs a warning with the reason; "shared" demands it; "paired"
             never shares.
@@ -40,6 +42,7 @@ class PromptSharing:
         bases = [innermost(model) for model in models]
         reasons = [] if layout == "paired" else [reason for base in bases if (reason := why_not_shared(base))]
         self.on = layout != "paired" and not reasons
+        self.reason = "layout='paired' was asked for" if layout == "paired" else "the model can read a shared prompt"
         if reasons:
             self._refuse(reasons[0])
         for base in bases if self.on else []:
@@ -73,8 +76,11 @@ class PromptSharing:
             self._refuse(
                 f"its log-probs differ from those of the paired layout by {worst:.2g} a token on a first batch"
             )
+        else:
+            self.reason += f"; on a first batch, log-probs differ from the paired layout's by {worst:.1e} a token"
 
     def _refuse(self, reason: str) -> None:
+        self.reason = reason
         if self.layout == "shared":
             raise ConfigError(f"layout='shared' is not possible: {reason}; set layout='auto' or 'paired'")
         logger.warning("each prompt goes through the model once per response (layout 'paired'): %s", reason)

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "score": ("recipes.score", "score", "ScoreConfig", "step scores and rewards"),
     "pairs": ("recipes.build_pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
+    "doctor": ("recipes.doctor", "doctor", "TrainMPOConfig", "what `train-mpo` would do with its settings, beforehand"),
     "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
     "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
     "pipeline": ("recipes.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
@@ -80,6 +81,8 @@ class _UsageError(Exception):
 def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     """The command's function and its parsed config; the stage's own module is imported last."""
     command, *rest = arguments
+    if rest and rest[0].endswith((".yaml", ".yml")):
+        rest.insert(0, "--config")
     module, function, config_class, _ = COMMANDS[command]
     from trl import TrlParser
 
@@ -96,7 +99,7 @@ def _help() -> str:
     lines = [f"  {name:<{width}}  {help_line}" for name, (_, _, _, help_line) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: mpo COMMAND [--config FILE.yaml] [--flag value …]",
+            "usage: mpo COMMAND [FILE.yaml] [--flag value …]",
             "",
             *lines,
             "",
