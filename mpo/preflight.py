@@ -31,15 +31,17 @@ class StepZero:
     """The loss where policy = reference: every implicit reward is 0, so L = w_p·ln 2 + w_q·2·ln 2 + w_g·L_g.
 
     Attributes:
-        loss: L of the run's first pairs, as training would compute it.
+        loss: L of the run's first pairs, a mean over their batches.
+        constant: (w_p + 2·w_q)·ln 2, times the mean weight of these pairs; 0.8318 with the paper's weights.
         generation: L_g of the same pairs.
-        expected: L by the equation above, from that L_g.
+        expected: constant + w_g·L_g.
         largest_reward: max |r| over their responses; L alone would not show a shift that both responses share.
         pairs: how many pairs were computed.
         tolerance: what rounding may do to L and r.
     """
 
     loss: float
+    constant: float
     generation: float
     expected: float
     largest_reward: float
@@ -161,11 +163,18 @@ def _step_zero(trainer: MPOTrainer, batches: int) -> StepZero:
         total += count * float(loss.total)
         generation += count * float(loss.generation)
         weighted += count if weight is None else float(weight.sum())
-    weights = args.weights
-    at_zero = (weights.preference + 2 * weights.quality) * math.log(2) * weighted  # w_p·ln 2 + w_q·2·ln 2, a pair
-    expected = (at_zero + weights.generation * generation) / pairs
+    weights, generation = args.weights, generation / pairs
+    constant = (weights.preference + 2 * weights.quality) * math.log(2) * weighted / pairs  # w_p·ln 2 + w_q·2·ln 2
     half = args.bf16 or args.fp16 or trainer.model.dtype != torch.float32
-    return StepZero(total / pairs, generation / pairs, expected, largest, pairs, TOLERANCE_HALF if half else TOLERANCE)
+    return StepZero(
+        loss=total / pairs,
+        constant=constant,
+        generation=generation,
+        expected=constant + weights.generation * generation,
+        largest_reward=largest,
+        pairs=pairs,
+        tolerance=TOLERANCE_HALF if half else TOLERANCE,
+    )
 
 
 def _memory(trainer: MPOTrainer, rows: list[Any], *, keeps_reference: bool) -> MemoryEstimate:
@@ -204,7 +213,7 @@ def _admitted(trainer: MPOTrainer, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _in_training_mode(trainer: MPOTrainer) -> Iterator[None]:
     """The policy as a training step finds it; its mode and the random state are put back."""
     was_training, device = trainer.model.training, trainer.args.device
-    trainer.model.to(device).train()
+    trainer.model.train()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield

@@ -99,7 +99,7 @@ def _help() -> str:
     lines = [f"  {name:<{width}}  {help_line}" for name, (_, _, _, help_line) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: mpo COMMAND [FILE.yaml] [--flag value …]",
+            "usage: mpo COMMAND [[--config] FILE.yaml] [--flag value …]",
             "",
             *lines,
             "",

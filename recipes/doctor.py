@@ -106,10 +106,9 @@ def _step_zero(findings: Preflight, console: Console) -> None:
     step = findings.step_zero
     console.rule("loss at step 0", align="left")
     verdict = "[green]as it must be[/]" if step.agrees else "[bold red]POLICY AND REFERENCE DIFFER[/]"
-    constant = step.expected - step.generation  # 0.8318 with the paper's weights
     console.print(
-        f"{step.pairs} pairs: L = {step.loss:.4f}, expected {step.expected:.4f} ({constant:+.4f} to L_g = "
-        f"{step.generation:.4f}); largest implicit reward {step.largest_reward:.1e}: {verdict}"
+        f"{step.pairs} pairs: L = {step.loss:.4f}, expected {step.expected:.4f} = {step.constant:.4f} + w_g·L_g, "
+        f"L_g = {step.generation:.4f}; largest implicit reward {step.largest_reward:.1e}: {verdict}"
     )
 
 

@@ -22,7 +22,7 @@ from mpo.memory import Activations, MemoryEstimate, count_activations
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.scoring import response_logps
-from mpo.preflight import histogram, preflight
+from mpo.preflight import StepZero, histogram, preflight
 from mpo.trainer import MPOTrainer
 from recipes.digits.policy import PolicySize, build_policy
 
@@ -56,7 +56,7 @@ def test_step_zero_is_the_loss_that_training_logs_first(tmp_path: Path, peft_con
     assert step.agrees
     assert step.pairs == 8
     assert step.largest_reward == 0.0
-    assert step.expected - step.generation == pytest.approx(1.2 * math.log(2), abs=1e-6)
+    assert step.constant == pytest.approx(1.2 * math.log(2), abs=1e-6)
     trainer.train()
     assert step.loss == pytest.approx(trainer.state.log_history[0]["loss"], abs=1e-4)
     assert step.generation == pytest.approx(trainer.state.log_history[0]["loss/generation"], abs=1e-4)
@@ -87,11 +87,9 @@ def test_dropout_that_was_left_on_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_reward_that_both_responses_share_is_no_agreement() -> None:
-    from mpo.preflight import StepZero
-
-    assert StepZero(2.0, 1.0, 2.0, 0.0, 4, 1e-3).agrees
-    assert not StepZero(2.0, 1.0, 2.0, 0.5, 4, 1e-3).agrees
-    assert not StepZero(math.nan, math.nan, math.nan, 0.0, 4, 1e-3).agrees
+    assert StepZero(2.0, 1.0, 1.0, 2.0, 0.0, 4, 1e-3).agrees
+    assert not StepZero(2.0, 1.0, 1.0, 2.0, 0.5, 4, 1e-3).agrees
+    assert not StepZero(math.nan, 1.0, math.nan, math.nan, 0.0, 4, 1e-3).agrees
 
 
 def test_a_run_after_a_look_is_the_run_without(tmp_path: Path) -> None:

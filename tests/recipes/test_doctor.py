@@ -60,7 +60,7 @@ def test_a_healthy_run(
         "1 control token in a response (p9)",
         "│ image tokens │ 6 │",
         "6 pairs: L = ",
-        "(+0.8318 to L_g = ",
+        " = 0.8318 + w_g·L_g, L_g = ",
         "largest implicit reward 0.0e+00: as it must be",
         "layout: shared, since the model can read a shared prompt",
         "δ of L_q: cumulative",
