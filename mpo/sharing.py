@@ -29,6 +29,8 @@ class PromptSharing:
     """Packed batches for models that read them right; their paired form for all others. Either way, a picture goes
     through a vision tower once a batch.
 
+    `on` is the decision, `reason` says why.
+
     Args:
         layout: "auto" shares where every model can, else logs a warning with the reason; "shared" demands it; "paired"
             never shares.
@@ -45,6 +47,7 @@ class PromptSharing:
         bases = [innermost(model) for model in models]
         reasons = [] if layout == "paired" else [reason for base in bases if (reason := why_not_shared(base))]
         self.on = layout != "paired" and not reasons
+        self.reason = "layout='paired' was asked for" if layout == "paired" else "the model can read a shared prompt"
         if reasons:
             self._refuse(reasons[0])
         for base in bases:
@@ -91,6 +94,8 @@ class PromptSharing:
             self._refuse(
                 f"its log-probs differ from those of the paired layout by {worst:.2g} a token on a first batch"
             )
+        else:
+            self.reason += f"; on a first batch, log-probs differ from the paired layout's by {worst:.1e} a token"
 
     def _worst(self, batch: Mapping[str, Any], models: Sequence[Any]) -> float:
         """Largest difference of all models and ranks; infinite where the variable-length kernel cannot run at all."""
@@ -109,6 +114,7 @@ class PromptSharing:
         return gather(values) if self.all_ranks else values
 
     def _refuse(self, reason: str) -> None:
+        self.reason = reason
         if self.layout == "shared":
             raise ConfigError(f"layout='shared' is not possible: {reason}; set layout='auto' or 'paired'")
         logger.warning("each prompt goes through the model once per response (layout 'paired'): %s", reason)

@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "preference pairs from TRL's format to MMPR, or back",
     ),
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
+    "doctor": ("recipes.doctor", "doctor", "TrainMPOConfig", "what `train-mpo` would do with its settings, beforehand"),
     "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
     "prm-eval": ("recipes.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
     "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
@@ -94,6 +95,8 @@ class _UsageError(Exception):
 def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     """The command's function and its parsed config; the stage's own module is imported last."""
     command, *rest = arguments
+    if rest and rest[0].endswith((".yaml", ".yml")):
+        rest.insert(0, "--config")
     module, function, config_class, _ = COMMANDS[command]
     from trl import TrlParser
 
@@ -110,7 +113,7 @@ def _help() -> str:
     lines = [f"  {name:<{width}}  {help_line}" for name, (_, _, _, help_line) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: mpo COMMAND [--config FILE.yaml] [--flag value …]",
+            "usage: mpo COMMAND [[--config] FILE.yaml] [--flag value …]",
             "",
             *lines,
             "",

@@ -31,7 +31,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from recipes.warm_start import warm_start
 
     folder = tmp_path_factory.mktemp("readme")
-    world = compose(WorldConfig(out=folder / "world", num_warm_start=40, num_prm=16, num_preference=2, num_test=2, vision_steps=60))
+    sizes = {"num_warm_start": 40, "num_prm": 16, "num_preference": 2, "num_test": 2, "vision_steps": 60}
+    world = compose(WorldConfig(out=folder / "world", **sizes))
     settings = WarmStartConfig(
         policy=world / "policy",
         demonstrations=world,
