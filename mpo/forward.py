@@ -24,6 +24,7 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.scoring import response_lengths, response_logps
+from mpo.quantised import admit_quantised
 from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, precompute
 from mpo.sharing import Layout, PromptSharing
 from mpo.types import PairLogps
@@ -174,6 +175,8 @@ def prepare_models(
     if ref_model is policy:
         raise ConfigError("model and ref_model are one object: leave ref_model out to keep a frozen copy")
 
+    base: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    admit_quantised(base, has_adapters=base is not policy or peft_config is not None)
     reference: Any = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
     if reference is None and isinstance(policy, PeftModel):
         _check_fresh_adapters(policy)
@@ -184,7 +187,6 @@ def prepare_models(
         reference.config.use_cache = False
         enable_chunked_logps(reference)
 
-    base: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     enable_chunked_logps(base)
     if peft_config is not None:
         policy = get_peft_model(policy, peft_config)  # around the chunked log-probs, not inside

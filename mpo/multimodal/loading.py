@@ -23,14 +23,22 @@ def load_for_inference(path: str | Path) -> PreTrainedModel:
     return model.to(best_device()).eval()
 
 
-def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """An image-text-to-text model of a checkpoint, on the CPU.
+def load_model(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, quantization_config: Any = None
+) -> PreTrainedModel:
+    """An image-text-to-text model of a checkpoint, on the CPU; a quantised one where its backend puts it.
+
+    Args:
+        path: a local folder or a name on the hub.
+        dtype: of the weights that are not quantised.
+        quantization_config: e.g. `transformers.BitsAndBytesConfig(load_in_4bit=True)`, for QLoRA.
 
     Raises:
         StageError: a local path without `config.json`: the stage that writes it has not run.
     """
     _check(path)
-    return AutoModelForImageTextToText.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
+    more = {} if quantization_config is None else {"quantization_config": quantization_config}
+    return AutoModelForImageTextToText.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more)
 
 
 def load_exactly(

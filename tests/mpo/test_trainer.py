@@ -184,6 +184,16 @@ def test_a_pair_weight_scales_the_update(tmp_path: Path) -> None:
     assert torch.equal(weights_of(none), weights_of(trainer_for(tmp_path)))
 
 
+def test_a_pair_of_weight_two_counts_as_two(tmp_path: Path) -> None:
+    """Two pairs of weights 2 and 0 in one step: (2·L_0 + 0·L_1) / 2 = L_0, the first pair alone."""
+    settings: dict[str, Any] = {"max_steps": 1, "max_grad_norm": 0.0}
+    both = trained(tmp_path / "a", rows=[preference_row(i, weight=w) for i, w in enumerate((2.0, 0.0))], **settings)
+    alone = trained(tmp_path / "b", rows=[preference_row(0)], per_device_train_batch_size=1, **settings)
+    assert (weights_of(alone) - weights_of(trainer_for(tmp_path))).abs().max() > 1e-3
+    torch.testing.assert_close(weights_of(both), weights_of(alone), atol=1e-6, rtol=0)
+    assert logged(both, "loss") == pytest.approx(logged(alone, "loss"), abs=1e-5)
+
+
 def test_a_non_finite_loss_names_its_micro_batch(tmp_path: Path) -> None:
     rows = [preference_row(i, weight=3e38 if i == 2 else 1.0) for i in range(4)]
     trainer = trainer_for(tmp_path, rows=rows, per_device_train_batch_size=1, gradient_accumulation_steps=4)
