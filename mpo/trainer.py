@@ -29,6 +29,7 @@ from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.multimodal.errors import ConfigError, NonFiniteLossError
 from mpo.multimodal.loading import load_model, load_processor
+from mpo.ranks import check_pictures, check_whole_weights
 from mpo.reward_shift import RewardShift
 from mpo.sharing import PromptSharing
 
@@ -139,6 +140,8 @@ class MPOTrainer(CheckpointedTrainer):
         pair_ids, pair_weight = inputs.pop("pair_ids"), inputs.pop("pair_weight", None)
         keys, cache = inputs.pop("pair_keys", []), self.reference_cache
         known = None if cache is None else cache.lookup(keys, inputs["input_ids"].device)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            check_pictures(inputs)
         inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
         logps = pair_logps(model, inputs, reference=self.ref_model, reference_sums=known)
         loss = mpo_loss(
@@ -270,6 +273,7 @@ class MPOTrainer(CheckpointedTrainer):
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(reference, self.accelerator)
         if self.is_fsdp_enabled:
+            check_whole_weights(self.accelerator)
             return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
