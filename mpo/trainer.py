@@ -31,6 +31,7 @@ from mpo.metrics import MetricMeans, pair_metrics
 from mpo.monitors import RunMonitor
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
+from mpo.ranks import check_pictures, check_whole_weights
 from mpo.reward_shift import RewardShift
 from mpo.sampler import PromptGroupSampler
 from mpo.sharing import PromptSharing
@@ -161,6 +162,8 @@ class MPOTrainer(CheckpointedTrainer):
         inputs, pairs = model_inputs(inputs)
         pair_ids, cache = pairs["pair_ids"], self.reference_cache
         known = None if cache is None else cache.lookup(pairs.get("response_keys", []), inputs["input_ids"].device)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            check_pictures(inputs)
         inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
         logps = pair_logps(model, inputs, pairs["pair_index"], reference=self.ref_model, reference_sums=known)
         loss = mpo_loss(
@@ -288,5 +291,6 @@ class MPOTrainer(CheckpointedTrainer):
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(reference, self.accelerator)
         if self.is_fsdp_enabled:
+            check_whole_weights(self.accelerator)
             return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from kill_run import KILLS, STEPS, train
 from safetensors.torch import load_file
 from tiny import preference_rows, tiny_config, tiny_internvl
 
-from mpo.checkpoint import MANIFEST, faults_of, newest_complete
+from mpo.checkpoint import MANIFEST, faults_of, newest_complete, write_manifest
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
 
@@ -115,6 +116,31 @@ def test_the_same_batch_cut_otherwise_is_the_same_run(run: Path) -> None:
     )
     cut.train(resume_from_checkpoint=str(run / "checkpoint-2"))
     assert cut.state.global_step == 3
+
+
+def test_a_step_that_is_saved_again_keeps_no_files_of_the_first_time(run: Path) -> None:
+    """Another number of ranks leaves other files; a random state of before must not be read later."""
+    (run / "checkpoint-3" / "rng_state_1.pth").write_bytes(b"of two ranks")
+    trainer_in(run).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    assert not (run / "checkpoint-3" / "rng_state_1.pth").exists()
+    assert faults_of(run / "checkpoint-3") == []
+
+
+def test_a_checkpoint_of_other_ranks(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Plain weights go on, with a warning about dropout; DeepSpeed's shards cannot. test_ranks.py runs real ranks."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    folder = run / "checkpoint-2"
+    write_manifest(folder, json.loads((folder / MANIFEST).read_text())["settings"], ranks=4)
+    resumed = trainer_in(run)
+    resumed.train(resume_from_checkpoint=str(folder))
+    assert resumed.state.global_step == 3
+    assert "resuming on 1 ranks what 4 saved: dropout" in caplog.text
+    sharded = trainer_in(run)
+    sharded.is_deepspeed_enabled = True
+    with pytest.raises(ConfigError, match=r"DeepSpeed on 4 ranks, this run has 1: .* start 4 processes"):
+        sharded.train(resume_from_checkpoint=str(folder))
 
 
 def test_old_checkpoints_go_only_after_a_complete_one(tmp_path: Path) -> None:

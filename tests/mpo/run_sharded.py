@@ -1,0 +1,129 @@
+"""One MPO step whose models lie in shards (FSDP2), by torchrun, or whole, alone: `run_sharded.py OUT`.
+
+accelerate does not shard on a CPU, it takes DDP without a word; so `fully_shard` is called here. Rank 0 writes
+OUT/CASE.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from peft import LoraConfig
+from run_ranks import LORA
+from tiny import preference_rows, tiny_internvl
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from mpo.collator import PreferenceCollator
+from mpo.forward import chosen_lengths, pair_logps, prepare_models
+from mpo.losses import Denominators, implicit_rewards, mpo_loss
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.loading import load_processor
+from mpo.multimodal.scoring import innermost
+from mpo.ranks import check_pictures
+from mpo.sharing import PromptSharing
+
+PAIRS = 4
+# case → (adapters, use_reentrant of gradient checkpointing or None for none)
+CASES: dict[str, tuple[LoraConfig | None, bool | None]] = {
+    "full": (None, None),
+    "one rank packs": (None, None),
+    "full checkpointing": (None, False),
+    "full reentrant checkpointing": (None, True),
+    "lora": (LORA, None),
+    "lora checkpointing": (LORA, False),
+}
+PICTURES_ON_ONE_RANK = "pictures on one rank"
+
+
+def step(case: str, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """Loss, rewards and whole gradients of one step of `PAIRS` pairs over all ranks."""
+    lora, use_reentrant = CASES.get(case, (None, None))
+    policy, reference = models(lora, use_reentrant)
+    sharing = PromptSharing("shared", [policy, *([] if reference is None else [reference])])
+    trained = [model for model in (policy, reference) if model is not None]
+    if world_size > 1:
+        for model in trained:
+            shard(model)
+        assert all(isinstance(p, DTensor) for model in trained for p in model.parameters())
+
+    rows = preference_rows(PAIRS)
+    for row in rows[PAIRS // 2 :] if case == PICTURES_ON_ONE_RANK else []:
+        row["images"] = []
+    share = PAIRS // world_size
+    packs = rank == 0 or case != "one rank packs"
+    collate = PreferenceCollator(load_processor(tiny_internvl()), shared_prefix=packs)
+    batch = collate(rows[rank * share : (rank + 1) * share])
+    check_pictures(batch)
+    inputs = sharing.admit({name: value for name, value in batch.items() if name != "pair_ids"}, trained)
+    assert sharing.on
+    local = Denominators.of(chosen_lengths(inputs), "token")
+    counts = total_of(torch.tensor([local.pairs, float(local.generation)]))
+    logps = pair_logps(policy, inputs, reference=reference)
+    loss = mpo_loss(
+        logps, reward_shift=0.1, generation_average="token", denominators=Denominators(*counts.unbind())
+    ).total
+    (loss * world_size).backward()  # the ranks' gradients are averaged
+
+    gradients = {name: whole(p.grad) for name, p in policy.named_parameters() if p.grad is not None}
+    rewards = torch.stack([reward.sum() for reward in implicit_rewards(logps, beta=0.1)])
+    return {"loss": total_of(loss.detach()), "rewards": total_of(rewards.detach()), "gradients": gradients}
+
+
+def models(lora: LoraConfig | None, use_reentrant: bool | None) -> tuple[Any, Any]:
+    """A policy that has left its reference, so that no reward is 0."""
+    path = tiny_internvl()
+    torch.manual_seed(0)
+    policy, reference = prepare_models(path, peft_config=lora, checkpointing=use_reentrant is not None)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    if use_reentrant is not None:
+        policy.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        policy.enable_input_require_grads()
+    return policy.train(), reference
+
+
+def shard(model: Any) -> None:
+    """Every layer of the language model and of the vision tower, the tower's rest, and the rest."""
+    base = innermost(model)
+    vision = base.model.vision_tower
+    for module in (*base.get_decoder().layers, *vision.encoder.layer, vision, model):
+        fully_shard(module)
+
+
+def whole(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+
+
+def total_of(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def main(out: Path) -> None:
+    """All cases on all ranks; then the one that is refused."""
+    tiny_internvl()
+    state = PartialState(cpu=True)  # gloo, and accelerate knows it
+    rank, world_size = state.process_index, state.num_processes
+    for case in CASES:
+        result = step(case, rank=rank, world_size=world_size)
+        if rank == 0:
+            torch.save(result, out / f"{case}.pt")
+    try:
+        step(PICTURES_ON_ONE_RANK, rank=rank, world_size=world_size)
+    except ConfigError as error:
+        (out / f"refused-{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
