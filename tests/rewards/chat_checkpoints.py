@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
-from torch.nn.functional import conv2d, gelu, layer_norm, linear, silu
+from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, linear, silu
 
 QWEN, INTERNLM2 = "Qwen2ForCausalLM", "InternLM2ForCausalLM"
 IMAGE_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
@@ -202,7 +202,12 @@ class ChatModel:
         side = grid.shape[-1]
         x = grid.flatten(2).transpose(1, 2)
         x = torch.cat([self.w["vision_model.embeddings.class_embedding"].expand(len(x), 1, -1), x], dim=1)
-        x = x + self.w["vision_model.embeddings.position_embedding"]
+        positions = self.w["vision_model.embeddings.position_embedding"]
+        if positions.shape[1] != side**2 + 1:  # another resolution than that of training
+            known = positions[:, 1:].unflatten(1, (round((positions.shape[1] - 1) ** 0.5), -1)).permute(0, 3, 1, 2)
+            scaled = interpolate(known, size=(side, side), mode="bicubic", align_corners=False)
+            positions = torch.cat([positions[:, :1], scaled.flatten(2).transpose(1, 2)], dim=1)
+        x = x + positions
         for index in range(vision["num_hidden_layers"]):
             x = self._vision_layer(x, f"vision_model.encoder.layers.{index}.", vision)
         x = x[:, 1:].reshape(len(x), side, side, -1)

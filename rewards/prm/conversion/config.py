@@ -6,7 +6,7 @@ github.com/OpenGVLab/InternVL): an InternViT `vision_config`, a `llm_config`, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,17 +24,19 @@ LANGUAGE_MODELS: dict[str, type] = {
     "InternLM2ForCausalLM": LlamaConfig,
 }
 INTERNLM2 = "InternLM2ForCausalLM"
-# What the published configuration classes fill in where config.json is silent.
+# What the published configuration classes fill in where config.json is silent; for Qwen2 and Llama that is native.
 INTERNVIT_DEFAULTS = {
     **{"hidden_size": 3200, "num_hidden_layers": 48, "num_attention_heads": 25, "intermediate_size": 12800},
     **{"image_size": 224, "patch_size": 14, "num_channels": 3, "hidden_act": "gelu", "norm_type": "rms_norm"},
     **{"qkv_bias": False, "qk_normalization": True, "layer_norm_eps": 1e-6, "dropout": 0.0, "attention_dropout": 0.0},
     **{"initializer_range": 0.02, "initializer_factor": 0.1},
 }
-INTERNLM2_DEFAULTS = {
-    **{"vocab_size": 103168, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
-    **{"num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
-    **{"rope_theta": 10000.0, "bias": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+LLM_DEFAULTS: dict[str, dict[str, Any]] = {
+    INTERNLM2: {
+        **{"vocab_size": 103168, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
+        **{"num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+        **{"rope_theta": 10000.0, "bias": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    }
 }
 CHAT_DEFAULTS = {
     **{"select_layer": -1, "force_image_size": None, "downsample_ratio": 0.5, "ps_version": "v1"},
@@ -43,6 +45,7 @@ CHAT_DEFAULTS = {
 # key → the only value that the native classes compute
 ONLY: dict[str, Any] = {"select_layer": -1, "ps_version": "v2"}
 MUST_BE_OFF = ("use_backbone_lora", "use_llm_lora", "pad2square", "quantization_config")
+HEADS = ("language_model.lm_head.weight", "language_model.output.weight")
 ROPE_TYPES = {INTERNLM2: ("default", "dynamic", "linear")}
 NATIVE_ROPE_TYPES = ("default", "dynamic", "linear", "yarn", "llama3", "longrope")
 NATIVE_QK_NORM_EPS = 1e-6  # fixed in transformers' InternVL vision tower
@@ -76,31 +79,26 @@ class ChatLayout:
         """The language model's configuration."""
         return self.model.text_config
 
-    @property
-    def vision(self) -> Any:
-        """The vision tower's configuration."""
-        return self.model.vision_config
 
-
-def chat_layout(config: Mapping[str, Any], *, has_head: bool) -> ChatLayout:
+def chat_layout(config: Mapping[str, Any], tensors: Collection[str]) -> ChatLayout:
     """Read a parsed `config.json`.
 
     Args:
         config: its content.
-        has_head: the weights hold an LM head of their own. InternVL's code never ties a head that is there.
+        tensors: names in the weights. An LM head that is there is never tied, as in InternVL's code.
 
     Raises:
         ConfigError: not the InternVL chat layout, or something in it has no counterpart in the native classes.
     """
     try:
-        return _layout(config, has_head)
+        return _layout(config, tensors)
     except ConfigError:
         raise
     except (*NOT_A_MODEL, AttributeError) as error:
         raise ConfigError(f"config.json describes no model that transformers can build: {error!r}") from error
 
 
-def _layout(config: Mapping[str, Any], has_head: bool) -> ChatLayout:
+def _layout(config: Mapping[str, Any], tensors: Collection[str]) -> ChatLayout:
     architecture = _first(config.get("architectures"))
     if architecture not in ARCHITECTURES:
         raise ConfigError(
@@ -109,14 +107,19 @@ def _layout(config: Mapping[str, Any], has_head: bool) -> ChatLayout:
         )
     chat = {**CHAT_DEFAULTS, **config}
     _refuse_unsupported(chat)
-    llm = _section(config, "llm_config")
+    llm = dict(_section(config, "llm_config"))
     vision = {**INTERNVIT_DEFAULTS, **_section(config, "vision_config")}
     language = _first(llm.get("architectures"))
     if language not in LANGUAGE_MODELS:
         raise ConfigError(
             f"config.json: llm_config.architectures must name one of {', '.join(LANGUAGE_MODELS)}, got {language!r}"
         )
+    llm = {**LLM_DEFAULTS.get(language, {}), **llm}
     tile = int(chat["force_image_size"] or vision["image_size"])
+    layers = max(int(llm.get("num_hidden_layers", 0)), int(vision["num_hidden_layers"]))
+    if layers > len(tensors):  # before anything of that length is built
+        raise ConfigError(f"config.json asks for {layers} layers, the checkpoint holds {len(tensors)} tensors in all")
+    has_head = any(name in tensors for name in HEADS)
     if not has_head and not llm.get("tie_word_embeddings"):
         raise ConfigError("the weights hold no LM head and llm_config.tie_word_embeddings is off; fetch them again")
     model = InternVLConfig(
@@ -197,7 +200,6 @@ def _vision_config(vision: Mapping[str, Any]) -> dict[str, Any]:
 def _text_config(language: str, llm: Mapping[str, Any], *, tied: bool) -> Any:
     native = LANGUAGE_MODELS[language]
     if language == INTERNLM2:
-        llm = {**INTERNLM2_DEFAULTS, **llm}
         llm = {**llm, "attention_bias": llm["bias"], "num_key_value_heads": llm.get("num_key_value_heads")}
     known = {field.name for field in fields(native)} - {field.name for field in fields(PreTrainedConfig)}
     kept = {key: value for key, value in llm.items() if key in known}
