@@ -106,6 +106,7 @@ def parse_visualprocessbench(row: Any, *, id: str, image_root: str | Path) -> Be
     if not any(signs):
         raise DataError("no step has a label")
     question = usable_text(given.question.replace(PLACEHOLDER, "").strip(), "question")
+    usable_text(given.data_source, "data_source")
     texts = tuple(usable_text(step, "a step") for step in steps)
     images = tuple(_checked(image, Path(image_root)) for image in given.image)
     problem = Problem(problem_id(given.data_source, question, given.image), question, images, given.answer)
@@ -129,6 +130,7 @@ def write_visualprocessbench(
 
 
 def _checked(image: str, root: Path) -> Path:
+    usable_text(image, "an image path")
     try:
         path = resolve_inside(image, root)
     except ImageError as error:

@@ -21,6 +21,7 @@ from rewards.prm.metrics import f1_scores, first_error_f1
 from rewards.types import Problem
 
 Array = NDArray[np.float64]
+_MORE_DEVELOPMENT = "make the development share larger or give a development file"
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,23 @@ def choose_threshold(responses: Sequence[ScoredResponse], *, objective: str) -> 
 
     Raises:
         ConfigError: `objective` is unknown.
-        DataError: the objective is undefined on these responses, e.g. no response has a wrong step.
+        DataError: no right or no wrong steps, or for first errors no response with one or none without.
     """
     if objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {objective!r}: expected one of {', '.join(OBJECTIVES)}")
-    distinct = np.unique([score for response in responses for score, _ in response.labelled()])
-    if not distinct.size:
-        raise DataError("the development split has no responses; make its share larger or give a development file")
+    pairs = [pair for response in responses for pair in response.labelled()]
+    distinct = np.unique([score for score, _ in pairs])
+    if len({label for _, label in pairs}) < 2:
+        raise DataError(
+            f"the {len(responses)} development responses do not hold both right and wrong steps, so they choose no "
+            f"threshold; {_MORE_DEVELOPMENT}"
+        )
     candidates = np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [(distinct[-1] + 1) / 2]])
     values = OBJECTIVES[objective](responses, candidates)
     if not np.isfinite(values).any():
         raise DataError(
-            f"{objective} is undefined on the {len(responses)} development responses: expected right and wrong ones "
-            "among them; make the development share larger or give a development file"
+            f"{objective} is undefined on the {len(responses)} development responses: expected responses with an error "
+            f"and without; {_MORE_DEVELOPMENT}"
         )
     best = candidates[values >= np.nanmax(values) - 1e-12]
     chosen = float(best[np.abs(best - 0.5).argmin()])

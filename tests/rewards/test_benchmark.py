@@ -108,6 +108,7 @@ BAD_ROWS = {
     ),
     "response: Value error, a string that is not JSON": vpb_row(response="a\n\nb"),
     "question is empty": vpb_row(question="<image>"),
+    "an image path is not valid Unicode": vpb_row(image=["images/\ud800.png"]),
     "an image is missing": vpb_row(image=["images/c.png"]),
     "an image cannot be decoded": vpb_row(image=["images/damaged.png"]),
     "an image is not a local path inside the folder": vpb_row(image=["../outside.png"]),
@@ -270,8 +271,9 @@ def test_no_threshold_is_better(rows: list[ScoredResponse]) -> None:
     tried = [0.0, *(value + 1 / 16 for value in VALUES if value < 1)]  # a threshold above 1 is none
     for objective in ("macro_f1", "first_error_f1"):
         values = [by_hand(objective, threshold) for threshold in tried]
-        if np.isnan(values).all():
-            with pytest.raises(DataError, match="undefined"):
+        labels = {label for row in rows for _, label in row.labelled()}
+        if np.isnan(values).all() or len(labels) < 2:
+            with pytest.raises(DataError, match=r"undefined|both right and wrong"):
                 choose_threshold(rows, objective=objective)
             continue
         chosen, value = choose_threshold(rows, objective=objective)
@@ -280,12 +282,13 @@ def test_no_threshold_is_better(rows: list[ScoredResponse]) -> None:
 
 
 def test_a_threshold_needs_responses_and_a_known_objective() -> None:
-    with pytest.raises(DataError, match="no responses"):
-        choose_threshold([], objective="macro_f1")
+    for one_sided in ([], [scored([T, T], [0.5, 0.9])], [scored([F], [0.5])]):
+        with pytest.raises(DataError, match="do not hold both right and wrong steps"):
+            choose_threshold(one_sided, objective="macro_f1")
     with pytest.raises(ConfigError, match=r"'f1'.*macro_f1"):
         choose_threshold([scored([T], [0.5])], objective="f1")
-    with pytest.raises(DataError, match="expected right and wrong ones"):
-        choose_threshold([scored([T], [0.5])], objective="first_error_f1")
+    with pytest.raises(DataError, match="with an error and without"):
+        choose_threshold([scored([T, F], [0.5, 0.4])], objective="first_error_f1")
 
 
 # ---- the table ----
