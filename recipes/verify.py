@@ -17,7 +17,7 @@ from recipes.config import VerifyConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from rewards.math_verifier import MathVerifier
-from rewards.types import Problem, Rollout, RolloutGroup, Verdict, Verifier
+from rewards.types import Problem, Rollout, RolloutGroup, Verifier
 from rewards.verification import VERIFIERS, verify_many
 from rewards.workers import WorkerVerifier
 
@@ -25,8 +25,8 @@ from rewards.workers import WorkerVerifier
 def verify(config: VerifyConfig) -> Path:
     """Check every final answer; math-verify and your own callable run in worker processes that can be killed.
 
-    A problem that cannot be checked (no reference answer for a verifier of ours, an unknown verifier's name) keeps
-    verdict `None` for all its rollouts and is counted under `unverified`.
+    A problem that cannot be checked (no reference answer for a verifier of ours, an unknown verifier's name) keeps its
+    rollouts as they are, without verdict, and is counted under `unverified`.
     """
     default = _named(config)
     stage = open_stage("verify", config, inputs=[config.groups])
@@ -36,33 +36,24 @@ def verify(config: VerifyConfig) -> Path:
     own = ":" in config.verifier
     names = {group.problem.id: _verifier_of(group.problem, config.verifier) for group in groups}
     why = {group.problem.id: _unverifiable(group.problem, names[group.problem.id], own=own) for group in groups}
-    verdicts: dict[tuple[str, int], Verdict] = {}
+    done: dict[str, RolloutGroup] = {}
     with ExitStack() as stack:
         for name in sorted({names[id] for id, reason in why.items() if reason is None}):
-            keys = [
-                (group, index)
-                for group in groups
-                if names[group.problem.id] == name and why[group.problem.id] is None
-                for index in range(len(group.rollouts))
-            ]
-            verifier = _ready(name, default, config, stack)
-            found = verify_many(verifier, [(group.problem, group.rollouts[i].completion.text) for group, i in keys])
-            verdicts |= {(group.problem.id, i): verdict for (group, i), verdict in zip(keys, found, strict=True)}
-    verified = [
-        RolloutGroup(
-            group.problem,
-            tuple(
-                rollout.with_(verdict=verdicts.get((group.problem.id, index)))
-                for index, rollout in enumerate(group.rollouts)
-            ),
-        )
-        for group in groups
-    ]
+            chosen = [g for g in groups if names[g.problem.id] == name and why[g.problem.id] is None]
+            answers = [(group.problem, rollout.completion.text) for group in chosen for rollout in group.rollouts]
+            verdicts = iter(verify_many(_ready(name, default, config, stack), answers))
+            done |= {
+                group.problem.id: RolloutGroup(
+                    group.problem, tuple(rollout.with_(verdict=next(verdicts)) for rollout in group.rollouts)
+                )
+                for group in chosen
+            }
+    verified = [done.get(group.problem.id, group) for group in groups]
     write_groups(stage.out, verified)
-    found_counts = Counter(verdict_of(rollout) for group in verified for rollout in group.rollouts)
+    found = Counter(verdict_of(rollout) for group in verified for rollout in group.rollouts)
     unverified = Counter(reason for reason in why.values() if reason)
     total = sum(len(group.rollouts) for group in groups)
-    counts = {"in": total, "out": total, "rejected": {}, "verdicts": dict(sorted(found_counts.items()))}
+    counts = {"in": total, "out": total, "rejected": {}, "verdicts": dict(sorted(found.items()))}
     return stage.finish({**counts, "unverified": dict(unverified), "problems": str(problems_of(config.groups))})
 
 

@@ -189,6 +189,7 @@ def test_too_long_an_answer_never_reaches_a_worker():
 
 
 def test_equal_checks_are_done_once(verifier):
+    verifier.verify(asked("2"), r"\boxed{1+1}")  # workers are up
     batch = [(asked("123"), rf"step {i}: \boxed{{122+1}}") for i in range(3000)]
     start = time.perf_counter()
     assert set(verifier.verify_many(batch)) == {C}
