@@ -7,13 +7,12 @@ with typed content. Files hold PNG bytes that we decoded and re-encoded ourselve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import StageError
+from rewards.interchange.parquet import write_parquet
 from rewards.types import FinishReason, PreferencePair
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from rewards.types import ImageLike
 
 Row = dict[str, Any]
-_ROWS_A_GROUP = 64  # rows held in memory at a time, and in one Parquet row group
 
 
 def to_trl_row(pair: PreferencePair) -> Row:
@@ -67,25 +65,7 @@ def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
     Raises:
         ImageError: an image cannot be decoded; nothing is written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    schema, rows, written = trl_features().arrow_schema, _rows_with_bytes(pairs), 0
-    try:
-        with partial.open("wb") as file:
-            with pq.ParquetWriter(file, schema) as writer:
-                while chunk := list(islice(rows, _ROWS_A_GROUP)):
-                    writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
-                    written += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return written
+    return write_parquet(_rows_with_bytes(pairs), path, schema=trl_features().arrow_schema)
 
 
 def read_trl_parquet(path: str | Path) -> datasets.Dataset:
