@@ -54,6 +54,7 @@ class SampleConfig:
     max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut and never chosen"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass, in this process"})
     concurrency: int = field(default=16, metadata={"help": "requests at a time, to a server"})
+    samples_a_request: int = field(default=0, metadata={"help": "largest n of a request to a server; 0 is all"})
     logprobs: bool = field(default=False, metadata={"help": "keep the log-probability of every sampled token"})
     seed: int = field(default=0, metadata={"help": "the same seed draws the same text"})
     swap_images: bool = field(default=False, metadata={"help": "canary: ask with the picture of another problem"})

@@ -22,7 +22,7 @@ from rewards.store import differences
 
 MANIFEST = "manifest.json"
 # Where, how fast and in which form, not what.
-NOT_SETTINGS = ("out", "workers", "base_url", "concurrency", "on_change", "parquet")
+NOT_SETTINGS = ("out", "workers", "base_url", "concurrency", "samples_a_request", "on_change", "parquet")
 
 
 @dataclass

@@ -100,7 +100,12 @@ def _generator(config: SampleConfig, params: SamplingParams, rows_a_problem: int
         from rewards.generators.openai_generator import OpenAIGenerator
 
         return OpenAIGenerator(
-            config.base_url, config.model, params, concurrency=config.concurrency, logprobs=config.logprobs
+            config.base_url,
+            config.model,
+            params,
+            concurrency=config.concurrency,
+            samples_a_request=config.samples_a_request,
+            logprobs=config.logprobs,
         )
     from mpo.multimodal.loading import load_for_inference, load_processor
     from rewards.generators.transformers_generator import TransformersGenerator

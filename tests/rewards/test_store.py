@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         store.add([row("a")])
         pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
         store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
-        with pytest.raises(StoreError, match="database or disk is full.*run the same command again"):
+        with pytest.raises(StoreError, match=r"database or disk is full.*run the same command again"):
             store.add([row("b", "x" * 100_000)])
         store._connection.execute("PRAGMA max_page_count = 100000")
         assert store.keys() == {"a"}
