@@ -1,8 +1,8 @@
 """N answers a problem: `TransformersGenerator` against plain `model.generate(num_return_sequences=N)`.
 
 Both sides sample at temperature 1 with the digits world's untrained policy, the same prompts in the same batches, left
-padded, and the same number of new tokens (no row ends early: the policy is untrained and the end of turn is made
-unlikely). Runs are interleaved; the median is taken. Prompt tokens through the language model are counted with a hook.
+padded. Runs are interleaved; the median is taken. Seconds are CPU seconds of this process on a CPU, which other
+processes disturb less, and wall-clock seconds elsewhere. Prompt positions through the language model are counted.
 
     python benchmarks/sampling.py
     python benchmarks/sampling.py --words 200 --num-samples 16
@@ -43,7 +43,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_policy(folder, seed=0)
         model, processor = load_for_inference(folder), load_processor(folder)
-    model.lm_head.weight.data[processor.tokenizer.eos_token_id] = 0
     problems = [
         Problem(p.id, "How many? " * (args.words // 2) + p.question, p.images)
         for p in (to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", args.problems, 1)))
@@ -97,9 +96,10 @@ def measured(model: Any, draw: Callable[[], int]) -> tuple[float, int, int]:
         positions += rows * width if width > 1 else 0
 
     hook = model.model.language_model.layers[0].register_forward_pre_hook(count)
-    started = time.perf_counter()
+    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
+    started = clock()
     tokens = draw()
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     hook.remove()
     return seconds, tokens, positions
 
@@ -109,8 +109,9 @@ def report(args: argparse.Namespace, runs: dict[str, list[tuple[float, int, int]
     rate = {name: median(tokens / seconds for seconds, tokens, _ in some) for name, some in runs.items()}
     first = next(iter(rate.values()))
     print(
-        f"{args.problems} problems x N = {args.num_samples}, {args.batch_rows} rows a call, {args.new_tokens} new tokens;"
-        f" {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.processor() or platform.machine()}"
+        f"{args.problems} problems x N = {args.num_samples}, {args.words} words more a question, {args.batch_rows} rows "
+        f"a call, {args.new_tokens} new tokens; {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{platform.processor() or platform.machine()}"
     )
     print("| side | tokens/s | range | speed-up | prompt positions |\n|" + " --- |" * 5)
     for name, some in runs.items():

@@ -97,7 +97,10 @@ def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
 
 def _generator(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Generator:
     if config.base_url is not None and config.model is not None:
-        from rewards.generators.openai_generator import OpenAIGenerator
+        try:
+            from rewards.generators.openai_generator import OpenAIGenerator
+        except ImportError as error:
+            raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
 
         return OpenAIGenerator(
             config.base_url,

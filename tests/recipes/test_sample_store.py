@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -26,6 +27,7 @@ from recipes.sample import PARQUET, STORE, sample
 from rewards.types import Completion
 
 KILLER = Path(__file__).with_name("kill_sample.py")
+ROOT = Path(__file__).parents[2]
 N, PROBLEMS = 4, 10
 
 
@@ -75,7 +77,8 @@ def test_a_killed_run_is_the_straight_run_byte_for_byte(config: SampleConfig, st
     """Four kills inside five calls, then the last attempt; store, both exports and the account are the same."""
     out = tmp_path / "samples"
     command = [sys.executable, str(KILLER), "4", *flags_of(replace(config, out=out))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["status"] == 0, done.stderr[-2000:]

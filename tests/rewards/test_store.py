@@ -23,6 +23,7 @@ from rewards.types import Completion, FinishReason, Problem
 from rewards.units import derived_seed, problem_key, unit_key
 
 WRITER = Path(__file__).with_name("write_store.py")
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"temperature": 1.0}
 
 
@@ -31,7 +32,9 @@ def row(key: str, text: str = "4", index: int = 0) -> StoredSample:
 
 
 def writer(path: Path, number: int) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, str(WRITER), str(path), str(number)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(WRITER), str(path), str(number)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def test_what_was_added_comes_back(tmp_path: Path) -> None:
