@@ -109,8 +109,8 @@ def report(args: argparse.Namespace, runs: dict[str, list[tuple[float, int, int]
     rate = {name: median(tokens / seconds for seconds, tokens, _ in some) for name, some in runs.items()}
     first = next(iter(rate.values()))
     print(
-        f"{args.problems} problems x N = {args.num_samples}, {args.words} words more a question, {args.batch_rows} rows "
-        f"a call, {args.new_tokens} new tokens; {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{args.problems} problems x N = {args.num_samples}, {args.words} words more a question, {args.batch_rows} "
+        f"rows a call, {args.new_tokens} new tokens; {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{platform.processor() or platform.machine()}"
     )
     print("| side | tokens/s | range | speed-up | prompt positions |\n|" + " --- |" * 5)
