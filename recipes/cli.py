@@ -1,6 +1,7 @@
 """The command line, `mpo …`. Nothing heavy is imported before a command is known.
 
-Exit codes: 0 done, 2 wrong use (one line says what was expected, what came, where, and what to do), 130 interrupted.
+Exit codes: 0 done; 2 wrong use (one line says what was expected, what came, where, and what to do); 4 refused, because
+the folder holds the work of other settings, which the line names; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -73,17 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         return _refuse(f"unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}")
-    from mpo.multimodal.errors import MPOError
+    from mpo.multimodal.errors import FingerprintError, MPOError
 
     try:
         run, config = _prepare(arguments)
         run(config)
+    except FingerprintError as error:
+        return _refuse(str(error), code=4)
     except (MPOError, _UsageError) as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:
-        print("interrupted; finished stages are kept, this one starts again with the same command", file=sys.stderr)
+        print("interrupted; finished stages and stored samples are kept, the same command goes on", file=sys.stderr)
         return 130
     return 0
 
@@ -122,10 +125,10 @@ def _help() -> str:
     )
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, *, code: int = 2) -> int:
     line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(message.split()))
     print(f"mpo: {line}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

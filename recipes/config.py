@@ -40,19 +40,28 @@ class WarmStartConfig:
 
 @dataclass
 class SampleConfig:
-    """`mpo sample`: draw N completions a problem."""
+    """`mpo sample`: draw N completions a problem, from a policy in this process or behind a server."""
 
-    policy: Path = field(metadata={"help": "model that answers"})
     problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
-    out: Path = field(metadata={"help": "folder for groups.jsonl"})
-    num_samples: int = field(default=8, metadata={"help": "completions a problem"})
+    out: Path = field(metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command goes on there"})
+    policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
+    base_url: str | None = field(default=None, metadata={"help": "server that answers instead, http://host:8000/v1"})
+    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    num_samples: int = field(default=8, metadata={"help": "completions a problem; may be raised later"})
     temperature: float = field(default=1.0, metadata={"help": "0 is greedy"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
     top_k: int = field(default=0, metadata={"help": "0 is off"})
     max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut and never chosen"})
-    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
+    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass, in this process"})
+    concurrency: int = field(default=16, metadata={"help": "requests at a time, to a server"})
+    samples_a_request: int = field(default=0, metadata={"help": "largest n of a request to a server; 0 is all"})
+    logprobs: bool = field(default=False, metadata={"help": "keep the log-probability of every sampled token"})
     seed: int = field(default=0, metadata={"help": "the same seed draws the same text"})
     swap_images: bool = field(default=False, metadata={"help": "canary: ask with the picture of another problem"})
+    on_change: str = field(
+        default="refuse", metadata={"help": "folder with other settings: refuse, or segment: keep both in its store"}
+    )
+    parquet: bool = field(default=False, metadata={"help": "write samples.parquet too, with the images' bytes"})
 
 
 @dataclass

@@ -46,6 +46,7 @@ class _RolloutRow(BaseModel):
     text: str
     finish_reason: FinishReason
     num_tokens: int
+    token_logprobs: list[float] | None = None
     verdict: Verdict | None = None
     step_scores: list[float] | None = None
     reward: float | None = None
@@ -211,7 +212,12 @@ def _validate(model: Any, row: Any, path: Path, number: int) -> Any:
 
 def _rollout(row: _RolloutRow) -> Rollout:
     return Rollout(
-        Completion(row.text, row.finish_reason, row.num_tokens),
+        Completion(
+            row.text,
+            row.finish_reason,
+            row.num_tokens,
+            None if row.token_logprobs is None else tuple(row.token_logprobs),
+        ),
         row.verdict,
         StepScores(tuple(row.step_scores)) if row.step_scores is not None else None,
         row.reward,
@@ -226,6 +232,7 @@ def _row(rollout: Rollout) -> Mapping[str, Any]:
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "num_tokens": completion.num_tokens,
+        "token_logprobs": completion.token_logprobs,
         "verdict": rollout.verdict,
         "step_scores": list(rollout.step_scores.values) if rollout.step_scores else None,
         "reward": rollout.reward,

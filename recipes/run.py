@@ -16,12 +16,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.errors import ConfigError, FingerprintError, StageError
 from mpo.multimodal.files import write_atomic
+from rewards.store import differences
 
 MANIFEST = "manifest.json"
-# Where, how fast and how closely watched, not what is made.
-NOT_SETTINGS = ("out", "workers", "sample_every", "sample_problems", "sample_tokens", "report_to")
+# Where, how fast, in which form and how closely watched, not what is made.
+NOT_SETTINGS = (
+    *("out", "workers", "base_url", "concurrency", "samples_a_request", "on_change", "parquet"),
+    *("sample_every", "sample_problems", "sample_tokens", "report_to"),
+)
 
 
 @dataclass
@@ -57,17 +61,21 @@ class Stage:
         return self.out
 
 
-def open_stage(name: str, config: Any, *, inputs: Sequence[Path]) -> Stage:
+def open_stage(
+    name: str, config: Any, *, inputs: Sequence[Path], grows: Sequence[str] = (), refuse: bool = True
+) -> Stage:
     """Check the inputs, compare with an earlier run of the stage, make the output folder.
 
     Args:
         name: the stage's name, e.g. "sample".
         config: its dataclass, with a field `out`.
         inputs: folders or files that must exist; a folder must be complete.
+        grows: settings that may be larger than before: the stage is then not complete, and adds to what is there.
+        refuse: whether a difference is an error; if not, the stage is not complete.
 
     Raises:
         StageError: an input is missing or was never finished.
-        ConfigError: `out` holds the result of other settings or inputs.
+        FingerprintError: `out` holds the result of other settings or inputs.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in NOT_SETTINGS}
     settings = json.loads(json.dumps(settings))  # as it will be read back: a tuple is a list
@@ -78,11 +86,13 @@ def open_stage(name: str, config: Any, *, inputs: Sequence[Path]) -> Stage:
     manifest = out / MANIFEST
     if manifest.exists():
         before = json.loads(manifest.read_text())["fingerprint"]
-        if differing := _differences(before, fingerprint):
-            raise ConfigError(
+        grown = [key for key in grows if before["settings"].get(key, settings[key]) < settings[key]]
+        differing = _differences(before, fingerprint, besides=grown)
+        if differing and refuse:
+            raise FingerprintError(
                 f"stage {name}: {out} was made with other {', '.join(differing)}; choose another folder or delete it"
             )
-        return Stage(name, out, fingerprint, complete=True)
+        return Stage(name, out, fingerprint, complete=not (grown or differing))
     out.mkdir(parents=True, exist_ok=True)
     return Stage(name, out, fingerprint, complete=False)
 
@@ -122,12 +132,11 @@ def _digest(path: Path, stage: str) -> str:
     raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], *, besides: Sequence[str]) -> list[str]:
+    """What differs in settings and inputs, each with both values; `besides` are settings not looked at."""
+    left_out = set(besides)
     names = []
     for part in ("settings", "inputs"):
-        keys = sorted({*before[part], *now[part]})
-        for key in keys:
-            old, new = before[part].get(key), now[part].get(key)
-            if old != new:
-                names.append(f"{key} ({old!r} then, {new!r} now)")
+        old, new = ({key: value for key, value in side[part].items() if key not in left_out} for side in (before, now))
+        names += differences(old, new)
     return names

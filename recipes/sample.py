@@ -1,64 +1,180 @@
-"""`mpo sample`: N completions a problem, each with why it ended."""
+"""`mpo sample`: N completions a problem, each with why it ended.
+
+Every completion is in the stage's store (`rewards/store.py`) as soon as it is drawn. A run that was killed goes on with
+the same command and draws only what is missing; a larger `num_samples` adds to what is there. `groups.jsonl`, which the
+later stages read, is written from the store at the end, in the order of the problems and of the sample indexes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
-from mpo.multimodal.errors import ImageError
-from mpo.multimodal.images import load_image
-from mpo.multimodal.loading import load_for_inference, load_processor
+from tqdm.auto import tqdm
+
+from mpo.multimodal.errors import ConfigError, DataError, ImageError
+from mpo.multimodal.images import image_sha256, load_image
 from recipes.config import SampleConfig
 from recipes.groups import read_problems, write_groups
 from recipes.quarantine import Quarantine
-from recipes.run import open_stage
-from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
-from rewards.types import Problem, Rollout, RolloutGroup
+from recipes.run import MANIFEST, Stage, open_stage
+from rewards.generators.gathering import check_number
+from rewards.interchange.sample_rows import write_sample_parquet
+from rewards.store import OnChange, SampleStore, StoredSample
+from rewards.types import Generator, Problem, Rollout, RolloutGroup, SamplingParams
+from rewards.units import digest, problem_key, unit_key
+
+STORE = "samples.sqlite"
+PARQUET = "samples.parquet"
 
 
 def sample(config: SampleConfig) -> Path:
-    """Draw, and write `groups.jsonl`. Every problem gets exactly `num_samples` rollouts; a bad line, and a problem
-    whose picture cannot be decoded, go into `quarantine.jsonl` and are counted, before anything is drawn."""
-    stage = open_stage("sample", config, inputs=[config.policy, config.problems])
-    if stage.complete:
+    """Draw what the store lacks, and write `groups.jsonl`.
+
+    Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose picture cannot be decoded and
+    one that the server refuses are not in it: they stand in `quarantine.jsonl` and are counted.
+    """
+    params = _checked(config)
+    inputs = [path for path in (config.policy, config.problems) if path is not None]
+    stage = open_stage("sample", config, inputs=inputs, grows=("num_samples",), refuse=config.on_change == "refuse")
+    parquet = stage.out / PARQUET
+    if stage.complete and (parquet.exists() or not config.parquet):
         return stage.out
     quarantine = Quarantine()
-    problems = _readable(read_problems(config.problems, on_bad=quarantine.add).values(), quarantine)
+    every = read_problems(config.problems, on_bad=quarantine.add).values()
+    problems, image_digests = _readable(every, quarantine)
     asked = swapped(problems) if config.swap_images else problems
+    with SampleStore(
+        stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
+    ) as store:
+        (stage.out / MANIFEST).unlink(missing_ok=True)
+        keys = [
+            [
+                unit_key(store.segment, problem_key(problem, [image_digests[image] for image in problem.images]), index)
+                for index in range(config.num_samples)
+            ]
+            for problem in asked
+        ]
+        for id, reason in _draw_missing(store, asked, keys, config, params).items():
+            quarantine.add(id, "refused by the server", reason)
+        quarantine.write(stage.out)
+        groups = _groups(store, problems, keys)
+        if not groups:
+            raise DataError(f"no problem of {config.problems} could be sampled: {quarantine.counts()}")
+        write_groups(stage.out, groups)
+        if config.parquet or parquet.exists():
+            write_sample_parquet(groups, parquet)
+        out, rejected = config.num_samples * len(groups), quarantine.counts(times=config.num_samples)
+        counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
+        return stage.finish({**counts, "problems": str(config.problems)})
+
+
+def _checked(config: SampleConfig) -> SamplingParams:
+    """The sampling settings; ConfigError for what cannot work, before anything is read."""
+    if (config.policy is None) == (config.base_url is None) or (config.base_url is None) != (config.model is None):
+        raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
+    if config.on_change not in ("refuse", "segment"):
+        raise ConfigError(f"on_change must be refuse or segment, got {config.on_change!r}")
+    if config.batch_rows < 1 or config.concurrency < 1:
+        raise ConfigError(f"expected batch_rows and concurrency >= 1, got {config.batch_rows}, {config.concurrency}")
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
-    generator = TransformersGenerator(
+    check_number(config.num_samples, params)
+    return params
+
+
+def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
+    """All that a sample depends on besides its problem: settings, inputs by content, the prompt template."""
+    settings, inputs = stage.fingerprint["settings"], stage.fingerprint["inputs"]
+    by_path = ("policy", "problems")
+    fingerprint = {key: value for key, value in settings.items() if key not in ("num_samples", *by_path)}
+    fingerprint |= {name: inputs.get(settings[name]) for name in by_path}
+    if config.policy is not None:
+        from mpo.multimodal.loading import load_processor
+
+        fingerprint["template"] = digest(load_processor(config.policy).chat_template)[:16]
+    return fingerprint
+
+
+def _generator(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Generator:
+    if config.base_url is not None and config.model is not None:
+        try:
+            from rewards.generators.openai_generator import OpenAIGenerator
+        except ImportError as error:
+            raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
+
+        return OpenAIGenerator(
+            config.base_url,
+            config.model,
+            params,
+            concurrency=config.concurrency,
+            samples_a_request=config.samples_a_request,
+            logprobs=config.logprobs,
+        )
+    from mpo.multimodal.loading import load_for_inference, load_processor
+    from rewards.generators.transformers_generator import TransformersGenerator
+
+    assert config.policy is not None
+    return TransformersGenerator(
         load_for_inference(config.policy),
         load_processor(config.policy),
         params,
         batch_rows=config.batch_rows,
-        describe=f"sample {config.problems.stem}",
+        rows_a_problem=rows_a_problem,
+        keep_logprobs=config.logprobs,
     )
-    drawn = generator.generate(asked, config.num_samples, seed=config.seed)
-    groups = [
-        RolloutGroup(problem, tuple(Rollout(completion) for completion in completions))
-        for problem, completions in zip(problems, drawn, strict=True)
-    ]
-    write_groups(stage.out, groups)
-    out = len(problems) * config.num_samples
-    quarantine.write(stage.out)
-    rejected = quarantine.counts(times=config.num_samples)
-    counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
-    return stage.finish({**counts, "problems": str(config.problems)})
 
 
-def _readable(problems: Iterable[Problem], quarantine: Quarantine) -> list[Problem]:
-    """The problems whose pictures all decode; the others go into quarantine."""
-    kept = []
+def _draw_missing(
+    store: SampleStore,
+    asked: Sequence[Problem],
+    keys: Sequence[Sequence[str]],
+    config: SampleConfig,
+    params: SamplingParams,
+) -> dict[str, str]:
+    """Draw the units that are not in the store, keep them as they come; id → reason of each problem refused."""
+    stored = store.keys()
+    done = {(place, index) for place, row in enumerate(keys) for index, key in enumerate(row) if key in stored}
+    total = len(asked) * config.num_samples
+    refused: dict[int, str] = {}
+    if len(done) == total:
+        return {}
+    # As many rows a problem as when this segment began, so that going on cuts the same calls.
+    generator = _generator(config, params, store.note("rows_a_problem", config.num_samples))
+    with tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar:
+        for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
+            store.add(
+                StoredSample(keys[s.problem][s.index], asked[s.problem].id, s.index, s.seed, s.completion)
+                for s in samples
+                if s.completion is not None
+            )
+            refused |= {s.problem: s.reason for s in samples if s.completion is None}
+            bar.update(len(samples))
+    return {asked[place].id: reason for place, reason in refused.items()}
+
+
+def _groups(store: SampleStore, problems: Sequence[Problem], keys: Sequence[Sequence[str]]) -> list[RolloutGroup]:
+    """The problems that have all their samples."""
+    groups = []
+    for problem, row in zip(problems, keys, strict=True):
+        found = store.completions(row)
+        if len(found) == len(row):
+            groups.append(RolloutGroup(problem, tuple(Rollout(found[key]) for key in row)))
+    return groups
+
+
+def _readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[Problem], Mapping[Any, str]]:
+    """The problems whose pictures all decode, and the content key of each picture; the others go into quarantine."""
+    kept, digests = [], dict[Any, str]()
     for problem in problems:
         try:
-            for image in problem.images:
-                load_image(image)
+            digests |= {image: image_sha256(load_image(image)) for image in problem.images}
         except ImageError as error:
             quarantine.add(problem.id, "unreadable image", str(error))
         else:
             kept.append(problem)
-    return kept
+    return kept, digests
 
 
 def swapped(problems: list[Problem]) -> list[Problem]:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import DataError, MPOError
 
 
 class StepAlignmentError(DataError):
     """Steps, read positions and scores do not match one to one. Never clipped, never padded."""
+
+
+class StoreError(MPOError, OSError):
+    """A store of samples cannot be opened or written: another process writes it, the disk is full, the file is none."""
+
+
+class ServerError(MPOError, ConnectionError):
+    """A model server refused us, or gave no usable reply in all the attempts that we allow it."""

@@ -9,12 +9,12 @@ a `RolloutGroup` is one problem with all its rollouts. Two rollouts of a group m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import ConfigError, DataError
 from rewards.errors import StepAlignmentError
 
 if TYPE_CHECKING:
@@ -53,12 +53,56 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True)
+class SamplingParams:
+    """How to draw: `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 sample from the whole distribution."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0 < self.max_new_tokens):
+            raise ConfigError(
+                f"expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1, got {self}"
+            )
+
+
+@dataclass(frozen=True)
 class Completion:
-    """One sampled response: its text, why it ended, how many tokens were generated (end-of-turn included)."""
+    """One sampled response.
+
+    Attributes:
+        text: what was generated, without a prefix that it continues.
+        finish_reason: why it ended.
+        num_tokens: tokens generated, end-of-turn included; 0 where a server did not say.
+        token_logprobs: natural log-probability of each generated token under the policy itself (temperature 1, all
+            tokens allowed), where it was asked for.
+    """
 
     text: str
     finish_reason: FinishReason = FinishReason.STOP
     num_tokens: int = 0
+    token_logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One outcome of a generator: completion `index` of a problem, or why there is none.
+
+    Attributes:
+        problem: place of the problem in the sequence that was asked.
+        index: of the sample, from 0.
+        seed: that it was drawn with; a server's request may draw several samples with one seed.
+        completion: the response; `None` if it was refused.
+        reason: why it was refused, e.g. a prompt that is too long for the server.
+    """
+
+    problem: int
+    index: int
+    seed: int
+    completion: Completion | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,7 +236,22 @@ class ProcessRewardModel(Protocol):
 
 
 class Generator(Protocol):
-    """Draws completions. Same problems, settings and seed give the same completions."""
+    """Draws completions of a policy: `generate` all at once, `draw` as they come, without those that are done."""
+
+    def draw(
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        *,
+        prefixes: Sequence[str] | None = None,
+        seed: int,
+        done: Container[tuple[int, int]] = frozenset(),
+    ) -> Iterator[list[Sample]]:
+        """Samples 0 … n-1 of each problem, in any order, each once, but those (problem, index) that are `done`.
+
+        A sample is the same whatever is done before, on a backend that can promise it.
+        """
+        ...
 
     def generate(
         self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int

@@ -16,6 +16,10 @@ class ConfigError(MPOError, ValueError):
     """A configuration key or value that cannot work."""
 
 
+class FingerprintError(ConfigError):
+    """A folder holds the work of other settings or inputs; going on would mix the two. The CLI exits 4."""
+
+
 class DataError(MPOError, ValueError):
     """A row of a dataset that breaks its format.
 

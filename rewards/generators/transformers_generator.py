@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import end_of_turn_id, prompt_text, user_message
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
-from rewards.types import Completion, FinishReason, Problem
+from rewards.generators.gathering import check_number, gather
+from rewards.generators.row_sampler import RowSampler
+from rewards.types import Completion, FinishReason, Problem, Sample, SamplingParams
+from rewards.units import derived_seed
 
 # A checkpoint's generation_config.json must not bend the distribution (Qwen2.5-VL ships repetition_penalty 1.05).
 # A trainer may have switched the cache off in the model's config.
@@ -33,42 +32,58 @@ NEUTRAL = {
 COPYABLE: tuple[type, ...] = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to draw: `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 sample from the whole distribution."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 512
-
-
 class TransformersGenerator:
-    """Draws n completions a problem; the prompt and its images go through the model once for all n.
+    """Draws n completions a problem; the prompt and its images go through the model once for all rows of a call.
+
+    A call has `batch_rows // rows_a_problem` problems (at least one) with `rows_a_problem` rows each. Calls are cut
+    from the whole list, and a call of which only some rows are wanted is drawn whole, the others as dummies. So a call
+    has the same shapes and neighbours whether or not the run was interrupted, and gives the same bits, on one machine
+    with one number of threads. Each row's random numbers are its own (`RowSampler`), whatever the cut.
 
     Args:
         model: an image-text-to-text model, already on its device.
         processor: its processor.
         params: sampling settings.
-        batch_rows: rows a `generate` call; a call takes `batch_rows // n` problems, at least one.
-        describe: text of the progress bar; empty for none.
-
-    The random state of a call is derived from `seed` and the ids of its problems, so that a rerun with the same
-    problems in the same order and the same `batch_rows` draws the same text.
+        batch_rows: rows a call.
+        rows_a_problem: rows of a problem in one call; default is n. With fewer, a problem's samples take several calls.
+        keep_logprobs: keep the log-probability of each token.
+        describe: text of the progress bar of `generate`; empty for none.
     """
 
     def __init__(
-        self, model: Any, processor: Any, params: SamplingParams, *, batch_rows: int = 64, describe: str = ""
+        self,
+        model: Any,
+        processor: Any,
+        params: SamplingParams,
+        *,
+        batch_rows: int = 64,
+        rows_a_problem: int | None = None,
+        keep_logprobs: bool = False,
+        describe: str = "",
     ) -> None:
         self.model, self.processor, self.params = model, processor, params
-        self.batch_rows, self.describe = batch_rows, describe
+        self.batch_rows, self.rows_a_problem = batch_rows, rows_a_problem
+        self.keep_logprobs, self.describe = keep_logprobs, describe
         self._end = end_of_turn_id(processor)
         self._cache_can_be_copied = True  # until the first prompt shows otherwise
 
     def generate(
         self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
     ) -> list[list[Completion]]:
-        """n completions for each problem, in order.
+        """n completions for each problem, in order; arguments and errors are those of `draw`."""
+        samples = self.draw(problems, n, prefixes=prefixes, seed=seed)
+        return gather(samples, problems, n, describe=self.describe)
+
+    def draw(
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        *,
+        prefixes: Sequence[str] | None = None,
+        seed: int,
+        done: Container[tuple[int, int]] = frozenset(),
+    ) -> Iterator[list[Sample]]:
+        """Samples 0 … n-1 of each problem, call by call.
 
         Args:
             problems: what to ask; a problem may occur more than once (with different prefixes).
@@ -76,34 +91,46 @@ class TransformersGenerator:
             prefixes: text that each answer starts with (same length as `problems`); completions continue it and
                 do not repeat it.
             seed: changes the draw.
+            done: (place of the problem, sample index) that are not wanted.
 
         Raises:
             ConfigError: n is below 1, or above 1 with `temperature` 0, which would give one text n times.
         """
-        if n < 1 or (n > 1 and self.params.temperature == 0):
-            raise ConfigError(f"cannot draw {n} completions at temperature {self.params.temperature}: greedy takes n=1")
+        check_number(n, self.params)
         starts = list(prefixes) if prefixes is not None else [""] * len(problems)
-        out: list[list[Completion]] = []
-        with tqdm(total=len(problems) * n, desc=self.describe, unit="sample", disable=not self.describe) as bar:
-            for batch in _batches(list(zip(problems, starts, strict=True)), max(1, self.batch_rows // n)):
-                out.extend(self._generate_batch(batch, n, seed))
-                bar.update(len(batch) * n)
-        return out
+        asked = list(enumerate(zip(problems, starts, strict=True)))
+        rows = self.rows_a_problem or n
+        for some in _cut(asked, max(1, self.batch_rows // rows)):
+            for first in range(0, n, rows):
+                units = [(place, index) for place, _ in some for index in range(first, first + rows)]
+                wanted = [index < n and (place, index) not in done for place, index in units]
+                if any(wanted):
+                    drawn = self._call([pair for _, pair in some], range(first, first + rows), seed)
+                    yield [
+                        Sample(*unit, row_seed, completion)
+                        for unit, (row_seed, completion), is_wanted in zip(units, drawn, wanted, strict=True)
+                        if is_wanted
+                    ]
 
-    def _generate_batch(self, batch: list[tuple[Problem, str]], n: int, seed: int) -> list[list[Completion]]:
+    def _call(self, asked: list[tuple[Problem, str]], indexes: range, seed: int) -> list[tuple[int, Completion]]:
+        """One `generate` call: seed and completion of each (problem, index), problem by problem."""
         encode = self.processor.tokenizer
-        prompts = [self._encode(problem) for problem, _ in batch]
-        prefix_ids = [encode(start, add_special_tokens=False)["input_ids"] if start else [] for _, start in batch]
+        prompts = [self._encode(problem) for problem, _ in asked]
+        prefix_ids = [encode(start, add_special_tokens=False)["input_ids"] if start else [] for _, start in asked]
         rows = stack_rows(prompts, prefix_ids, pad_token_id=encode.pad_token_id, side="left")
-        inputs: dict[str, Any] = {key: value.to(self.model.device) for key, value in rows.items() if key != "labels"}
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.inference_mode():
-            torch.manual_seed(_derived_seed(seed, batch))
+        device = self.model.device
+        inputs: dict[str, Any] = {key: value.to(device) for key, value in rows.items() if key != "labels"}
+        seeds = [derived_seed(seed, problem, index, start) for problem, start in asked for index in indexes]
+        sampler = RowSampler(self.params, seeds, device=device, keep_logprobs=self.keep_logprobs)
+        n = len(indexes)
+        # Where `generate` expands the prompts itself it insists on do_sample, and takes the only token left by chance.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
             copied = self._prefilled(inputs, n) if n > 1 and self._cache_can_be_copied else None
-            generated = self.model.generate(**(copied or inputs), **self._settings(1 if copied else n))
-        texts = generated[:, inputs["input_ids"].shape[1] :].tolist()
-        completions = [self._completion(ids) for ids in texts]
-        return [completions[i : i + n] for i in range(0, len(completions), n)]
+            settings = self._settings(1 if copied else n)
+            generated = self.model.generate(**(copied or inputs), **settings, logits_processor=[sampler])
+        tokens = generated[:, inputs["input_ids"].shape[1] :].tolist()
+        logprobs: Sequence[list[float] | None] = sampler.logprobs() or [None] * len(tokens)
+        return list(zip(seeds, map(self._completion, tokens, logprobs), strict=True))
 
     def _prefilled(self, inputs: dict[str, Any], n: int) -> dict[str, Any] | None:
         """Run B prompts without their last token through the model, and copy their cache n times.
@@ -130,37 +157,31 @@ class TransformersGenerator:
         return encode_prompt(self.processor, text, [load_image(image) for image in problem.images])
 
     def _settings(self, n: int) -> dict[str, Any]:
-        params = self.params
-        common = {
+        neutral = (
+            {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+            if n > 1
+            else dict.fromkeys(("temperature", "top_p", "top_k"))
+        )
+        return {
             **NEUTRAL,
+            **neutral,
+            "do_sample": n > 1,
             "num_return_sequences": n,
-            "max_new_tokens": params.max_new_tokens,
+            "max_new_tokens": self.params.max_new_tokens,
             "eos_token_id": self._end,
             "pad_token_id": self.processor.tokenizer.pad_token_id,
         }
-        if params.temperature == 0:
-            return {**common, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {
-            **common,
-            "do_sample": True,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": params.top_k,
-        }
 
-    def _completion(self, ids: list[int]) -> Completion:
+    def _completion(self, ids: list[int], logprobs: list[float] | None) -> Completion:
         """Cut at the end of the turn; any other control token stays in the text, to be rejected by name later."""
         stopped = self._end in ids
         content = ids[: ids.index(self._end)] if stopped else ids
         text = self.processor.tokenizer.decode(content, skip_special_tokens=False)
-        return Completion(text, FinishReason.STOP if stopped else FinishReason.LENGTH, len(content) + stopped)
+        length = len(content) + stopped
+        kept = None if logprobs is None else tuple(logprobs[:length])
+        return Completion(text, FinishReason.STOP if stopped else FinishReason.LENGTH, length, kept)
 
 
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+def _cut(items: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _derived_seed(seed: int, batch: Sequence[tuple[Problem, str]]) -> int:
-    key = "\0".join([str(seed), *(f"{problem.id}\1{start}" for problem, start in batch)])
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1

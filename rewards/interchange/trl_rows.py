@@ -8,12 +8,11 @@ with typed content. Files hold PNG bytes that we decoded and re-encoded ourselve
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import DataError, StageError
-from mpo.multimodal.files import opened_atomically
+from rewards.interchange.parquet import write_parquet
 from rewards.types import Completion, FinishReason, PreferencePair, Problem
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from rewards.types import ImageLike
 
 Row = dict[str, Any]
-_ROWS_A_GROUP = 64  # rows held in memory at a time, and in one Parquet row group
 
 
 def to_trl_row(pair: PreferencePair) -> Row:
@@ -91,17 +89,7 @@ def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
     Raises:
         ImageError: an image cannot be decoded; nothing is written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    schema, rows, written = trl_features().arrow_schema, _rows_with_bytes(pairs), 0
-    with opened_atomically(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:
-        while chunk := list(islice(rows, _ROWS_A_GROUP)):
-            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
-            written += len(chunk)
-    return written
+    return write_parquet(_rows_with_bytes(pairs), path, schema=trl_features().arrow_schema)
 
 
 def read_trl_parquet(path: str | Path) -> datasets.Dataset:

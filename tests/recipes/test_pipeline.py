@@ -68,5 +68,5 @@ def test_running_again_does_nothing_and_other_settings_are_refused(run, tmp_path
     changed = tmp_path / "changed.yaml"
     changed.write_text(SETTINGS.read_text().replace("max_pairs: 2", "max_pairs: 1"))
     capsys.readouterr()
-    assert main(["pipeline", "--settings", str(changed), "--run_dir", str(run), "--arms", "mpo", "rft"]) == 2
+    assert main(["pipeline", "--settings", str(changed), "--run_dir", str(run), "--arms", "mpo", "rft"]) == 4
     assert "max_pairs (2 then, 1 now)" in capsys.readouterr().err

@@ -30,7 +30,13 @@ def samples(tmp_path, policy_folder) -> Path:
     ]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return sample(
-        SampleConfig(policy_folder, tmp_path / "questions.jsonl", tmp_path / "samples", num_samples=2, max_new_tokens=4)
+        SampleConfig(
+            policy=policy_folder,
+            problems=tmp_path / "questions.jsonl",
+            out=tmp_path / "samples",
+            num_samples=2,
+            max_new_tokens=4,
+        )
     )
 
 

@@ -103,6 +103,60 @@ def test_drawing_leaves_the_global_random_state_alone(policy: Any, processor: An
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("prefix", ["", "Red is 3\n\n"])
+def test_a_draw_depends_on_no_neighbour(policy: Any, processor: Any, prefix: str) -> None:
+    """Alone, in company, in another order, with other batches and another n: the same texts for the same samples."""
+    prefixes = [prefix] * len(PROBLEMS)
+    drawn = TransformersGenerator(policy, processor, SAMPLED).generate(PROBLEMS, 3, prefixes=prefixes, seed=7)
+    for generator, order, n in (
+        (TransformersGenerator(policy, processor, SAMPLED, batch_rows=1), range(5), 3),
+        (TransformersGenerator(policy, processor, SAMPLED, batch_rows=6), reversed(range(5)), 3),
+        (TransformersGenerator(policy, processor, SAMPLED, rows_a_problem=2), range(5), 4),
+        (TransformersGenerator(policy, processor, SAMPLED), [2], 1),
+    ):
+        places = list(order)
+        other = generator.generate([PROBLEMS[i] for i in places], n, prefixes=[prefix] * len(places), seed=7)
+        common = min(n, 3)
+        assert [row[:common] for row in texts(other)] == [texts(drawn)[i][:common] for i in places]
+
+
+def test_draw_leaves_out_what_is_done_and_skips_calls(policy: Any, processor: Any) -> None:
+    """Two problems a call, two rows a problem; a call with nothing to do is skipped, the others give a part."""
+    generator = TransformersGenerator(policy, processor, SAMPLED, batch_rows=4, rows_a_problem=2)
+    every = {(s.problem, s.index): s for batch in generator.draw(PROBLEMS, 3, seed=0) for s in batch}
+    assert sorted(every) == [(place, index) for place in range(5) for index in range(3)]
+    done = {(0, 0), (1, 2), (2, 0), (2, 1), (3, 0), (3, 1)}
+    batches = list(generator.draw(PROBLEMS, 3, seed=0, done=done))
+    assert [[(s.problem, s.index) for s in batch] for batch in batches] == [
+        [(0, 1), (1, 0), (1, 1)], [(0, 2)], [(2, 2), (3, 2)], [(4, 0), (4, 1)], [(4, 2)],
+    ]  # fmt: skip
+    assert all(s == every[s.problem, s.index] for batch in batches for s in batch)
+    assert not list(generator.draw(PROBLEMS, 3, seed=0, done=set(every)))
+
+
+def test_logprobs_are_those_of_a_forward_pass(policy: Any, processor: Any) -> None:
+    """Kept values against a plain pass over prompt and text, for texts that go back to their tokens."""
+    params = replace(SAMPLED, temperature=2.0, max_new_tokens=3)
+    generator = TransformersGenerator(policy, processor, params, keep_logprobs=True)
+    question = Problem("text", "What is 5?")
+    (drawn,) = generator.generate([question], 64, seed=3)
+    text = f"<|im_start|>user\n{question.question}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = processor(text=[text], return_tensors="pt")["input_ids"]
+    compared = 0
+    for completion in drawn:
+        assert completion.token_logprobs is not None
+        assert len(completion.token_logprobs) == completion.num_tokens
+        ids = processor.tokenizer(completion.text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        if ids.shape[1] != 3 or "\N{REPLACEMENT CHARACTER}" in completion.text:
+            continue
+        with torch.inference_mode():
+            logits = policy(input_ids=torch.cat([prompt, ids], dim=1)).logits[0, prompt.shape[1] - 1 : -1]
+        expected = logits.log_softmax(dim=-1).gather(1, ids[0][:, None])[:, 0]
+        assert completion.token_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+        compared += 1
+    assert compared >= 5
+
+
 def test_two_batches_do_not_share_their_draw(policy: Any, processor: Any) -> None:
     """One problem asked twice under two ids, one batch each, gets two different texts."""
     twins = [PROBLEMS[0], replace(PROBLEMS[0], id="twin")]
