@@ -1,12 +1,12 @@
 """Monte-Carlo budgets on the digits world: continuations, seconds, and how often their hard labels agree.
 
 For each seed a world and a policy are made, its samples verified, and the same responses labelled under every budget,
-under `full` a second time, and exactly. Two independent full runs are the ceiling: no budget can agree better with
-a full run than another full run does. Agreement is over the steps of the responses that all runs labelled, the last
-step left out, since no run draws from it.
+under `full` a second time, and exactly. Two independent full runs are the ruler: K draws a step make labels that agree
+only so far, whatever the budget. Agreement is over the steps of the responses that all runs labelled, the last step
+left out, since no run draws from it.
 
-    python benchmarks/mc_budgets.py                           # about 5 minutes a seed on one core
-    python benchmarks/mc_budgets.py --seeds 0 --problems 20   # a first look
+    python benchmarks/mc_budgets.py
+    python benchmarks/mc_budgets.py --problems 20 --samples 3  # the table of docs/rewards.md, 10 to 20 minutes a seed
 """
 
 from __future__ import annotations
