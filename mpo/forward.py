@@ -25,7 +25,7 @@ from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.scoring import response_lengths, response_logps
 from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, precompute
-from mpo.sharing import PromptSharing
+from mpo.sharing import Layout, PromptSharing
 from mpo.types import PairLogps
 
 logger = logging.get_logger(__name__)
@@ -107,7 +107,7 @@ def cached_reference(trainer: Any) -> ReferenceCache:
     was_training = policy.training
     policy.eval()
     # A rank computes only what it lacks, maybe nothing, so it checks its first packed batch alone.
-    layout = args.layout if trainer.sharing.on else "paired"
+    layout: Layout = args.layout if trainer.sharing.on else "paired"
     sharing = PromptSharing(layout, [reference or policy], all_ranks=False)
     for rows in _datasets(trainer):
         computed = precompute(
