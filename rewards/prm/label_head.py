@@ -22,7 +22,6 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from mpo.multimodal.loading import load_exactly
 
 LABEL_COLUMNS = (1, 0)  # the head's columns in the order positive, negative
-STEP_TAG_TOKEN = "<extra_0>"
 
 
 class Qwen2ProcessRewardModel(Qwen2ForTokenClassification):

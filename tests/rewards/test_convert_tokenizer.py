@@ -246,7 +246,7 @@ def test_faults_of_tokenizer_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"merges\.txt make no tokenizer"):
         load_tokenizer(tmp_path, vocab_size=size)
     (tmp_path / "merges.txt").unlink()
-    with pytest.raises(ConfigError, match=r"expected tokenizer\.json, tokenizer\.model, or"):
+    with pytest.raises(ConfigError, match=r"expected tokenizer\.model, tokenizer\.json, or"):
         load_tokenizer(tmp_path, vocab_size=size)
 
 

@@ -59,12 +59,12 @@ def load_tokenizer(folder: Path, *, vocab_size: int) -> Any:
 
 
 def _backend(folder: Path, added: Mapping[int, AddedToken]) -> Tokenizer:
-    if (folder / READY).exists() or not (folder / SENTENCEPIECE).exists():
-        backend = _ready(folder / READY) if (folder / READY).exists() else _byte_level(folder)
-        add_tokens(backend, added)
+    if (folder / SENTENCEPIECE).exists():  # what the checkpoint's own class reads, whatever else lies beside it
+        backend = fast_tokenizer(folder / SENTENCEPIECE, added)
+        equal_ids(backend, folder / SENTENCEPIECE, added, PROBES)
         return backend
-    backend = fast_tokenizer(folder / SENTENCEPIECE, added)
-    equal_ids(backend, folder / SENTENCEPIECE, added, PROBES)
+    backend = _ready(folder / READY) if (folder / READY).exists() else _byte_level(folder)
+    add_tokens(backend, added)
     return backend
 
 
@@ -77,7 +77,7 @@ def _ready(file: Path) -> Tokenizer:
 
 def _byte_level(folder: Path) -> Tokenizer:
     if not (folder / MERGES).exists():
-        raise ConfigError(f"{folder}: expected {READY}, {SENTENCEPIECE}, or {VOCABULARY} and {MERGES}; fetch them")
+        raise ConfigError(f"{folder}: expected {SENTENCEPIECE}, {READY}, or {VOCABULARY} and {MERGES}; fetch them")
     vocabulary = read_json(folder / VOCABULARY)
     try:
         lines = (folder / MERGES).read_text(encoding="utf-8").splitlines()
