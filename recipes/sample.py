@@ -62,7 +62,8 @@ def sample(config: SampleConfig) -> Path:
         quarantine.write(stage.out)
         groups = _groups(store, problems, keys)
         if not groups:
-            raise DataError(f"no problem of {config.problems} could be sampled: {quarantine.counts()}")
+            details = "; ".join(row["detail"] for row in quarantine.rows[:3])
+            raise DataError(f"no problem of {config.problems} could be sampled: {quarantine.counts()}: {details}")
         write_groups(stage.out, groups)
         if config.parquet or parquet.exists():
             write_sample_parquet(groups, parquet)

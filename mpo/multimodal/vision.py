@@ -71,7 +71,8 @@ class ImageEncoder:
 
     def __init__(self, backbone: Any) -> None:
         self._encode = backbone.get_image_features
-        self._signature = inspect.signature(self._encode)
+        # `generate` reads it to find out which inputs to encode beforehand
+        self.__signature__ = inspect.signature(self._encode)
         self.images: RowImages | None = None  # of the batch that is being read
         self.memory: list[Any] | None = None  # [RowImages, features] of the last batch, shared between models
 
@@ -90,7 +91,7 @@ class ImageEncoder:
         rows = images.with_images()
         if len({images.sources[row] for row in rows}) == len(rows):
             return self._encode(*args, **kwargs)
-        given = self._signature.bind(*args, **kwargs).arguments
+        given = self.__signature__.bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         by_source: dict[int, Any] = {}
         for row in rows:

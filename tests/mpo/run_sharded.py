@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from mpo.collator import PreferenceCollator
-from mpo.forward import chosen_lengths, pair_logps, prepare_models
+from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_processor
@@ -60,11 +60,12 @@ def step(case: str, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     collate = PreferenceCollator(load_processor(tiny_internvl()), shared_prefix=packs)
     batch = collate(rows[rank * share : (rank + 1) * share])
     check_pictures(batch)
-    inputs = sharing.admit({name: value for name, value in batch.items() if name != "pair_ids"}, trained)
+    inputs, pairs = model_inputs(batch)
+    inputs = sharing.admit(inputs, trained)
     assert sharing.on
-    local = Denominators.of(chosen_lengths(inputs), "token")
+    local = Denominators.of(chosen_lengths(batch), "token")
     counts = total_of(torch.tensor([local.pairs, float(local.generation)]))
-    logps = pair_logps(policy, inputs, reference=reference)
+    logps = pair_logps(policy, inputs, pairs["pair_index"], reference=reference)
     loss = mpo_loss(
         logps, reward_shift=0.1, generation_average="token", denominators=Denominators(*counts.unbind())
     ).total

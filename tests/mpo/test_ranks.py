@@ -22,7 +22,7 @@ LAUNCHERS = {
 BY_ACCELERATE = ("full", "full paired", "lora", "lora paired")
 TIMEOUT = 500  # seconds; a launch takes about 25 on two free cores, and only a hang comes near this
 # A resumed run's train_loss counts its own steps only; a rank that packs nothing repeats prompts.
-NOT_COMPARED = ("runtime", "_per_second", "flos", "train_loss", "rows_per_prompt")
+NOT_COMPARED = ("runtime", "_per_second", "flos", "train_loss", "rows_per_prompt", "tokens/s")
 
 
 def launched(launcher: str, *arguments: str) -> None:

@@ -70,10 +70,11 @@ def test_a_problem_that_the_server_refuses_is_counted(server: ModelServer, quest
     assert [group.problem.id for group in read_groups(tmp_path / "samples")] == ["p0", "p2", "p4", "p5"]
     counts = manifest_of(tmp_path / "samples")["counts"]
     assert (counts["in"], counts["out"]) == (18, 12)
-    reasons = sorted(counts["rejected"])
-    assert list(counts["rejected"].values()) == [3, 3]
-    assert reasons[0].startswith("problem p1: the server: HTTP 400")
-    assert reasons[1] == "problem p3: the server: finish_reason 'content_filter'"
+    assert counts["rejected"] == {"refused by the server": 6}
+    lines = (tmp_path / "samples" / "quarantine.jsonl").read_text().splitlines()
+    refused = {row["id"]: row["detail"] for row in map(json.loads, lines)}
+    assert refused["p1"].startswith("the server: HTTP 400")
+    assert refused["p3"] == "the server: finish_reason 'content_filter'"
 
 
 def test_a_server_that_refuses_everything_is_an_error(
