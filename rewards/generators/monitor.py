@@ -94,7 +94,7 @@ class SampleMonitor(TrainerCallback):
         ]
         _append(Path(args.output_dir, SAMPLES), samples)
         if "wandb" in args.report_to:
-            _log_table(samples, {problem.id: problem for problem in self.problems}, step)
+            _log_table(samples, self.problems * len(DRAWS), step)
         due = control.should_log  # the line of the training loss; `log` would count as that line
         self.trainer.log({name: value for draw in DRAWS for name, value in rates(samples, draw).items()})
         control.should_log = due
@@ -147,17 +147,17 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _log_table(samples: Sequence[Sample], problems: dict[str, Problem], step: int) -> None:
-    """A row a sample; a column a picture, since a cell of a wandb table holds one."""
+def _log_table(samples: Sequence[Sample], problems: Sequence[Problem], step: int) -> None:
+    """A row a sample, `problems[i]` being what it answers; a column a picture, since a cell of a table holds one."""
     import wandb
 
     if wandb.run is None:
         return
-    pictures = max(len(problem.images) for problem in problems.values())
+    pictures = max(len(problem.images) for problem in problems)
     columns = [f"picture {index + 1}" for index in range(pictures)]
     table = wandb.Table(columns=["step", "draw", *columns, "question", "answer", "faults"])
-    for sample in samples:
-        shown: list[Any] = [wandb.Image(load_image(image)) for image in problems[sample.problem_id].images]
+    for sample, problem in zip(samples, problems, strict=True):
+        shown: list[Any] = [wandb.Image(load_image(image)) for image in problem.images]
         shown += [None] * (pictures - len(shown))
         table.add_data(sample.step, sample.draw, *shown, sample.question, sample.answer, ", ".join(sample.faults))
     wandb.log({TABLE: table, "train/global_step": step})
