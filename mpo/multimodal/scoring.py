@@ -99,7 +99,7 @@ def _read(model: Any, inputs: Mapping[str, Any], **how: Any) -> Any:
     images = given.pop(IMAGES, None)
     if LAYOUT in given:
         given = shared_inputs(innermost(model), given)
-    with reading(innermost(model), images):
+    with reading(innermost(model), images, given["input_ids"]):
         return model(**given, **how)
 
 

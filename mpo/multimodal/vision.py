@@ -67,13 +67,17 @@ def row_images(prompts: Sequence[EncodedPrompt]) -> dict[str, RowImages]:
 
 
 class ImageEncoder:
-    """A backbone's `get_image_features`, which encodes each picture of a batch once."""
+    """A backbone's `get_image_features`, which encodes each picture of a batch once, all of them in one call.
+
+    One call whatever the rows: with sharded weights, every rank has to run the tower equally often.
+    """
 
     def __init__(self, backbone: Any) -> None:
         self._encode = backbone.get_image_features
         # `generate` reads it to find out which inputs to encode beforehand
         self.__signature__ = inspect.signature(self._encode)
         self.images: RowImages | None = None  # of the batch that is being read
+        self.tokens: list[int] = []  # image tokens of each of its rows
         self.memory: list[Any] | None = None  # [RowImages, features] of the last batch, shared between models
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,16 +93,17 @@ class ImageEncoder:
 
     def _each_once(self, images: RowImages, args: Any, kwargs: Any) -> Any:
         rows = images.with_images()
-        if len({images.sources[row] for row in rows}) == len(rows):
+        first = {images.sources[row]: row for row in reversed(rows)}  # source → first row that shows it
+        if len(first) == len(rows):
             return self._encode(*args, **kwargs)
         given = self.__signature__.bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
-        by_source: dict[int, Any] = {}
-        for row in rows:
-            if images.sources[row] not in by_source:
-                own = images.select({name: given.get(name) for name in images.counts}, [row])
-                by_source[images.sources[row]] = self._encode(**(given | own))
-        return _joined([by_source[images.sources[row]] for row in rows])
+        distinct = sorted(first.values())
+        own = images.select({name: given.get(name) for name in images.counts}, distinct)
+        encoded = self._encode(**(given | own))
+        place = {images.sources[row]: index for index, row in enumerate(distinct)}
+        order = [place[images.sources[row]] for row in rows]
+        return _rearranged(encoded, [self.tokens[row] for row in distinct], order)
 
 
 def encode_images_once(model: Any) -> ImageEncoder:
@@ -138,13 +143,14 @@ def share_frozen_vision(policy: Any, reference: Any | None = None) -> bool:
 
 
 @contextmanager
-def reading(model: Any, images: RowImages | None) -> Iterator[None]:
-    """While the model reads a batch whose images are `images`; does nothing for a model without an `ImageEncoder`."""
+def reading(model: Any, images: RowImages | None, input_ids: Tensor) -> Iterator[None]:
+    """While the model reads a batch with these images and ids (B, T); nothing for a model without an `ImageEncoder`."""
     encoder = getattr(model.base_model, "get_image_features", None)
-    if images is None or not isinstance(encoder, ImageEncoder):
+    image_token_id = getattr(model.config, "image_token_id", None)
+    if images is None or image_token_id is None or not isinstance(encoder, ImageEncoder):
         yield
         return
-    encoder.images = images
+    encoder.images, encoder.tokens = images, (input_ids == image_token_id).sum(dim=1).tolist()
     try:
         yield
     finally:
@@ -158,14 +164,40 @@ def _vision_parameters(model: Any) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in language}
 
 
-def _joined(outputs: Sequence[Any]) -> Any:
-    """The features of several calls as those of one: what the language model reads, nothing else."""
-    fields = {"pooler_output": _chained([output.pooler_output for output in outputs])}
-    if deep := getattr(outputs[0], "deepstack_features", None):
-        fields["deepstack_features"] = [
-            _chained([output.deepstack_features[layer] for output in outputs]) for layer in range(len(deep))
-        ]
-    return type(outputs[0])(**fields)
+def _rearranged(output: Any, tokens: Sequence[int], order: Sequence[int]) -> Any:
+    """The features of some prompts' pictures, which fill `tokens[i]` image tokens each, in another order, repeated.
+
+    Only what the language model reads is kept.
+    """
+
+    def ordered(features: Any) -> Any:
+        parts = _parts(features, tokens)
+        return _chained([parts[index] for index in order])
+
+    fields = {"pooler_output": ordered(output.pooler_output)}
+    if deep := getattr(output, "deepstack_features", None):
+        fields["deepstack_features"] = [ordered(layer) for layer in deep]
+    return type(output)(**fields)
+
+
+def _parts(features: Any, tokens: Sequence[int]) -> list[Any]:
+    """Cut features into one part a prompt.
+
+    Args:
+        features: (pictures, tokens a picture, D), (all tokens, D), or a sequence of (tokens of a picture, D).
+        tokens: of each prompt, as many together as the features have.
+    """
+    if isinstance(features, Tensor):
+        each = features.shape[1] if features.dim() == 3 else 1
+        return list(features.split([number // each for number in tokens]))
+    left = iter(features)
+    parts = []
+    for number in tokens:
+        part: list[Tensor] = []
+        while sum(map(len, part)) < number:
+            part.append(next(left))
+        parts.append(type(features)(part))
+    return parts
 
 
 def _chained(values: Sequence[Any]) -> Any:
