@@ -1,6 +1,8 @@
-"""Estimated and measured peak of a run of its own process: `measure_memory.py MODEL OUT SETTINGS_JSON`; prints JSON.
+"""Estimated and measured peak of a run of its own process: `measure_memory.py TINY MODEL OUT SETTINGS_JSON`; prints
+JSON.
 
-Measured is the peak of the resident set over three optimizer steps, less what was resident before the model was loaded.
+Measured is the peak of the resident set over two optimizer steps, less what was resident before the model
+was loaded: after a run of the tiny model TINY, so that the libraries that training loads on its way are not counted.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ def rows_of(words: int) -> list[dict[str, Any]]:
     ]
 
 
-def main(model: str, out: str, words: int, **settings: Any) -> None:
-    args = tiny_config(out, max_steps=3, learning_rate=1e-4, **settings)
+def main(tiny: str, model: str, out: str, words: int, **settings: Any) -> None:
+    args = tiny_config(out, max_steps=2, learning_rate=1e-4, **settings)
     processor, rows = load_processor(model), rows_of(words)
+    MPOTrainer(load_model(tiny), args=args, train_dataset=rows_of(1), processing_class=processor).train()
     before = resident("VmRSS")
     trainer = MPOTrainer(load_model(model), args=args, train_dataset=rows, processing_class=processor)
     memory = preflight(trainer, batches=1).memory
@@ -44,4 +47,4 @@ def main(model: str, out: str, words: int, **settings: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+    main(*sys.argv[1:4], **json.loads(sys.argv[4]))

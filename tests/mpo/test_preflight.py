@@ -202,8 +202,8 @@ def test_a_frozen_vision_tower_saves_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def wide_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """24 million weights, 97 MB."""
-    size = PolicySize(vision_hidden=256, vision_layers=3, text_hidden=512, text_layers=6, heads=8)
+    """9 million weights, 35 MB."""
+    size = PolicySize(vision_hidden=128, vision_layers=2, text_hidden=384, text_layers=4, heads=8)
     return str(build_policy(tmp_path_factory.mktemp("wide"), seed=0, size=size))
 
 
@@ -212,22 +212,22 @@ def wide_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"words": 150, "optim": "adamw_torch"},  # activations are most of it
-        {"words": 150, "optim": "adamw_torch", "gradient_checkpointing": True},  # weights and their states are
-        {"words": 20, "optim": "sgd", "gradient_accumulation_steps": 2, "layout": "paired"},
+        {"words": 80, "optim": "adamw_torch"},  # activations are most of it
+        {"words": 80, "optim": "adamw_torch", "gradient_checkpointing": True},  # weights and their states are
+        {"words": 40, "optim": "sgd", "gradient_accumulation_steps": 2, "layout": "paired"},
     ],
 )
 def test_the_estimate_is_near_the_measured_peak(tmp_path: Path, wide_policy: str, settings: dict[str, Any]) -> None:
     """Within a factor of 1.3 of what the process really took."""
-    command = [sys.executable, str(Path(measure_memory.__file__)), wide_policy, str(tmp_path), json.dumps(settings)]
+    script = str(Path(measure_memory.__file__))
+    command = [sys.executable, script, tiny_internvl(), wide_policy, str(tmp_path), json.dumps(settings)]
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'mpo'}",
         "OMP_NUM_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": "65536",  # freed tensors go back to the system at once
+        "MALLOC_MMAP_THRESHOLD_": "262144",  # freed tensors go back to the system at once
     }
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(settings, {name: round(value / 1e6) for name, value in found.items()})
-    assert found["weights"] > 90e6
     assert 1 / 1.3 < found["measured"] / found["estimated"] < 1.3
