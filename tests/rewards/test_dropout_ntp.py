@@ -169,3 +169,13 @@ def test_the_continuation_is_drawn_without_the_image_and_miscounts_are_refused()
     generator.keep = 0
     with pytest.raises(DataError, match="expected 1 continuations, got 0"):
         dropout_ntp(groups, generator=generator, **options)
+
+
+def test_a_prefix_that_encodes_to_other_tokens_is_no_boundary():
+    """Here a final "c" has a token of its own, so "abc" is not what "abcdef" begins with; "ab" is the next nearest."""
+
+    def encode(text):
+        return [1000 if sign == "c" and i == len(text) - 1 else ord(sign) for i, sign in enumerate(text)]
+
+    found = half_prefix("abcdef", encode=encode, decode=lambda ids: "".join("c" if i == 1000 else chr(i) for i in ids))
+    assert found == "ab"
