@@ -21,6 +21,7 @@ import torch
 import rewards.generators.transformers_generator  # noqa: F401
 from recipes.cli import main
 from recipes.sample import STORE
+from rewards.store import SampleStore
 
 
 def run(kills: int, flags: list[str]) -> dict[str, object]:
@@ -35,7 +36,7 @@ def run(kills: int, flags: list[str]) -> dict[str, object]:
         deadline = time.monotonic() + 120
         while _stored(store) <= before and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
+        time.sleep(rng.random() * 0.2)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "the run ended before it was killed"
@@ -49,6 +50,13 @@ def _start(flags: list[str]) -> int:
     if child:
         return child
     code = 1
+    add = SampleStore.add
+
+    def slowly(store: SampleStore, samples: object) -> None:
+        add(store, samples)  # type: ignore[arg-type]
+        time.sleep(0.3)  # so that on a busy machine too the parent gets its turn before the next call
+
+    SampleStore.add = slowly  # type: ignore[method-assign]
     try:
         code = main(["sample", *flags])
     finally:  # the child must never return into the parent's loop
