@@ -109,7 +109,7 @@ def main(out: Path, cases: Iterable[str], resume_from: Path | None = None) -> No
     for case in cases:
         train(out, case, world_size=world_size)
     if resume_from is not None:
-        for case in RESUMED & set(cases):
+        for case in sorted(RESUMED & set(cases)):  # a set has another order in every process
             resume = resume_from / case / f"checkpoint-{SAVED}"
             train(out / "resumed", case, world_size=world_size, resume=resume)
 
