@@ -133,7 +133,7 @@ class TrainPRMConfig:
     groups: Path = field(metadata={"help": "folder with labelled groups"})
     model: Path = field(metadata={"help": "model to start from"})
     out: Path = field(metadata={"help": "folder for the PRM"})
-    prm_format: str = field(default="visualprm", metadata={"help": "a name of rewards.prm.formats.FORMATS"})
+    prm_format: str = field(default="visualprm", metadata={"help": "a row of rewards/prm/formats.py, or a YAML file"})
     soft_labels: bool = field(default=False, metadata={"help": "label mc itself instead of [mc > threshold]"})
     threshold: float = field(default=0.0, metadata={"help": "a step is right if mc > threshold"})
     until_first_error: bool = field(default=False, metadata={"help": "no labels after the first step whose mc is 0"})
@@ -163,6 +163,9 @@ class ScoreConfig:
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     out: Path = field(metadata={"help": "folder for the scored groups"})
+    prm_format: str | None = field(
+        default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
+    )
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
     swap_images: bool = field(default=False, metadata={"help": "canary: score with the picture of another problem"})
@@ -216,6 +219,9 @@ class PRMEvalConfig:
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     benchmark: Path = field(metadata={"help": "file of rows, or folder of labelled groups"})
     out: Path = field(metadata={"help": "folder for results.json and scores.jsonl"})
+    prm_format: str | None = field(
+        default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
+    )
     kind: str = field(default="visualprocessbench", metadata={"help": "visualprocessbench, processbench or groups"})
     image_root: Path | None = field(default=None, metadata={"help": "folder of the images; default: the file's own"})
     development: Path | None = field(default=None, metadata={"help": "file or folder for the threshold alone"})

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
-from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.loading import load_processor
 from recipes.config import TrainPRMConfig
 from recipes.groups import read_groups
 from recipes.run import open_stage
 from recipes.training import training_defaults
 from rewards.errors import StepAlignmentError
 from rewards.label_source import require_estimates
-from rewards.prm.formats import FORMATS
+from rewards.prm.formats import find_format, format_files
+from rewards.prm.model_prm import load_weights
 from rewards.prm.perturb import with_wrong_digit
 from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMTrainer
 from rewards.splitting import split_into
@@ -28,12 +28,10 @@ from rewards.types import Rollout, RolloutGroup
 
 def train_prm(config: TrainPRMConfig) -> Path:
     """Train from `config.model`; write weights, processor and the contract `prm.json`."""
-    stage = open_stage("train-prm", config, inputs=[config.groups, config.model])
+    stage = open_stage("train-prm", config, inputs=[config.groups, config.model, *format_files(config.prm_format)])
     if stage.complete:
         return stage.out
-    if config.prm_format not in FORMATS:
-        raise ConfigError(f"unknown prm_format {config.prm_format!r}: expected one of {', '.join(FORMATS)}")
-    prm_format = FORMATS[config.prm_format]
+    prm_format = find_format(config.prm_format)
     read = read_groups(config.groups)
     groups, rejected = labelled_groups(read, config, prm_format.max_steps)
     groups = [
@@ -43,7 +41,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     arguments = TrainingArguments(
         **training_defaults(stage.out, config), per_device_train_batch_size=config.batch_groups, logging_steps=50
     )
-    model = load_model(config.model)
+    model = load_weights(config.model, prm_format)
     trainer = PRMTrainer(
         model, load_processor(config.model), prm_format, arguments, groups, text_weight=config.text_weight
     )
