@@ -20,8 +20,9 @@ from mpo.multimodal.vision import IMAGES
 from recipes.digits.world import scenes, to_problem
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import FORMATS, STEP_END, STEP_TAG, VISUALPRM, PRMFormat
+from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM, load_format, save_format
-from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMCollator, PRMTrainer
+from rewards.prm.trainer import PRMCollator, PRMTrainer
 from rewards.scoring import score_groups
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores

@@ -15,10 +15,11 @@ from mpo.multimodal.loading import load_model
 from mpo.multimodal.packing import LAYOUT
 from recipes.digits.world import scenes, to_problem
 from rewards.prm.formats import STEP_END, STEP_TAG, VISUALPRM
+from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import render
 from rewards.prm.sharing import rows_of, spans_of
-from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMCollator, PRMTrainer
+from rewards.prm.trainer import PRMCollator, PRMTrainer
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Problem
 
