@@ -20,7 +20,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
@@ -113,6 +113,7 @@ class PRMTrainer(Trainer):
             enable_shared_prefix(model)
         encode_images_once(model)
         if peft_config is not None:
+            set_seed(args.seed)  # the adapters' first values
             model = get_peft_model(model, peft_config)
         collator = PRMCollator(processor, prm_format, shared=shared)
         super().__init__(

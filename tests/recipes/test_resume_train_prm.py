@@ -35,7 +35,7 @@ def settings(tmp_path: Path, policy_folder: Path) -> TrainPRMConfig:
         Rollout(Completion(text), mc=tuple(MonteCarloCount(*pair) for pair in counts), label_source="mc:full:4")
         for text, counts in zip(TEXTS, COUNTS, strict=True)
     )
-    groups = [RolloutGroup(problem, rollouts) for problem in read_problems(problems)]
+    groups = [RolloutGroup(problem, rollouts) for problem in read_problems(problems).values()]
     return TrainPRMConfig(
         groups=write_stage(tmp_path / "groups", groups, problems),
         model=policy_folder,

@@ -96,5 +96,5 @@ def test_an_outcome_format_takes_the_whole_response_with_its_last_label():
 def test_doubtful_labels_need_counts_that_estimate_mc():
     rows = group(("a\n\nb", [(1, 2), (0, 4)]))
     rows = replace(rows, rollouts=(rows.rollouts[0].with_(label_source="mc:bisect:4"),))
-    with pytest.raises(ConfigError, match="labels at --threshold 0.5 need counts that estimate mc"):
+    with pytest.raises(ConfigError, match=r"labels at --threshold 0\.5 need counts that estimate mc"):
         labelled_groups([rows], config(threshold=0.5, max_doubt=0.1), 12)
