@@ -133,12 +133,16 @@ class TrainPRMConfig:
     groups: Path = field(metadata={"help": "folder with labelled groups"})
     model: Path = field(metadata={"help": "model to start from"})
     out: Path = field(metadata={"help": "folder for the PRM"})
-    prm_format: str = field(default="visualprm", metadata={"help": "a name of rewards.prm.formats.FORMATS"})
+    prm_format: str = field(default="visualprm", metadata={"help": "a row of rewards/prm/formats.py, or a YAML file"})
     soft_labels: bool = field(default=False, metadata={"help": "label mc itself instead of [mc > threshold]"})
     threshold: float = field(default=0.0, metadata={"help": "a step is right if mc > threshold"})
     until_first_error: bool = field(default=False, metadata={"help": "no labels after the first step whose mc is 0"})
     text_weight: float = field(default=0.0, metadata={"help": "w of the LM loss on right responses; 0 in VisualPRM"})
+    balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
+    max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
     injected: int = field(default=0, metadata={"help": "right responses a problem to repeat with one wrong digit"})
+    lora_rank: int = field(default=0, metadata={"help": "rank of LoRA adapters, merged at the end; 0 trains all"})
+    save_steps: int = field(default=0, metadata={"help": "steps between checkpoints to go on from; 0 for none"})
     max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
     batch_groups: int = field(default=4, metadata={"help": "problems a step, all their responses together"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak, cosine decay"})
@@ -163,6 +167,9 @@ class ScoreConfig:
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     out: Path = field(metadata={"help": "folder for the scored groups"})
+    prm_format: str | None = field(
+        default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
+    )
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
     swap_images: bool = field(default=False, metadata={"help": "canary: score with the picture of another problem"})
@@ -216,6 +223,9 @@ class PRMEvalConfig:
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     benchmark: Path = field(metadata={"help": "file of rows, or folder of labelled groups"})
     out: Path = field(metadata={"help": "folder for results.json and scores.jsonl"})
+    prm_format: str | None = field(
+        default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
+    )
     kind: str = field(default="visualprocessbench", metadata={"help": "visualprocessbench, processbench or groups"})
     image_root: Path | None = field(default=None, metadata={"help": "folder of the images; default: the file's own"})
     development: Path | None = field(default=None, metadata={"help": "file or folder for the threshold alone"})

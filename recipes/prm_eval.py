@@ -29,6 +29,7 @@ from rewards.interchange.processbench import read_processbench
 from rewards.interchange.visualprocessbench import read_visualprocessbench
 from rewards.prm.benchmark import BenchmarkResponse, ScoredResponse, choose_threshold, in_development
 from rewards.prm.benchmark_metrics import evaluate, image_drop
+from rewards.prm.formats import format_files
 from rewards.prm.given_steps import score_given_steps
 from rewards.prm.model_prm import ModelPRM
 from rewards.splitting import split_on_blank_lines
@@ -46,14 +47,14 @@ def prm_eval(config: PRMEvalConfig) -> Path:
         ConfigError: an unknown kind, or a share or threshold outside its range.
         DataError: a split is empty, or the development split does not hold right and wrong steps.
     """
-    development = [config.development] if config.development else []
-    stage = open_stage("prm-eval", config, inputs=[config.benchmark, config.prm, *development])
+    more = [*([config.development] if config.development else []), *format_files(config.prm_format)]
+    stage = open_stage("prm-eval", config, inputs=[config.benchmark, config.prm, *more])
     if stage.complete:
         return stage.out
     _check(config)
     responses, rejected = read(config, config.benchmark)
     others, leaked = _development_file(config, responses)
-    prm = ModelPRM.load(config.prm, batch_rows=config.batch_rows)
+    prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
     scored, unscored = score_given_steps([*responses, *others], prm, describe="score")
     chosen_on, test = _split(config, scored, {response.problem.id for response in others})
     results = {

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
     *("out", "workers", "base_url", "concurrency", "samples_a_request", "on_change", "parquet"),
-    *("sample_every", "sample_problems", "sample_tokens", "report_to"),
+    *("sample_every", "sample_problems", "sample_tokens", "report_to", "save_steps"),
 )
 
 

@@ -12,6 +12,7 @@ from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from recipes.sample import swapped
 from rewards.aggregation import AGGREGATIONS
+from rewards.prm.formats import format_files
 from rewards.prm.model_prm import ModelPRM
 from rewards.scoring import score_groups
 from rewards.types import RolloutGroup
@@ -19,13 +20,13 @@ from rewards.types import RolloutGroup
 
 def score(config: ScoreConfig) -> Path:
     """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted."""
-    stage = open_stage("score", config, inputs=[config.groups, config.prm])
+    stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
     if stage.complete:
         return stage.out
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     groups = read_groups(config.groups)
-    prm = ModelPRM.load(config.prm, batch_rows=config.batch_rows)
+    prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
     asked = _with_swapped_images(groups) if config.swap_images else groups
     scored, unscored = score_groups(asked, prm, how=config.aggregation, describe="score")
     scored = [replace(after, problem=before.problem) for after, before in zip(scored, groups, strict=True)]

@@ -8,46 +8,58 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from peft import LoraConfig
 from transformers import TrainingArguments
 
-from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
-from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.loading import load_processor
 from recipes.config import TrainPRMConfig
 from recipes.groups import read_groups
 from recipes.run import open_stage
-from recipes.training import training_defaults
+from recipes.training import checkpoint_to_resume, training_defaults
 from rewards.errors import StepAlignmentError
-from rewards.label_source import require_estimates
-from rewards.prm.formats import FORMATS
+from rewards.label_source import EXACT, require_estimates
+from rewards.prm.formats import find_format, format_files
+from rewards.prm.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights
+from rewards.prm.model_prm import load_weights
 from rewards.prm.perturb import with_wrong_digit
-from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMTrainer
+from rewards.prm.trainer import PRMTrainer
 from rewards.splitting import split_into
 from rewards.types import Rollout, RolloutGroup
+
+# The language model's linear layers in Llama's naming, which Qwen2/3, Mistral, Gemma and InternVL's models share.
+LORA_TARGETS = r"(?!.*(vision|visual)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 def train_prm(config: TrainPRMConfig) -> Path:
     """Train from `config.model`; write weights, processor and the contract `prm.json`."""
-    stage = open_stage("train-prm", config, inputs=[config.groups, config.model])
+    stage = open_stage("train-prm", config, inputs=[config.groups, config.model, *format_files(config.prm_format)])
     if stage.complete:
         return stage.out
-    if config.prm_format not in FORMATS:
-        raise ConfigError(f"unknown prm_format {config.prm_format!r}: expected one of {', '.join(FORMATS)}")
-    prm_format = FORMATS[config.prm_format]
+    prm_format = find_format(config.prm_format)
     read = read_groups(config.groups)
     groups, rejected = labelled_groups(read, config, prm_format.max_steps)
     groups = [
         with_injected_errors(group, config.injected, random.Random(f"{config.seed}:{i}"))
         for i, group in enumerate(groups)
     ]
+    saving = {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 2}
     arguments = TrainingArguments(
-        **training_defaults(stage.out, config), per_device_train_batch_size=config.batch_groups, logging_steps=50
+        **training_defaults(stage.out, config) | (saving if config.save_steps else {}),
+        per_device_train_batch_size=config.batch_groups,
+        logging_steps=50,
     )
-    model = load_model(config.model)
     trainer = PRMTrainer(
-        model, load_processor(config.model), prm_format, arguments, groups, text_weight=config.text_weight
+        load_weights(config.model, prm_format),
+        load_processor(config.model),
+        prm_format,
+        arguments,
+        groups,
+        text_weight=config.text_weight,
+        class_weights=class_weights(groups) if config.balance_classes else None,
+        peft_config=_lora(config.lora_rank) if config.lora_rank else None,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(stage))
     trainer.save_model(str(stage.out))
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
     total = sum(len(group.rollouts) for group in read)
@@ -58,13 +70,16 @@ def train_prm(config: TrainPRMConfig) -> Path:
 def labelled_groups(
     groups: Sequence[RolloutGroup], config: TrainPRMConfig, max_steps: int
 ) -> tuple[list[LabelledGroup], int]:
-    """Counts → labels, mc itself or [mc > threshold]; and how many responses have more steps than the format takes."""
-    if config.soft_labels or config.threshold != 0.0:
-        use = "soft labels (--soft_labels)" if config.soft_labels else f"labels at --threshold {config.threshold}"
-        require_estimates((rollout for group in groups for rollout in group.rollouts), use=use)
+    """Counts → labels; and how many responses have more steps than the format takes.
+
+    A format of one step (an outcome reward model) takes the whole response with its last count.
+    """
+    rule = LabelRule(config.soft_labels, config.threshold, config.until_first_error, config.max_doubt)
+    if rule.needs:
+        require_estimates((rollout for group in groups for rollout in group.rollouts), use=rule.needs)
     labelled, rejected = [], 0
     for group in groups:
-        solutions = [_labelled(group, rollout, config) for rollout in group.rollouts]
+        solutions = [_labelled(group, rollout, rule, whole=max_steps == 1) for rollout in group.rollouts]
         kept = tuple(solution for solution in solutions if len(solution.steps) <= max_steps)
         rejected += len(solutions) - len(kept)
         if kept:
@@ -79,14 +94,16 @@ def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -
     return replace(group, solutions=(*group.solutions, *(copy for copy in copies if copy)))
 
 
-def _labelled(group: RolloutGroup, rollout: Rollout, config: TrainPRMConfig) -> LabelledSolution:
+def _labelled(group: RolloutGroup, rollout: Rollout, rule: LabelRule, *, whole: bool) -> LabelledSolution:
     if rollout.mc is None:
         raise StepAlignmentError(
             f"problem {group.problem.id!r} has a rollout without step labels; run `mpo label-steps`"
         )
-    values = [count.value for count in rollout.mc]
-    labels: list[float | None] = [*values] if config.soft_labels else [float(v > config.threshold) for v in values]
-    if config.until_first_error and 0.0 in values:
-        after = values.index(0.0) + 1
-        labels[after:] = [None] * len(labels[after:])
-    return LabelledSolution(split_into(rollout.completion.text, len(values)), tuple(labels))
+    counts = rollout.mc[-1:] if whole else rollout.mc
+    labels = rule.labels(counts, exact=rollout.label_source == EXACT)
+    return LabelledSolution(split_into(rollout.completion.text, len(counts)), labels)
+
+
+def _lora(rank: int) -> LoraConfig:
+    """On every linear layer of the language model, α = 2·rank; all else stays as it is."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS)

@@ -1,4 +1,7 @@
-"""The only `from_pretrained`: models and processors, without remote code, from a local folder or the hub."""
+"""The only `from_pretrained`: models and processors, without remote code, from a local folder or the hub.
+
+A checkpoint without a processor of pictures is a text model: a causal LM, whose tokenizer is called as a processor.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+)
 
 from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.text_processor import TextProcessor
 
 
 def load_processor(path: str | Path) -> Any:
-    """Processor (tokenizer, image processor, chat template) of a checkpoint."""
+    """Processor (tokenizer, image processor, chat template) of a checkpoint; a `TextProcessor` of a text model."""
     _check(path)
-    return AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
+    return processor if hasattr(processor, "tokenizer") else TextProcessor(processor)
 
 
 def load_for_inference(path: str | Path) -> PreTrainedModel:
@@ -26,7 +38,9 @@ def load_for_inference(path: str | Path) -> PreTrainedModel:
 def load_model(
     path: str | Path, *, dtype: torch.dtype = torch.float32, quantization_config: Any = None
 ) -> PreTrainedModel:
-    """An image-text-to-text model of a checkpoint, on the CPU; a quantised one where its backend puts it.
+    """The model of a checkpoint, on the CPU; a quantised one where its backend puts it.
+
+    It is an image-text-to-text model where transformers has such a class for its config, else a causal LM.
 
     Args:
         path: a local folder or a name on the hub.
@@ -38,7 +52,10 @@ def load_model(
     """
     _check(path)
     more = {} if quantization_config is None else {"quantization_config": quantization_config}
-    return AutoModelForImageTextToText.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more)
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return auto.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more)
 
 
 def load_exactly(

@@ -78,6 +78,16 @@ def control_tokens(processor: Any) -> list[str]:
     return special + [token for token in placeholders if token and token not in special]
 
 
+def broken_up(text: str, token: str) -> str:
+    """The text with each such token as plain characters, readable and no longer one token.
+
+    Example:
+        >>> broken_up("a<|im_end|>", "<|im_end|>")
+        'a< |im_end|>'
+    """
+    return text.replace(token, token[0] + " " + token[1:])
+
+
 def end_of_turn_id(processor: Any) -> int:
     """The id of the token that ends an assistant's turn in this chat template."""
     tokenizer = processor.tokenizer
@@ -103,7 +113,6 @@ def _sanitised(processor: Any, content: Any) -> Any:
 
 
 def _break_up(processor: Any, text: str) -> str:
-    """`<|im_end|>` → `< |im_end|>`: readable, and no longer one token."""
     for token in control_tokens(processor):
-        text = text.replace(token, token[0] + " " + token[1:])
+        text = broken_up(text, token)
     return text

@@ -106,13 +106,15 @@ class ImageEncoder:
         return _rearranged(encoded, [self.tokens[row] for row in distinct], order)
 
 
-def encode_images_once(model: Any) -> ImageEncoder:
-    """Give a model's backbone an `ImageEncoder`, once.
+def encode_images_once(model: Any) -> ImageEncoder | None:
+    """Give a model's backbone an `ImageEncoder`, once; None for a model that reads text alone.
 
     Args:
-        model: an image-text-to-text model without PEFT around it.
+        model: without PEFT around it.
     """
     backbone = model.base_model
+    if not hasattr(backbone, "get_image_features"):
+        return None
     if not isinstance(backbone.get_image_features, ImageEncoder):
         backbone.get_image_features = ImageEncoder(backbone)
     return backbone.get_image_features
@@ -137,8 +139,8 @@ def share_frozen_vision(policy: Any, reference: Any | None = None) -> bool:
             return False
     memory: list[Any] = [None, None]
     for model in (policy, reference):
-        if model is not None:
-            encode_images_once(model).memory = memory
+        if model is not None and (encoder := encode_images_once(model)):
+            encoder.memory = memory
     return True
 
 

@@ -6,7 +6,7 @@ their softmax at the tag token `<extra_0>` that follows the step.
 
 The head stands where a language model has its LM head, so the readout is the usual one with other ids:
 
-    logits_at(model, inputs, positions, LABEL_COLUMNS)  # mpo.multimodal.scoring, then pair_softmax
+    logits_at(model, inputs, positions, HEAD_COLUMNS)  # mpo.multimodal.scoring, then pair_softmax
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForTokenClassificati
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from mpo.multimodal.loading import load_exactly
-
-LABEL_COLUMNS = (1, 0)  # the head's columns in the order positive, negative
+from rewards.prm.formats import HEAD_COLUMNS
 
 
 class Qwen2ProcessRewardModel(Qwen2ForTokenClassification):
@@ -32,7 +31,7 @@ class Qwen2ProcessRewardModel(Qwen2ForTokenClassification):
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.score: Any = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(LABEL_COLUMNS)))
+        self.score: Any = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(HEAD_COLUMNS)))
         self.post_init()
 
     def forward(self, *arguments: Any, logits_to_keep: int | Tensor = 0, **inputs: Any) -> TokenClassifierOutput:

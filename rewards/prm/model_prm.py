@@ -1,6 +1,7 @@
 """A process reward model in this process: load it, score N responses, pick the best.
 
-The folder that holds a PRM holds its contract, `prm.json`, so whoever scores it asks as its trainer asked.
+The folder that holds a PRM holds its contract, `prm.json`, so whoever scores it asks as its trainer asked. Someone
+else's PRM has none, and is asked as a row of `rewards.prm.formats` says.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
-from mpo.multimodal.loading import load_for_inference, load_processor
-from mpo.multimodal.messages import control_tokens_in
+from mpo.multimodal.loading import best_device, load_model, load_processor
 from mpo.multimodal.scoring import logits_at
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once
 from rewards.aggregation import aggregate
-from rewards.prm.formats import PRMFormat
+from rewards.prm.formats import PRMFormat, find_format, validated
+from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import pair_softmax
-from rewards.prm.rendering import RenderedSolution, render
+from rewards.prm.rendering import RenderedSolution, forbidden_in, render
 from rewards.prm.sharing import rows_of
 from rewards.splitting import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
 from rewards.types import Problem, Step, StepScores
@@ -60,15 +60,21 @@ class ModelPRM:
         encode_images_once(model)
 
     @classmethod
-    def load(cls, path: str | Path, *, batch_rows: int = 32) -> ModelPRM:
-        """Load a PRM that `PRMTrainer` saved.
+    def load(cls, path: str | Path, *, prm_format: str | None = None, batch_rows: int = 32) -> ModelPRM:
+        """Load a PRM that `PRMTrainer` saved, or someone else's.
+
+        Args:
+            path: its folder.
+            prm_format: for a folder without `prm.json`: a name of `rewards.prm.formats.FORMATS` or a YAML file.
+            batch_rows: solutions a forward pass.
 
         Raises:
-            StageError: the folder has no `prm.json`.
+            StageError: the folder has no `prm.json` and no format is given.
+            ConfigError: both are there and differ, or the weights are not those of such a PRM.
         """
-        prm_format = load_format(path)
-        model = load_for_inference(path)
-        return cls(model, load_processor(path), prm_format, batch_rows=batch_rows)
+        contract = load_format(path, prm_format)
+        model: Any = load_weights(path, contract)
+        return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
 
     def steps(self, text: str) -> tuple[Step, ...]:
         """The steps that this PRM scores: split at blank lines, merged to at most `max_steps`."""
@@ -78,7 +84,7 @@ class ModelPRM:
         """Why a response cannot be scored, or `None`: it is empty or contains a control token."""
         if not text.strip():
             return "empty"
-        return "control token" if control_tokens_in(self.processor, text) else None
+        return "control token" if forbidden_in(self.processor, self.format, text) else None
 
     def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
         """Step scores of each solution of one problem, in order."""
@@ -152,12 +158,30 @@ def save_format(path: str | Path, prm_format: PRMFormat) -> None:
     (Path(path) / CONTRACT).write_text(json.dumps(prm_format.to_dict(), indent=2) + "\n")
 
 
-def load_format(path: str | Path) -> PRMFormat:
-    """Read the contract of a PRM folder."""
+def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
+    """The contract of a PRM folder; `given`, a row's name or a YAML file, stands in where the folder has none.
+
+    Raises:
+        StageError: there is neither.
+        ConfigError: a damaged contract, or both are there and differ.
+    """
     file = Path(path) / CONTRACT
     if not file.exists():
-        raise StageError(f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first")
+        if given is None:
+            raise StageError(
+                f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first, or say with "
+                "--prm_format how someone else's PRM is asked"
+            )
+        return find_format(given)
     try:
-        return TypeAdapter(PRMFormat).validate_json(file.read_bytes())
-    except ValidationError as error:
+        contract = validated(json.loads(file.read_bytes()), str(file))
+    except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is not a PRM contract: {error}") from error
+    if given is not None and find_format(given) != contract:
+        raise ConfigError(f"{file} says how this PRM is asked, and prm_format={given} says otherwise; leave it out")
+    return contract
+
+
+def load_weights(path: str | Path, prm_format: PRMFormat) -> Any:
+    """The model of a checkpoint, with a label head if the format reads one; on the CPU."""
+    return load_label_head(path) if prm_format.readout == "head" else load_model(path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from rewards.prm.trainer import LabelledSolution
+from rewards.prm.labels import LabelledSolution
 
 
 def with_wrong_digit(solution: LabelledSolution, rng: random.Random) -> LabelledSolution | None:

@@ -1,13 +1,14 @@
 """Problem + steps → tokens with one read position a step.
 
 Text of questions and steps is sanitised before it meets the chat template, so a step that contains turn markers
-or a sign can neither add nor move a read position.
+or a sign can neither add nor move a read position. Markers are inserted by token id, and its inverse turns tokens and
+positions into steps again: `render` compares every row with what it was made of (`rewards/prm/inverse.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 from mpo.multimodal.messages import (
     Message,
     assistant_message,
+    broken_up,
     control_tokens_in,
     prompt_text,
     system_message,
@@ -23,9 +25,8 @@ from mpo.multimodal.messages import (
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, encode_prompts
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat, single_token_id
+from rewards.prm.inverse import Frame, OneTurnFrame, TurnsFrame, check_row
 from rewards.types import Problem, Step
-
-STEP_SEPARATOR = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -60,30 +61,49 @@ def render(
         images: RGB, in the problem's order.
 
     Raises:
-        StepAlignmentError: no steps, too many steps, a control token inside a step, or positions and steps differ.
+        StepAlignmentError: no steps, too many steps, an empty step, a control token inside a step, or what stands
+            between two read positions is not the step that it should be. Names problem, rollout and step.
     """
-    for steps in solutions:
-        _check(processor, prm_format, problem, steps)
+    if not solutions:
+        return []
+    for index, steps in enumerate(solutions):
+        _check(processor, prm_format, f"problem {problem.id!r}, rollout {index}", steps)
+    if marker := _tag_token(processor, prm_format):
+        problem = replace(problem, question=broken_up(problem.question, marker))
     layout = _turns if prm_format.layout == "turns" else _one_turn
-    rendered = layout(processor, prm_format, problem, solutions, images)
-    for steps, row in zip(solutions, rendered, strict=True):
-        if len(row.read_positions) != len(steps):
-            raise StepAlignmentError(
-                f"problem {problem.id!r}: {len(steps)} steps, {len(row.read_positions)} read positions"
-            )
+    frame, rendered = layout(processor, prm_format, problem, solutions, images)
+    for index, (steps, row) in enumerate(zip(solutions, rendered, strict=True)):
+        ids = [*row.prompt.input_ids.tolist(), *row.continuation]
+        texts = [step.text for step in steps]
+        where = f"PRM format {prm_format.name!r}, problem {problem.id!r}, rollout {index}"
+        check_row(processor.tokenizer, frame, ids, row.read_positions, texts, where=where)
     return rendered
 
 
-def _check(processor: Any, prm_format: PRMFormat, problem: Problem, steps: Sequence[Step]) -> None:
+def forbidden_in(processor: Any, prm_format: PRMFormat, text: str) -> list[str]:
+    """Control tokens that stand literally in a step's text, the format's tag among them if it is an added token."""
+    marker = _tag_token(processor, prm_format)
+    return [*control_tokens_in(processor, text), *([marker] if marker and marker in text else [])]
+
+
+def _check(processor: Any, prm_format: PRMFormat, where: str, steps: Sequence[Step]) -> None:
     if not 1 <= len(steps) <= prm_format.max_steps:
         raise StepAlignmentError(
-            f"problem {problem.id!r}: expected 1 to {prm_format.max_steps} steps, got {len(steps)}; merge them first"
+            f"{where}: expected 1 to {prm_format.max_steps} steps, got {len(steps)}; merge them first"
         )
     for step in steps:
-        if found := control_tokens_in(processor, step.text):
+        if not step.text.strip():
+            raise StepAlignmentError(f"{where}, step {step.index}: is empty; drop empty steps before scoring")
+        if found := forbidden_in(processor, prm_format, step.text):
             raise StepAlignmentError(
-                f"problem {problem.id!r}, step {step.index}: contains the control token {found[0]!r}; drop the response"
+                f"{where}, step {step.index}: contains the control token {found[0]!r}; drop the response"
             )
+
+
+def _tag_token(processor: Any, prm_format: PRMFormat) -> str | None:
+    """The tag, if no text can contain it: an added token such as `<extra_0>`. A tag `+` is an ordinary character."""
+    is_added = prm_format.layout == "tag" and prm_format.tag in processor.tokenizer.get_added_vocab()
+    return prm_format.tag if is_added else None
 
 
 def _one_turn(
@@ -92,12 +112,12 @@ def _one_turn(
     problem: Problem,
     solutions: Sequence[Sequence[Step]],
     images: Sequence[Image.Image],
-) -> list[RenderedSolution]:
+) -> tuple[Frame, list[RenderedSolution]]:
     """Steps inside the assistant's turn; read at each step's last token, or at the tag after it."""
     messages = [*_system(prm_format), user_message(problem.question, len(images))]
     prompt = encode_prompt(processor, prompt_text(processor, messages), images)
     tag = [single_token_id(processor.tokenizer, prm_format.tag)] if prm_format.layout == "tag" else []
-    separator = processor.tokenizer(STEP_SEPARATOR, add_special_tokens=False)["input_ids"]
+    separator = processor.tokenizer(prm_format.separator, add_special_tokens=False)["input_ids"]
     rendered = []
     for steps in solutions:
         ids: list[int] = []
@@ -107,7 +127,7 @@ def _one_turn(
             positions.append(len(prompt.input_ids) + len(ids) - 1)
             ids += separator
         rendered.append(RenderedSolution(prompt, tuple(ids), tuple(positions)))
-    return rendered
+    return OneTurnFrame(len(prompt.input_ids), tuple(tag), tuple(separator)), rendered
 
 
 def _turns(
@@ -116,20 +136,19 @@ def _turns(
     problem: Problem,
     solutions: Sequence[Sequence[Step]],
     images: Sequence[Image.Image],
-) -> list[RenderedSolution]:
+) -> tuple[Frame, list[RenderedSolution]]:
     """A user turn a step, a placeholder sign as each assistant turn; read at the token before the sign."""
     sign = single_token_id(processor.tokenizer, prm_format.positive)
-    openings: list[list[Message]] = [
-        [*_system(prm_format), _first_turn(prm_format, problem, steps[0], len(images))] for steps in solutions
-    ]
+    openings = [_opening(prm_format, problem, steps[0].text, len(images)) for steps in solutions]
     texts = [prompt_text(processor, messages) for messages in openings]
-    prompts = encode_prompts(processor, texts, images) if texts else []
     rendered = []
-    for steps, messages, text, prompt in zip(solutions, openings, texts, prompts, strict=True):
+    for steps, messages, text, prompt in zip(
+        solutions, openings, texts, encode_prompts(processor, texts, images), strict=True
+    ):
         ids: list[int] = []
         positions = [len(prompt.input_ids) - 1]
         for step in steps[1:]:
-            messages += [assistant_message(prm_format.positive), user_message(step.text)]
+            messages += _next_turns(prm_format, step.text)
             longer = prompt_text(processor, messages)
             if not longer.startswith(text):
                 raise StepAlignmentError(f"the chat template of PRM format {prm_format.name!r} rewrites earlier turns")
@@ -143,13 +162,33 @@ def _turns(
             positions.append(len(prompt.input_ids) + len(ids) - 1)
             text = longer
         rendered.append(RenderedSolution(prompt, tuple(ids), tuple(positions)))
-    return rendered
+    return _turns_frame(processor, prm_format, problem, len(images), sign), rendered
 
 
-def _first_turn(prm_format: PRMFormat, problem: Problem, step: Step, num_images: int) -> Message:
-    before, mark, after = prm_format.first_turn.partition("{images}")
-    parts = [part.format(question=problem.question, step=step.text) for part in (before, after)]
-    return user_message(parts[1], num_images, before=parts[0]) if mark else user_message(parts[0], num_images)
+def _turns_frame(processor: Any, prm_format: PRMFormat, problem: Problem, num_images: int, sign: int) -> TurnsFrame:
+    """What the chat template puts around a step, seen on a conversation whose steps are a known word."""
+    probe = "STEP"
+    messages = _opening(prm_format, problem, probe, num_images)
+    first = prompt_text(processor, messages)
+    opened, _, after = first.rpartition(probe)
+    second = prompt_text(processor, [*messages, *_next_turns(prm_format, probe)])
+    before = second[len(first) :].rpartition(probe)[0]
+    head = _first_turn_parts(prm_format, problem, "")[-1].strip()
+    return TurnsFrame(head or opened, before, after, sign)
+
+
+def _opening(prm_format: PRMFormat, problem: Problem, step: str, num_images: int) -> list[Message]:
+    *before, text = _first_turn_parts(prm_format, problem, step)
+    return [*_system(prm_format), user_message(text, num_images, before="".join(before))]
+
+
+def _next_turns(prm_format: PRMFormat, step: str) -> list[Message]:
+    return [assistant_message(prm_format.positive), user_message(step)]
+
+
+def _first_turn_parts(prm_format: PRMFormat, problem: Problem, step: str) -> list[str]:
+    """The first turn's text, cut where the images stand if it says so."""
+    return [part.format(question=problem.question, step=step) for part in prm_format.first_turn.split("{images}", 1)]
 
 
 def _system(prm_format: PRMFormat) -> list[Message]:

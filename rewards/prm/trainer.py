@@ -4,6 +4,7 @@ L = L_step + w·L_text.
 L_step = −Σ_steps [m·log P(+) + (1−m)·log P(−)] / number of labelled steps, with P over the two label tokens only and m
 the label of a step: 1 or 0 (hard, VisualPRM: m = [mc > 0], arXiv 2503.10291 §3.2), or mc itself (soft). A step
 without a label counts nothing, e.g. one after the first error (as in PRM800K, arXiv 2305.20050).
+With class weights (w₊, w₋) the two terms are w₊·m·log P(+) and w₋·(1−m)·log P(−).
 L_text = mean −log p of the tokens of the responses that end right: the model goes on learning to answer while it learns
 to judge, which keeps a reward model's hidden states general (GRM, arXiv 2406.10216). w = 0 by default, as in VisualPRM.
 """
@@ -12,14 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
@@ -27,40 +28,12 @@ from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once
-from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat
+from rewards.prm.labels import LabelledGroup
 from rewards.prm.metrics import step_metrics
 from rewards.prm.model_prm import save_format
 from rewards.prm.rendering import render
 from rewards.prm.sharing import rows_of, spans_of
-from rewards.types import Problem, Step
-
-
-@dataclass(frozen=True)
-class LabelledSolution:
-    """Steps of one response with one label each, in [0, 1], or None: this step is not trained on."""
-
-    steps: tuple[Step, ...]
-    labels: tuple[float | None, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.steps) != len(self.labels):
-            raise StepAlignmentError(f"a solution has {len(self.steps)} steps but {len(self.labels)} labels")
-
-    @property
-    def ends_right(self) -> bool:
-        """Whether the last step's label is 1: the whole response may be learned from."""
-        return self.labels[-1] == 1.0
-
-
-@dataclass(frozen=True)
-class LabelledGroup:
-    """Labelled responses of one problem. A batch keeps them together, so that right and wrong answers to the same
-    picture stand side by side; a PRM that never sees that contrast learns how hard a picture is and nothing else.
-    """
-
-    problem: Problem
-    solutions: tuple[LabelledSolution, ...]
 
 
 class PRMCollator:
@@ -105,10 +78,13 @@ class PRMTrainer(Trainer):
         prm_format: how it will be asked, in training and ever after.
         args: training arguments; `remove_unused_columns` must be False.
         train_groups: labelled groups.
-        text_weight: w of L_text, at least 0.
+        text_weight: w of L_text, at least 0; a label head has no text to learn.
+        class_weights: w₊ and w₋, e.g. of `rewards.prm.labels.class_weights`; None is 1 and 1.
+        peft_config: adapters to put around the model, e.g. `peft.LoraConfig`. Checkpoints hold the adapters alone;
+            `save_model` merges them into the weights, after which this trainer trains no further.
 
     Raises:
-        ConfigError: a negative `text_weight`.
+        ConfigError: a negative `text_weight`, or one with a label head.
     """
 
     def __init__(
@@ -120,17 +96,25 @@ class PRMTrainer(Trainer):
         train_groups: Sequence[LabelledGroup],
         *,
         text_weight: float = 0.0,
+        class_weights: tuple[float, float] | None = None,
+        peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
         if text_weight < 0:
             raise ConfigError(f"text_weight must be at least 0, got {text_weight}")
+        if text_weight > 0 and prm_format.readout == "head":
+            raise ConfigError(f"text_weight must be 0 with a label head, which predicts no tokens; got {text_weight}")
         self.prm_format, self.text_weight = prm_format, text_weight
+        self.class_weights = class_weights
         self._label_ids = prm_format.label_ids(processor.tokenizer)
         self._judged: list[tuple[float, bool, str]] = []  # P(+), label and problem of each step since the last log
         shared = why_not_shared(model) is None
         if shared:
             enable_shared_prefix(model)
         encode_images_once(model)
+        if peft_config is not None:
+            set_seed(args.seed)  # the adapters' first values
+            model = get_peft_model(model, peft_config)
         collator = PRMCollator(processor, prm_format, shared=shared)
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
@@ -156,10 +140,18 @@ class PRMTrainer(Trainer):
         judged = zip(said, targets.tolist(), labelled, strict=True)
         self._judged += [(p, m > 0.5, problems[i]) for p, m, i in judged if math.isfinite(p)]
         # Sums over counts that are at least 1: a batch without labels gives 0, not NaN.
-        total = binary_cross_entropy_with_logits(margin, targets, reduction="sum") / max(1, len(labelled))
+        total = self._step_terms(margin, targets) / max(1, len(labelled))
         if text is not None:
             total = total - self.text_weight * text.sum() / max(1, len(text))
         return total
+
+    def _step_terms(self, margin: Tensor, targets: Tensor) -> Tensor:
+        """−Σ [w₊·m·log P(+) + w₋·(1−m)·log P(−)]."""
+        if self.class_weights is None:
+            return binary_cross_entropy_with_logits(margin, targets, reduction="sum")
+        right, wrong = self.class_weights
+        ratio = margin.new_tensor(right / wrong)
+        return wrong * binary_cross_entropy_with_logits(margin, targets, pos_weight=ratio, reduction="sum")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add `step_metrics` of this rank's labelled steps since the last log; a soft label above 0.5 is right."""
@@ -170,7 +162,9 @@ class PRMTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Weights, processor and contract."""
+        """Weights, processor and contract; for a checkpoint, the adapters in place of the weights if there are any."""
+        if isinstance(self.model, PeftModel) and not _internal_call:
+            self.model = self.model.merge_and_unload()
         super().save_model(output_dir, _internal_call)
         target = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:

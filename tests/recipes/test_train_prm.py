@@ -1,9 +1,12 @@
 """What the PRM's training recipe does to layers and to rows."""
 
 import random
+from dataclasses import replace
 
+import pytest
 import torch
 
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from recipes.config import TrainPRMConfig
 from recipes.digits.deepen import deepen
@@ -82,3 +85,16 @@ def test_the_first_new_layer_starts_out_copying_the_token_before(policy_folder):
         attention = model(input_ids=ids, output_attentions=True).attentions[-1][0]  # (heads, T, T)
     one_back = attention[:, range(1, 30), range(29)]
     assert one_back.mean() > 0.6
+
+
+def test_an_outcome_format_takes_the_whole_response_with_its_last_label():
+    rows, rejected = labelled_groups([group(("a\n\nb\n\nc", [(3, 4), (1, 4), (0, 4)]))], config(), 1)
+    (solution,) = rows[0].solutions
+    assert (rejected, solution.labels, [step.text for step in solution.steps]) == (0, (0.0,), ["a\n\nb\n\nc"])
+
+
+def test_doubtful_labels_need_counts_that_estimate_mc():
+    rows = group(("a\n\nb", [(1, 2), (0, 4)]))
+    rows = replace(rows, rollouts=(rows.rollouts[0].with_(label_source="mc:bisect:4"),))
+    with pytest.raises(ConfigError, match=r"labels at --threshold 0\.5 need counts that estimate mc"):
+        labelled_groups([rows], config(threshold=0.5, max_doubt=0.1), 12)

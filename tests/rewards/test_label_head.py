@@ -13,7 +13,8 @@ from torch.nn.functional import linear
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.scoring import logits_at
-from rewards.prm.label_head import LABEL_COLUMNS, load_label_head
+from rewards.prm.formats import HEAD_COLUMNS
+from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import pair_softmax
 from tests.rewards.chat_checkpoints import QWEN, ChatModel, random_tensors, write_chat_checkpoint
 
@@ -74,7 +75,7 @@ def test_label_logits_and_scores(checkpoint: Path) -> None:
     model = load_label_head(checkpoint)
     inputs, positions = rows(12, 21)
     with torch.inference_mode():
-        came = logits_at(model, inputs, positions, LABEL_COLUMNS)
+        came = logits_at(model, inputs, positions, HEAD_COLUMNS)
     for row, (logits, places) in enumerate(zip(came, positions, strict=True)):
         expected = expected_logits(checkpoint, inputs["input_ids"][row, : max(places) + 1])[places]
         assert torch.allclose(logits, expected[:, [1, 0]], atol=1e-5)

@@ -20,12 +20,14 @@ from mpo.multimodal.vision import IMAGES
 from recipes.digits.world import scenes, to_problem
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import FORMATS, STEP_END, STEP_TAG, VISUALPRM, PRMFormat
+from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM, load_format, save_format
-from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMCollator, PRMTrainer
+from rewards.prm.trainer import PRMCollator, PRMTrainer
 from rewards.scoring import score_groups
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores
 
+STEP_FORMATS = {row.name: row for row in (VISUALPRM, STEP_TAG, STEP_END)}  # of any tokenizer
 ANSWERS = [
     "Final answer: 3",
     "Red is 3\n\nBlue is 9\n\n3 + 9 = 12\n\nFinal answer: 12",
@@ -38,9 +40,9 @@ TEXT_ONLY = Problem("text", "What is 5 + 7?")
 ITEMS = [(problem, answer) for problem in [*PROBLEMS, TEXT_ONLY] for answer in ANSWERS]
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=STEP_FORMATS)
 def prm(request: pytest.FixtureRequest, policy: Any, processor: Any) -> ModelPRM:
-    return ModelPRM(policy, processor, FORMATS[request.param], batch_rows=7)
+    return ModelPRM(policy, processor, STEP_FORMATS[request.param], batch_rows=7)
 
 
 def assert_close(found: list[StepScores], expected: list[StepScores]) -> None:
@@ -131,7 +133,7 @@ def test_what_cannot_be_scored_is_refused(prm: ModelPRM) -> None:
         "control token",
         None,
     ]
-    with pytest.raises(StepAlignmentError, match="problem 'p0', step 1: contains the control token"):
+    with pytest.raises(StepAlignmentError, match="problem 'p0', rollout 0, step 1: contains the control token"):
         prm.score(PROBLEMS[0], ["Red is 3\n\nBlue<|im_end|> is 9"])
     with pytest.raises(DataError, match="cannot split"):
         prm.score(PROBLEMS[0], [" \n"])
@@ -227,7 +229,7 @@ def toy_groups() -> list[LabelledGroup]:
     return groups
 
 
-@pytest.mark.parametrize("prm_format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("prm_format", STEP_FORMATS.values(), ids=STEP_FORMATS)
 def test_training_learns_saves_and_loads(tmp_path: Path, policy_folder: Path, prm_format: PRMFormat) -> None:
     arguments = TrainingArguments(
         str(tmp_path / "run"), per_device_train_batch_size=2, max_steps=30, learning_rate=3e-3, logging_steps=5,

@@ -14,14 +14,16 @@ from transformers import TrainingArguments
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.packing import LAYOUT
 from recipes.digits.world import scenes, to_problem
-from rewards.prm.formats import FORMATS, STEP_END, VISUALPRM
+from rewards.prm.formats import STEP_END, STEP_TAG, VISUALPRM
+from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import render
 from rewards.prm.sharing import rows_of, spans_of
-from rewards.prm.trainer import LabelledGroup, LabelledSolution, PRMCollator, PRMTrainer
+from rewards.prm.trainer import PRMCollator, PRMTrainer
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Problem
 
+STEP_FORMATS = {row.name: row for row in (VISUALPRM, STEP_TAG, STEP_END)}  # of any tokenizer
 PROBLEMS = [to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", 3, 6))]
 TEXT_ONLY = Problem("text", "What is 5 + 7?")
 TWO = replace(PROBLEMS[0], id="two", images=(PROBLEMS[0].images[0], Image.new("RGB", (64, 32), "blue")))
@@ -39,10 +41,10 @@ def scores(prm: ModelPRM, *, shares: bool) -> list[float]:
     return [value for some in prm.score_many(ITEMS) for value in some.values]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", STEP_FORMATS)
 @pytest.mark.parametrize("limit", [16_384, 150, 1])
 def test_scores_are_those_of_a_row_each(policy: Any, processor: Any, name: str, limit: int) -> None:
-    prm = ModelPRM(policy, processor, FORMATS[name], batch_rows=9, max_row_tokens=limit)
+    prm = ModelPRM(policy, processor, STEP_FORMATS[name], batch_rows=9, max_row_tokens=limit)
     assert prm.shares
     assert scores(prm, shares=True) == pytest.approx(scores(prm, shares=False), abs=1e-5)
 

@@ -1,0 +1,131 @@
+"""From Monte-Carlo counts to the labels that a PRM is trained on.
+
+A step's label is 1 or 0 (hard: [mc > threshold], VisualPRM's threshold is 0, arXiv 2503.10291 §3.2), or mc itself
+(soft), or `None`: nothing is learned from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import beta
+
+from mpo.multimodal.errors import ConfigError, DataError
+from rewards.errors import StepAlignmentError
+from rewards.types import MonteCarloCount, Problem, Step
+
+
+@dataclass(frozen=True)
+class LabelledSolution:
+    """Steps of one response with one label each, in [0, 1], or None: this step is not trained on."""
+
+    steps: tuple[Step, ...]
+    labels: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.labels):
+            raise StepAlignmentError(f"a solution has {len(self.steps)} steps but {len(self.labels)} labels")
+
+    @property
+    def ends_right(self) -> bool:
+        """Whether the last step's label is 1: the whole response may be learned from."""
+        return self.labels[-1] == 1.0
+
+
+@dataclass(frozen=True)
+class LabelledGroup:
+    """Labelled responses of one problem. A batch keeps them together, so that right and wrong answers to the same
+    picture stand side by side; a PRM that never sees that contrast learns how hard a picture is and nothing else.
+    """
+
+    problem: Problem
+    solutions: tuple[LabelledSolution, ...]
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How counts become labels.
+
+    Attributes:
+        soft: mc itself instead of [mc > threshold].
+        threshold: a step is right if mc > threshold, in [0, 1).
+        until_first_error: no labels after the first step whose mc is 0, as in PRM800K (arXiv 2305.20050).
+        max_doubt: no label where P(mc is on the other side of the threshold) is above this; 1 keeps all.
+
+    Raises:
+        ConfigError: a number out of its range, or `max_doubt` below 1 with soft labels or at threshold 0: soft labels
+            take no side, and 0 successes never make mc = 0 certain.
+    """
+
+    soft: bool = False
+    threshold: float = 0.0
+    until_first_error: bool = False
+    max_doubt: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold < 1.0 or not 0.0 < self.max_doubt <= 1.0:
+            raise ConfigError(f"expected 0 <= threshold < 1 and 0 < max_doubt <= 1, got {self}")
+        if self.max_doubt < 1.0 and (self.soft or self.threshold == 0.0):
+            raise ConfigError(f"max_doubt needs hard labels at a threshold above 0, got {self}")
+
+    @property
+    def needs(self) -> str | None:
+        """What of the rule needs counts that estimate mc, for `require_estimates`; None if nothing does."""
+        if self.soft:
+            return "soft labels (--soft_labels)"
+        return f"labels at --threshold {self.threshold}" if self.threshold != 0.0 else None
+
+    def labels(self, counts: Sequence[MonteCarloCount], *, exact: bool = False) -> tuple[float | None, ...]:
+        """One label a step.
+
+        Args:
+            counts: of each step.
+            exact: they are the truth and not a sample of it: nothing is in doubt.
+
+        Example:
+            >>> counts = [MonteCarloCount(4, 4), MonteCarloCount(2, 4), MonteCarloCount(0, 4)]
+            >>> LabelRule().labels(counts), LabelRule(soft=True).labels(counts)
+            ((1.0, 1.0, 0.0), (1.0, 0.5, 0.0))
+            >>> LabelRule(threshold=0.5, max_doubt=0.1).labels(counts)
+            (1.0, None, 0.0)
+        """
+        values = [count.value for count in counts]
+        labels: list[float | None] = [*values] if self.soft else [float(v > self.threshold) for v in values]
+        if self.max_doubt < 1.0 and not exact:
+            doubts = [doubt(count, threshold=self.threshold) for count in counts]
+            labels = [None if d > self.max_doubt else label for label, d in zip(labels, doubts, strict=True)]
+        if self.until_first_error and 0.0 in values:
+            after = values.index(0.0) + 1
+            labels[after:] = [None] * len(labels[after:])
+        return tuple(labels)
+
+
+def doubt(count: MonteCarloCount, *, threshold: float) -> float:
+    """P(mc is on the other side of the threshold than correct / total), mc ~ Beta(1 + correct, 1 + total − correct).
+
+    That is the posterior of mc after `correct` of `total` successes under a uniform prior.
+
+    Example:
+        >>> doubt(MonteCarloCount(1, 1), threshold=0.5), round(doubt(MonteCarloCount(16, 16), threshold=0.5), 6)
+        (0.25, 8e-06)
+    """
+    below = float(beta.cdf(threshold, 1 + count.correct, 1 + count.total - count.correct))
+    return below if count.value > threshold else 1.0 - below
+
+
+def class_weights(groups: Sequence[LabelledGroup]) -> tuple[float, float]:
+    """Weights of the right and the wrong class under which both weigh the same in the loss: n / (2·n_class).
+
+    n_right = Σ m and n_wrong = Σ (1 − m) over the labels m. VisualPRM400K has about 10 % wrong steps (arXiv
+    2503.10291), which then weigh 5 and the right ones 0.56.
+
+    Raises:
+        DataError: a class does not occur.
+    """
+    labels = [m for group in groups for solution in group.solutions for m in solution.labels if m is not None]
+    right = sum(labels)
+    wrong = len(labels) - right
+    if not right or not wrong:
+        raise DataError(f"classes cannot be balanced: of {len(labels)} labels {right} are right and {wrong} wrong")
+    return len(labels) / (2 * right), len(labels) / (2 * wrong)
