@@ -29,6 +29,7 @@ from recipes.config import BestOfNConfig
 from recipes.groups import problems_of, read_groups
 from recipes.run import open_stage
 from recipes.verify import verdict_of
+from rewards.adaptive import ERROR, MAY_CHANGE, replay
 from rewards.answers import canonical_answer
 from rewards.curves import correctness_of, mean_with_interval, pass_at_k, ranked_at_k, ranking
 from rewards.degeneration import REASONS, degenerate
@@ -39,6 +40,7 @@ RESULTS = "results.json"
 SELECTORS = ("prm", "weighted_vote", "majority", "orm", "first", "longest", "shortest", "random", "oracle")
 MAX_SUBSETS = 128  # a vote at k is exact up to so many k-subsets, and sampled with a seed beyond
 RESAMPLES = 2000  # bootstrap, a cell of the table
+ORDERS = 4  # in which each problem's samples are replayed for adaptive N
 
 
 def best_of_n(config: BestOfNConfig) -> Path:
@@ -80,8 +82,15 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = 
         "verdicts": _shares(Counter(verdict_of(rollout) for rollout in rollouts), len(rollouts)),
         "degenerate": degenerate_shares(rollouts),
         "unscored": sum(rollout.reward is None for rollout in rollouts),
+        "adaptive": adaptive(groups, samples),
         "within_problem_auc": asdict(mean_with_interval(aucs)) if aucs else None,
     }
+
+
+def adaptive(groups: Sequence[RolloutGroup], n: int) -> dict[str, Any]:
+    """Choice → what stopping early would save of n samples, and cost in accuracy (`rewards.adaptive`)."""
+    replays = {name: replay(groups, n, selector=name, orders=ORDERS, answer_of=_answer) for name in MAY_CHANGE}
+    return {"error": ERROR, "orders": ORDERS} | {name: found.summary() for name, found in replays.items()}
 
 
 def distinct_at_k(group: RolloutGroup, k: int) -> float:

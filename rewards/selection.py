@@ -101,6 +101,35 @@ SELECTORS: dict[str, GroupSelector] = {
 }
 
 
+def scored_only(select: GroupSelector) -> GroupSelector:
+    """The selector among the rollouts that have a reward; index 0 where none has one.
+
+    A PRM cannot read every response (an empty one, one with control tokens). Here such a response is never chosen.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout
+        >>> rollouts = tuple(Rollout(Completion("…"), reward=r) for r in (None, 0.2, 0.9))
+        >>> scored_only(best_of_n)(RolloutGroup(Problem("p", "?"), rollouts), lambda text: None)
+        2
+    """
+
+    def select_scored(group: RolloutGroup, answer_of: AnswerOf) -> int:
+        scored = [index for index in range(_size(group)) if group.rollouts[index].reward is not None]
+        if not scored:
+            return 0
+        return scored[select(RolloutGroup(group.problem, tuple(group.rollouts[i] for i in scored)), answer_of)]
+
+    return select_scored
+
+
+# How a question is answered at test time, by the names that `mpo best-of-n` uses; needs no reference answer.
+CHOICES: dict[str, GroupSelector] = {
+    "prm": scored_only(best_of_n),
+    "weighted_vote": scored_only(weighted_vote),
+    "majority": majority,
+}
+
+
 def rewards_of(group: RolloutGroup) -> list[float]:
     """The rewards of a group in sampling order.
 

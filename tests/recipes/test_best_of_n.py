@@ -147,3 +147,14 @@ def test_large_enough_and_quick():
     mean = {name: results["estimates"][name]["16"]["mean"] for name in SELECTORS}
     assert mean["oracle"] >= max(mean.values())
     assert results["estimates"]["majority"]["1"]["mean"] == pytest.approx(results["estimates"]["random"]["1"]["mean"])
+
+
+def test_adaptive_n_is_reported_beside_all_samples():
+    """Sixteen equal answers stop at 4 in a vote; 16 different ones never do."""
+    same = group_of(*[("7", C, 0.5)] * 16, id="same")
+    different = group_of(*[(str(i), C if i == 7 else W, i / 16) for i in range(16)], id="different")
+    found = evaluate([same, different], [1, 16])["adaptive"]
+    assert found["majority"]["samples"]["mean"] == (4 + 16) / 2
+    assert found["majority"]["samples_saved"] == 1 - 20 / 32
+    assert found["majority"]["changed"]["mean"] == found["majority"]["difference"]["mean"] == 0.0
+    assert set(found) == {"error", "orders", "prm", "weighted_vote", "majority"}
