@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recipes.config_test_time import AnswerConfig as AnswerConfig
+from recipes.config_test_time import BestOfNConfig as BestOfNConfig
+
 
 @dataclass
 class WorldConfig:
@@ -198,40 +201,6 @@ class ConvertDataConfig:
 
     source: Path = field(metadata={"help": "pairs.parquet, meta.json, or a folder with one of them"})
     out: Path = field(metadata={"help": "folder for the other format"})
-
-
-@dataclass
-class BestOfNConfig:
-    """`mpo best-of-n`: every selector at every k, with intervals."""
-
-    groups: Path = field(metadata={"help": "folder with verified and scored groups"})
-    out: Path = field(metadata={"help": "folder for results.json"})
-    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of candidates"})
-
-
-@dataclass
-class AnswerConfig:
-    """`mpo answer`: one question, N candidates, the best of them."""
-
-    question: str = field(metadata={"help": "what to ask"})
-    image: list[Path] = field(default_factory=list, metadata={"help": "pictures, in the order of the prompt"})
-    policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
-    base_url: str | None = field(default=None, metadata={"help": "server that answers instead, http://host:8000/v1"})
-    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
-    prm: Path | None = field(default=None, metadata={"help": "folder of a PRM; majority needs none"})
-    n: int = field(default=8, metadata={"help": "candidates; at most so many with error"})
-    selector: str = field(default="prm", metadata={"help": "prm, weighted_vote or majority"})
-    aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
-    error: float | None = field(
-        default=None, metadata={"help": "adaptive N: stop when more candidates change the answer at most so probably"}
-    )
-    wave: int = field(default=4, metadata={"help": "with error: candidates between two looks"})
-    temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
-    top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
-    top_k: int = field(default=0, metadata={"help": "0 is off"})
-    max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same candidates"})
-    json: bool = field(default=False, metadata={"help": "print one JSON object instead of a table"})
 
 
 @dataclass

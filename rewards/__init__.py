@@ -65,6 +65,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "ranking",
         "selected_at_k",
     ),
+    "rewards.trust": ("TrustWarning", "selector_regret", "trust_warnings"),
     "rewards.pairs": (
         "RULES",
         "build_pairs",

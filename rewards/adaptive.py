@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import betaln, gammaln
 
 from mpo.multimodal.errors import ConfigError
 from rewards.answers import canonical_answer
@@ -202,5 +202,7 @@ def _overtaking(group: RolloutGroup, remaining: int, answer_of: AnswerOf, *, wei
 @lru_cache(maxsize=65_536)
 def _overtakes(leader: float, second: float, remaining: int) -> float:
     """P(second + X ≥ leader + remaining − X), X ~ BetaBinomial(remaining; second + 1, leader + 1)."""
-    needed = math.ceil((leader - second + remaining) / 2)
-    return float(stats.betabinom.sf(needed - 1, remaining, second + 1, leader + 1))
+    a, b = second + 1, leader + 1
+    won = np.arange(math.ceil((leader - second + remaining) / 2), remaining + 1)  # votes of the runner-up
+    ways = gammaln(remaining + 1) - gammaln(won + 1) - gammaln(remaining - won + 1)
+    return float(np.exp(ways + betaln(won + a, remaining - won + b) - betaln(a, b)).sum())

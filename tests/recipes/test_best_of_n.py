@@ -158,3 +158,17 @@ def test_adaptive_n_is_reported_beside_all_samples():
     assert found["majority"]["samples_saved"] == 1 - 20 / 32
     assert found["majority"]["changed"]["mean"] == found["majority"]["difference"]["mean"] == 0.0
     assert set(found) == {"error", "orders", "prm", "weighted_vote", "majority"}
+
+
+def test_warnings_are_printed_and_stored(tmp_path, capsys):
+    """Scored as if no picture were looked at: the command says so at its end, and the results keep it."""
+    run = make_run(tmp_path / "run")
+    scored, swapped = (run / "test" / "mpo" / name for name in ("scored", "scored_swapped"))
+    for other, flagged in ((scored, True), (swapped, False)):
+        out = tmp_path / f"results-{flagged}"
+        capsys.readouterr()
+        best_of_n(BestOfNConfig(scored, out, [1, 4], swapped=other))
+        results, printed = json.loads((out / RESULTS).read_text()), capsys.readouterr().err
+        assert ("image_blind" in [warning["name"] for warning in results["warnings"]]) is flagged
+        assert ("blind: with another problem's picture" in printed) is flagged
+        assert (results["image_drop"]["mean"] == 0.0) is flagged

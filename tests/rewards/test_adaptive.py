@@ -73,6 +73,14 @@ def test_equal_rewards_make_the_weighted_vote_the_vote():
     )
 
 
+@pytest.mark.parametrize(("first", "second", "left"), [(1, 1, 1), (3, 0, 5), (4, 3, 9), (7, 2, 4), (2, 2, 12)])
+def test_the_vote_rule_is_the_beta_binomial_tail(first, second, left):
+    needed = math.ceil((first - second + left) / 2)
+    expected = stats.betabinom.sf(needed - 1, left, second + 1, first + 1)
+    found = vote_may_change(group_of("1" * first + "2" * second), left, canonical_answer)
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
 @pytest.mark.parametrize("v1", [2, 4])
 def test_the_vote_rule_is_calibrated_under_its_own_model(v1):
     """p ~ Beta(2, v₁ + 1) and 6 more votes for two answers: the frequency of overtaking, 40,000 draws."""
