@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recipes.config_test_time import AnswerConfig as AnswerConfig
+from recipes.config_test_time import BeamSearchConfig as BeamSearchConfig
 from recipes.config_test_time import BestOfNConfig as BestOfNConfig
 
 

@@ -44,7 +44,7 @@ def sample(config: SampleConfig) -> Path:
         return stage.out
     quarantine = Quarantine()
     every = read_problems(config.problems, on_bad=quarantine.add).values()
-    problems, image_digests = _readable(every, quarantine)
+    problems, image_digests = readable(every, quarantine)
     asked = swapped(problems) if config.swap_images else problems
     with SampleStore(
         stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
@@ -165,7 +165,7 @@ def _groups(store: SampleStore, problems: Sequence[Problem], keys: Sequence[Sequ
     return groups
 
 
-def _readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[Problem], Mapping[Any, str]]:
+def readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[Problem], Mapping[Any, str]]:
     """The problems whose pictures all decode, and the content key of each picture; the others go into quarantine."""
     kept, digests = [], dict[Any, str]()
     for problem in problems:

@@ -11,7 +11,7 @@ from PIL import Image
 from scripted import ListGenerator, RulePRM
 
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
-from mpo.multimodal.loading import load_processor
+from mpo.multimodal.loading import load_model, load_processor
 from recipes.digits.world import scenes, to_problem
 from rewards.answering import BestOfN
 from rewards.generators.openai_generator import OpenAIGenerator
@@ -124,7 +124,7 @@ def test_folders_of_real_models(policy_folder: Path, prm_folder: Path, picture: 
 
 
 def test_any_generator_and_prm_of_the_contract(policy: Any, processor: Any, policy_folder: Path) -> None:
-    prm = ModelPRM(policy, processor, STEP_END)
+    prm = ModelPRM(load_model(policy_folder).eval(), processor, STEP_END)  # prepared in place: not the policy itself
     generator = TransformersGenerator(policy, load_processor(policy_folder), SamplingParams(max_new_tokens=8))
     with ModelServer() as server:
         remote = OpenAIGenerator(server.base_url, "tiny", SamplingParams(max_new_tokens=8))
