@@ -122,10 +122,16 @@ def scored_only(select: GroupSelector) -> GroupSelector:
     return select_scored
 
 
+def vote_of_scored(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """As `weighted_vote`; a rollout without reward has weight 0."""
+    _size(group)
+    return _vote(group, answer_of, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
+
+
 # How a question is answered at test time, by the names that `mpo best-of-n` uses; needs no reference answer.
 CHOICES: dict[str, GroupSelector] = {
     "prm": scored_only(best_of_n),
-    "weighted_vote": scored_only(weighted_vote),
+    "weighted_vote": vote_of_scored,
     "majority": majority,
 }
 

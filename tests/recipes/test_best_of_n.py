@@ -12,7 +12,8 @@ from recipes.config import BestOfNConfig
 from recipes.run import manifest_of
 from rewards.answers import canonical_answer
 from rewards.curves import best_at_k, selected_at_k
-from rewards.selection import majority, weighted_vote
+from rewards.selection import CHOICES, majority, weighted_vote
+from rewards.selection import SELECTORS as ALL_SELECTORS
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores
 
 
@@ -84,6 +85,25 @@ def test_votes_equal_the_selectors():
             for weight, select in (([1.0] * 6, majority), (weights, weighted_vote)):
                 expected = selected_at_k(group, select, k, answer_of=canonical_answer)
                 assert vote_at_k(group, weight, k) == pytest.approx(expected), (rows, k, select)
+
+
+def test_every_column_is_the_mean_over_all_subsets():
+    """Random groups with unscored rollouts, ties and answers that are missing: the definition, by brute force."""
+    rng = random.Random(2)
+    chooser = {**CHOICES, **{name: ALL_SELECTORS[name] for name in ("longest", "shortest", "oracle")}}
+    for index in range(30):
+        rows = []
+        for _ in range(6):
+            answer = rng.choice(["7", "8", "99", None])
+            rows.append((answer, C if answer == "7" else W, rng.choice([0.0, 0.25, 0.5, 1.0, None])))
+        group = group_of(*rows, ("7", C, 0.25), id=f"p{index}")
+        values = evaluate([group], [1, 3, 7])["values"]
+        for name, k in itertools.product(chooser, (1, 3, 7)):
+            hits = []
+            for subset in itertools.combinations(group.rollouts, k):
+                picked = chooser[name](RolloutGroup(group.problem, subset), canonical_answer)
+                hits.append(subset[picked].verdict is C)
+            assert values[name][str(k)][0] == pytest.approx(np.mean(hits)), (name, k, rows)
 
 
 def test_stage_writes_results_and_is_not_run_twice(tmp_path):
