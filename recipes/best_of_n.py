@@ -4,7 +4,9 @@ Everything is an expectation over random k-subsets of a problem's N rollouts. A 
 (control tokens, empty text) has no reward. It stays a candidate: ranked last (reward −∞) by `prm` and `orm`, with
 weight 0 in the weighted vote, a full voter in the majority, and counted as `unscored`.
 
-The digits world takes a second a stage (500 problems, N = 16).
+At the end it prints what speaks against the PRM's choices (`rewards/trust.py`); `results.json` keeps it as `warnings`.
+
+The digits world takes a few seconds (500 problems, N = 16).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import itertools
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,16 +32,19 @@ from recipes.config import BestOfNConfig
 from recipes.groups import problems_of, read_groups
 from recipes.run import open_stage
 from recipes.verify import verdict_of
+from rewards.adaptive import ERROR, MAY_CHANGE, replay
 from rewards.answers import canonical_answer
-from rewards.curves import correctness_of, mean_with_interval, pass_at_k, ranked_at_k, ranking
+from rewards.curves import Estimate, correctness_of, mean_with_interval, pass_at_k, ranked_at_k, ranking
 from rewards.degeneration import REASONS, degenerate
 from rewards.prm.metrics import auc
+from rewards.trust import image_drop, length_preference, selector_regret, trust_warnings
 from rewards.types import Rollout, RolloutGroup
 
 RESULTS = "results.json"
 SELECTORS = ("prm", "weighted_vote", "majority", "orm", "first", "longest", "shortest", "random", "oracle")
 MAX_SUBSETS = 128  # a vote at k is exact up to so many k-subsets, and sampled with a seed beyond
 RESAMPLES = 2000  # bootstrap, a cell of the table
+ORDERS = 4  # in which each problem's samples are replayed for adaptive N
 
 
 def best_of_n(config: BestOfNConfig) -> Path:
@@ -48,24 +54,42 @@ def best_of_n(config: BestOfNConfig) -> Path:
         ConfigError: a k is below 1 or above the number of rollouts.
         DataError: there are no groups, rollouts without verdicts, or no rewards at all.
     """
-    stage = open_stage("best-of-n", config, inputs=[config.groups])
+    inputs = [path for path in (config.groups, config.swapped) if path is not None]
+    stage = open_stage("best-of-n", config, inputs=inputs)
     if stage.complete:
         return stage.out
     groups = read_groups(config.groups)
-    results = evaluate(groups, config.ks, where=str(config.groups))
+    swapped = read_groups(config.swapped) if config.swapped is not None else None
+    results = evaluate(groups, config.ks, swapped=swapped, where=str(config.groups))
     write_atomic(stage.out / RESULTS, json.dumps(results) + "\n")
+    for warning in results["warnings"]:
+        print(f"warning: {config.groups}: {warning['message']}", file=sys.stderr)
     total = sum(len(group.rollouts) for group in groups)
     counts = {"in": total, "out": total, "rejected": {}, "unscored": results["unscored"]}
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
 
 
-def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = "the groups") -> dict[str, Any]:
-    """What `results.json` holds: `values[selector][k]` has one expected correctness a problem, as `problem_ids`."""
+def evaluate(
+    groups: Sequence[RolloutGroup],
+    ks: Sequence[int],
+    *,
+    swapped: Sequence[RolloutGroup] | None = None,
+    where: str = "the groups",
+) -> dict[str, Any]:
+    """What `results.json` holds: `values[selector][k]` has one expected correctness a problem, as `problem_ids`.
+
+    Args:
+        groups: verified and scored.
+        ks: numbers of candidates.
+        swapped: the same groups scored with other problems' pictures; without them nobody asks whether the PRM looks.
+        where: names the groups in messages.
+    """
     samples = _check(groups, ks, where)
     rows = [_values(group, ks) for group in groups]
     values = {name: {str(k): [row[name][k] for row in rows] for k in ks} for name in SELECTORS}
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     aucs = list(within_problem_aucs(groups).values())
+    prm, vote, oracle = ({k: values[name][str(k)] for k in ks} for name in ("prm", "majority", "oracle"))
     return {
         "problems": len(groups),
         "samples": samples,
@@ -80,8 +104,19 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = 
         "verdicts": _shares(Counter(verdict_of(rollout) for rollout in rollouts), len(rollouts)),
         "degenerate": degenerate_shares(rollouts),
         "unscored": sum(rollout.reward is None for rollout in rollouts),
+        "regret": {str(k): asdict(selector_regret(oracle[k], prm[k])) for k in ks},
+        "length_preference": _as_dict(length_preference(groups)),
+        "image_drop": _as_dict(image_drop(groups, swapped)) if swapped is not None else None,
+        "warnings": [asdict(warning) for warning in trust_warnings(prm, vote, groups, swapped)],
+        "adaptive": adaptive(groups, samples),
         "within_problem_auc": asdict(mean_with_interval(aucs)) if aucs else None,
     }
+
+
+def adaptive(groups: Sequence[RolloutGroup], n: int) -> dict[str, Any]:
+    """Choice → what stopping early would save of n samples, and cost in accuracy (`rewards.adaptive`)."""
+    replays = {name: replay(groups, n, selector=name, orders=ORDERS, answer_of=_answer) for name in MAY_CHANGE}
+    return {"error": ERROR, "orders": ORDERS} | {name: found.summary() for name, found in replays.items()}
 
 
 def distinct_at_k(group: RolloutGroup, k: int) -> float:
@@ -184,6 +219,10 @@ def _answer(text: str) -> str | None:
 
 def _or_last(score: float | None) -> float:
     return -math.inf if score is None else score
+
+
+def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
+    return asdict(estimate) if estimate else None
 
 
 def _shares(counts: Counter[str], total: int) -> dict[str, float]:

@@ -54,6 +54,8 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
     "doctor": ("recipes.doctor", "doctor", "TrainMPOConfig", "what `train-mpo` would do with its settings, beforehand"),
     "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
+    "answer": ("recipes.answer", "answer", "AnswerConfig", "one question, the best of N answers"),
+    "beam-search": ("recipes.beam_search", "beam_search", "BeamSearchConfig", "answers found step by step with a PRM"),
     "prm-eval": ("recipes.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
     "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
     "pipeline": ("recipes.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),

@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recipes.config_test_time import AnswerConfig as AnswerConfig
+from recipes.config_test_time import BeamSearchConfig as BeamSearchConfig
+from recipes.config_test_time import BestOfNConfig as BestOfNConfig
+
 
 @dataclass
 class WorldConfig:
@@ -205,15 +209,6 @@ class ConvertDataConfig:
 
     source: Path = field(metadata={"help": "pairs.parquet, meta.json, or a folder with one of them"})
     out: Path = field(metadata={"help": "folder for the other format"})
-
-
-@dataclass
-class BestOfNConfig:
-    """`mpo best-of-n`: every selector at every k, with intervals."""
-
-    groups: Path = field(metadata={"help": "folder with verified and scored groups"})
-    out: Path = field(metadata={"help": "folder for results.json"})
-    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of candidates"})
 
 
 @dataclass

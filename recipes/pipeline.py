@@ -169,8 +169,8 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
     if not rerank:
         return
     scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored"))
-    score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored_swapped", swap_images=True))
-    best_of_n(settings.build("best_of_n", groups=scored, out=out / "best_of_n"))
+    blind = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored_swapped", swap_images=True))
+    best_of_n(settings.build("best_of_n", groups=scored, swapped=blind, out=out / "best_of_n"))
 
 
 def evidence(arguments: EvidenceArguments) -> Path:

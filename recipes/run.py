@@ -23,7 +23,7 @@ from rewards.store import differences
 MANIFEST = "manifest.json"
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
-    *("out", "workers", "base_url", "concurrency", "samples_a_request", "on_change", "parquet"),
+    *("out", "workers", "base_url", "concurrency", "samples_a_request", "problems_a_call", "on_change", "parquet"),
     *("sample_every", "sample_problems", "sample_tokens", "report_to", "save_steps"),
 )
 

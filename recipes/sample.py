@@ -36,7 +36,7 @@ def sample(config: SampleConfig) -> Path:
     Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose picture cannot be decoded and
     one that the server refuses are not in it: they stand in `quarantine.jsonl` and are counted.
     """
-    params = _checked(config)
+    params = checked_params(config)
     inputs = [path for path in (config.policy, config.problems) if path is not None]
     stage = open_stage("sample", config, inputs=inputs, grows=("num_samples",), refuse=config.on_change == "refuse")
     parquet = stage.out / PARQUET
@@ -44,7 +44,7 @@ def sample(config: SampleConfig) -> Path:
         return stage.out
     quarantine = Quarantine()
     every = read_problems(config.problems, on_bad=quarantine.add).values()
-    problems, image_digests = _readable(every, quarantine)
+    problems, image_digests = readable(every, quarantine)
     asked = swapped(problems) if config.swap_images else problems
     with SampleStore(
         stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
@@ -72,7 +72,7 @@ def sample(config: SampleConfig) -> Path:
         return stage.finish({**counts, "problems": str(config.problems)})
 
 
-def _checked(config: SampleConfig) -> SamplingParams:
+def checked_params(config: SampleConfig) -> SamplingParams:
     """The sampling settings; ConfigError for what cannot work, before anything is read."""
     if (config.policy is None) == (config.base_url is None) or (config.base_url is None) != (config.model is None):
         raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
@@ -98,7 +98,8 @@ def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
     return fingerprint
 
 
-def _generator(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Generator:
+def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Generator:
+    """The policy in this process, or the client of its server."""
     if config.base_url is not None and config.model is not None:
         try:
             from rewards.generators.openai_generator import OpenAIGenerator
@@ -142,7 +143,7 @@ def _draw_missing(
     if len(done) == total:
         return {}
     # As many rows a problem as when this segment began, so that going on cuts the same calls.
-    generator = _generator(config, params, store.note("rows_a_problem", config.num_samples))
+    generator = generator_of(config, params, store.note("rows_a_problem", config.num_samples))
     with tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar:
         for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
             store.add(
@@ -165,7 +166,7 @@ def _groups(store: SampleStore, problems: Sequence[Problem], keys: Sequence[Sequ
     return groups
 
 
-def _readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[Problem], Mapping[Any, str]]:
+def readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[Problem], Mapping[Any, str]]:
     """The problems whose pictures all decode, and the content key of each picture; the others go into quarantine."""
     kept, digests = [], dict[Any, str]()
     for problem in problems:

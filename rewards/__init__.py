@@ -43,7 +43,17 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "verify_many",
     ),
     "rewards.aggregation": ("AGGREGATIONS", "aggregate"),
-    "rewards.selection": ("SELECTORS", "AnswerOf", "GroupSelector", "best_of_n", "majority", "weighted_vote"),
+    "rewards.adaptive": ("Replay", "replay"),
+    "rewards.answering": ("Answer", "BestOfN"),
+    "rewards.selection": (
+        "CHOICES",
+        "SELECTORS",
+        "AnswerOf",
+        "GroupSelector",
+        "best_of_n",
+        "majority",
+        "weighted_vote",
+    ),
     "rewards.curves": (
         "Estimate",
         "best_at_k",
@@ -55,6 +65,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "ranking",
         "selected_at_k",
     ),
+    "rewards.trust": ("TrustWarning", "selector_regret", "trust_warnings"),
     "rewards.pairs": (
         "RULES",
         "build_pairs",

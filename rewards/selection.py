@@ -101,6 +101,41 @@ SELECTORS: dict[str, GroupSelector] = {
 }
 
 
+def scored_only(select: GroupSelector) -> GroupSelector:
+    """The selector among the rollouts that have a reward; index 0 where none has one.
+
+    A PRM cannot read every response (an empty one, one with control tokens). Here such a response is never chosen.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout
+        >>> rollouts = tuple(Rollout(Completion("…"), reward=r) for r in (None, 0.2, 0.9))
+        >>> scored_only(best_of_n)(RolloutGroup(Problem("p", "?"), rollouts), lambda text: None)
+        2
+    """
+
+    def select_scored(group: RolloutGroup, answer_of: AnswerOf) -> int:
+        scored = [index for index in range(_size(group)) if group.rollouts[index].reward is not None]
+        if not scored:
+            return 0
+        return scored[select(RolloutGroup(group.problem, tuple(group.rollouts[i] for i in scored)), answer_of)]
+
+    return select_scored
+
+
+def vote_of_scored(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """As `weighted_vote`; a rollout without reward has weight 0."""
+    _size(group)
+    return _vote(group, answer_of, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
+
+
+# How a question is answered at test time, by the names that `mpo best-of-n` uses; needs no reference answer.
+CHOICES: dict[str, GroupSelector] = {
+    "prm": scored_only(best_of_n),
+    "weighted_vote": vote_of_scored,
+    "majority": majority,
+}
+
+
 def rewards_of(group: RolloutGroup) -> list[float]:
     """The rewards of a group in sampling order.
 

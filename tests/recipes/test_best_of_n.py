@@ -12,7 +12,8 @@ from recipes.config import BestOfNConfig
 from recipes.run import manifest_of
 from rewards.answers import canonical_answer
 from rewards.curves import best_at_k, selected_at_k
-from rewards.selection import majority, weighted_vote
+from rewards.selection import CHOICES, majority, weighted_vote
+from rewards.selection import SELECTORS as ALL_SELECTORS
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores
 
 
@@ -86,6 +87,25 @@ def test_votes_equal_the_selectors():
                 assert vote_at_k(group, weight, k) == pytest.approx(expected), (rows, k, select)
 
 
+def test_every_column_is_the_mean_over_all_subsets():
+    """Random groups with unscored rollouts, ties and answers that are missing: the definition, by brute force."""
+    rng = random.Random(2)
+    chooser = {**CHOICES, **{name: ALL_SELECTORS[name] for name in ("longest", "shortest", "oracle")}}
+    for index in range(30):
+        rows = []
+        for _ in range(6):
+            answer = rng.choice(["7", "8", "99", None])
+            rows.append((answer, C if answer == "7" else W, rng.choice([0.0, 0.25, 0.5, 1.0, None])))
+        group = group_of(*rows, ("7", C, 0.25), id=f"p{index}")
+        values = evaluate([group], [1, 3, 7])["values"]
+        for name, k in itertools.product(chooser, (1, 3, 7)):
+            hits = []
+            for subset in itertools.combinations(group.rollouts, k):
+                picked = chooser[name](RolloutGroup(group.problem, subset), canonical_answer)
+                hits.append(subset[picked].verdict is C)
+            assert values[name][str(k)][0] == pytest.approx(np.mean(hits)), (name, k, rows)
+
+
 def test_stage_writes_results_and_is_not_run_twice(tmp_path):
     run = make_run(tmp_path / "run")
     folder = run / "test" / "mpo" / "best_of_n"
@@ -147,3 +167,28 @@ def test_large_enough_and_quick():
     mean = {name: results["estimates"][name]["16"]["mean"] for name in SELECTORS}
     assert mean["oracle"] >= max(mean.values())
     assert results["estimates"]["majority"]["1"]["mean"] == pytest.approx(results["estimates"]["random"]["1"]["mean"])
+
+
+def test_adaptive_n_is_reported_beside_all_samples():
+    """Sixteen equal answers stop at 4 in a vote; 16 different ones never do."""
+    same = group_of(*[("7", C, 0.5)] * 16, id="same")
+    different = group_of(*[(str(i), C if i == 7 else W, i / 16) for i in range(16)], id="different")
+    found = evaluate([same, different], [1, 16])["adaptive"]
+    assert found["majority"]["samples"]["mean"] == (4 + 16) / 2
+    assert found["majority"]["samples_saved"] == 1 - 20 / 32
+    assert found["majority"]["changed"]["mean"] == found["majority"]["difference"]["mean"] == 0.0
+    assert set(found) == {"error", "orders", "prm", "weighted_vote", "majority"}
+
+
+def test_warnings_are_printed_and_stored(tmp_path, capsys):
+    """Scored as if no picture were looked at: the command says so at its end, and the results keep it."""
+    run = make_run(tmp_path / "run")
+    scored, swapped = (run / "test" / "mpo" / name for name in ("scored", "scored_swapped"))
+    for other, flagged in ((scored, True), (swapped, False)):
+        out = tmp_path / f"results-{flagged}"
+        capsys.readouterr()
+        best_of_n(BestOfNConfig(scored, out, [1, 4], swapped=other))
+        results, printed = json.loads((out / RESULTS).read_text()), capsys.readouterr().err
+        assert ("image_blind" in [warning["name"] for warning in results["warnings"]]) is flagged
+        assert ("blind: with another problem's picture" in printed) is flagged
+        assert (results["image_drop"]["mean"] == 0.0) is flagged
