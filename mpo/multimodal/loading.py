@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from mpo.multimodal.errors import ConfigError, StageError
 
@@ -39,6 +40,25 @@ def load_model(
     _check(path)
     more = {} if quantization_config is None else {"quantization_config": quantization_config}
     return AutoModelForImageTextToText.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more)
+
+
+def load_merged(path: str | Path, adapter: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a checkpoint with a PEFT adapter's changes added to its weights, on the CPU.
+
+    Args:
+        path: the checkpoint that the adapter was trained on.
+        adapter: folder with `adapter_config.json`.
+        dtype: of the weights; the sum is rounded to it.
+    """
+    base: Any = load_model(path, dtype=dtype)
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """The number type that a checkpoint's configuration names; float32 where it names none."""
+    _check(path)
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    return config.dtype or config.get_text_config().dtype or torch.float32
 
 
 def load_exactly(
