@@ -127,7 +127,7 @@ def _memory(memory: MemoryEstimate, console: Console) -> None:
         name = f"peak with{'' if checkpointing else 'out'} checkpointing{mark}"
         table.add_row(name, f"{memory.peak_with(checkpointing=checkpointing) / 2**20:,.1f}", style="bold")
     console.print(table)
-    console.print("Counted on the longest rows, for this machine's number type and one unsharded process.")
+    console.print("Counted on the longest rows, in the run's number type, for one unsharded process.")
 
 
 def _batch_and_paper(findings: Preflight, console: Console) -> None:
