@@ -12,6 +12,7 @@ from pathlib import Path
 from recipes.config_test_time import AnswerConfig as AnswerConfig
 from recipes.config_test_time import BeamSearchConfig as BeamSearchConfig
 from recipes.config_test_time import BestOfNConfig as BestOfNConfig
+from recipes.mpo_config import TrainMPOConfig as TrainMPOConfig
 
 
 @dataclass
@@ -232,30 +233,6 @@ class PRMEvalConfig:
     blank_images: bool = field(default=True, metadata={"help": "score again with blank pictures, report the drop"})
     swap_images: bool = field(default=True, metadata={"help": "score again with other problems' pictures of one size"})
     batch_rows: int = field(default=32, metadata={"help": "rows a forward pass"})
-
-
-@dataclass
-class TrainMPOConfig:
-    """`mpo train-mpo`: Mixed Preference Optimization; weights (1, 0, 0) are DPO, (0, 0, 1) the LM loss alone."""
-
-    policy: Path = field(metadata={"help": "model to train; its frozen copy is the reference"})
-    pairs: Path = field(metadata={"help": "folder with pairs.parquet, or a parquet file"})
-    out: Path = field(metadata={"help": "folder for the trained policy"})
-    max_steps: int = field(default=200, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=16, metadata={"help": "pairs a step"})
-    learning_rate: float = field(default=2e-4, metadata={"help": "peak, cosine decay"})
-    beta: float = field(default=0.1, metadata={"help": "β of the implicit reward"})
-    preference_weight: float = field(default=0.8, metadata={"help": "w_p"})
-    quality_weight: float = field(default=0.2, metadata={"help": "w_q"})
-    generation_weight: float = field(default=1.0, metadata={"help": "w_g"})
-    max_length: int | None = field(
-        default=None, metadata={"help": "most tokens of a pair, images included; longer ones are rejected and counted"}
-    )
-    seed: int = field(default=0, metadata={"help": "order of the rows"})
-    sample_every: int = field(default=0, metadata={"help": "steps from one look at samples to the next; 0 for none"})
-    sample_problems: int = field(default=8, metadata={"help": "problems of the pairs asked at each look"})
-    sample_tokens: int = field(default=128, metadata={"help": "tokens of a sample at most"})
-    report_to: str = field(default="none", metadata={"help": "none or wandb (WANDB_MODE=offline keeps it here)"})
 
 
 @dataclass

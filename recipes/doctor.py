@@ -12,11 +12,9 @@ from rich.table import Table
 
 from mpo.memory import MemoryEstimate
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.loading import load_model, load_processor
 from mpo.preflight import Preflight, histogram, preflight
-from mpo.trainer import MPOTrainer
 from recipes.config import TrainMPOConfig
-from recipes.train_mpo import mpo_config, read_pairs
+from recipes.train_mpo import build_trainer, mpo_config, read_pairs
 
 BAR = 30  # characters of the longest bar
 
@@ -33,11 +31,8 @@ def doctor(config: TrainMPOConfig, *, console: Console | None = None) -> Preflig
     console = console or Console()
     rows = read_pairs(config)
     with tempfile.TemporaryDirectory(prefix="mpo-doctor-") as scratch:
-        args = mpo_config(config, Path(scratch), len(rows))
-        computed_before, args.precompute_ref_log_probs = args.precompute_ref_log_probs, False
-        trainer = MPOTrainer(
-            load_model(config.policy), args=args, train_dataset=rows, processing_class=load_processor(config.policy)
-        )
+        computed_before = mpo_config(config, Path(scratch), len(rows)).precompute_ref_log_probs
+        trainer = build_trainer(config, Path(scratch), rows, precompute_ref_log_probs=False)
         findings = preflight(trainer, keeps_reference=not computed_before)
     show(findings, console, reference_computed_before=computed_before)
     step = findings.step_zero
@@ -59,8 +54,8 @@ def show(findings: Preflight, console: Console, *, reference_computed_before: bo
     saved = f"; the paired layout has {findings.tokens_saved:.2f}x its tokens" if findings.layout == "shared" else ""
     console.print(f"layout: {findings.layout}, since {escape(findings.layout_reason)}{saved}")
     console.print(f"δ of L_q: {findings.reward_shift}; it is 0 at step 0, and kept in every checkpoint")
-    reference = "computed once before step 0 and let go" if reference_computed_before else "runs beside the policy"
-    console.print(f"reference: {reference}")
+    adapters = "the policy without its adapters" if not findings.memory.reference else "runs beside the policy"
+    console.print(f"reference: {'computed once before step 0 and let go' if reference_computed_before else adapters}")
     _memory(findings.memory, console)
     _batch_and_paper(findings, console)
 
@@ -132,7 +127,7 @@ def _memory(memory: MemoryEstimate, console: Console) -> None:
         name = f"peak with{'' if checkpointing else 'out'} checkpointing{mark}"
         table.add_row(name, f"{memory.peak_with(checkpointing=checkpointing) / 2**20:,.1f}", style="bold")
     console.print(table)
-    console.print("Counted on the longest rows, for this machine's number type and one unsharded process.")
+    console.print("Counted on the longest rows, in the run's number type, for one unsharded process.")
 
 
 def _batch_and_paper(findings: Preflight, console: Console) -> None:

@@ -1,8 +1,8 @@
 """A stage's folder: its output, and a manifest written last that says what made it and that nothing is missing.
 
 A stage that is complete with the same settings and inputs is not run again; one that was made with other settings
-is refused by name. A stage killed half way leaves no manifest and is run anew. Every manifest keeps the account
-`in = out + rejected(reason)`.
+is refused by name. A stage killed half way leaves no manifest; it is run anew, or goes on if it can. Every manifest
+keeps the account `in = out + rejected(reason)`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from mpo.multimodal.files import write_atomic
 from rewards.store import differences
 
 MANIFEST = "manifest.json"
+STARTED = "started.json"  # of a stage that goes on where it was killed: whose work lies in the folder
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
     *("out", "workers", "base_url", "concurrency", "samples_a_request", "problems_a_call", "on_change", "parquet"),
-    *("sample_every", "sample_problems", "sample_tokens", "report_to", "save_steps"),
+    *("sample_every", "sample_problems", "sample_tokens", "report_to"),
+    *("per_device_batch", "gradient_checkpointing", "max_row_tokens", "save_steps"),
 )
 
 
@@ -39,7 +41,7 @@ class Stage:
     started: float = field(default_factory=time.monotonic)
 
     def finish(self, counts: Mapping[str, Any]) -> Path:
-        """Write the manifest, last and atomically.
+        """Write the manifest, last and atomically; of several processes the first does.
 
         Args:
             counts: `in`, `out` and `rejected` (reason → number), and whatever else the stage counted.
@@ -51,6 +53,8 @@ class Stage:
             counts = {**counts, "problems": os.path.relpath(counts["problems"], self.out)}
         if "in" in counts:
             assert counts["in"] == counts["out"] + sum(counts["rejected"].values()), (self.name, counts)
+        if not is_first_process():
+            return self.out
         manifest = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
@@ -62,7 +66,13 @@ class Stage:
 
 
 def open_stage(
-    name: str, config: Any, *, inputs: Sequence[Path], grows: Sequence[str] = (), refuse: bool = True
+    name: str,
+    config: Any,
+    *,
+    inputs: Sequence[Path],
+    grows: Sequence[str] = (),
+    refuse: bool = True,
+    work: bool | None = None,
 ) -> Stage:
     """Check the inputs, compare with an earlier run of the stage, make the output folder.
 
@@ -72,6 +82,8 @@ def open_stage(
         inputs: folders or files that must exist; a folder must be complete.
         grows: settings that may be larger than before: the stage is then not complete, and adds to what is there.
         refuse: whether a difference is an error; if not, the stage is not complete.
+        work: of a stage that goes on where it was killed, whether `out` holds something to go on from; its settings are
+            written down at the start. None: a killed stage is run anew.
 
     Raises:
         StageError: an input is missing or was never finished.
@@ -83,18 +95,26 @@ def open_stage(
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"stage {name}: out={out} is a file; expected a folder")
-    manifest = out / MANIFEST
-    if manifest.exists():
-        before = json.loads(manifest.read_text())["fingerprint"]
+    manifest, started = out / MANIFEST, out / STARTED
+    if manifest.exists() or (work and started.exists()):
+        before = json.loads((manifest if manifest.exists() else started).read_text())["fingerprint"]
+        before["settings"] = _defaults(config) | before["settings"]  # a setting may be younger than the folder
         grown = [key for key in grows if before["settings"].get(key, settings[key]) < settings[key]]
         differing = _differences(before, fingerprint, besides=grown)
         if differing and refuse:
             raise FingerprintError(
                 f"stage {name}: {out} was made with other {', '.join(differing)}; choose another folder or delete it"
             )
-        return Stage(name, out, fingerprint, complete=not (grown or differing))
+        return Stage(name, out, fingerprint, complete=manifest.exists() and not (grown or differing))
     out.mkdir(parents=True, exist_ok=True)
+    if work is not None and is_first_process():
+        write_atomic(started, json.dumps({"fingerprint": fingerprint}, indent=2, sort_keys=True) + "\n")
     return Stage(name, out, fingerprint, complete=False)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a stage, or of several (torchrun, accelerate) the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def manifest_of(folder: str | Path) -> dict[str, Any]:
@@ -107,6 +127,13 @@ def manifest_of(folder: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise StageError(f"{folder} holds no finished stage (no {MANIFEST}); run the stage that writes it first")
     return json.loads(path.read_text())
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """Every setting that has a default, as it stands in a fingerprint."""
+    known = {f.name: f.default for f in fields(config) if f.name not in NOT_SETTINGS and f.default is not MISSING}
+    made = {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
+    return json.loads(json.dumps(known | made, default=str))
 
 
 def _digest(path: Path, stage: str) -> str:

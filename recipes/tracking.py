@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
+from recipes.run import is_first_process
 
 # By default wandb records the command line (with any key in it), host name, user, git remote and diff, the program's
 # source, installed packages, and everything that is printed.
@@ -38,7 +39,7 @@ def tracking(report_to: str, out: Path, *, name: str) -> Iterator[None]:
     """
     if report_to not in ("none", "wandb"):
         raise ConfigError(f"report_to must be 'none' or 'wandb', got {report_to!r}")
-    if report_to == "none" or os.environ.get("RANK", "0") != "0":
+    if report_to == "none" or not is_first_process():
         yield
         return
     before = os.environ.get(STAGING)

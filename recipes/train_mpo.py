@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mpo.checkpoint import MANIFEST as COMPLETE
 from mpo.config import MPOConfig
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
-from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.loading import load_processor
 from mpo.trainer import MPOTrainer
 from recipes.build_pairs import PAIRS
 from recipes.config import TrainMPOConfig
-from recipes.run import open_stage
+from recipes.run import is_first_process, open_stage
 from recipes.tracking import tracking
+from recipes.trained_weights import load_policy, run_dtype, save_policy
 from recipes.training import training_defaults
 from rewards.generators.monitor import SampleMonitor
 from rewards.interchange.trl_rows import problems_in_rows, read_trl_parquet
 
+CHECKPOINTS = 2  # kept; a damaged one is no loss while there is another
+
 
 def train_mpo(config: TrainMPOConfig) -> Path:
-    """Train `config.policy` against its own frozen copy; write the policy, its processor and the log."""
-    stage = open_stage("train-mpo", config, inputs=[config.policy, config.pairs])
+    """Train `config.policy` against itself as it is given; write the policy, its processor and the log."""
+    saved = has_checkpoint(config.out) if config.save_steps else None
+    stage = open_stage("train-mpo", config, inputs=[config.policy, config.pairs], work=saved)
     if stage.complete:
         return stage.out
     rows = read_pairs(config)
     with tracking(config.report_to, stage.out, name=f"train-mpo {stage.out.name}"):
-        trainer = MPOTrainer(
-            load_model(config.policy),
-            args=mpo_config(config, stage.out, len(rows)),
-            train_dataset=rows,
-            processing_class=load_processor(config.policy),
-        )
+        trainer = build_trainer(config, stage.out, rows)
         if config.sample_every:
             problems = problems_in_rows(rows, config.sample_problems)
             looks = {"every": config.sample_every, "max_new_tokens": config.sample_tokens, "seed": config.seed}
             trainer.add_callback(SampleMonitor(trainer, problems, **looks))
-        trainer.train()
-    trainer.save_model(str(stage.out))
-    write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
+        trainer.train(resume_from_checkpoint=saved)
+    save_policy(trainer, config, stage.out, run_dtype(config))
+    if is_first_process():
+        write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
     report = trainer.admission["train"]
     return stage.finish({"in": report.rows, "out": report.kept, "rejected": report.rejected})
 
@@ -56,17 +61,72 @@ def read_pairs(config: TrainMPOConfig) -> Any:
     return rows
 
 
-def mpo_config(config: TrainMPOConfig, out: Path, rows: int) -> MPOConfig:
-    """The trainer's settings for a run on so many pairs."""
-    return MPOConfig(
-        **training_defaults(out, config) | {"report_to": config.report_to},
-        per_device_train_batch_size=config.batch_size,
-        beta=config.beta,
-        preference_weight=config.preference_weight,
-        quality_weight=config.quality_weight,
-        generation_weight=config.generation_weight,
-        max_length=config.max_length,
-        precompute_ref_log_probs=config.max_steps * config.batch_size > rows,  # rows are seen more than once
-        logging_steps=10,
-        logging_first_step=True,  # 0.8318 + L_g where policy = reference
-    )
+def build_trainer(config: TrainMPOConfig, out: Path, rows: Any, **changes: Any) -> MPOTrainer:
+    """The trainer of a run, not started.
+
+    Args:
+        config: of the stage.
+        out: where the trainer may write.
+        rows: from `read_pairs`.
+        changes: of the trainer's settings.
+    """
+    args = mpo_config(config, out, len(rows), **changes)
+    model, adapters = load_policy(config, run_dtype(config))
+    processor = load_processor(config.policy)
+    return MPOTrainer(model, args=args, train_dataset=rows, processing_class=processor, peft_config=adapters)
+
+
+def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> MPOConfig:
+    """The trainer's settings for a run on so many pairs; `changes` stand above the config."""
+    per_device, accumulation = micro_batches(config)
+    seen = config.epochs * rows if config.epochs else config.max_steps * config.batch_size
+    settings = {
+        **training_defaults(out, config),
+        "max_steps": -1 if config.epochs else config.max_steps,
+        "num_train_epochs": config.epochs or 1,
+        "warmup_steps": config.warmup if config.epochs else max(1, int(config.max_steps * config.warmup)),
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulation,
+        "bf16": run_dtype(config) == torch.bfloat16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "beta": config.beta,
+        "preference_weight": config.preference_weight,
+        "quality_weight": config.quality_weight,
+        "generation_weight": config.generation_weight,
+        "max_length": config.max_length,
+        "group_by_prompt": config.group_by_prompt,
+        "max_row_tokens": config.max_row_tokens,
+        "precompute_ref_log_probs": seen > rows and not weights_are_sharded(),  # rows are seen more than once
+        "logging_steps": 10,
+        "logging_first_step": True,  # 0.8318 + L_g where policy = reference
+        "report_to": config.report_to,
+    }
+    if config.save_steps:
+        settings |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": CHECKPOINTS}
+    return MPOConfig(**(settings | changes))
+
+
+def micro_batches(config: TrainMPOConfig) -> tuple[int, int]:
+    """(pairs a micro-batch, micro-batches a step) of each process.
+
+    Raises:
+        ConfigError: `batch_size` cannot be cut so.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    per_device = config.per_device_batch or config.batch_size // processes
+    if per_device < 1 or config.batch_size % (per_device * processes):
+        raise ConfigError(
+            f"batch_size={config.batch_size} pairs a step cannot be cut into micro-batches of {per_device} on "
+            f"{processes} processes: it must be a multiple of per_device_batch x processes"
+        )
+    return per_device, config.batch_size // (per_device * processes)
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a save has finished in this folder; the trainer checks its files when it resumes."""
+    return any(out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}"))
+
+
+def weights_are_sharded() -> bool:
+    """Whether `accelerate launch` has asked for FSDP or DeepSpeed."""
+    return any(os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("FSDP", "DEEPSPEED"))

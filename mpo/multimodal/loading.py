@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -56,6 +57,25 @@ def load_model(
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     return auto.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more)
+
+
+def load_merged(path: str | Path, adapter: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a checkpoint with a PEFT adapter's changes added to its weights, on the CPU.
+
+    Args:
+        path: the checkpoint that the adapter was trained on.
+        adapter: folder with `adapter_config.json`.
+        dtype: of the weights; the sum is rounded to it.
+    """
+    base: Any = load_model(path, dtype=dtype)
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """The number type that a checkpoint's configuration names; float32 where it names none."""
+    _check(path)
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    return config.dtype or config.get_text_config().dtype or torch.float32
 
 
 def load_exactly(

@@ -1,0 +1,81 @@
+"""Which of a policy's weights are trained, in which number type, and how the result is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel
+
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.loading import load_merged, load_model, stored_dtype
+from recipes.config import TrainMPOConfig
+from recipes.run import is_first_process
+
+ADAPTER = "adapter"  # folder in a stage's folder
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run_dtype(config: TrainMPOConfig) -> torch.dtype:
+    """The number type that the forward pass runs in, and that the result is written in.
+
+    Raises:
+        ConfigError: no name of `DTYPES`, or "auto" for a checkpoint in another type.
+    """
+    if config.dtype == "auto":
+        stored = stored_dtype(config.policy)
+        if stored in DTYPES.values():
+            return stored
+        raise ConfigError(f"{config.policy} is stored in {stored}: set dtype to one of {', '.join(DTYPES)}")
+    if config.dtype not in DTYPES:
+        raise ConfigError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {config.dtype!r}")
+    return DTYPES[config.dtype]
+
+
+def load_policy(config: TrainMPOConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, LoraConfig | None]:
+    """The policy, frozen where it is not trained, and its adapters.
+
+    Weights that are trained are float32 whatever the pass runs in: at a learning rate of 1e-6, a step of Adam is below
+    the resolution of bfloat16 and would be lost. Under adapters the weights stay as they are, so they take `dtype`.
+    """
+    model = load_model(config.policy, dtype=dtype if config.lora_rank else torch.float32)
+    if config.lora_rank:
+        return model, _adapters(config, model)
+    if config.freeze_vision:
+        language: Any = (model.get_decoder(), model.get_output_embeddings())
+        trained = {id(parameter) for part in language for parameter in part.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+    return model, None
+
+
+def _adapters(config: TrainMPOConfig, model: Any) -> LoraConfig:
+    decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
+    only_decoder = rf"(?!{re.escape(decoder)}\.).*"  # matches every name outside
+    all_linear = config.lora_targets == ["all-linear"]
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules="all-linear" if all_linear else config.lora_targets,
+        exclude_modules=only_decoder if config.freeze_vision else r"(.*\.)?lm_head",
+    )
+
+
+def save_policy(trainer: Any, config: TrainMPOConfig, out: Path, dtype: torch.dtype) -> None:
+    """Write a whole model with its processor to `out`; adapters are merged into it, and kept in `out`/adapter too.
+
+    All ranks call this. Merging reads the policy once more, on the first rank's CPU, so it works for shards as well.
+    Under FSDP, weights that were trained are written as they were gathered, in float32.
+    """
+    if isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
+        trainer.save_model(str(out / ADAPTER))
+        if is_first_process():
+            load_merged(config.policy, out / ADAPTER, dtype=dtype).save_pretrained(out)
+            trainer.processing_class.save_pretrained(out)
+        return
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        trainer.model.to(dtype)
+    trainer.save_model(str(out))
