@@ -77,7 +77,19 @@ def build_trainer(config: TrainMPOConfig, out: Path, rows: Any, **changes: Any) 
 
 
 def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> MPOConfig:
-    """The trainer's settings for a run on so many pairs; `changes` stand above the config."""
+    """The trainer's settings for a run on so many pairs; `changes` stand above the config.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+    if (
+        not 0 <= config.warmup < 1
+        or min(config.epochs, config.per_device_batch, config.lora_rank, config.save_steps) < 0
+    ):
+        raise ConfigError(
+            "expected warmup in [0, 1) and no negative epochs, per_device_batch, lora_rank or save_steps, got "
+            f"{config.warmup}, {config.epochs}, {config.per_device_batch}, {config.lora_rank} and {config.save_steps}"
+        )
     per_device, accumulation = micro_batches(config)
     seen = config.epochs * rows if config.epochs else config.max_steps * config.batch_size
     settings = {

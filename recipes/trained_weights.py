@@ -53,9 +53,13 @@ def load_policy(config: TrainMPOConfig, dtype: torch.dtype) -> tuple[PreTrainedM
 
 
 def _adapters(config: TrainMPOConfig, model: Any) -> LoraConfig:
+    all_linear = config.lora_targets == ["all-linear"]
+    names = [f".{name}" for name, _ in model.named_modules()]
+    unknown = [target for target in config.lora_targets if not any(name.endswith(f".{target}") for name in names)]
+    if unknown and not all_linear:
+        raise ConfigError(f"lora_targets: {config.policy} has no layer {unknown[0]!r}; all-linear takes every one")
     decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
     only_decoder = rf"(?!{re.escape(decoder)}\.).*"  # matches every name outside
-    all_linear = config.lora_targets == ["all-linear"]
     return LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

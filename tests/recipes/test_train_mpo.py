@@ -132,10 +132,27 @@ def test_the_checkpoints_number_type(policy_folder: Path, pairs: Path, tmp_path:
     assert dtypes == {(False, torch.bfloat16), (True, torch.float32)}
 
 
-def test_an_unknown_number_type(policy_folder: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = settings(policy_folder, pairs, Path("/tmp/never-made"))
-    assert main(["train-mpo", *flags(config, dtype="fp8")]) == 2
-    assert "dtype must be auto or one of float32, bfloat16, got 'fp8'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("dtype", "fp8", "dtype must be auto or one of float32, bfloat16, got 'fp8'"),
+        (
+            "lora_rank",
+            "-1",
+            "no negative epochs, per_device_batch, lora_rank or save_steps, got 0.05, 0.0, 0, -1 and 0",
+        ),
+        ("warmup", "3", "expected warmup in [0, 1)"),
+        ("lora_targets", "q_prj", "has no layer 'q_prj'; all-linear takes every one"),
+    ],
+)
+def test_values_that_cannot_work(
+    policy_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str,
+    message: str,
+) -> None:  # fmt: skip
+    config = settings(policy_folder, pairs, tmp_path / "out")
+    for command in ("train-mpo", "doctor"):
+        assert main([command, *flags(config, **{"lora_rank": 2, flag: value})]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_adapters_are_merged_and_kept(policy_folder: Path, pairs: Path, tmp_path: Path) -> None:
