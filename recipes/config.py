@@ -141,6 +141,7 @@ class TrainPRMConfig:
     balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
     max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
     injected: int = field(default=0, metadata={"help": "right responses a problem to repeat with one wrong digit"})
+    visual_contrasts: int = field(default=0, metadata={"help": "right responses a problem under another's pictures"})
     lora_rank: int = field(default=0, metadata={"help": "rank of LoRA adapters, merged at the end; 0 trains all"})
     save_steps: int = field(default=0, metadata={"help": "steps between checkpoints to go on from; 0 for none"})
     max_steps: int = field(default=400, metadata={"help": "optimizer steps"})

@@ -19,6 +19,7 @@ from recipes.run import open_stage
 from recipes.training import checkpoint_to_resume, training_defaults
 from rewards.errors import StepAlignmentError
 from rewards.label_source import EXACT, require_estimates
+from rewards.prm.contrast import visual_contrasts
 from rewards.prm.formats import find_format, format_files
 from rewards.prm.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights
 from rewards.prm.model_prm import load_weights
@@ -43,6 +44,9 @@ def train_prm(config: TrainPRMConfig) -> Path:
         with_injected_errors(group, config.injected, random.Random(f"{config.seed}:{i}"))
         for i, group in enumerate(groups)
     ]
+    wanted = config.visual_contrasts
+    contrasts = visual_contrasts(groups, wanted, random.Random(config.seed)) if wanted else []
+    groups += contrasts
     saving = {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 2}
     arguments = TrainingArguments(
         **training_defaults(stage.out, config) | (saving if config.save_steps else {}),
@@ -64,7 +68,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
     total = sum(len(group.rollouts) for group in read)
     counts = {"in": total, "out": total - rejected, "rejected": {"too many steps": rejected} if rejected else {}}
-    return stage.finish(counts)
+    return stage.finish({**counts, "visual contrasts": sum(len(group.solutions) for group in contrasts)})
 
 
 def labelled_groups(
