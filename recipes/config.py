@@ -138,6 +138,7 @@ class TrainPRMConfig:
     threshold: float = field(default=0.0, metadata={"help": "a step is right if mc > threshold"})
     until_first_error: bool = field(default=False, metadata={"help": "no labels after the first step whose mc is 0"})
     text_weight: float = field(default=0.0, metadata={"help": "w of the LM loss on right responses; 0 in VisualPRM"})
+    advantage: float | None = field(default=None, metadata={"help": "labels +, =, - of mc_i - mc_{i-1}, within this"})
     balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
     max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
     injected: int = field(default=0, metadata={"help": "right responses a problem to repeat with one wrong digit"})
