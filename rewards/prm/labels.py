@@ -1,7 +1,7 @@
 """From Monte-Carlo counts to the labels that a PRM is trained on.
 
 A step's label is 1 or 0 (hard: [mc > threshold], VisualPRM's threshold is 0, arXiv 2503.10291 §3.2), or mc itself
-(soft), or `None`: nothing is learned from it. Or it says what the step does to mc (advantage, an ablation of VisualPRM's,
+(soft), or `None`: nothing is learned from it. Or it says what the step does to mc (advantage, an ablation of VisualPRM,
 there worse than the value): 1, ½ or 0, the signs `+`, `=` and `-`.
 """
 
