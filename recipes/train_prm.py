@@ -11,6 +11,7 @@ from pathlib import Path
 from peft import LoraConfig
 from transformers import TrainingArguments
 
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_processor
 from recipes.config import TrainPRMConfig
@@ -19,7 +20,8 @@ from recipes.run import open_stage
 from recipes.training import checkpoint_to_resume, training_defaults
 from rewards.errors import StepAlignmentError
 from rewards.label_source import EXACT, require_estimates
-from rewards.prm.formats import find_format, format_files
+from rewards.prm.contrast import visual_contrasts
+from rewards.prm.formats import PRMFormat, find_format, format_files
 from rewards.prm.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights
 from rewards.prm.model_prm import load_weights
 from rewards.prm.perturb import with_wrong_digit
@@ -37,12 +39,16 @@ def train_prm(config: TrainPRMConfig) -> Path:
     if stage.complete:
         return stage.out
     prm_format = find_format(config.prm_format)
+    _check_advantage(config, prm_format)
     read = read_groups(config.groups)
     groups, rejected = labelled_groups(read, config, prm_format.max_steps)
     groups = [
         with_injected_errors(group, config.injected, random.Random(f"{config.seed}:{i}"))
         for i, group in enumerate(groups)
     ]
+    wanted = config.visual_contrasts
+    contrasts = visual_contrasts(groups, wanted, random.Random(config.seed)) if wanted else []
+    groups += contrasts
     saving = {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 2}
     arguments = TrainingArguments(
         **training_defaults(stage.out, config) | (saving if config.save_steps else {}),
@@ -64,7 +70,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
     total = sum(len(group.rollouts) for group in read)
     counts = {"in": total, "out": total - rejected, "rejected": {"too many steps": rejected} if rejected else {}}
-    return stage.finish(counts)
+    return stage.finish({**counts, "visual contrasts": sum(len(group.solutions) for group in contrasts)})
 
 
 def labelled_groups(
@@ -74,7 +80,7 @@ def labelled_groups(
 
     A format of one step (an outcome reward model) takes the whole response with its last count.
     """
-    rule = LabelRule(config.soft_labels, config.threshold, config.until_first_error, config.max_doubt)
+    rule = LabelRule(config.soft_labels, config.threshold, config.until_first_error, config.max_doubt, config.advantage)
     if rule.needs:
         require_estimates((rollout for group in groups for rollout in group.rollouts), use=rule.needs)
     labelled, rejected = [], 0
@@ -102,6 +108,16 @@ def _labelled(group: RolloutGroup, rollout: Rollout, rule: LabelRule, *, whole: 
     counts = rollout.mc[-1:] if whole else rollout.mc
     labels = rule.labels(counts, exact=rollout.label_source == EXACT)
     return LabelledSolution(split_into(rollout.completion.text, len(counts)), labels)
+
+
+def _check_advantage(config: TrainPRMConfig, prm_format: PRMFormat) -> None:
+    if (config.advantage is not None) != bool(prm_format.neutral):
+        raise ConfigError(
+            "advantage labels have three signs: give --advantage with a format that has a neutral token "
+            f"(visualprm_advantage), and with no other; got {config.advantage} with {prm_format.name!r}"
+        )
+    if config.advantage is not None and (config.injected or config.visual_contrasts):
+        raise ConfigError("--injected and --visual_contrasts make labels of the value; leave them out with --advantage")
 
 
 def _lora(rank: int) -> LoraConfig:

@@ -40,7 +40,9 @@ class PRMFormat:
         max_steps: steps beyond this many are merged, ceil(n / max_steps) neighbours at a time. 1 makes an outcome
             reward model: the whole response is one step.
         separator: text between two steps (`tag` and `end` layouts), behind the tag; may be empty.
-        readout: `tokens` (the two label tokens' logits) or `head` (two logits of a label head, wrong and right).
+        neutral: a third label token, for PRMs that judge a step's advantage: + raises the expected accuracy, = keeps
+            it, - lowers it; empty for two labels.
+        readout: `tokens` (the label tokens' logits) or `head` (two logits of a label head, wrong and right).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -55,12 +57,15 @@ class PRMFormat:
     max_steps: int = 12
     separator: str = "\n\n"
     readout: Literal["tokens", "head"] = "tokens"
+    neutral: str = ""
 
     def __post_init__(self) -> None:
         if self.layout not in ("turns", "tag", "end"):
             raise ConfigError(f"PRM format {self.name!r}: layout must be turns, tag or end, got {self.layout!r}")
         if self.readout not in ("tokens", "head"):
             raise ConfigError(f"PRM format {self.name!r}: readout must be tokens or head, got {self.readout!r}")
+        if self.neutral and self.readout == "head":
+            raise ConfigError(f"PRM format {self.name!r}: a label head has two labels; leave neutral out")
         if self.layout == "turns" and self.readout == "head":
             raise ConfigError(f"PRM format {self.name!r}: a label head reads at a step, use the tag or end layout")
         if self.layout == "turns" and not re.fullmatch(FIRST_TURN, self.first_turn, re.DOTALL):
@@ -71,15 +76,16 @@ class PRMFormat:
         if self.max_steps < 1:
             raise ConfigError(f"PRM format {self.name!r}: max_steps must be at least 1, got {self.max_steps}")
 
-    def label_ids(self, tokenizer: Any) -> tuple[int, int]:
-        """Ids of the positive and the negative token, or columns of the label head.
+    def label_ids(self, tokenizer: Any) -> tuple[int, ...]:
+        """Ids of the positive, the negative and, if there is one, the neutral token, or columns of the label head.
 
         Raises:
             ConfigError: a label is not exactly one token of this tokenizer.
         """
         if self.readout == "head":
             return HEAD_COLUMNS
-        return single_token_id(tokenizer, self.positive), single_token_id(tokenizer, self.negative)
+        texts = (self.positive, self.negative, *([self.neutral] if self.neutral else []))
+        return tuple(single_token_id(tokenizer, text) for text in texts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -150,4 +156,6 @@ QWEN_MATH_PRM = PRMFormat(
     readout="head",
 )
 ORM = PRMFormat("orm", "turns", max_steps=1)
-FORMATS = {prm_format.name: prm_format for prm_format in (VISUALPRM, STEP_TAG, STEP_END, QWEN_MATH_PRM, ORM)}
+VISUALPRM_ADVANTAGE = PRMFormat("visualprm_advantage", "turns", neutral="=")
+ROWS = (VISUALPRM, VISUALPRM_ADVANTAGE, STEP_TAG, STEP_END, QWEN_MATH_PRM, ORM)
+FORMATS = {prm_format.name: prm_format for prm_format in ROWS}

@@ -6,7 +6,7 @@ their softmax at the tag token `<extra_0>` that follows the step.
 
 The head stands where a language model has its LM head, so the readout is the usual one with other ids:
 
-    logits_at(model, inputs, positions, HEAD_COLUMNS)  # mpo.multimodal.scoring, then pair_softmax
+    logits_at(model, inputs, positions, HEAD_COLUMNS)  # mpo.multimodal.scoring, then label_softmax
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """From Monte-Carlo counts to the labels that a PRM is trained on.
 
 A step's label is 1 or 0 (hard: [mc > threshold], VisualPRM's threshold is 0, arXiv 2503.10291 §3.2), or mc itself
-(soft), or `None`: nothing is learned from it.
+(soft), or `None`: nothing is learned from it. Or it says what the step does to mc (advantage, an ablation of VisualPRM,
+there worse than the value): 1, ½ or 0, the signs `+`, `=` and `-`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scipy.stats import beta
 
@@ -51,6 +53,8 @@ class LabelRule:
         soft: mc itself instead of [mc > threshold].
         threshold: a step is right if mc > threshold, in [0, 1).
         until_first_error: no labels after the first step whose mc is 0, as in PRM800K (arXiv 2305.20050).
+        advantage: 1 where mc_i − mc_{i−1} is above this, 0 where it is below minus this, else ½. The first step gets no
+            label: mc before it is not counted. `None` for labels of the value.
         max_doubt: no label where P(mc is on the other side of the threshold) is above this; 1 keeps all.
 
     Raises:
@@ -62,6 +66,7 @@ class LabelRule:
     threshold: float = 0.0
     until_first_error: bool = False
     max_doubt: float = 1.0
+    advantage: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold < 1.0 or not 0.0 < self.max_doubt <= 1.0:
@@ -69,9 +74,18 @@ class LabelRule:
         if self.max_doubt < 1.0 and (self.soft or self.threshold == 0.0):
             raise ConfigError(f"max_doubt needs hard labels at a threshold above 0, got {self}")
 
+        if self.advantage is not None:
+            others = self.soft or self.threshold != 0.0 or self.max_doubt < 1.0
+            if not 0.0 <= self.advantage < 1.0 or others:
+                raise ConfigError(
+                    f"advantage must be in [0, 1) and goes without soft, threshold and max_doubt, got {self}"
+                )
+
     @property
     def needs(self) -> str | None:
         """What of the rule needs counts that estimate mc, for `require_estimates`; None if nothing does."""
+        if self.advantage is not None:
+            return "advantage labels (--advantage)"
         if self.soft:
             return "soft labels (--soft_labels)"
         return f"labels at --threshold {self.threshold}" if self.threshold != 0.0 else None
@@ -89,9 +103,14 @@ class LabelRule:
             ((1.0, 1.0, 0.0), (1.0, 0.5, 0.0))
             >>> LabelRule(threshold=0.5, max_doubt=0.1).labels(counts)
             (1.0, None, 0.0)
+            >>> LabelRule(advantage=0.1).labels([*counts, MonteCarloCount(0, 4)])
+            (None, 0.0, 0.0, 0.5)
         """
         values = [count.value for count in counts]
         labels: list[float | None] = [*values] if self.soft else [float(v > self.threshold) for v in values]
+        if self.advantage is not None:
+            gains = [after - before for before, after in pairwise(values)]
+            labels = [None, *((1 + (g > self.advantage) - (g < -self.advantage)) / 2 for g in gains)]
         if self.max_doubt < 1.0 and not exact:
             doubts = [doubt(count, threshold=self.threshold) for count in counts]
             labels = [None if d > self.max_doubt else label for label, d in zip(labels, doubts, strict=True)]

@@ -25,7 +25,7 @@ from mpo.multimodal.vision import encode_images_once
 from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat, find_format, validated
 from rewards.prm.label_head import load_label_head
-from rewards.prm.readout import pair_softmax
+from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, forbidden_in, render
 from rewards.prm.sharing import rows_of
 from rewards.splitting import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
@@ -148,9 +148,9 @@ class ModelPRM:
         inputs, positions = rows_of(rendered, self.processor, shared=self.shares, max_row_tokens=self.max_row_tokens)
         inputs = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         with torch.inference_mode():
-            logits = torch.cat(logits_at(self.model, inputs, positions, self._labels))  # (all steps, 2)
+            logits = torch.cat(logits_at(self.model, inputs, positions, self._labels))  # (all steps, labels)
         steps_each = [len(solution.read_positions) for some in rendered for solution in some]
-        return [pair_softmax(own) for own in logits.split(steps_each)]
+        return [label_softmax(own) for own in logits.split(steps_each)]
 
 
 def save_format(path: str | Path, prm_format: PRMFormat) -> None:

@@ -7,15 +7,27 @@ from torch import Tensor
 from rewards.types import StepScores
 
 
-def pair_softmax(logits: Tensor) -> StepScores:
-    """P(+) against P(-) alone: softmax over the two label logits (VisualPRM's readout).
+def label_softmax(logits: Tensor) -> StepScores:
+    """Softmax over the label logits alone: P(+) of + and - (VisualPRM's readout), P(+) + ½·P(=) of +, - and =.
+
+    The ½ is ours: it makes a step that changes nothing worth as much as an even chance.
 
     Args:
-        logits: (S, 2) float32, columns positive and negative.
+        logits: (S, 2) or (S, 3) float32, columns positive, negative and neutral.
 
     Example:
         >>> import torch
-        >>> pair_softmax(torch.tensor([[0.0, 0.0], [30.0, 0.0]])).values
+        >>> label_softmax(torch.tensor([[0.0, 0.0], [30.0, 0.0]])).values
         (0.5, 1.0)
+        >>> label_softmax(torch.tensor([[0.0, 0.0, 30.0], [-30.0, 0.0, -30.0]])).values[0]
+        0.5
     """
-    return StepScores(tuple(logits.float().softmax(dim=-1)[:, 0].tolist()))
+    return StepScores(tuple(label_scores(logits).tolist()))
+
+
+def label_scores(logits: Tensor) -> Tensor:
+    """`label_softmax` as a tensor, (S,) float32."""
+    shares = logits.float().softmax(dim=-1)
+    if shares.shape[-1] == 2:
+        return shares[:, 0]
+    return (shares[:, 0] + shares[:, 2] / 2).clamp(max=1.0)

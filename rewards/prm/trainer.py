@@ -5,6 +5,7 @@ L_step = −Σ_steps [m·log P(+) + (1−m)·log P(−)] / number of labelled st
 the label of a step: 1 or 0 (hard, VisualPRM: m = [mc > 0], arXiv 2503.10291 §3.2), or mc itself (soft). A step
 without a label counts nothing, e.g. one after the first error (as in PRM800K, arXiv 2305.20050).
 With class weights (w₊, w₋) the two terms are w₊·m·log P(+) and w₋·(1−m)·log P(−).
+With three labels (advantage, m in {1, ½, 0}) a term is −log P(the label's own token), P over the three.
 L_text = mean −log p of the tokens of the responses that end right: the model goes on learning to answer while it learns
 to judge, which keeps a reward model's hidden states general (GRM, arXiv 2406.10216). w = 0 by default, as in VisualPRM.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import Trainer, TrainingArguments, set_seed
 
 from mpo.multimodal.errors import ConfigError
@@ -32,6 +33,7 @@ from rewards.prm.formats import PRMFormat
 from rewards.prm.labels import LabelledGroup
 from rewards.prm.metrics import step_metrics
 from rewards.prm.model_prm import save_format
+from rewards.prm.readout import label_scores
 from rewards.prm.rendering import render
 from rewards.prm.sharing import rows_of, spans_of
 
@@ -84,7 +86,7 @@ class PRMTrainer(Trainer):
             `save_model` merges them into the weights, after which this trainer trains no further.
 
     Raises:
-        ConfigError: a negative `text_weight`, or one with a label head.
+        ConfigError: a negative `text_weight`, or one with a label head; either weight with three labels.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class PRMTrainer(Trainer):
             raise ConfigError(f"text_weight must be at least 0, got {text_weight}")
         if text_weight > 0 and prm_format.readout == "head":
             raise ConfigError(f"text_weight must be 0 with a label head, which predicts no tokens; got {text_weight}")
+        if prm_format.neutral and (text_weight > 0 or class_weights):
+            raise ConfigError("advantage labels go without text_weight and class_weights: they say not what is right")
         self.prm_format, self.text_weight = prm_format, text_weight
         self.class_weights = class_weights
         self._label_ids = prm_format.label_ids(processor.tokenizer)
@@ -131,22 +135,27 @@ class PRMTrainer(Trainer):
             rows, text = logits_and_text_logps(*asked)
         else:
             rows = logits_at(*asked)
-        logits = torch.cat(rows)  # (steps, 2)
+        logits = torch.cat(rows)  # (steps, labels)
         labels, problems = inputs["step_labels"], inputs["problems"]
         labelled = [i for i, m in enumerate(labels) if m is not None]
         targets = torch.tensor([labels[i] for i in labelled], device=logits.device)
-        margin = (logits[:, 0] - logits[:, 1])[labelled]  # log P(+) − log P(−) over the two labels
-        said = margin.detach().float().sigmoid().tolist()
+        read = logits[labelled]
+        said = label_scores(read.detach()).tolist()
         judged = zip(said, targets.tolist(), labelled, strict=True)
-        self._judged += [(p, m > 0.5, problems[i]) for p, m, i in judged if math.isfinite(p)]
+        right = 0.5 if self.prm_format.neutral else math.nextafter(0.5, 1.0)  # the least label that is not wrong
+        self._judged += [(p, m >= right, problems[i]) for p, m, i in judged if math.isfinite(p)]
         # Sums over counts that are at least 1: a batch without labels gives 0, not NaN.
-        total = self._step_terms(margin, targets) / max(1, len(labelled))
+        total = self._step_terms(read, targets) / max(1, len(labelled))
         if text is not None:
             total = total - self.text_weight * text.sum() / max(1, len(text))
         return total
 
-    def _step_terms(self, margin: Tensor, targets: Tensor) -> Tensor:
-        """−Σ [w₊·m·log P(+) + w₋·(1−m)·log P(−)]."""
+    def _step_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """−Σ [w₊·m·log P(+) + w₋·(1−m)·log P(−)], or −Σ log P(label) of three labels."""
+        if self.prm_format.neutral:
+            columns = (2 - 2 * (targets == 1) - (targets == 0).long()).long()  # 1 → +, 0 → -, ½ → =
+            return cross_entropy(logits, columns, reduction="sum")
+        margin = logits[:, 0] - logits[:, 1]  # log P(+) − log P(−) over the two labels
         if self.class_weights is None:
             return binary_cross_entropy_with_logits(margin, targets, reduction="sum")
         right, wrong = self.class_weights
@@ -154,7 +163,7 @@ class PRMTrainer(Trainer):
         return wrong * binary_cross_entropy_with_logits(margin, targets, pos_weight=ratio, reduction="sum")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add `step_metrics` of this rank's labelled steps since the last log; a soft label above 0.5 is right."""
+        """Add `step_metrics` of this rank's labelled steps since the last log; labels above ½ are right, and `=`."""
         if self._judged and "loss" in logs:
             found = step_metrics(*zip(*self._judged, strict=True)).to_log()
             logs = {**logs, **{name: round(value, 4) for name, value in found.items()}}

@@ -10,7 +10,8 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from recipes.config import TrainPRMConfig
 from recipes.digits.deepen import deepen
-from recipes.train_prm import labelled_groups, with_injected_errors
+from recipes.train_prm import _check_advantage, labelled_groups, with_injected_errors
+from rewards.prm.formats import find_format
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
 
@@ -98,3 +99,12 @@ def test_doubtful_labels_need_counts_that_estimate_mc():
     rows = replace(rows, rollouts=(rows.rollouts[0].with_(label_source="mc:bisect:4"),))
     with pytest.raises(ConfigError, match=r"labels at --threshold 0\.5 need counts that estimate mc"):
         labelled_groups([rows], config(threshold=0.5, max_doubt=0.1), 12)
+
+
+def test_advantage_labels_need_a_format_with_three_signs():
+    for settings in (config(advantage=0.1), config(prm_format="visualprm_advantage")):
+        with pytest.raises(ConfigError, match="advantage labels have three signs"):
+            _check_advantage(settings, find_format(settings.prm_format))
+    injected = config(advantage=0.1, prm_format="visualprm_advantage", injected=1)
+    with pytest.raises(ConfigError, match="make labels of the value"):
+        _check_advantage(injected, find_format(injected.prm_format))

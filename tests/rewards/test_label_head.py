@@ -15,7 +15,7 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.scoring import logits_at
 from rewards.prm.formats import HEAD_COLUMNS
 from rewards.prm.label_head import load_label_head
-from rewards.prm.readout import pair_softmax
+from rewards.prm.readout import label_softmax
 from tests.rewards.chat_checkpoints import QWEN, ChatModel, random_tensors, write_chat_checkpoint
 
 TAG = 7
@@ -79,7 +79,7 @@ def test_label_logits_and_scores(checkpoint: Path) -> None:
     for row, (logits, places) in enumerate(zip(came, positions, strict=True)):
         expected = expected_logits(checkpoint, inputs["input_ids"][row, : max(places) + 1])[places]
         assert torch.allclose(logits, expected[:, [1, 0]], atol=1e-5)
-        assert pair_softmax(logits).values == pytest.approx(expected.softmax(-1)[:, 1].tolist(), abs=1e-5)
+        assert label_softmax(logits).values == pytest.approx(expected.softmax(-1)[:, 1].tolist(), abs=1e-5)
     assert float(torch.cat(came).std()) > 0.1
 
 

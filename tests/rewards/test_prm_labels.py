@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_model, load_processor
-from rewards.prm.formats import QWEN_MATH_PRM, STEP_END
+from mpo.multimodal.scoring import logits_at
+from rewards.prm.formats import QWEN_MATH_PRM, STEP_END, VISUALPRM_ADVANTAGE
 from rewards.prm.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights, doubt
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.trainer import PRMTrainer
@@ -123,3 +124,26 @@ def test_a_label_head_learns_no_text(tmp_path: Path, policy_folder: Path) -> Non
             [group()],
             text_weight=0.5,
         )
+
+
+def test_advantage_labels_and_their_loss_by_hand(tmp_path: Path, policy_folder: Path) -> None:
+    """mc 1/4, 3/4, 3/4, 0 → none, +, =, -; the loss is the mean −log of the label's own share of the three."""
+    counts = [MonteCarloCount(n, 4) for n in (1, 3, 3, 0)]
+    assert LabelRule(advantage=0.2).labels(counts) == (None, 1.0, 0.5, 0.0)
+    assert LabelRule(advantage=0.6).labels(counts) == (None, 0.5, 0.5, 0.0)
+    with pytest.raises(ConfigError, match="advantage must be in"):
+        LabelRule(advantage=0.1, soft=True)
+    steps = split_on_blank_lines("Red is 3\n\nRed is 4\n\nBlue is 5\n\nBlue is 6")
+    made = LabelledGroup(PROBLEM, (LabelledSolution(steps, LabelRule(advantage=0.2).labels(counts)),))
+    model, processor = load_model(policy_folder).eval(), load_processor(policy_folder)
+    trainer = PRMTrainer(model, processor, VISUALPRM_ADVANTAGE, arguments(tmp_path), [made])
+    batch = trainer.data_collator([made])
+    loss = trainer.compute_loss(trainer.model, batch).item()
+    plus, minus, same = (processor.tokenizer.convert_tokens_to_ids(sign) for sign in "+-=")
+    (row,) = logits_at(trainer.model, batch["inputs"], [batch["positions"][0]], (plus, minus, same))
+    shares = row.softmax(-1)
+    assert loss == pytest.approx(-(shares[1, 0].log() + shares[2, 2].log() + shares[3, 1].log()).item() / 3, abs=1e-5)
+    (scores,) = ModelPRM(model, processor, VISUALPRM_ADVANTAGE).score(PROBLEM, ["\n\n".join(s.text for s in steps)])
+    assert scores.values == pytest.approx((shares[:, 0] + shares[:, 2] / 2).tolist(), abs=1e-5)
+    with pytest.raises(ConfigError, match="advantage labels go without"):
+        PRMTrainer(model, processor, VISUALPRM_ADVANTAGE, arguments(tmp_path), [made], class_weights=(1.0, 2.0))
