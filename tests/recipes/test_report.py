@@ -13,9 +13,12 @@ from mpo.multimodal.errors import ConfigError, StageError
 from recipes import report as report_module
 from recipes.config import ReportConfig
 from recipes.report import report, report_stage
-from recipes.report_problems import StepView, _first_difference, _steps, printable, problem_views
+from recipes.report_pairs import first_difference
+from recipes.report_pictures import picture_of, pictures_of
+from recipes.report_problems import StepView, _steps, problem_views
+from recipes.report_text import printable
 from recipes.summary import summarise
-from rewards.types import Completion, MonteCarloCount, Rollout, StepScores
+from rewards.types import Completion, MonteCarloCount, Problem, Rollout, StepScores
 
 HOSTILE = (
     "</script><script>document.title='pwned'</script>"
@@ -67,9 +70,9 @@ def test_model_output_stays_text(hostile_page):
     assert not [name for _, name, _ in hostile_page.attributes if name.startswith("on")]
     for name in ("src", "href", "xlink:href", "action", "srcset", "data"):
         for value in hostile_page.values(name):
-            assert value.startswith(("#", "data:image/png;base64,")), (name, value)
+            assert value.startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,")), (name, value)
     assert "document.title='pwned'" in hostile_page.html.replace("&#39;", "'")  # shown, as text
-    assert "{{ 7*7 }}" in hostile_page.text["span"]
+    assert "{{ 7*7 }}" in hostile_page.text["li"]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", hostile_page.html)
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", hostile_page.html.replace(HOSTILE, ""))
 
@@ -93,9 +96,9 @@ def test_page_tells_the_run(tmp_path):
     assert f"{100 * sampled:.1f}" in text
     for words in ("chosen in pair 1", "rejected in pair 1", "first difference", "PRM’s pick", "✓ right", "✗ wrong"):
         assert words in text, words
-    assert re.search(r"<small>[0-4]/4</small>", text)
+    assert re.search(r"<small>mc [0-4]/4</small>", text)
     assert page.tags.count("article") == 12
-    assert page.tags.count("svg") == 4  # two arms, two training panels
+    assert page.tags.count("svg") == 9  # two arms, two calibrations, two of pairs, three training panels
     assert all(alt for alt in page.values("alt"))
     assert len(set(page.values("id"))) == len(page.values("id"))
     assert report(run, problems=12).read_text() == page.html  # the same run gives the same bytes
@@ -106,7 +109,7 @@ def test_every_step_shows_its_score(tmp_path):
     html = report(run, problems=40).read_text()
     for line in (run / "test" / "mpo" / "scored" / "groups.jsonl").read_text().splitlines():
         for rollout in json.loads(line)["rollouts"]:
-            assert f'<span class="reward" title="reward: the step scores in one number">{rollout["reward"]:.2f}' in html
+            assert f'<span class="reward">{rollout["reward"]:.2f}</span>' in html
             for score in rollout["step_scores"]:
                 assert f"<small>{score:.2f}</small>" in html
 
@@ -146,10 +149,21 @@ def test_page_stays_under_the_cap(tmp_path, monkeypatch):
 def test_large_pictures_are_made_small(tmp_path):
     run = make_run(tmp_path / "run", problems=2)
     Image.effect_noise((2000, 1500), 80).convert("RGB").save(run / "world" / "images" / "test-0.png")
-    views = problem_views(run, 6)
-    widths = [width for found in views.values() for view in found for _, width in view.pictures]
-    assert max(widths) == 384
-    assert max(len(uri) for found in views.values() for view in found for uri, _ in view.pictures) < 700_000
+    views = [view for found in problem_views(run, 6).values() for view in found]
+    assert max(picture.width for view in views for picture in view.pictures) == 384
+    assert all(view.pictures and not view.missing_pictures for view in views)
+    assert max(sum(len(p.uri) for p in view.pictures) for view in views) <= 12_000
+
+
+def test_pictures_share_the_budget():
+    noise = Image.effect_noise((900, 900), 90).convert("RGB")
+    pictures, missing = pictures_of(Problem("many", "?", (noise,) * 9))
+    assert (len(pictures), missing) == (6, 3)
+    assert sum(len(picture.uri) for picture in pictures) <= 12_000
+    (small,), _ = pictures_of(Problem("small", "?", (noise.resize((32, 16)),)))
+    assert small.uri.startswith("data:image/png")
+    assert (small.width, small.enlarged) == (192, True)
+    assert picture_of(noise, 100) is None
 
 
 def test_problems_that_show_something_come_first(tmp_path):
@@ -183,10 +197,10 @@ def test_steps_follow_the_scores():
     assert _steps(Rollout(Completion(" \n")), None) == [StepView("(empty)")]
 
 
-def test_first_difference():
-    assert _first_difference("a\n\nb\n\nc", "a\n\nx\n\nc") == 1
-    assert _first_difference("a\n\nb", "a\n\nb\n\nc") == 2
-    assert _first_difference("", "a") == 0
+def testfirst_difference():
+    assert first_difference("a\n\nb\n\nc", "a\n\nx\n\nc") == 1
+    assert first_difference("a\n\nb", "a\n\nb\n\nc") == 2
+    assert first_difference("", "a") == 0
 
 
 def test_control_characters_become_visible():
