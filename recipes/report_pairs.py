@@ -29,8 +29,8 @@ def read_pairs(run: Path) -> dict[str, list[PairTexts]]:
     found: defaultdict[str, list[PairTexts]] = defaultdict(list)
     if (run / PAIRS).exists():
         for row in read_trl_parquet(run / PAIRS).select_columns(["problem_id", "chosen", "rejected", "source"]):
-            sides = [_text_of(row[side]) for side in ("chosen", "rejected")]
-            found[row["problem_id"]].append(PairTexts(row["problem_id"], *sides, row["source"]))
+            chosen, rejected = _text_of(row["chosen"]), _text_of(row["rejected"])
+            found[row["problem_id"]].append(PairTexts(row["problem_id"], chosen, rejected, row["source"]))
     return dict(found)
 
 

@@ -233,7 +233,7 @@ def _pair(
     )
     why = f"Rule {pair.source.replace('_', ' ')}: {chosen.mark} over {rejected.mark}"
     if chosen.reward is not None and rejected.reward is not None:
-        why += f", reward margin {chosen.reward - rejected.reward:+.2f}"
+        why += f", reward margin {chosen.reward - rejected.reward:+.2f}".replace("-", "−")
     return PairView(printable(why), chosen, rejected)
 
 

@@ -10,10 +10,12 @@ from PIL import Image
 from run_folders import C, W, make_run
 
 from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.images import load_image
 from recipes import report as report_module
 from recipes.config import ReportConfig
 from recipes.report import report, report_stage
-from recipes.report_pairs import first_difference
+from recipes.report_charts import calibration_charts, pair_charts
+from recipes.report_pairs import first_difference, read_pairs
 from recipes.report_pictures import picture_of, pictures_of
 from recipes.report_problems import StepView, _steps, problem_views
 from recipes.report_text import printable
@@ -102,6 +104,94 @@ def test_page_tells_the_run(tmp_path):
     assert all(alt for alt in page.values("alt"))
     assert len(set(page.values("id"))) == len(page.values("id"))
     assert report(run, problems=12).read_text() == page.html  # the same run gives the same bytes
+
+
+def test_pairs_stand_side_by_side_with_their_reason(tmp_path):
+    run = make_run(tmp_path / "run")
+    pairs = read_pairs(run)
+    views = problem_views(run, 12)["pairs"]
+    assert all(len(view.pairs) == len(pairs[view.identifier]) > 0 for view in views)
+    for view in views:
+        for pair, texts in zip(view.pairs, pairs[view.identifier], strict=True):
+            assert (pair.chosen.verdict, pair.rejected.mark[0] in "✗∅") == ("right", True)
+            margin = f"{pair.chosen.reward - pair.rejected.reward:+.2f}".replace("-", "−")
+            assert pair.why == f"Rule correctness and prm: ✓ right over {pair.rejected.mark}, reward margin {margin}"
+            for side, text in ((pair.chosen, texts.chosen), (pair.rejected, texts.rejected)):
+                assert "\n\n".join(step.text for step in side.steps) == text
+                marked = [index for index, step in enumerate(side.steps) if step.differs]
+                assert marked in ([first_difference(texts.chosen, texts.rejected)], [])
+            assert any(step.differs for step in (*pair.chosen.steps, *pair.rejected.steps))
+        listed = [*view.shown, *view.folded]
+        assert not {id(r) for r in listed} & {id(side) for p in view.pairs for side in (p.chosen, p.rejected)}
+
+
+def test_image_blind_picks_are_marked(tmp_path):
+    """A pick that scores as well with another picture is marked, and a pick that falls is not."""
+    run = make_run(tmp_path / "run")
+    folder = run / "test" / "mpo" / "scored_swapped" / "groups.jsonl"
+    groups = [json.loads(line) for line in folder.read_text().splitlines()]
+    for index, group in enumerate(groups):
+        for rollout in group["rollouts"]:
+            rollout["reward"] = 1.0 if index % 2 else 0.0
+    folder.write_text("".join(json.dumps(group) + "\n" for group in groups))
+    blind = {group["problem_id"] for group in groups[1::2]}
+    views = problem_views(run, 24)["test"]
+    assert {view.identifier for view in views if view.blind} == blind
+    assert all(r.swapped == float(view.blind) for view in views for r in view.shown)
+    html = report(run, problems=24).read_text()
+    assert html.count('data-blind="yes"') == html.count('<span class="flag">Image-blind</span>') == len(blind)
+    assert "1.00 with another picture" in html
+
+
+def test_warnings_and_yields_are_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = run / "pairs" / "report.json"
+    content = json.loads(path.read_text())
+    content |= {
+        "warnings": ["<b>picking the longest</b>"],
+        "yields": {"prm_margin": {"pairs": 7, "problems_with_pairs": 3}},
+    }
+    path.write_text(json.dumps(content))
+    path = run / "test" / "mpo" / "best_of_n" / "results.json"
+    trust = [{"name": "image_blind", "message": "as good without <img>"}, "plain words"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "warnings": trust}))
+    html = " ".join(report(run, problems=0).read_text().split())
+    assert "run, pairs:</span> &lt;b&gt;picking the longest&lt;/b&gt;" in html
+    assert "run, best of k, MPO:</span> image blind: as good without &lt;img&gt;" in html
+    assert "plain words" in html
+    assert '<th scope="row">prm margin</th><td>7<span class="range">3 problems</span></td>' in html
+    assert "Before you trust" not in report(make_run(tmp_path / "other"), problems=0).read_text()
+
+
+def test_calibration_and_differences_are_drawn_from_the_run(tmp_path):
+    run = make_run(tmp_path / "run", problems=40)
+    (_, (_, found)) = calibration_charts([run])
+    scored = [json.loads(line) for line in (run / "test" / "mpo" / "scored" / "groups.jsonl").read_text().splitlines()]
+    rollouts = [rollout for group in scored for rollout in group["rollouts"]]
+    assert sum(one.count for one in found.bins) == len(rollouts)
+    right = sum(one.count * one.right for one in found.bins)
+    assert right == pytest.approx(sum(rollout["verdict"] == "correct" for rollout in rollouts))
+    assert [chart.caption for chart in pair_charts([run])] == [
+        "Length: chosen minus rejected",
+        "Reward: chosen minus rejected",
+    ]
+
+
+def test_plots_are_files_too(tmp_path):
+    run = make_run(tmp_path / "run")
+    html = report(run, problems=0).read_text()
+    found = sorted((run / "plots").iterdir())
+    assert len(found) == 2 * html.count("<svg")
+    for path in found:
+        if path.suffix == ".svg":
+            text = path.read_text()
+            assert "var(--" not in text
+            assert not re.search(r"#0101\d\d", text)
+        else:
+            assert load_image(path).size[0] > 1000
+    before = {path.name: path.read_bytes() for path in found if path.suffix == ".svg"}
+    report(run, problems=0)
+    assert {name: (run / "plots" / name).read_bytes() for name in before} == before
 
 
 def test_every_step_shows_its_score(tmp_path):
