@@ -58,6 +58,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "beam-search": ("recipes.beam_search", "beam_search", "BeamSearchConfig", "answers found step by step with a PRM"),
     "prm-eval": ("recipes.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
     "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
+    "view": ("recipes.view", "view", "ViewConfig", "the page at an address of this machine"),
     "pipeline": ("recipes.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
     "evidence": (
         "recipes.pipeline",
@@ -102,6 +103,8 @@ def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     command, *rest = arguments
     if rest and rest[0].endswith((".yaml", ".yml")):
         rest.insert(0, "--config")
+    elif command == "view" and rest and not rest[0].startswith("-"):
+        rest.insert(0, "--run")
     module, function, config_class, _ = COMMANDS[command]
     from trl import TrlParser
 

@@ -248,6 +248,14 @@ class ReportConfig:
 
 
 @dataclass
+class ViewConfig:
+    """`mpo view`: the report at an address of this machine."""
+
+    run: Path = field(metadata={"help": "folder with report.html, or the page itself"})
+    port: int = field(default=0, metadata={"help": "port on 127.0.0.1; 0 takes a free one"})
+
+
+@dataclass
 class PipelineArguments:
     """`mpo pipeline`: the whole loop, one seed."""
 

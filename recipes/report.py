@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,8 +22,10 @@ from markupsafe import Markup
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from recipes.config import ReportConfig
-from recipes.report_figures import best_at_k_figure, training_figures
-from recipes.report_problems import printable, problem_views
+from recipes.report_charts import calibration_charts, pair_charts
+from recipes.report_figures import Chart, best_at_k_figure, training_charts
+from recipes.report_problems import problem_views
+from recipes.report_text import printable
 from recipes.run import MANIFEST, manifest_of
 from recipes.summary import BASELINE, TRAINED, label, runs_of, summarise
 from recipes.tables import SELECTOR_LABELS, caption, markdown_tables, percent, points, samples_of, verdict
@@ -30,6 +33,7 @@ from recipes.tables import SELECTOR_LABELS, caption, markdown_tables, percent, p
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
 BLIND = ("random", "first", "longest", "shortest")
+PLOTS = "plots"  # folder beside the page
 LOGS = ("trainer_state.json", "log_history.json")
 KINDS = {
     "test": ("Test problems", "Every answer of one problem, best reward first. Colour is the PRM’s score of a step."),
@@ -51,7 +55,7 @@ class Card:
 
 
 def report(run: str | Path, *, out: str | Path | None = None, problems: int = 24) -> Path:
-    """Write `report.html` for a run folder, or for an evidence folder with `seed…` folders.
+    """Write `report.html` for a run folder, or for an evidence folder with `seed…` folders; beside it its plots.
 
     Args:
         run: the folder.
@@ -73,6 +77,8 @@ def report(run: str | Path, *, out: str | Path | None = None, problems: int = 24
         html = _render(page, problem_views(runs[0], problems) if problems else {})
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, html)
+    for chart in page["curves"] + page["pair_charts"] + [c for c, _ in page["calibration"]] + page["training"]:
+        chart.write(out.parent / PLOTS)
     return out
 
 
@@ -121,6 +127,10 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
             for row in summary["arms"]
             if (row["arm"], "prm", k) in cell
         ],
+        "pair_charts": pair_charts(runs),
+        "yields": _yields(summary["pairs"]),
+        "calibration": calibration_charts(runs),
+        "warnings": _warnings(runs, summary),
         "training": _training(runs[0]),
         "stages": [{**row, "notes": _counts(row["counts"])} for row in summary["stages"]],
         "settings": _settings(runs[0]),
@@ -157,16 +167,37 @@ def _card(name: str, estimate: Mapping[str, Any]) -> Card:
     return Card(name, f"{percent(estimate['mean'])} %", f"{percent(estimate['low'])} to {percent(estimate['high'])}")
 
 
-def _curve_figures(summary: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _curve_figures(summary: Mapping[str, Any]) -> list[Chart]:
     rows = [row for row in summary["best_of_n"] if row["selector"] not in ("first", "longest", "shortest")]
     low = max(0.0, min((row["low"] for row in rows), default=0.0) - 0.02)
     high = max((row["high"] for row in rows), default=1.0) + 0.02
-    figures = []
+    charts = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         title = f"Accuracy against the number of candidates, {printable(label(arm))}"
-        figures.append((label(arm), best_at_k_figure(own, title=title, low=low, high=high)))
-    return figures
+        charts.append(Chart(label(arm), title, partial(best_at_k_figure, own, low=low, high=high)))
+    return charts
+
+
+def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(where, what): what the pairing reports and the best-of-N results of any seed warn of."""
+    found = [(f"{row['seed']}, pairs", text) for row in summary["pairs"] for text in row.get("warnings", ())]
+    for run in runs:
+        for path in sorted(run.glob("test/*/best_of_n/results.json")):
+            results = json.loads(path.read_text(encoding="utf-8"))
+            arm = label(path.parts[-3])
+            found += [(f"{run.name}, best of k, {arm}", _message(w)) for w in results.get("warnings", ())]
+    return found
+
+
+def _message(warning: Any) -> str:
+    return f"{warning['name'].replace('_', ' ')}: {warning['message']}" if isinstance(warning, dict) else str(warning)
+
+
+def _yields(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, int] | None]]]:
+    """Pairing rule → what it gives in each seed; empty where no report has it."""
+    rules = dict.fromkeys(rule for row in pairs for rule in row.get("yields", {}))
+    return [(rule.replace("_", " "), [row.get("yields", {}).get(rule) for row in pairs]) for rule in rules]
 
 
 def _best_rows(
@@ -203,15 +234,14 @@ def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{parts} candidates are different texts; {reading}"
 
 
-def _training(run: Path) -> list[tuple[str, Markup]]:
+def _training(run: Path) -> list[Chart]:
     """Titled figures of each training folder that kept a log: MPO first, the warm start and PRM last."""
     folders = sorted({path.parent for name in LOGS for path in run.glob(f"*/{name}")})
-    figures = []
+    charts: list[Chart] = []
     for folder in sorted(folders, key=lambda folder: (folder.name != TRAINED, folder.name in (BASELINE, "prm"))):
         name = "PRM" if folder.name == "prm" else printable(label(folder.name))
-        drawn = training_figures(_history(folder), title=f"Training of {name}")
-        figures += [(f"{name}: {what}", figure) for what, figure in drawn]
-    return figures
+        charts += training_charts(_history(folder), name=name)
+    return charts
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Curves as inline SVG whose colours are the page's CSS variables, so that one figure serves light, dark and print.
+"""Curves as inline SVG whose colours are the page's CSS variables, so that one figure serves light, dark and print;
+and as SVG and PNG files.
 
 Drawn with matplotlib without pyplot: no global state, the same numbers give the same bytes.
 """
@@ -7,7 +8,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -18,23 +22,24 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from recipes.tables import percent
 
-# Matplotlib writes these colours; the page reads variables.
-INK, MUTED, GRID = "#010101", "#010102", "#010103"
+Palette = Mapping[str, str]  # name of a colour → what matplotlib writes
+
 SERIES = {
-    "oracle": ("#010201", "oracle", ":"),
-    "prm": ("#010202", "PRM best of k", "-"),
-    "weighted_vote": ("#010203", "weighted vote", "-"),
-    "majority": ("#010204", "majority", "--"),
-    "orm": ("#010205", "last step (ORM)", "-."),
-    "random": ("#010206", "random", ":"),
+    "oracle": ("oracle", ":"),
+    "prm": ("PRM best of k", "-"),
+    "weighted_vote": ("weighted vote", "-"),
+    "majority": ("majority", "--"),
+    "orm": ("last step (ORM)", "-."),
+    "random": ("random", ":"),
 }
-LINES = ("#010202", "#010204", "#010203", "#010205")
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--rule",
-    **{colour: f"--{name.replace('_', '-')}" for name, (colour, _, _) in SERIES.items()},
+LINES = ("prm", "majority", "weighted_vote", "orm")
+# The colours of a plot in a file: the page's light scheme.
+PAPER: Palette = {
+    **{"ink": "#1d2127", "muted": "#646c77", "rule": "#e4e5e8", "oracle": "#7b828c", "prm": "#1f5fae"},
+    **{"weighted_vote": "#2f9fc4", "majority": "#c96a00", "orm": "#a0568f", "random": "#9aa1ab"},
 }
+# Stand-ins that become the page's variables, so that a figure follows the reader's colour scheme.
+PAGE: Palette = {name: f"#0101{index:02x}" for index, name in enumerate(PAPER, start=1)}
 _METADATA: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 LOSSES = {"loss/preference": "preference", "loss/quality": "quality", "loss/generation": "generation"}
@@ -44,21 +49,54 @@ REWARDS = {
     "rewards/rejected": "rejected",
     "bco/delta": "shift δ",
 }
+ACCURACIES = {"rewards/accuracies": "chosen first", "step_accuracy": "steps"}
 
 
-def best_at_k_figure(rows: Sequence[Mapping[str, Any]], *, title: str, low: float, high: float) -> Markup:
+@dataclass(frozen=True)
+class Chart:
+    """A figure that can be drawn in the page's colours or in those of a file.
+
+    Attributes:
+        caption: what stands above it.
+        title: what it shows, for readers who cannot see it.
+        draw: palette → the figure.
+    """
+
+    caption: str
+    title: str
+    draw: Callable[[Palette], Figure]
+
+    def inline(self) -> Markup:
+        """The figure as an `<svg>` that scales, reads its colours from the page and has a name."""
+        return _inline(self.draw(PAGE), self.title)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the figure as SVG and as PNG, named after its title; the same figure gives the same SVG bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")[:80] or "plot"
+        figure = self.draw(PAPER)
+        figure.patch.set_facecolor("white")
+        paths = [folder / f"{stem}.{kind}" for kind in ("svg", "png")]
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.title}):
+            figure.savefig(paths[0], metadata=_METADATA)
+        figure.savefig(paths[1], dpi=200)
+        return paths
+
+
+def best_at_k_figure(rows: Sequence[Mapping[str, Any]], colours: Palette, *, low: float, high: float) -> Figure:
     """Accuracy against k, one line a selector, 95 % bands, labels at the lines' ends.
 
     Args:
         rows: rows of `summary["best_of_n"]` of one arm.
-        title: what the figure shows, for readers who cannot see it.
+        colours: `PAGE` or `PAPER`.
         low, high: the accuracy axis, so that the figures of several arms compare.
     """
     figure = Figure(figsize=(5.6, 3.9))
     axes = figure.subplots(gridspec_kw={"left": 0.085, "right": 0.79, "bottom": 0.13, "top": 0.97})
     ends: list[tuple[float, str, str]] = []
     ks = sorted({row["k"] for row in rows})
-    for name, (colour, text, style) in SERIES.items():
+    for name, (text, style) in SERIES.items():
+        colour = colours[name]
         points = sorted((row for row in rows if row["selector"] == name), key=lambda row: row["k"])
         if not points:
             continue
@@ -74,31 +112,37 @@ def best_at_k_figure(rows: Sequence[Mapping[str, Any]], *, title: str, low: floa
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{percent(share, digits=0)} %"))
     axes.set_ylim(low, high)
-    axes.set_xlabel("candidates k", color=MUTED)
+    axes.set_xlabel("candidates k", color=colours["muted"])
     _label_ends(axes, ends, x=ks[-1], gap=(high - low) * 0.062)
-    _plain(axes)
-    return _svg(figure, title)
+    plain(axes, colours)
+    return figure
 
 
-def training_figures(history: Sequence[Mapping[str, Any]], *, title: str) -> list[tuple[str, Markup]]:
-    """Loss parts (or the loss alone) and implicit rewards, one titled figure each; none if too little was logged."""
+def training_charts(history: Sequence[Mapping[str, Any]], *, name: str) -> list[Chart]:
+    """Loss parts (or the loss alone), implicit rewards and accuracy, a chart each; none if too little was logged."""
     losses = LOSSES if any("loss/preference" in row for row in history) else {"loss": "loss"}
-    panels = {"loss": _columns(history, losses), "implicit reward": _columns(history, REWARDS)}
-    return [(name, _training_figure(columns, f"{title}, {name}")) for name, columns in panels.items() if columns]
+    panels = {"loss": losses, "implicit reward": REWARDS, "accuracy in training": ACCURACIES}
+    columns = {panel: _columns(history, names) for panel, names in panels.items()}
+    return [
+        Chart(f"{name}: {panel}", f"Training of {name}, {panel}", partial(_training_figure, found))
+        for panel, found in columns.items()
+        if found
+    ]
 
 
-def _training_figure(columns: Sequence[tuple[str, list[tuple[int, float]]]], title: str) -> Markup:
+def _training_figure(columns: Sequence[tuple[str, list[tuple[int, float]]]], colours: Palette) -> Figure:
     figure = Figure(figsize=(5.6, 3.2))
     axes = figure.subplots(gridspec_kw={"left": 0.085, "right": 0.79, "bottom": 0.15, "top": 0.95})
-    for colour, (_, points) in zip(LINES, columns, strict=False):
-        axes.plot([step for step, _ in points], [value for _, value in points], color=colour, linewidth=1.8)
-    ends = [(points[-1][1], text, colour) for colour, (text, points) in zip(LINES, columns, strict=False)]
+    ends: list[tuple[float, str, str]] = []
+    for line, (text, points) in zip(LINES, columns, strict=False):
+        axes.plot([step for step, _ in points], [value for _, value in points], color=colours[line], linewidth=1.8)
+        ends.append((points[-1][1], text, colours[line]))
     low, high = axes.get_ylim()
     _label_ends(axes, ends, x=max(points[-1][0] for _, points in columns), gap=(high - low) * 0.075)
-    axes.set_xlabel("optimizer step", color=MUTED)
+    axes.set_xlabel("optimizer step", color=colours["muted"])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _plain(axes)
-    return _svg(figure, title)
+    plain(axes, colours)
+    return figure
 
 
 def _columns(
@@ -156,18 +200,18 @@ def _spread(cluster: Sequence[float], gap: float) -> list[float]:
     return [start + gap * index for index in range(len(cluster))]
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes, colours: Palette) -> None:
+    """A frame that stays in the background: a base line, and faint horizontal rules."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(colors=MUTED, labelsize=9, length=0)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.spines["bottom"].set_color(colours["rule"])
+    axes.tick_params(colors=colours["muted"], labelsize=9, length=0)
+    axes.grid(axis="y", color=colours["rule"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.patch.set_visible(False)
 
 
-def _svg(figure: Figure, title: str) -> Markup:
-    """The figure as an `<svg>` that scales, reads its colours from the page and has a name."""
+def _inline(figure: Figure, title: str) -> Markup:
     figure.patch.set_visible(False)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
@@ -181,8 +225,8 @@ def _svg(figure: Figure, title: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for name, colour in PAGE.items():
+        svg = svg.replace(colour, f"var(--{name.replace('_', '-')})")
     prefix = re.sub(r"\W+", "-", title)
     svg = re.sub(r'id="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from mpo.multimodal.errors import ImageError
-from mpo.multimodal.images import load_image, png_bytes
 from recipes.groups import read_groups
+from recipes.report_pairs import PairTexts, first_difference, read_pairs
+from recipes.report_pictures import Picture, pictures_of
+from recipes.report_text import printable
 from recipes.run import MANIFEST
 from rewards.answers import canonical_answer
 from rewards.degeneration import degenerate
 from rewards.errors import StepAlignmentError
-from rewards.interchange.trl_rows import read_trl_parquet
 from rewards.label_source import counts_estimate_mc
 from rewards.selection import majority
 from rewards.splitting import split_into, split_on_blank_lines
-from rewards.types import Problem, Rollout, RolloutGroup, Verdict
+from rewards.types import Completion, Rollout, RolloutGroup, Verdict
 
-LONGEST_SIDE = 384  # pixels of a picture on the page
-LONGEST_STEP = 4000  # characters of a step on the page
+LONGEST_STEP = 4000  # characters of a step or question on the page
+LONGEST_LINE = 400  # characters of an answer or id
 SHOWN = 4  # answers a problem that are not folded away; those with a badge never are
 BINS = 10  # colours of the score scale: 0 … 10
-
-_OVERRIDES = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # they reorder what is read
 
 VERDICTS = {
     Verdict.CORRECT: ("right", "✓ right"),
@@ -65,6 +59,16 @@ class ResponseView:
     copies: int
     badges: list[str]
     trouble: str | None
+    swapped: float | None = None  # reward with another problem's picture
+
+
+@dataclass(frozen=True)
+class PairView:
+    """A pair side by side, and why it was made."""
+
+    why: str
+    chosen: ResponseView
+    rejected: ResponseView
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,14 @@ class ProblemView:
     kind: str
     question: str
     answer: str | None
-    pictures: list[tuple[str, int]]
+    pictures: list[Picture]
     shown: list[ResponseView]
     folded: list[ResponseView]
     top: str
     disagrees: bool
     missing_pictures: int = 0
-
-
-@dataclass
-class _Marks:
-    """Text → badges, and text → the step at which it leaves its partner."""
-
-    badges: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    differs: dict[str, int] = field(default_factory=dict)
+    pairs: list[PairView] = field(default_factory=list)
+    blind: bool = False  # the PRM's pick loses no reward with another problem's picture
 
 
 def problem_views(run: Path, count: int) -> dict[str, list[ProblemView]]:
@@ -109,46 +107,36 @@ def problem_views(run: Path, count: int) -> dict[str, list[ProblemView]]:
     left = count
     for position, (kind, folder) in enumerate(present.items(), start=1):
         room = left if position == len(present) else min(shares[kind], left)
-        pairs = _pairs(run / "pairs" / "pairs.parquet") if kind == "pairs" else {}
+        pairs = read_pairs(run) if kind == "pairs" else {}
+        swapped = _swapped(folder.with_name("scored_swapped")) if kind == "test" else {}
         groups = [group for group in read_groups(folder) if kind != "pairs" or group.problem.id in pairs]
-        views[kind] = [_problem(g, kind, pairs.get(g.problem.id, [])) for g in _telling(groups, room)]
+        blind = {group.problem.id for group in groups if _blind(group, swapped.get(group.problem.id, {}))}
+        views[kind] = [
+            _problem(
+                group,
+                kind,
+                pairs=pairs.get(group.problem.id, []),
+                swapped=swapped.get(group.problem.id, {}),
+                blind=group.problem.id in blind,
+            )
+            for group in _telling(groups, room, blind)
+        ]
         left -= len(views[kind])
     return {kind: found for kind, found in views.items() if found}
-
-
-def picture_uri(image: Image.Image) -> str:
-    """The picture, re-encoded and at most `LONGEST_SIDE` pixels wide or high, as a data URI."""
-    image = image.copy()
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii")
-
-
-def printable(text: str) -> str:
-    """Control and direction-override characters as visible symbols, broken surrogates replaced; newlines, tabs stay."""
-    return "".join(map(_symbol, text)).encode("utf-8", "replace").decode("utf-8")
-
-
-def _symbol(character: str) -> str:
-    code = ord(character)
-    if code < 32 and character not in "\n\t":
-        return chr(0x2400 + code)
-    if code == 127:
-        return "\u2421"
-    return "\ufffd" if character in _OVERRIDES or 127 < code < 160 else character
 
 
 def _finished(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
-def _telling(groups: Sequence[RolloutGroup], count: int) -> list[RolloutGroup]:
+def _telling(groups: Sequence[RolloutGroup], count: int, blind: Collection[str] = ()) -> list[RolloutGroup]:
     """The `count` problems that show most, by kind in turn and in file order within a kind."""
-    kinds: defaultdict[tuple[bool, bool, bool], list[RolloutGroup]] = defaultdict(list)
+    kinds: defaultdict[tuple[bool, ...], list[RolloutGroup]] = defaultdict(list)
     for group in groups:
         if group.rollouts:
             verdicts = {rollout.verdict is Verdict.CORRECT for rollout in group.rollouts}
             top_right = group.rollouts[_top(group)].verdict is Verdict.CORRECT
-            kinds[len(verdicts) < 2, not _disagrees(group), not top_right].append(group)
+            kinds[len(verdicts) < 2, not _disagrees(group), not top_right, group.problem.id in blind].append(group)
     rounds = itertools.zip_longest(*(kinds[key] for key in sorted(kinds) if not key[0]))
     mixed = [group for turn in rounds for group in turn if group is not None]
     uniform = [group for key in sorted(kinds) if key[0] for group in kinds[key]]
@@ -176,70 +164,99 @@ def _disagrees(group: RolloutGroup) -> bool:
     return answers[0] != answers[1]
 
 
-def _problem(group: RolloutGroup, kind: str, pairs: Sequence[tuple[str, str]]) -> ProblemView:
-    problem, marks = group.problem, _marks(group, pairs)
+def _swapped(folder: Path) -> dict[str, dict[str, float]]:
+    """Problem id → text → reward with another problem's picture."""
+    groups = read_groups(folder) if _finished(folder) else []
+    return {g.problem.id: {r.completion.text: r.reward for r in g.rollouts if r.reward is not None} for g in groups}
+
+
+def _blind(group: RolloutGroup, swapped: Mapping[str, float]) -> bool:
+    """Whether the best-rewarded response loses nothing with another picture."""
+    if not group.rollouts:
+        return False
+    top = group.rollouts[_top(group)]
+    other = swapped.get(top.completion.text)
+    return other is not None and top.reward is not None and other >= top.reward
+
+
+def _problem(
+    group: RolloutGroup, kind: str, *, pairs: Sequence[PairTexts], swapped: Mapping[str, float], blind: bool
+) -> ProblemView:
+    problem, badges = group.problem, _badges(group)
     copies: dict[str, list[Rollout]] = {}
     for rollout in group.rollouts:
         copies.setdefault(rollout.completion.text, []).append(rollout)
     ordered = sorted(copies.values(), key=lambda same: -_reward(same[0]))
-    pictures, missing = _pictures(problem)
-    responses = [_response(same[0], len(same), marks) for same in ordered]
-    shown = [r for rank, r in enumerate(responses) if rank < SHOWN or r.badges]
+    pictures, missing = pictures_of(problem)
+    paired = {text for pair in pairs for text in (pair.chosen, pair.rejected)}
+    alone = [same for same in ordered if same[0].completion.text not in paired]
+    responses = [_response(same, badges, swapped=swapped) for same in alone]
+    room = 0 if pairs else SHOWN
+    shown = [r for rank, r in enumerate(responses) if rank < room or r.badges]
     return ProblemView(
-        identifier=printable(problem.id),
+        identifier=_clipped(problem.id, LONGEST_LINE),
         kind=kind,
-        question=printable(problem.question),
-        answer=printable(problem.answer) if problem.answer is not None else None,
+        question=_clipped(problem.question),
+        answer=_clipped(problem.answer, LONGEST_LINE) if problem.answer is not None else None,
         pictures=pictures,
         shown=shown,
         folded=[response for response in responses if response not in shown],
         top=VERDICTS[ordered[0][0].verdict][0] if ordered[0][0].reward is not None else "none",
         disagrees=_disagrees(group),
         missing_pictures=missing,
+        pairs=[_pair(pair, number, copies, badges) for number, pair in enumerate(pairs, start=1)],
+        blind=blind,
     )
 
 
-def _pictures(problem: Problem) -> tuple[list[tuple[str, int]], int]:
-    """Data URIs with the width in pixels at which to show them, and how many pictures could not be read."""
-    found = []
-    for source in problem.images:
-        try:
-            image = load_image(source)
-        except ImageError:
-            continue
-        enlarge = max(1, min(6, 320 // max(image.size)))
-        found.append((picture_uri(image), min(image.width, LONGEST_SIDE) * enlarge))
-    return found, len(problem.images) - len(found)
-
-
-def _marks(group: RolloutGroup, pairs: Sequence[tuple[str, str]]) -> _Marks:
-    marks = _Marks()
+def _badges(group: RolloutGroup) -> dict[str, list[str]]:
+    """Text → what it was picked for."""
+    badges: defaultdict[str, list[str]] = defaultdict(list)
     if any(rollout.reward is not None for rollout in group.rollouts):
-        marks.badges[group.rollouts[_top(group)].completion.text].append("PRM’s pick")
-        marks.badges[group.rollouts[majority(group, canonical_answer)].completion.text].append("majority’s answer")
-    for number, (chosen, rejected) in enumerate(pairs, start=1):
-        step = _first_difference(chosen, rejected)
-        for side, text in (("chosen", chosen), ("rejected", rejected)):
-            marks.badges[text].append(f"{side} in pair {number}")
-            marks.differs.setdefault(text, step)
-    return marks
+        badges[group.rollouts[_top(group)].completion.text].append("PRM’s pick")
+        badges[group.rollouts[majority(group, canonical_answer)].completion.text].append("majority’s answer")
+    return badges
 
 
-def _first_difference(a: str, b: str) -> int:
-    steps = zip(_texts(a), _texts(b), strict=False)
-    return next((i for i, (x, y) in enumerate(steps) if x != y), min(len(_texts(a)), len(_texts(b))))
+def _pair(
+    pair: PairTexts, number: int, copies: Mapping[str, list[Rollout]], badges: Mapping[str, list[str]]
+) -> PairView:
+    """Both sides with the step marked where they part; a side that was never sampled has no verdict or score."""
+    step = first_difference(pair.chosen, pair.rejected)
+    chosen, rejected = (
+        _response(
+            copies.get(text, [Rollout(Completion(text))]),
+            {text: [f"{side} in pair {number}", *badges.get(text, [])]},
+            differs=step,
+        )
+        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    )
+    why = f"Rule {pair.source.replace('_', ' ')}: {chosen.mark} over {rejected.mark}"
+    if chosen.reward is not None and rejected.reward is not None:
+        why += f", reward margin {chosen.reward - rejected.reward:+.2f}".replace("-", "−")
+    return PairView(printable(why), chosen, rejected)
 
 
-def _texts(text: str) -> list[str]:
-    return [step.text for step in split_on_blank_lines(text)] if text.strip() else []
-
-
-def _response(rollout: Rollout, copies: int, marks: _Marks) -> ResponseView:
-    text = rollout.completion.text
+def _response(
+    same: Sequence[Rollout],
+    badges: Mapping[str, list[str]],
+    *,
+    differs: int | None = None,
+    swapped: Mapping[str, float] | None = None,
+) -> ResponseView:
+    """The view of rollouts with one text."""
+    rollout, text = same[0], same[0].completion.text
     verdict, mark = VERDICTS[rollout.verdict]
-    trouble = degenerate(rollout.completion)
-    steps = _steps(rollout, marks.differs.get(text))
-    return ResponseView(steps, rollout.reward, verdict, mark, copies, marks.badges.get(text, []), trouble)
+    return ResponseView(
+        steps=_steps(rollout, differs),
+        reward=rollout.reward,
+        verdict=verdict,
+        mark=mark,
+        copies=len(same),
+        badges=badges.get(text, []),
+        trouble=degenerate(rollout.completion),
+        swapped=(swapped or {}).get(text),
+    )
 
 
 def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
@@ -275,18 +292,5 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
     return views
 
 
-def _clipped(text: str) -> str:
-    return printable(text if len(text) <= LONGEST_STEP else text[:LONGEST_STEP] + " […]")
-
-
-def _pairs(path: Path) -> dict[str, list[tuple[str, str]]]:
-    """Problem id → (chosen, rejected) texts, in file order."""
-    found: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    if path.exists():
-        for row in read_trl_parquet(path).select_columns(["problem_id", "chosen", "rejected"]):
-            found[row["problem_id"]].append((_text_of(row["chosen"]), _text_of(row["rejected"])))
-    return found
-
-
-def _text_of(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(block["text"] for message in messages for block in message["content"] if block["text"] is not None)
+def _clipped(text: str, longest: int = LONGEST_STEP) -> str:
+    return printable(text if len(text) <= longest else text[:longest] + " […]")

@@ -9,6 +9,7 @@
     right: (card) => card.dataset.top === "right",
     wrong: (card) => card.dataset.top === "wrong" || card.dataset.top === "unclear",
     disagrees: (card) => card.dataset.disagrees === "yes",
+    blind: (card) => card.dataset.blind === "yes",
   };
   const shown = () => cards.filter((card) => !card.hidden);
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -49,15 +51,24 @@ def write_stage(
 
 
 def make_problems(
-    folder: Path, name: str, count: int, rng: random.Random, *, question: str = "What is the sum?"
+    folder: Path,
+    name: str,
+    count: int,
+    rng: random.Random,
+    *,
+    question: str = "What is the sum?",
+    corpus: Sequence[str] = (),
+    size: tuple[int, int] = (64, 32),
 ) -> Path:
+    """Problems with random pictures; with a corpus, each of its texts in turn is question, answer and part of an id."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     problems = []
     for index in range(count):
         pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 255, (8, 16, 3), dtype=np.uint8)
         path = folder / "images" / f"{name}-{index}.png"
-        Image.fromarray(pixels).resize((64, 32)).save(path)
-        problems.append(Problem(f"{name}-{index:03d}", question, (path,), str(10 + index % 7)))
+        Image.fromarray(pixels).resize(size).save(path)
+        text = corpus[index % len(corpus)] if corpus else ""
+        problems.append(Problem(f"{name}-{index:03d}{text}", text or question, (path,), text or str(10 + index % 7)))
     write_problems(folder / f"{name}.jsonl", problems)
     return folder / f"{name}.jsonl"
 
@@ -65,7 +76,8 @@ def make_problems(
 def rollout(
     problem: Problem, right: bool, rng: random.Random, *, wording: str = "", truncated: bool = False
 ) -> Rollout:
-    answer = int(problem.answer or 0) + (0 if right else rng.choice((-1, 1, 2)))
+    reference = problem.answer or ""
+    answer = (int(reference) if re.fullmatch("[0-9]+", reference) else 12) + (0 if right else rng.choice((-1, 1, 2)))
     a = rng.randrange(answer)
     steps = [f"First is {a}{wording}", f"Second is {answer - a}", f"{a} + {answer - a} = {answer}"]
     if truncated:
@@ -115,19 +127,25 @@ def make_run(
     ks: tuple[int, ...] = (1, 2, 4),
     question: str = "What is the sum?",
     hostile: str | None = None,
+    corpus: Sequence[str] = (),
+    size: tuple[int, int] = (64, 32),
+    preference_problems: int = 6,
     optional: bool = True,
 ) -> Path:
-    """A whole run: test arms, pairs, labelled steps, logs. `hostile` is a text that models, too, have written."""
+    """A whole run: test arms, pairs, labelled steps, logs.
+
+    `hostile` is a text that models, too, have written; of a `corpus` every text is question, answer, id and response.
+    """
     rng = random.Random(seed)
-    test = make_problems(run / "world", "test", problems, random.Random(0), question=question)
-    preference = make_problems(run / "world", "preference", 6, rng, question=question)
+    test = make_problems(run / "world", "test", problems, random.Random(0), question=question, corpus=corpus, size=size)
+    preference = make_problems(
+        run / "world", "preference", preference_problems, rng, question=question, corpus=corpus, size=size
+    )
     for arm, accuracy in [("policy", 0.45), ("mpo", 0.7)] + ([("dpo", 0.6)] if optional else []):
         folder = run / "test" / arm
         write_stage(folder / "greedy", make_groups(test, 1, accuracy, rng), test, name="verify")
         write_stage(folder / "swapped", make_groups(test, 1, 0.1, rng), test, name="verify")
-        groups = make_groups(test, samples, accuracy, rng)
-        if hostile is not None:
-            groups = [replace(g, rollouts=(_hostile(hostile, g), *g.rollouts[1:])) for g in groups]
+        groups = [_invaded(g, hostile, corpus) for g in make_groups(test, samples, accuracy, rng)]
         if arm == "dpo":
             write_stage(folder / "verified", groups, test, name="verify")
             continue
@@ -139,7 +157,7 @@ def make_run(
         ]
         write_stage(folder / "scored_swapped", blind, test, name="score")
         best_of_n(BestOfNConfig(folder / "scored", folder / "best_of_n", list(ks)))
-    made = score_all(make_groups(preference, samples, 0.5, rng), rng)
+    made = score_all([_invaded(g, None, corpus) for g in make_groups(preference, samples, 0.5, rng)], rng)
     write_stage(run / "preference" / "scored", made, preference, name="score")
     pairs, report = build_pairs(made, max_pairs=2)
     folder = open_stage("pairs", Made(run / "pairs"), inputs=[]).out
@@ -151,8 +169,13 @@ def make_run(
     return run
 
 
-def _hostile(text: str, group: RolloutGroup) -> Rollout:
-    return Rollout(Completion(f"{text}\n\nFinal answer: {text} {group.problem.id}"), W)
+def _invaded(group: RolloutGroup, hostile: str | None, corpus: Sequence[str]) -> RolloutGroup:
+    """The group with its first response replaced by hostile text, if there is any."""
+    text = (group.problem.answer or "") if corpus else hostile
+    if text is None:
+        return group
+    first = Rollout(Completion(f"{text}\n\nFinal answer: {text} {group.problem.id}"), W)
+    return replace(group, rollouts=(first, *group.rollouts[1:]))
 
 
 def _log(folder: Path, rng: random.Random) -> None:

@@ -10,12 +10,17 @@ from PIL import Image
 from run_folders import C, W, make_run
 
 from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.images import load_image
 from recipes import report as report_module
 from recipes.config import ReportConfig
 from recipes.report import report, report_stage
-from recipes.report_problems import StepView, _first_difference, _steps, printable, problem_views
+from recipes.report_charts import calibration_charts, pair_charts
+from recipes.report_pairs import first_difference, read_pairs
+from recipes.report_pictures import picture_of, pictures_of
+from recipes.report_problems import StepView, _steps, problem_views
+from recipes.report_text import printable
 from recipes.summary import summarise
-from rewards.types import Completion, MonteCarloCount, Rollout, StepScores
+from rewards.types import Completion, MonteCarloCount, Problem, Rollout, StepScores
 
 HOSTILE = (
     "</script><script>document.title='pwned'</script>"
@@ -67,9 +72,9 @@ def test_model_output_stays_text(hostile_page):
     assert not [name for _, name, _ in hostile_page.attributes if name.startswith("on")]
     for name in ("src", "href", "xlink:href", "action", "srcset", "data"):
         for value in hostile_page.values(name):
-            assert value.startswith(("#", "data:image/png;base64,")), (name, value)
+            assert value.startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,")), (name, value)
     assert "document.title='pwned'" in hostile_page.html.replace("&#39;", "'")  # shown, as text
-    assert "{{ 7*7 }}" in hostile_page.text["span"]
+    assert "{{ 7*7 }}" in hostile_page.text["li"]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", hostile_page.html)
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", hostile_page.html.replace(HOSTILE, ""))
 
@@ -93,12 +98,100 @@ def test_page_tells_the_run(tmp_path):
     assert f"{100 * sampled:.1f}" in text
     for words in ("chosen in pair 1", "rejected in pair 1", "first difference", "PRM’s pick", "✓ right", "✗ wrong"):
         assert words in text, words
-    assert re.search(r"<small>[0-4]/4</small>", text)
+    assert re.search(r"<small>mc [0-4]/4</small>", text)
     assert page.tags.count("article") == 12
-    assert page.tags.count("svg") == 4  # two arms, two training panels
+    assert page.tags.count("svg") == 9  # two arms, two calibrations, two of pairs, three training panels
     assert all(alt for alt in page.values("alt"))
     assert len(set(page.values("id"))) == len(page.values("id"))
     assert report(run, problems=12).read_text() == page.html  # the same run gives the same bytes
+
+
+def test_pairs_stand_side_by_side_with_their_reason(tmp_path):
+    run = make_run(tmp_path / "run")
+    pairs = read_pairs(run)
+    views = problem_views(run, 12)["pairs"]
+    assert all(len(view.pairs) == len(pairs[view.identifier]) > 0 for view in views)
+    for view in views:
+        for pair, texts in zip(view.pairs, pairs[view.identifier], strict=True):
+            assert (pair.chosen.verdict, pair.rejected.mark[0] in "✗∅") == ("right", True)
+            margin = f"{pair.chosen.reward - pair.rejected.reward:+.2f}".replace("-", "−")
+            assert pair.why == f"Rule correctness and prm: ✓ right over {pair.rejected.mark}, reward margin {margin}"
+            for side, text in ((pair.chosen, texts.chosen), (pair.rejected, texts.rejected)):
+                assert "\n\n".join(step.text for step in side.steps) == text
+                marked = [index for index, step in enumerate(side.steps) if step.differs]
+                assert marked in ([first_difference(texts.chosen, texts.rejected)], [])
+            assert any(step.differs for step in (*pair.chosen.steps, *pair.rejected.steps))
+        listed = [*view.shown, *view.folded]
+        assert not {id(r) for r in listed} & {id(side) for p in view.pairs for side in (p.chosen, p.rejected)}
+
+
+def test_image_blind_picks_are_marked(tmp_path):
+    """A pick that scores as well with another picture is marked, and a pick that falls is not."""
+    run = make_run(tmp_path / "run")
+    folder = run / "test" / "mpo" / "scored_swapped" / "groups.jsonl"
+    groups = [json.loads(line) for line in folder.read_text().splitlines()]
+    for index, group in enumerate(groups):
+        for rollout in group["rollouts"]:
+            rollout["reward"] = 1.0 if index % 2 else 0.0
+    folder.write_text("".join(json.dumps(group) + "\n" for group in groups))
+    blind = {group["problem_id"] for group in groups[1::2]}
+    views = problem_views(run, 24)["test"]
+    assert {view.identifier for view in views if view.blind} == blind
+    assert all(r.swapped == float(view.blind) for view in views for r in view.shown)
+    html = report(run, problems=24).read_text()
+    assert html.count('data-blind="yes"') == html.count('<span class="flag">Image-blind</span>') == len(blind)
+    assert "1.00 with another picture" in html
+
+
+def test_warnings_and_yields_are_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = run / "pairs" / "report.json"
+    content = json.loads(path.read_text())
+    content |= {
+        "warnings": ["<b>picking the longest</b>"],
+        "yields": {"prm_margin": {"pairs": 7, "problems_with_pairs": 3}},
+    }
+    path.write_text(json.dumps(content))
+    path = run / "test" / "mpo" / "best_of_n" / "results.json"
+    trust = [{"name": "image_blind", "message": "as good without <img>"}, "plain words"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "warnings": trust}))
+    html = " ".join(report(run, problems=0).read_text().split())
+    assert "run, pairs:</span> &lt;b&gt;picking the longest&lt;/b&gt;" in html
+    assert "run, best of k, MPO:</span> image blind: as good without &lt;img&gt;" in html
+    assert "plain words" in html
+    assert '<th scope="row">prm margin</th><td>7<span class="range">3 problems</span></td>' in html
+    assert "Before you trust" not in report(make_run(tmp_path / "other"), problems=0).read_text()
+
+
+def test_calibration_and_differences_are_drawn_from_the_run(tmp_path):
+    run = make_run(tmp_path / "run", problems=40)
+    (_, (_, found)) = calibration_charts([run])
+    scored = [json.loads(line) for line in (run / "test" / "mpo" / "scored" / "groups.jsonl").read_text().splitlines()]
+    rollouts = [rollout for group in scored for rollout in group["rollouts"]]
+    assert sum(one.count for one in found.bins) == len(rollouts)
+    right = sum(one.count * one.right for one in found.bins)
+    assert right == pytest.approx(sum(rollout["verdict"] == "correct" for rollout in rollouts))
+    assert [chart.caption for chart in pair_charts([run])] == [
+        "Length: chosen minus rejected",
+        "Reward: chosen minus rejected",
+    ]
+
+
+def test_plots_are_files_too(tmp_path):
+    run = make_run(tmp_path / "run")
+    html = report(run, problems=0).read_text()
+    found = sorted((run / "plots").iterdir())
+    assert len(found) == 2 * html.count("<svg")
+    for path in found:
+        if path.suffix == ".svg":
+            text = path.read_text()
+            assert "var(--" not in text
+            assert not re.search(r"#0101\d\d", text)
+        else:
+            assert load_image(path).size[0] > 1000
+    before = {path.name: path.read_bytes() for path in found if path.suffix == ".svg"}
+    report(run, problems=0)
+    assert {name: (run / "plots" / name).read_bytes() for name in before} == before
 
 
 def test_every_step_shows_its_score(tmp_path):
@@ -106,7 +199,7 @@ def test_every_step_shows_its_score(tmp_path):
     html = report(run, problems=40).read_text()
     for line in (run / "test" / "mpo" / "scored" / "groups.jsonl").read_text().splitlines():
         for rollout in json.loads(line)["rollouts"]:
-            assert f'<span class="reward" title="reward: the step scores in one number">{rollout["reward"]:.2f}' in html
+            assert f'<span class="reward">{rollout["reward"]:.2f}</span>' in html
             for score in rollout["step_scores"]:
                 assert f"<small>{score:.2f}</small>" in html
 
@@ -146,10 +239,21 @@ def test_page_stays_under_the_cap(tmp_path, monkeypatch):
 def test_large_pictures_are_made_small(tmp_path):
     run = make_run(tmp_path / "run", problems=2)
     Image.effect_noise((2000, 1500), 80).convert("RGB").save(run / "world" / "images" / "test-0.png")
-    views = problem_views(run, 6)
-    widths = [width for found in views.values() for view in found for _, width in view.pictures]
-    assert max(widths) == 384
-    assert max(len(uri) for found in views.values() for view in found for uri, _ in view.pictures) < 700_000
+    views = [view for found in problem_views(run, 6).values() for view in found]
+    assert max(picture.width for view in views for picture in view.pictures) == 384
+    assert all(view.pictures and not view.missing_pictures for view in views)
+    assert max(sum(len(p.uri) for p in view.pictures) for view in views) <= 12_000
+
+
+def test_pictures_share_the_budget():
+    noise = Image.effect_noise((900, 900), 90).convert("RGB")
+    pictures, missing = pictures_of(Problem("many", "?", (noise,) * 9))
+    assert (len(pictures), missing) == (6, 3)
+    assert sum(len(picture.uri) for picture in pictures) <= 12_000
+    (small,), _ = pictures_of(Problem("small", "?", (noise.resize((32, 16)),)))
+    assert small.uri.startswith("data:image/png")
+    assert (small.width, small.enlarged) == (192, True)
+    assert picture_of(noise, 100) is None
 
 
 def test_problems_that_show_something_come_first(tmp_path):
@@ -183,10 +287,10 @@ def test_steps_follow_the_scores():
     assert _steps(Rollout(Completion(" \n")), None) == [StepView("(empty)")]
 
 
-def test_first_difference():
-    assert _first_difference("a\n\nb\n\nc", "a\n\nx\n\nc") == 1
-    assert _first_difference("a\n\nb", "a\n\nb\n\nc") == 2
-    assert _first_difference("", "a") == 0
+def testfirst_difference():
+    assert first_difference("a\n\nb\n\nc", "a\n\nx\n\nc") == 1
+    assert first_difference("a\n\nb", "a\n\nb\n\nc") == 2
+    assert first_difference("", "a") == 0
 
 
 def test_control_characters_become_visible():
