@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recipes.config_mpo import TrainMPOConfig as TrainMPOConfig
 from recipes.config_test_time import AnswerConfig as AnswerConfig
 from recipes.config_test_time import BeamSearchConfig as BeamSearchConfig
 from recipes.config_test_time import BestOfNConfig as BestOfNConfig
-from recipes.mpo_config import TrainMPOConfig as TrainMPOConfig
 
 
 @dataclass

@@ -21,6 +21,8 @@ SHORT = {
     "sample": "--max_new_tokens 72",
     "label-steps": "--max_new_tokens 72 --num_continuations 2",
     "train-prm": "--max_steps 2",
+    "train-mpo": "--max_steps 2",
+    "answer": "--max_new_tokens 72",
 }
 
 
@@ -58,8 +60,10 @@ def test_the_commands_and_then_the_python_lines(project: Path, monkeypatch: pyte
     monkeypatch.chdir(project)
     first = json.loads(Path("data/questions.jsonl").read_text().splitlines()[0])
     assert {"id", "question", "images", "answer"} <= set(first)
+    (picture,) = first["images"]
     for line in block("bash", "mpo sample").splitlines():
-        _, command, *flags = shlex.split(line.replace("MODEL", "model"), comments=True)
+        line = line.replace("MODEL", "model").replace("data/pictures/1.png", f"data/{picture}")
+        _, command, *flags = shlex.split(line, comments=True)
         assert main([command, *flags, *SHORT.get(command, "").split()]) == 0, line
     pairs = manifest_of(Path("run/pairs"))["counts"]["pairs"]
     assert pairs > 0
