@@ -56,7 +56,11 @@ def _seed(args: argparse.Namespace, run: Path, seed: int) -> dict[str, dict[str,
     warm = WarmStartConfig(world / "policy", world, run / "policy", args.warm_start, batch_size=16, seed=seed)
     policy = warm_start(warm)
     drawing = {"max_new_tokens": 72, "batch_rows": 256, "seed": seed}
-    drawn = sample(SampleConfig(policy, world / "prm.jsonl", run / "samples", num_samples=args.samples, **drawing))
+    drawn = sample(
+        SampleConfig(
+            policy=policy, problems=world / "prm.jsonl", out=run / "samples", num_samples=args.samples, **drawing
+        )
+    )
     verified = verify(VerifyConfig(drawn, run / "verified"))
     exact = label_exactly(ExactLabelConfig(verified, policy, run / "exact", ALL, mixed_only=False))
     folders = {

@@ -71,7 +71,7 @@ class BestOfN:
     Args:
         policy: draws the candidates: any `Generator` (a server's too), or the folder of a model.
         prm: scores them: any `ProcessRewardModel`, or the folder of one; `None` for the majority alone. A `ModelPRM`
-            prepares its model in place, so it must not be the generator's own.
+            prepares its model in place, which changes no other call: it may be the generator's own.
         params: sampling settings of a policy that is loaded from a folder; a generator has its own.
         aggregation: a name of `rewards.aggregation.AGGREGATIONS`, or a callable of its shape.
         answer_of: text → canonical final answer, for votes and for adaptive N.

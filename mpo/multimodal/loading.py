@@ -31,8 +31,8 @@ def load_processor(path: str | Path) -> Any:
 
 
 def load_for_inference(path: str | Path) -> PreTrainedModel:
-    """The model of a checkpoint on the best device, in eval mode."""
-    model: Any = load_model(path)
+    """The model of a checkpoint on the best device, in eval mode, in the number type that it is stored in."""
+    model: Any = load_model(path, dtype=stored_dtype(path))
     return model.to(best_device()).eval()
 
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from transformers import TrainingArguments
 
-from mpo.multimodal.loading import load_model
+from mpo.multimodal.loading import load_for_inference, load_model
 from mpo.multimodal.packing import LAYOUT
 from recipes.digits.world import scenes, to_problem
+from rewards.generators.transformers_generator import TransformersGenerator
 from rewards.prm.formats import STEP_END, STEP_TAG, VISUALPRM
 from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM
@@ -21,7 +22,7 @@ from rewards.prm.rendering import render
 from rewards.prm.sharing import rows_of, spans_of
 from rewards.prm.trainer import PRMCollator, PRMTrainer
 from rewards.splitting import split_on_blank_lines
-from rewards.types import Problem
+from rewards.types import Problem, SamplingParams
 
 STEP_FORMATS = {row.name: row for row in (VISUALPRM, STEP_TAG, STEP_END)}  # of any tokenizer
 PROBLEMS = [to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", 3, 6))]
@@ -128,3 +129,19 @@ def test_training_gradients_are_those_of_a_row_each(
     whole = torch.stack([gradient.norm() for gradient in gradients[False]]).norm()
     for ours, theirs in zip(gradients[True], gradients[False], strict=True):
         assert (ours - theirs).norm() <= 1e-5 * torch.maximum(theirs.norm(), 1e-3 * whole)
+
+
+def test_the_policy_itself_can_be_the_prm(policy_folder: Path, processor: Any) -> None:
+    """A `ModelPRM` prepares its model in place; generation, which encodes pictures beforehand, stays what it was."""
+    model = load_model(policy_folder).eval()
+    generator = TransformersGenerator(model, processor, SamplingParams(max_new_tokens=8))
+    before = generator.generate(PROBLEMS, 2, seed=0)
+    scores = ModelPRM(model, processor, STEP_END).score(PROBLEMS[0], ANSWERS)
+    assert generator.generate(PROBLEMS, 2, seed=0) == before
+    assert ModelPRM(model, processor, STEP_END).score(PROBLEMS[0], ANSWERS) == scores
+
+
+def test_a_checkpoint_is_read_in_its_own_number_type(policy_folder: Path, tmp_path: Path) -> None:
+    assert load_for_inference(policy_folder).dtype == torch.float32
+    load_model(policy_folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert load_for_inference(tmp_path).dtype == torch.bfloat16
