@@ -46,13 +46,17 @@ def pictures_of(problem: Problem) -> tuple[list[Picture], int]:
 
 
 def picture_of(image: Image.Image, most: int) -> Picture | None:
-    """The largest version of the image whose data URI has at most `most` characters: PNG if it fits, else JPEG."""
+    """The largest version of the image whose data URI has at most `most` characters, else None.
+
+    PNG if it fits at the largest side, where drawings and small pictures do; else JPEG.
+    """
     enlarge = max(1, min(MOST_ENLARGED, ENLARGE_TO // max(image.size)))
     width = round(min(1.0, SIDES[0] / max(image.size)) * image.width) or 1
     for side in SIDES:
         small = image.copy()
         small.thumbnail((side, side))
-        for kind, content in (("png", png_bytes(small)), ("jpeg", _jpeg_bytes(small))):
+        for kind, encode in _ENCODERS if side == SIDES[0] else _ENCODERS[1:]:
+            content = encode(small)
             uri = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
             if len(uri) <= most:
                 return Picture(uri, width * enlarge, enlarge > 1)
@@ -63,3 +67,6 @@ def _jpeg_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
     return buffer.getvalue()
+
+
+_ENCODERS = (("png", png_bytes), ("jpeg", _jpeg_bytes))
