@@ -90,7 +90,14 @@ def test_wrong_use(tmp_path, server):
 
 def test_command_stops_on_interrupt(run):
     command = [sys.executable, "-m", "recipes.cli", "view", "--run", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # a shell that runs the tests in the background has them ignore it, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     line = process.stdout.readline()
     port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ .*\n", line)[1])
     assert ask(port, "/")[1] == b"<p>page</p>"
