@@ -45,7 +45,7 @@ class PackedLayout:
         self.prefixes, self.ends = tuple(prefixes), tuple(map(tuple, ends))
         self.per_token = {"input_ids", "attention_mask", "labels", *per_token}
         self.varlen = False
-        self.derived: dict[str, Any] = {}
+        self.derived: dict[Any, Any] = {}
 
     def segments(self, row: int) -> Iterator[tuple[int, int]]:
         """(start, end) of each response of a row; its first token is p_last."""

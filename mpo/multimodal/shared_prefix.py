@@ -133,20 +133,30 @@ def shared_prefix_attention(
         for start, end in layout.segments(row):
             seen_k = torch.cat([before_k, k[:, :, start:end]], dim=2)  # (1, H, prefix + m, D)
             seen_v = torch.cat([before_v, v[:, :, start:end]], dim=2)
-            mask = _response_mask(end - start, prefix, window, q.device)
+            mask = _response_mask(end - start, prefix, window, q, layout)
             parts.append(attend(q[:, :, start:end], seen_k, seen_v, attn_mask=mask))
         padding = q.shape[2] - layout.ends[row][-1]
         rows.append(pad(torch.cat(parts, dim=2), (0, 0, 0, padding)))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 
 
-def _response_mask(length: int, prefix: int, window: int | None, device: torch.device) -> Any:
-    """(m, prefix + m): all of the prefix and what came before; with a window, its last `window` positions only."""
-    if window is None or window >= prefix + length:
+def _response_mask(length: int, prefix: int, window: int | None, query: Tensor, layout: PackedLayout) -> Any:
+    """(m, prefix + m): all of the prefix and what came before; with a window, its last `window` positions only.
+
+    On a CPU a mask is made once for all layers, and added to the scores: sdpa's fastest way there.
+    """
+    unlimited = window is None or window >= prefix + length
+    if unlimited and query.is_cuda:
         return causal_lower_right(length, prefix + length)
-    keys = torch.arange(prefix + length, device=device)
-    queries = keys[prefix:, None]
-    return (keys <= queries) & (keys > queries - window)
+    key = ("mask", length, prefix, None if unlimited else window, query.dtype)
+    if key not in layout.derived:
+        keys = torch.arange(prefix + length, device=query.device)
+        queries = keys[prefix:, None]
+        seen = keys <= queries
+        if window is not None and not unlimited:
+            seen &= keys > queries - window
+        layout.derived[key] = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, -torch.inf)
+    return layout.derived[key]
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
