@@ -20,14 +20,12 @@ from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor
 from mpo.multimodal.scoring import logits_at
-from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
-from mpo.multimodal.vision import encode_images_once
 from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat, find_format, validated
 from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, forbidden_in, render
-from rewards.prm.sharing import rows_of
+from rewards.prm.sharing import prepare_sharing, rows_of
 from rewards.splitting import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
 from rewards.types import Problem, Step, StepScores
 
@@ -54,10 +52,7 @@ class ModelPRM:
         self.model, self.processor, self.format = model, processor, prm_format
         self.batch_rows, self.max_row_tokens = batch_rows, max_row_tokens
         self._labels = prm_format.label_ids(processor.tokenizer)
-        self.shares = why_not_shared(model) is None
-        if self.shares:
-            enable_shared_prefix(model)
-        encode_images_once(model)
+        self.shares = prepare_sharing(model)
 
     @classmethod
     def load(cls, path: str | Path, *, prm_format: str | None = None, batch_rows: int = 32) -> ModelPRM:

@@ -12,8 +12,18 @@ from typing import Any
 
 from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows
 from mpo.multimodal.prefix import EncodedPrompt, stack_rows
-from mpo.multimodal.vision import row_images
+from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
+from mpo.multimodal.vision import encode_images_once, row_images
 from rewards.prm.rendering import RenderedSolution
+
+
+def prepare_sharing(model: Any) -> bool:
+    """Prepare a model in place for `rows_of`: whether it can read packed rows; a picture is encoded once either way."""
+    encode_images_once(model)
+    if why_not_shared(model) is not None:
+        return False
+    enable_shared_prefix(model)
+    return True
 
 
 def rows_of(

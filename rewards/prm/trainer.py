@@ -27,15 +27,13 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at
-from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
-from mpo.multimodal.vision import encode_images_once
 from rewards.prm.formats import PRMFormat
 from rewards.prm.labels import LabelledGroup
 from rewards.prm.metrics import step_metrics
 from rewards.prm.model_prm import save_format
 from rewards.prm.readout import label_scores
 from rewards.prm.rendering import render
-from rewards.prm.sharing import rows_of, spans_of
+from rewards.prm.sharing import prepare_sharing, rows_of, spans_of
 
 
 class PRMCollator:
@@ -112,10 +110,7 @@ class PRMTrainer(Trainer):
         self.class_weights = class_weights
         self._label_ids = prm_format.label_ids(processor.tokenizer)
         self._judged: list[tuple[float, bool, str]] = []  # P(+), label and problem of each step since the last log
-        shared = why_not_shared(model) is None
-        if shared:
-            enable_shared_prefix(model)
-        encode_images_once(model)
+        shared = prepare_sharing(model)
         if peft_config is not None:
             set_seed(args.seed)  # the adapters' first values
             model = get_peft_model(model, peft_config)
