@@ -12,7 +12,7 @@ import torch
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import image_sha256, load_image
-from mpo.multimodal.packing import can_be_shared, pack_rows
+from mpo.multimodal.packing import can_be_shared, pack_rows, within_limit
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from mpo.multimodal.vision import row_images
 from mpo.reference import response_keys
@@ -117,16 +117,9 @@ class PreferenceCollator:
     def _row_responses(self, group: _Group, *, shared: bool) -> Iterator[list[tuple[int, ...]]]:
         """The group's responses, cut into rows: one a row, or as many as `max_row_tokens` allows."""
         limit = 0 if not shared else math.inf if self.max_row_tokens is None else self.max_row_tokens
-        row: list[tuple[int, ...]] = []
-        prefix = len(group.prompt.input_ids) - 1
-        used = prefix
-        for response in group.responses:
-            if row and used + 1 + len(response) > limit:
-                yield row
-                row, used = [], prefix
-            row.append(response)
-            used += 1 + len(response)
-        yield row
+        responses = [*group.responses]
+        for row in within_limit(len(group.prompt.input_ids) - 1, [*map(len, responses)], limit):
+            yield [responses[place] for place in row]
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:

@@ -66,6 +66,26 @@ def can_be_shared(prompt: EncodedPrompt, image_token_id: int | None, *, length: 
     return length > 1 and not is_image and not has_features
 
 
+def within_limit(prefix: int, lengths: Sequence[int], limit: float) -> Iterator[range]:
+    """Cut a prompt's responses into rows of at most `limit` tokens, in their order; a row holds at least one.
+
+    Args:
+        prefix: tokens of `prompt[:-1]`, which every row repeats.
+        lengths: tokens of each response, p_last not counted.
+
+    Example:
+        >>> list(within_limit(10, [4, 4, 4], 20))
+        [range(0, 2), range(2, 3)]
+    """
+    start, used = 0, prefix
+    for place, length in enumerate(lengths):
+        if place > start and used + 1 + length > limit:
+            yield range(start, place)
+            start, used = place, prefix
+        used += 1 + length
+    yield range(start, len(lengths))
+
+
 def pack_rows(
     prompts: Sequence[EncodedPrompt], responses: Sequence[Sequence[Sequence[int]]], *, pad_token_id: int
 ) -> dict[str, Any]:

@@ -7,10 +7,11 @@ In VisualPRM's layout that lies inside the first user turn, since the first step
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows
+from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, within_limit
 from mpo.multimodal.prefix import EncodedPrompt, stack_rows
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once, row_images
@@ -91,13 +92,10 @@ def _packs(
         {name: feature[:length] for name, feature in prompt.token_features.items()},
         prompt.image_features,
     )
-    row: list[Tail] = []
-    used = length - 1
-    for tokens, solution in zip(ids, solutions, strict=True):
-        tail = (tokens[length:], [position - (length - 1) for position in solution.read_positions])
-        if row and max_row_tokens is not None and used + 1 + len(tail[0]) > max_row_tokens:
-            yield prefix, row
-            row, used = [], length - 1
-        row.append(tail)
-        used += 1 + len(tail[0])
-    yield prefix, row
+    tails: list[Tail] = [
+        (tokens[length:], [position - (length - 1) for position in solution.read_positions])
+        for tokens, solution in zip(ids, solutions, strict=True)
+    ]
+    limit = math.inf if max_row_tokens is None else max_row_tokens
+    for row in within_limit(length - 1, [len(tail) for tail, _ in tails], limit):
+        yield prefix, [tails[place] for place in row]
