@@ -146,6 +146,7 @@ class TrainPRMConfig:
     advantage: float | None = field(default=None, metadata={"help": "labels +, =, - of mc_i - mc_{i-1}, within this"})
     balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
     max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
+    num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 for all"})
     injected: int = field(default=0, metadata={"help": "right responses a problem to repeat with one wrong digit"})
     visual_contrasts: int = field(default=0, metadata={"help": "right responses a problem under another's pictures"})
     lora_rank: int = field(default=0, metadata={"help": "rank of LoRA adapters, merged at the end; 0 trains all"})

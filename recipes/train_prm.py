@@ -40,7 +40,9 @@ def train_prm(config: TrainPRMConfig) -> Path:
         return stage.out
     prm_format = find_format(config.prm_format)
     _check_advantage(config, prm_format)
-    read = read_groups(config.groups)
+    if config.num_problems < 0:
+        raise ConfigError(f"--num_problems must be 0 for all, or a number of problems; got {config.num_problems}")
+    read = read_groups(config.groups)[: config.num_problems or None]
     groups, rejected = labelled_groups(read, config, prm_format.max_steps)
     groups = [
         with_injected_errors(group, config.injected, random.Random(f"{config.seed}:{i}"))
