@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
     "doctor": ("recipes.doctor", "doctor", "TrainMPOConfig", "what `train-mpo` would do with its settings, beforehand"),
+    "rounds": ("recipes.rounds", "rounds", "RoundsConfig", "sample → pairs → MPO again and again, with a guard"),
     "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
     "answer": ("recipes.answer", "answer", "AnswerConfig", "one question, the best of N answers"),
     "beam-search": ("recipes.beam_search", "beam_search", "BeamSearchConfig", "answers found step by step with a PRM"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recipes.config_mpo import RoundsConfig as RoundsConfig
 from recipes.config_mpo import TrainMPOConfig as TrainMPOConfig
 from recipes.config_test_time import AnswerConfig as AnswerConfig
 from recipes.config_test_time import BeamSearchConfig as BeamSearchConfig

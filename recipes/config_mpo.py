@@ -1,4 +1,4 @@
-"""What `mpo train-mpo` and `mpo doctor` may be told; the other stages' settings stand in `recipes/config.py`."""
+"""What `mpo train-mpo`, `mpo doctor` and `mpo rounds` may be told; for other stages see `recipes/config.py`."""
 
 from __future__ import annotations
 
@@ -53,3 +53,21 @@ class TrainMPOConfig:
     sample_problems: int = field(default=8, metadata={"help": "problems of the pairs asked at each look"})
     sample_tokens: int = field(default=128, metadata={"help": "tokens of a sample at most"})
     report_to: str = field(default="none", metadata={"help": "none or wandb (WANDB_MODE=offline keeps it here)"})
+
+
+@dataclass
+class RoundsConfig:
+    """`mpo rounds`: sample, score, pair and train again and again, until the guard says that it no longer helps."""
+
+    settings: Path = field(
+        metadata={
+            "help": "YAML file with a section a stage: preference_sample, verify, score, pairs, train_mpo, test_sample"
+        }
+    )
+    policy: Path = field(metadata={"help": "model of the first round"})
+    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    problems: Path = field(metadata={"help": "questions.jsonl whose samples become pairs, with answers"})
+    guard: Path = field(metadata={"help": "questions.jsonl of held-out problems with answers, for the guard alone"})
+    out: Path = field(metadata={"help": "folder for rounds.json and a folder a round"})
+    rounds: int = field(default=3, metadata={"help": "at most; may be raised later"})
+    seed: int = field(default=0, metadata={"help": "of the draws and the training"})

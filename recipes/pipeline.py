@@ -34,6 +34,8 @@ SECTIONS: dict[str, type] = {
     "pairs": stages.PairsConfig,
     "train_mpo": stages.TrainMPOConfig,
     "test_sample": stages.SampleConfig,
+    "verify": stages.VerifyConfig,
+    "score": stages.ScoreConfig,
     "best_of_n": stages.BestOfNConfig,
 }
 BASELINE_SAMPLES = 4  # a problem, for arms of which only pass@1 is shown
@@ -116,7 +118,7 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
     drawn = sample(
         settings.build("prm_sample", policy=policy, problems=world / "prm.jsonl", out=run / "prm_samples", seed=seed)
     )
-    verified = verify(stages.VerifyConfig(groups=drawn, out=run / "prm_verified"))
+    verified = verify(settings.build("verify", groups=drawn, out=run / "prm_verified"))
     labelled = label(settings.build("label_steps", groups=verified, policy=policy, out=run / "prm_labelled", seed=seed))
     checker = deepen_policy(settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed))
     prm = train_prm(settings.build("train_prm", groups=labelled, model=checker, out=run / "prm", seed=seed))
@@ -131,8 +133,8 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
             seed=seed,
         )
     )
-    verified = verify(stages.VerifyConfig(groups=drawn, out=preference / "verified"))
-    scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=preference / "scored"))
+    verified = verify(settings.build("verify", groups=drawn, out=preference / "verified"))
+    scored = score(settings.build("score", groups=verified, prm=prm, out=preference / "scored"))
     made = pairs(settings.build("pairs", groups=scored, out=run / "pairs"))
 
     trained = {"policy": policy}
@@ -160,16 +162,16 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
     greedy = settings.build("test_sample", policy=model, problems=problems, out=out / "greedy_samples", seed=seed)
     greedy = replace(greedy, temperature=0.0, num_samples=1)
     swapped = replace(greedy, out=out / "swapped_samples", swap_images=True)
-    verify(stages.VerifyConfig(groups=sample(greedy), out=out / "greedy"))
-    verify(stages.VerifyConfig(groups=sample(swapped), out=out / "swapped"))
+    verify(settings.build("verify", groups=sample(greedy), out=out / "greedy"))
+    verify(settings.build("verify", groups=sample(swapped), out=out / "swapped"))
     drawn = settings.build("test_sample", policy=model, problems=problems, out=out / "samples", seed=seed)
     if not rerank:
         drawn = replace(drawn, num_samples=min(drawn.num_samples, BASELINE_SAMPLES))
-    verified = verify(stages.VerifyConfig(groups=sample(drawn), out=out / "verified"))
+    verified = verify(settings.build("verify", groups=sample(drawn), out=out / "verified"))
     if not rerank:
         return
-    scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored"))
-    blind = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored_swapped", swap_images=True))
+    scored = score(settings.build("score", groups=verified, prm=prm, out=out / "scored"))
+    blind = score(settings.build("score", groups=verified, prm=prm, out=out / "scored_swapped", swap_images=True))
     best_of_n(settings.build("best_of_n", groups=scored, swapped=blind, out=out / "best_of_n"))
 
 

@@ -70,3 +70,39 @@ def test_running_again_does_nothing_and_other_settings_are_refused(run, tmp_path
     capsys.readouterr()
     assert main(["pipeline", "--settings", str(changed), "--run_dir", str(run), "--arms", "mpo", "rft"]) == 4
     assert "max_pairs (2 then, 1 now)" in capsys.readouterr().err
+
+
+def test_rounds_go_on_from_each_other_and_keep_what_the_guard_says(run, tmp_path, capsys):
+    out = tmp_path / "rounds"
+    given = ["--settings", SETTINGS, "--policy", run / "policy", "--prm", run / "prm", "--out", out]
+    given += ["--problems", run / "world" / "preference.jsonl", "--guard", run / "world" / "test.jsonl"]
+    assert main(["rounds", *map(str, given), "--rounds", "1"]) == 0
+    first = manifests(out)
+    assert main(["rounds", *map(str, given), "--rounds", "2"]) == 0  # goes on
+    assert {name: time for name, time in manifests(out).items() if name.startswith(("round0", "round1"))} == {
+        name: time for name, time in first.items() if name != "manifest.json"
+    }
+    found = json.loads((out / "rounds.json").read_text())
+    start, *changed = found["rounds"]
+    assert start["change"] is None
+    assert start["gold"]["n"] == 8
+    for row in changed:
+        assert row["pairs"] > 0
+        before = found["rounds"][row["round"] - 1]
+        assert row["change"]["gold"]["mean"] == pytest.approx(row["gold"]["mean"] - before["gold"]["mean"])
+    fell = [row["change"]["gold"]["mean"] < 0 < row["change"]["reward"]["mean"] for row in changed]
+    assert not any(fell[:-1])
+    assert found["stopped"] == fell[-1]
+    assert found["stopped"] or len(changed) == 2
+    kept = found["rounds"][-2 if found["stopped"] else -1]["policy"]
+    assert found["policy"] == kept
+    reference = manifest_of(out / "round1" / "policy")["fingerprint"]["settings"]["policy"]
+    assert reference == str(run / "policy")
+    assert "policy that is kept" in capsys.readouterr().out
+
+
+def test_a_guard_that_is_trained_on_is_refused(run, tmp_path, capsys):
+    given = ["--settings", SETTINGS, "--policy", run / "policy", "--prm", run / "prm", "--out", tmp_path / "out"]
+    given += ["--problems", run / "world" / "test.jsonl", "--guard", run / "world" / "test.jsonl"]
+    assert main(["rounds", *map(str, given)]) == 2
+    assert "the guard must be held out" in capsys.readouterr().err
