@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
@@ -55,17 +56,18 @@ def _check(config: PairsConfig) -> None:
             f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
             "the other rules take none"
         )
+    if config.rule == DROPOUT and config.min_visual_dependence is not None:
+        raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
 
 
 def _ruled(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
     rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
-    return build_pairs(
-        groups,
-        rule=rule,
-        max_pairs=config.max_pairs,
-        format_negatives=config.format_negatives,
-        max_length_ratio=config.max_length_ratio,
-    )
+    return build_pairs(groups, rule=rule, **_options(config))
+
+
+def _options(config: PairsConfig) -> dict[str, Any]:
+    names = ("max_pairs", "format_negatives", "max_length_ratio", "min_visual_dependence")
+    return {name: getattr(config, name) for name in names}
 
 
 def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
@@ -103,12 +105,7 @@ def _export(
     config: PairsConfig,
 ) -> None:
     write_trl_parquet(found, stage.out / PAIRS)
-    table = yields(
-        groups,
-        max_pairs=config.max_pairs,
-        format_negatives=config.format_negatives,
-        max_length_ratio=config.max_length_ratio,
-    )
+    table = yields(groups, **_options(config))
     rows = {name: {"pairs": r.pairs, "problems_with_pairs": r.problems_with_pairs} for name, r in table.items()}
     write_atomic(stage.out / REPORT, json.dumps({**asdict(report), "yields": rows}, indent=2) + "\n")
     provenance = {**stage.fingerprint, "stage": stage.name}

@@ -168,9 +168,8 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
     verified = verify(stages.VerifyConfig(groups=sample(drawn), out=out / "verified"))
     if not rerank:
         return
-    scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored"))
-    blind = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored_swapped", swap_images=True))
-    best_of_n(settings.build("best_of_n", groups=scored, swapped=blind, out=out / "best_of_n"))
+    scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=out / "scored", visual_dependence=True))
+    best_of_n(settings.build("best_of_n", groups=scored, out=out / "best_of_n"))
 
 
 def evidence(arguments: EvidenceArguments) -> Path:

@@ -220,7 +220,7 @@ def test_evidence_folder_and_out(tmp_path):
 
 def test_a_run_with_little(tmp_path):
     run = make_run(tmp_path / "run", problems=3, optional=False)
-    for folder in ("pairs", "prm_labelled", "mpo", "test/mpo", "test/policy/best_of_n", "test/policy/scored_swapped"):
+    for folder in ("pairs", "prm_labelled", "mpo", "test/mpo", "test/policy/best_of_n"):
         shutil.rmtree(run / folder)
     (run / "world" / "images" / "test-0.png").write_bytes(b"no picture")
     html = report(run).read_text()
