@@ -132,8 +132,10 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
         )
     )
     verified = verify(stages.VerifyConfig(groups=drawn, out=preference / "verified"))
-    scored = score(stages.ScoreConfig(groups=verified, prm=prm, out=preference / "scored"))
-    made = pairs(settings.build("pairs", groups=scored, out=run / "pairs"))
+    pairing = settings.build("pairs", groups=preference / "scored", out=run / "pairs")
+    looked = pairing.min_visual_dependence is not None
+    score(stages.ScoreConfig(groups=verified, prm=prm, out=preference / "scored", visual_dependence=looked))
+    made = pairs(pairing)
 
     trained = {"policy": policy}
     for arm in arms:

@@ -72,6 +72,12 @@ def dependence(rollout: Rollout, other: Other = "blank") -> Dependence | None:
     return Dependence(tuple(seen - without for seen, without in pairs))
 
 
+def step_dependence(rollout: Rollout) -> tuple[float, ...] | None:
+    """For each step the smaller of its dependences on blank and swapped pictures, of those that are there."""
+    found = [one.steps for one in (dependence(rollout, "blank"), dependence(rollout, "swapped")) if one is not None]
+    return tuple(map(min, zip(*found, strict=True))) if found else None
+
+
 def visual_dependence(rollout: Rollout) -> float | None:
     """The smaller of the mean dependences on blank and swapped pictures, of those that are there, in [-1, 1].
 

@@ -80,7 +80,7 @@ def test_best_of_n_and_prm_rows(golden):
     (row,) = [row for row in summary["prm"] if row["arm"] == "mpo"]
     assert row["swap_drop"] == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 2, "seeds": [0.25, 0.25]}
     assert row["dependence_right"]["mean"] == row["dependence_wrong"]["mean"] == 0.25
-    assert row["perception"]["mean"] == 1.0  # every score moves by 0.25, and the wrong one below 0.5 too
+    assert "perception" not in row  # no wrong answer has a step below 0.5
     assert row["auc_swapped"] == row["auc"]  # all rewards fall alike
     # seed 0: problem 1 only, 0; seed 1: problem 0 tie 1/2, problem 1 right .25 < none .5 → 0
     assert row["auc"]["mean"] == 0.25
@@ -100,6 +100,8 @@ def test_a_whole_run(tmp_path):
     assert {arm["arm"] for arm in summary["arms"] if "swapped" in arm} == {"policy", "mpo", "dpo"}
     assert all(0.3 < row["auc_swapped"]["mean"] < 0.7 < row["auc"]["mean"] for row in summary["prm"])
     assert all(row["swap_drop"]["low"] > 0 for row in summary["prm"])
+    assert all(row["dependence_right"]["low"] > row["dependence_wrong"]["high"] for row in summary["prm"])
+    assert all(0.5 < row["perception"]["mean"] <= 1.0 for row in summary["prm"])  # made-up scores move by about 0.2
     folders = [stage["folder"] for stage in summary["stages"]]
     assert {"pairs", "prm_labelled", "test/mpo/scored", "test/dpo/verified"} <= set(folders)
     assert summary["pairs"][0]["problems_in"] == 6
