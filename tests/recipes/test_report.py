@@ -145,7 +145,7 @@ def test_image_blind_picks_are_marked(tmp_path):
 
 
 def test_steps_say_how_much_they_depend_on_the_picture(tmp_path):
-    """0.9 falls to 0.4 and 0.2, so by 0.5 at least; the first low step moves up by 0.3: perception. The next is silent."""
+    """0.9 falls to 0.4 and 0.2, by 0.5 at least; the first low step moves up by 0.3: perception; the next is silent."""
     rollout = Rollout(
         Completion("a\n\nb\n\nc"),
         W,
