@@ -20,6 +20,7 @@ from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing_report import PairingReport
 from rewards.pairs import RULES, build_pairs, prm_margin, yields
 from rewards.types import PreferencePair, RolloutGroup
+from rewards.visual_dependence import visual_dependence
 
 PAIRS = "pairs.parquet"
 REPORT = "report.json"
@@ -61,6 +62,12 @@ def _check(config: PairsConfig) -> None:
 
 
 def _ruled(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
+    known = any(visual_dependence(rollout) is not None for group in groups for rollout in group.rollouts)
+    if config.min_visual_dependence is not None and not known:
+        raise DataError(
+            f"min_visual_dependence={config.min_visual_dependence} needs scores without the picture, and "
+            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
+        )
     rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
     return build_pairs(groups, rule=rule, **_options(config))
 
