@@ -54,13 +54,11 @@ def best_of_n(config: BestOfNConfig) -> Path:
         ConfigError: a k is below 1 or above the number of rollouts.
         DataError: there are no groups, rollouts without verdicts, or no rewards at all.
     """
-    inputs = [path for path in (config.groups, config.swapped) if path is not None]
-    stage = open_stage("best-of-n", config, inputs=inputs)
+    stage = open_stage("best-of-n", config, inputs=[config.groups])
     if stage.complete:
         return stage.out
     groups = read_groups(config.groups)
-    swapped = read_groups(config.swapped) if config.swapped is not None else None
-    results = evaluate(groups, config.ks, swapped=swapped, where=str(config.groups))
+    results = evaluate(groups, config.ks, where=str(config.groups))
     write_atomic(stage.out / RESULTS, json.dumps(results) + "\n")
     for warning in results["warnings"]:
         print(f"warning: {config.groups}: {warning['message']}", file=sys.stderr)
@@ -69,19 +67,12 @@ def best_of_n(config: BestOfNConfig) -> Path:
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
 
 
-def evaluate(
-    groups: Sequence[RolloutGroup],
-    ks: Sequence[int],
-    *,
-    swapped: Sequence[RolloutGroup] | None = None,
-    where: str = "the groups",
-) -> dict[str, Any]:
+def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = "the groups") -> dict[str, Any]:
     """What `results.json` holds: `values[selector][k]` has one expected correctness a problem, as `problem_ids`.
 
     Args:
-        groups: verified and scored.
+        groups: verified and scored; unless with other pictures too, nobody asks whether the PRM looks.
         ks: numbers of candidates.
-        swapped: the same groups scored with other problems' pictures; without them nobody asks whether the PRM looks.
         where: names the groups in messages.
     """
     samples = _check(groups, ks, where)
@@ -106,8 +97,8 @@ def evaluate(
         "unscored": sum(rollout.reward is None for rollout in rollouts),
         "regret": {str(k): asdict(selector_regret(oracle[k], prm[k])) for k in ks},
         "length_preference": _as_dict(length_preference(groups)),
-        "image_drop": _as_dict(image_drop(groups, swapped)) if swapped is not None else None,
-        "warnings": [asdict(warning) for warning in trust_warnings(prm, vote, groups, swapped)],
+        "image_drop": _as_dict(image_drop(groups)),
+        "warnings": [asdict(warning) for warning in trust_warnings(prm, vote, groups)],
         "adaptive": adaptive(groups, samples),
         "within_problem_auc": asdict(mean_with_interval(aucs)) if aucs else None,
     }

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
@@ -19,6 +20,7 @@ from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing_report import PairingReport
 from rewards.pairs import RULES, build_pairs, prm_margin, yields
 from rewards.types import PreferencePair, RolloutGroup
+from rewards.visual_dependence import visual_dependence
 
 PAIRS = "pairs.parquet"
 REPORT = "report.json"
@@ -55,17 +57,24 @@ def _check(config: PairsConfig) -> None:
             f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
             "the other rules take none"
         )
+    if config.rule == DROPOUT and config.min_visual_dependence is not None:
+        raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
 
 
 def _ruled(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
+    known = any(visual_dependence(rollout) is not None for group in groups for rollout in group.rollouts)
+    if config.min_visual_dependence is not None and not known:
+        raise DataError(
+            f"min_visual_dependence={config.min_visual_dependence} needs scores without the picture, and "
+            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
+        )
     rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
-    return build_pairs(
-        groups,
-        rule=rule,
-        max_pairs=config.max_pairs,
-        format_negatives=config.format_negatives,
-        max_length_ratio=config.max_length_ratio,
-    )
+    return build_pairs(groups, rule=rule, **_options(config))
+
+
+def _options(config: PairsConfig) -> dict[str, Any]:
+    names = ("max_pairs", "format_negatives", "max_length_ratio", "min_visual_dependence")
+    return {name: getattr(config, name) for name in names}
 
 
 def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
@@ -103,12 +112,7 @@ def _export(
     config: PairsConfig,
 ) -> None:
     write_trl_parquet(found, stage.out / PAIRS)
-    table = yields(
-        groups,
-        max_pairs=config.max_pairs,
-        format_negatives=config.format_negatives,
-        max_length_ratio=config.max_length_ratio,
-    )
+    table = yields(groups, **_options(config))
     rows = {name: {"pairs": r.pairs, "problems_with_pairs": r.problems_with_pairs} for name, r in table.items()}
     write_atomic(stage.out / REPORT, json.dumps({**asdict(report), "yields": rows}, indent=2) + "\n")
     provenance = {**stage.fingerprint, "stage": stage.name}

@@ -181,7 +181,9 @@ class ScoreConfig:
     )
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
-    swap_images: bool = field(default=False, metadata={"help": "canary: score with the picture of another problem"})
+    visual_dependence: bool = field(
+        default=False, metadata={"help": "score with a blank and with another problem's picture too"}
+    )
 
 
 @dataclass
@@ -198,6 +200,9 @@ class PairsConfig:
     format_negatives: bool = field(default=True, metadata={"help": "reject responses without a final answer too"})
     max_length_ratio: float | None = field(
         default=None, metadata={"help": "longer side over shorter side in characters, at most; 1.2 matches lengths"}
+    )
+    min_visual_dependence: float | None = field(
+        default=None, metadata={"help": "of a chosen response, at least; needs `mpo score --visual_dependence true`"}
     )
     margin: float = field(default=0.1, metadata={"help": "prm_margin: rewards of a pair differ by at least this"})
     policy: Path | None = field(default=None, metadata={"help": "dropout_ntp: model that wrote the responses"})

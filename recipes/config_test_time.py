@@ -13,9 +13,6 @@ class BestOfNConfig:
     groups: Path = field(metadata={"help": "folder with verified and scored groups"})
     out: Path = field(metadata={"help": "folder for results.json"})
     ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of candidates"})
-    swapped: Path | None = field(
-        default=None, metadata={"help": "the same groups scored with other problems' pictures, to see a blind PRM"}
-    )
 
 
 @dataclass

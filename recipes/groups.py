@@ -23,6 +23,7 @@ from rewards.types import (
     Rollout,
     RolloutGroup,
     StepScores,
+    Unseen,
     Verdict,
 )
 
@@ -41,6 +42,12 @@ class _ProblemRow(BaseModel):
     meta: dict[str, Any] = {}
 
 
+class _UnseenRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    step_scores: list[float]
+    reward: float
+
+
 class _RolloutRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     text: str
@@ -52,6 +59,8 @@ class _RolloutRow(BaseModel):
     reward: float | None = None
     mc: list[tuple[int, int]] | None = None
     label_source: str | None = None  # absent in files that were written before there was more than one budget
+    blank: _UnseenRow | None = None
+    swapped: _UnseenRow | None = None
 
 
 class _GroupRow(BaseModel):
@@ -223,7 +232,13 @@ def _rollout(row: _RolloutRow) -> Rollout:
         row.reward,
         tuple(MonteCarloCount(*count) for count in row.mc) if row.mc is not None else None,
         row.label_source,
+        _unseen(row.blank),
+        _unseen(row.swapped),
     )
+
+
+def _unseen(row: _UnseenRow | None) -> Unseen | None:
+    return Unseen(StepScores(tuple(row.step_scores)), row.reward) if row is not None else None
 
 
 def _row(rollout: Rollout) -> Mapping[str, Any]:
@@ -238,5 +253,11 @@ def _row(rollout: Rollout) -> Mapping[str, Any]:
         "reward": rollout.reward,
         "mc": [(count.correct, count.total) for count in rollout.mc] if rollout.mc else None,
         "label_source": rollout.label_source,
+        "blank": _unseen_row(rollout.blank),
+        "swapped": _unseen_row(rollout.swapped),
     }
     return {key: value for key, value in row.items() if value is not None}
+
+
+def _unseen_row(unseen: Unseen | None) -> Mapping[str, Any] | None:
+    return {"step_scores": list(unseen.step_scores.values), "reward": unseen.reward} if unseen else None

@@ -134,8 +134,11 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
         )
     )
     verified = verify(settings.build("verify", groups=drawn, out=preference / "verified"))
-    scored = score(settings.build("score", groups=verified, prm=prm, out=preference / "scored"))
-    made = pairs(settings.build("pairs", groups=scored, out=run / "pairs"))
+    pairing = settings.build("pairs", groups=preference / "scored", out=run / "pairs")
+    looked = pairing.min_visual_dependence is not None
+    given = {"groups": verified, "prm": prm, "out": preference / "scored", "visual_dependence": looked}
+    score(settings.build("score", **given))
+    made = pairs(pairing)
 
     trained = {"policy": policy}
     for arm in arms:
@@ -170,9 +173,9 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
     verified = verify(settings.build("verify", groups=sample(drawn), out=out / "verified"))
     if not rerank:
         return
-    scored = score(settings.build("score", groups=verified, prm=prm, out=out / "scored"))
-    blind = score(settings.build("score", groups=verified, prm=prm, out=out / "scored_swapped", swap_images=True))
-    best_of_n(settings.build("best_of_n", groups=scored, swapped=blind, out=out / "best_of_n"))
+    given = {"groups": verified, "prm": prm, "out": out / "scored", "visual_dependence": True}
+    scored = score(settings.build("score", **given))
+    best_of_n(settings.build("best_of_n", groups=scored, out=out / "best_of_n"))
 
 
 def evidence(arguments: EvidenceArguments) -> Path:

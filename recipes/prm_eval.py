@@ -14,19 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
-from mpo.multimodal.images import load_image
 from recipes.config import PRMEvalConfig
 from recipes.groups import read_groups
 from recipes.run import open_stage
-from recipes.sample import swapped
 from recipes.tables import Header, Rows, interval, rich_table, signed
 from rewards.interchange.processbench import read_processbench
 from rewards.interchange.visualprocessbench import read_visualprocessbench
+from rewards.other_pictures import blanked, swapped
 from rewards.prm.benchmark import BenchmarkResponse, ScoredResponse, choose_threshold, in_development
 from rewards.prm.benchmark_metrics import evaluate, image_drop
 from rewards.prm.formats import format_files
@@ -105,12 +103,6 @@ def canaries(config: PRMEvalConfig, problems: Sequence[Problem]) -> dict[str, Ca
         partner = {problem.id: problem for problem in swapped(distinct)}
         asked["swapped"] = lambda problem: partner[problem.id]
     return asked
-
-
-def blanked(problem: Problem) -> Problem:
-    """The problem with a white picture of the same size in place of each of its own."""
-    sizes = [load_image(image).size for image in problem.images]
-    return replace(problem, images=tuple(Image.new("RGB", size, "white") for size in sizes))
 
 
 def without_picture(

@@ -28,7 +28,8 @@ from recipes.report_problems import problem_views
 from recipes.report_text import printable
 from recipes.run import MANIFEST, manifest_of
 from recipes.summary import BASELINE, TRAINED, label, runs_of, summarise
-from recipes.tables import SELECTOR_LABELS, caption, markdown_tables, percent, points, samples_of, verdict
+from recipes.tables import SELECTOR_LABELS, caption, change, markdown_tables, percent, points, samples_of, verdict
+from rewards.visual_dependence import LOW_SCORE, MARGIN
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
@@ -99,7 +100,7 @@ def _render(page: Mapping[str, Any], problems: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "printable": printable}
+    environment.filters |= {"percent": percent, "points": points, "printable": printable, "change": change}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))  # our own files, and nobody else's text
@@ -129,6 +130,10 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
         ],
         "pair_charts": pair_charts(runs),
         "yields": _yields(summary["pairs"]),
+        "pair_dependence": any(row.get("mean_dependence") for row in summary["pairs"]),
+        "dependence": [row for row in summary["prm"] if "dependence_right" in row or "dependence_wrong" in row],
+        "low_score": LOW_SCORE,
+        "margin": MARGIN,
         "calibration": calibration_charts(runs),
         "warnings": _warnings(runs, summary),
         "training": _training(runs[0]),

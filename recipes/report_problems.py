@@ -20,7 +20,9 @@ from rewards.errors import StepAlignmentError
 from rewards.label_source import counts_estimate_mc
 from rewards.selection import majority
 from rewards.splitting import split_into, split_on_blank_lines
+from rewards.trust import LEAST_DROP
 from rewards.types import Completion, Rollout, RolloutGroup, Verdict
+from rewards.visual_dependence import first_error, step_dependence, visual_dependence
 
 LONGEST_STEP = 4000  # characters of a step or question on the page
 LONGEST_LINE = 400  # characters of an answer or id
@@ -39,13 +41,18 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class StepView:
-    """One step: its score and the scale's bin, its Monte-Carlo count, whether a pair first differs here."""
+    """One step: its score and the scale's bin, its Monte-Carlo count, whether a pair first differs here.
+
+    `dependence`: how far the score falls without the picture. `error`: of a response's first low step, of which kind.
+    """
 
     text: str
     score: float | None = None
     bin: int | None = None
     count: str | None = None
     differs: bool = False
+    dependence: float | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class ResponseView:
     copies: int
     badges: list[str]
     trouble: str | None
-    swapped: float | None = None  # reward with another problem's picture
+    blank: float | None = None  # reward with a blank picture
+    swapped: float | None = None  # with another problem's
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class ProblemView:
     disagrees: bool
     missing_pictures: int = 0
     pairs: list[PairView] = field(default_factory=list)
-    blind: bool = False  # the PRM's pick loses no reward with another problem's picture
+    blind: bool = False  # the steps of the PRM's pick are scored as well without its picture
 
 
 def problem_views(run: Path, count: int) -> dict[str, list[ProblemView]]:
@@ -108,17 +116,10 @@ def problem_views(run: Path, count: int) -> dict[str, list[ProblemView]]:
     for position, (kind, folder) in enumerate(present.items(), start=1):
         room = left if position == len(present) else min(shares[kind], left)
         pairs = read_pairs(run) if kind == "pairs" else {}
-        swapped = _swapped(folder.with_name("scored_swapped")) if kind == "test" else {}
         groups = [group for group in read_groups(folder) if kind != "pairs" or group.problem.id in pairs]
-        blind = {group.problem.id for group in groups if _blind(group, swapped.get(group.problem.id, {}))}
+        blind = {group.problem.id for group in groups if _blind(group)}
         views[kind] = [
-            _problem(
-                group,
-                kind,
-                pairs=pairs.get(group.problem.id, []),
-                swapped=swapped.get(group.problem.id, {}),
-                blind=group.problem.id in blind,
-            )
+            _problem(group, kind, pairs=pairs.get(group.problem.id, []), blind=group.problem.id in blind)
             for group in _telling(groups, room, blind)
         ]
         left -= len(views[kind])
@@ -164,24 +165,13 @@ def _disagrees(group: RolloutGroup) -> bool:
     return answers[0] != answers[1]
 
 
-def _swapped(folder: Path) -> dict[str, dict[str, float]]:
-    """Problem id → text → reward with another problem's picture."""
-    groups = read_groups(folder) if _finished(folder) else []
-    return {g.problem.id: {r.completion.text: r.reward for r in g.rollouts if r.reward is not None} for g in groups}
+def _blind(group: RolloutGroup) -> bool:
+    """Whether the best-rewarded response loses (almost) nothing with a blank or another picture."""
+    value = visual_dependence(group.rollouts[_top(group)]) if group.rollouts else None
+    return value is not None and value < LEAST_DROP
 
 
-def _blind(group: RolloutGroup, swapped: Mapping[str, float]) -> bool:
-    """Whether the best-rewarded response loses nothing with another picture."""
-    if not group.rollouts:
-        return False
-    top = group.rollouts[_top(group)]
-    other = swapped.get(top.completion.text)
-    return other is not None and top.reward is not None and other >= top.reward
-
-
-def _problem(
-    group: RolloutGroup, kind: str, *, pairs: Sequence[PairTexts], swapped: Mapping[str, float], blind: bool
-) -> ProblemView:
+def _problem(group: RolloutGroup, kind: str, *, pairs: Sequence[PairTexts], blind: bool) -> ProblemView:
     problem, badges = group.problem, _badges(group)
     copies: dict[str, list[Rollout]] = {}
     for rollout in group.rollouts:
@@ -190,7 +180,7 @@ def _problem(
     pictures, missing = pictures_of(problem)
     paired = {text for pair in pairs for text in (pair.chosen, pair.rejected)}
     alone = [same for same in ordered if same[0].completion.text not in paired]
-    responses = [_response(same, badges, swapped=swapped) for same in alone]
+    responses = [_response(same, badges) for same in alone]
     room = 0 if pairs else SHOWN
     shown = [r for rank, r in enumerate(responses) if rank < room or r.badges]
     return ProblemView(
@@ -237,13 +227,7 @@ def _pair(
     return PairView(printable(why), chosen, rejected)
 
 
-def _response(
-    same: Sequence[Rollout],
-    badges: Mapping[str, list[str]],
-    *,
-    differs: int | None = None,
-    swapped: Mapping[str, float] | None = None,
-) -> ResponseView:
+def _response(same: Sequence[Rollout], badges: Mapping[str, list[str]], *, differs: int | None = None) -> ResponseView:
     """The view of rollouts with one text."""
     rollout, text = same[0], same[0].completion.text
     verdict, mark = VERDICTS[rollout.verdict]
@@ -255,7 +239,8 @@ def _response(
         copies=len(same),
         badges=badges.get(text, []),
         trouble=degenerate(rollout.completion),
-        swapped=(swapped or {}).get(text),
+        blank=rollout.blank.reward if rollout.blank else None,
+        swapped=rollout.swapped.reward if rollout.swapped else None,
     )
 
 
@@ -278,6 +263,7 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
     except StepAlignmentError:
         return [StepView(_clipped(text))]
     views = []
+    dependences, error = step_dependence(rollout), first_error(rollout)
     for index, step in enumerate(steps):
         score = scores[index] if scores else values[index] if values else None
         views.append(
@@ -287,6 +273,8 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
                 bin=None if score is None else round(score * BINS),
                 count=counts[index] if index < len(counts) else None,
                 differs=differs is not None and len(steps) == len(whole) and index == differs,
+                dependence=dependences[index] if dependences else None,
+                error=error[1].value if error is not None and error[0] == index else None,
             )
         )
     return views

@@ -83,8 +83,10 @@ def _check_held_out(config: RoundsConfig) -> None:
 def _train(settings: Settings, config: RoundsConfig, policy: Path, folder: Path, number: int) -> Path:
     """One turn of the loop, with samples of its own: their seed is the run's plus the round's number."""
     seed = config.seed + number
-    scored = _scored(settings, "preference_sample", config, policy, config.problems, folder, seed)
-    made = pairs(settings.build("pairs", groups=scored, out=folder / "pairs"))
+    pairing = settings.build("pairs", groups=folder / "scored", out=folder / "pairs")
+    looked = pairing.min_visual_dependence is not None
+    _scored(settings, "preference_sample", config, policy, config.problems, folder, seed, visual_dependence=looked)
+    made = pairs(pairing)
     return train_mpo(settings.build("train_mpo", policy=policy, pairs=made, out=folder / "policy", seed=seed))
 
 
@@ -95,12 +97,21 @@ def _measure(settings: Settings, config: RoundsConfig, policy: Path, folder: Pat
 
 
 def _scored(
-    settings: Settings, section: str, config: RoundsConfig, policy: Path, problems: Path, folder: Path, seed: int
+    settings: Settings,
+    section: str,
+    config: RoundsConfig,
+    policy: Path,
+    problems: Path,
+    folder: Path,
+    seed: int,
+    *,
+    visual_dependence: bool = False,
 ) -> Path:
     """A policy's samples, verified and scored: three folders below `folder`."""
     drawn = sample(settings.build(section, policy=policy, problems=problems, out=folder / "samples", seed=seed))
     verified = verify(settings.build("verify", groups=drawn, out=folder / "verified"))
-    return score(settings.build("score", groups=verified, prm=config.prm, out=folder / "scored"))
+    given = {"groups": verified, "prm": config.prm, "out": folder / "scored", "visual_dependence": visual_dependence}
+    return score(settings.build("score", **given))
 
 
 def _row(

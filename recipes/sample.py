@@ -8,7 +8,6 @@ later stages read, is written from the store at the end, in the order of the pro
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from recipes.quarantine import Quarantine
 from recipes.run import MANIFEST, Stage, open_stage
 from rewards.generators.gathering import check_number
 from rewards.interchange.sample_rows import write_sample_parquet
+from rewards.other_pictures import swapped
 from rewards.store import OnChange, SampleStore, StoredSample
 from rewards.types import Generator, Problem, Rollout, RolloutGroup, SamplingParams
 from rewards.units import digest, problem_key, unit_key
@@ -177,16 +177,3 @@ def readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[
         else:
             kept.append(problem)
     return kept, digests
-
-
-def swapped(problems: list[Problem]) -> list[Problem]:
-    """Each problem with the pictures of the next problem whose pictures have the same sizes: the image canary.
-
-    Number and sizes are kept, so only what the pictures show changes. A problem without such a partner, or without
-    pictures, keeps its own.
-    """
-    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for index, problem in enumerate(problems):
-        alike.setdefault(tuple(load_image(image).size for image in problem.images), []).append(index)
-    partner = {i: group[(place + 1) % len(group)] for group in alike.values() for place, i in enumerate(group)}
-    return [replace(problem, images=problems[partner[i]].images) for i, problem in enumerate(problems)]

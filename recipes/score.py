@@ -1,25 +1,24 @@
-"""`mpo score`: step scores and one reward a rollout."""
+"""`mpo score`: step scores and one reward a rollout; with `--visual_dependence`, the same without the picture."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ScoreConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
-from recipes.sample import swapped
 from rewards.aggregation import AGGREGATIONS
 from rewards.prm.formats import format_files
 from rewards.prm.model_prm import ModelPRM
-from rewards.scoring import score_groups
-from rewards.types import RolloutGroup
+from rewards.scoring import score_groups, score_unseen
 
 
 def score(config: ScoreConfig) -> Path:
-    """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted."""
+    """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted.
+
+    With `visual_dependence` each is scored three times: with its picture, a blank one and another problem's.
+    """
     stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
     if stage.complete:
         return stage.out
@@ -27,15 +26,11 @@ def score(config: ScoreConfig) -> Path:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     groups = read_groups(config.groups)
     prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
-    asked = _with_swapped_images(groups) if config.swap_images else groups
-    scored, unscored = score_groups(asked, prm, how=config.aggregation, describe="score")
-    scored = [replace(after, problem=before.problem) for after, before in zip(scored, groups, strict=True)]
-    write_groups(stage.out, scored)
+    scored, unscored = score_groups(groups, prm, how=config.aggregation, describe="score")
     total = sum(len(group.rollouts) for group in groups)
-    counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(Counter(unscored))}
+    counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(unscored)}
+    if config.visual_dependence:
+        scored, lacking = score_unseen(scored, prm, how=config.aggregation, describe="score without the picture")
+        counts["without_other_picture"] = dict(lacking)
+    write_groups(stage.out, scored)
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
-
-
-def _with_swapped_images(groups: list[RolloutGroup]) -> list[RolloutGroup]:
-    problems = swapped([group.problem for group in groups])
-    return [replace(group, problem=problem) for group, problem in zip(groups, problems, strict=True)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,9 +23,11 @@ from recipes.run import MANIFEST, manifest_of
 from rewards.curves import correctness_of, mean_with_interval, paired_difference
 from rewards.degeneration import REASONS
 from rewards.types import RolloutGroup
+from rewards.visual_dependence import of_group
 
 ARM_LABELS = {"policy": "warm start", "mpo": "MPO", "dpo": "DPO", "dpo_lm": "DPO + LM", "rft": "RFT"}
 BASELINE, TRAINED = "policy", "mpo"
+PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong", "perception")
 LARGEST_CLAIM_K = 8
 
 Values = dict[str, float]  # problem id → value
@@ -130,8 +132,7 @@ def _measures_of(runs: Sequence[Path], arm: str) -> Measures:
     measures = _measures(runs, [f"{test}/scored", f"{test}/verified"], _of_samples)
     for name in ("greedy", "swapped"):
         measures |= _measures(runs, [f"{test}/{name}"], partial(_of_accuracy, name))
-    swapped = _measures(runs, [f"{test}/scored_swapped"], _of_rewards)
-    return measures | {f"{name}_swapped": measure for name, measure in swapped.items()}
+    return measures
 
 
 def _measures(runs: Sequence[Path], stages: Sequence[str], of: Callable[[RolloutGroup], Row]) -> Measures:
@@ -167,12 +168,20 @@ def _of_accuracy(name: str, group: RolloutGroup) -> Row:
 
 def _of_samples(group: RolloutGroup) -> Row:
     counts = {"sampled": _accuracy(group), "samples": float(len(group.rollouts))}
-    return {**counts, **degenerate_shares(group.rollouts), **_of_rewards(group)}
+    return {**counts, **degenerate_shares(group.rollouts), **_of_rewards(group), **of_group(group)}
 
 
 def _of_rewards(group: RolloutGroup) -> Row:
-    rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
-    return {"auc": within_problem_aucs([group]).get(group.problem.id), "reward": fmean(rewards) if rewards else None}
+    """AUC with the problem's picture and with another's, and the mean fall of the reward."""
+    other = replace(
+        group, rollouts=tuple(r.with_(reward=r.swapped.reward if r.swapped else None) for r in group.rollouts)
+    )
+    falls = [r.reward - r.swapped.reward for r in group.rollouts if r.reward is not None and r.swapped is not None]
+    return {
+        "auc": within_problem_aucs([group]).get(group.problem.id),
+        "auc_swapped": within_problem_aucs([other]).get(group.problem.id),
+        "swap_drop": fmean(falls) if falls else None,
+    }
 
 
 def _accuracy(group: RolloutGroup) -> float:
@@ -187,10 +196,8 @@ def _arm(arm: str, measures: Measures) -> dict[str, Any]:
 
 
 def _prm(arm: str, measures: Measures) -> dict[str, Any]:
-    """Within-problem AUC with the right and with another problem's picture, and how far rewards fall."""
-    row: dict[str, Any] = {name: measures[name].estimate() for name in ("auc", "auc_swapped") if name in measures}
-    drop = _difference(measures.get("reward"), measures.get("reward_swapped"))
-    row |= {"swap_drop": drop} if drop else {}
+    """Within-problem AUC with the right and with another problem's picture, and what depends on the picture."""
+    row: dict[str, Any] = {name: measures[name].estimate() for name in PRM_MEASURES if name in measures}
     return {"arm": arm, "label": label(arm), **row} if row else {}
 
 

@@ -21,6 +21,7 @@ SELECTOR_LABELS = {
     "random": "random (pass@1)",
     "oracle": "oracle (pass@k)",
 }
+_DEPENDENCES = ("dependence_right", "dependence_wrong")
 Header = list[str]
 Rows = list[list[str]]
 
@@ -55,6 +56,17 @@ def points(difference: float) -> str:
         '−3.1'
     """
     return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def change(difference: float) -> str:
+    """A difference of scores, with its sign.
+
+    Example:
+        >>> change(-0.031), change(0.0)
+        ('−0.03', '0.00')
+    """
+    text = f"{difference:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
 def signed(estimate: Mapping[str, Any]) -> str:
@@ -104,13 +116,22 @@ def claims_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
 
 def prm_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
     """What the PRM knows: ranking within a problem (per cent; 50 is chance), and how it reacts to another picture."""
-    header = ["answers of", "within-problem AUC", "AUC, other picture", "reward lost with another picture"]
+    header = [
+        "answers of",
+        "within-problem AUC",
+        "AUC, other picture",
+        "reward lost with another picture",
+        "visual dependence, right / wrong",
+        "perception errors",
+    ]
     rows = [
         [
             row["label"],
             interval(row.get("auc")),
             interval(row.get("auc_swapped")),
             signed(row["swap_drop"]) if "swap_drop" in row else "–",
+            " / ".join(change(row[name]["mean"]) if name in row else "–" for name in _DEPENDENCES),
+            interval(row.get("perception")),
         ]
         for row in summary["prm"]
     ]

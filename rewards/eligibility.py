@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.types import FinishReason, PreferencePair, RolloutGroup, Verdict
+from rewards.types import FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict
+from rewards.visual_dependence import visual_dependence
 
 Sides = tuple[int, int]  # indexes of chosen and rejected
 
@@ -35,13 +36,21 @@ class Eligible:
         return sorted([*self.right, *self.wrong, *self.unparsable])
 
 
-def eligible(group: RolloutGroup, *, format_negatives: bool, need_reward: bool = False) -> Eligible:
+def eligible(
+    group: RolloutGroup,
+    *,
+    format_negatives: bool,
+    need_reward: bool = False,
+    min_visual_dependence: float | None = None,
+) -> Eligible:
     """Sort a group's rollouts.
 
     Args:
         group: rollouts with verdicts.
         format_negatives: a response without a final answer may be rejected.
         need_reward: a rollout without reward is a reject.
+        min_visual_dependence: a right response whose score depends on the picture by less
+            (`rewards/visual_dependence.py`) is a reject, and one that was not scored without it. None: no limit.
     """
     found = Eligible()
     seen: set[str] = set()
@@ -59,6 +68,8 @@ def eligible(group: RolloutGroup, *, format_negatives: bool, need_reward: bool =
             found.rejects["unparsable"] += 1
         elif need_reward and rollout.reward is None:
             found.rejects["no_reward"] += 1
+        elif correct and (blind := _blind(rollout, min_visual_dependence)):
+            found.rejects[blind] += 1
         elif text in seen:
             found.rejects["duplicate_text"] += 1
         else:
@@ -66,6 +77,14 @@ def eligible(group: RolloutGroup, *, format_negatives: bool, need_reward: bool =
             side = {Verdict.CORRECT: found.right, Verdict.WRONG: found.wrong}.get(rollout.verdict, found.unparsable)
             side.append(index)
     return found
+
+
+def _blind(rollout: Rollout, least: float | None) -> str | None:
+    """Why a right response may not be chosen for want of visual dependence, or `None`."""
+    if least is None:
+        return None
+    value = visual_dependence(rollout)
+    return "no_visual_dependence" if value is None else "low_visual_dependence" if value < least else None
 
 
 def within_length(group: RolloutGroup, sides: Sides, max_ratio: float | None) -> bool:
@@ -80,7 +99,7 @@ def without_partner(indexes: Iterable[int], candidates: Iterable[Sides]) -> int:
 
 
 def pair_of(group: RolloutGroup, sides: Sides, *, source: str, **meta: Any) -> PreferencePair:
-    """The pair of two rollouts, with their indexes and rewards as provenance."""
+    """The pair of two rollouts, with their indexes, rewards and visual dependence as provenance."""
     chosen, rejected = (group.rollouts[index] for index in sides)
     provenance = {
         "chosen_index": sides[0],
@@ -88,5 +107,7 @@ def pair_of(group: RolloutGroup, sides: Sides, *, source: str, **meta: Any) -> P
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
         "rejected_verdict": rejected.verdict.value if rejected.verdict else None,
+        "chosen_dependence": visual_dependence(chosen),
+        "rejected_dependence": visual_dependence(rejected),
     }
     return PreferencePair(group.problem, chosen.completion, rejected.completion, source, {**provenance, **meta})

@@ -30,6 +30,7 @@ class PairingReport:
         mean_characters, mean_steps: side ("chosen", "rejected") → mean length; empty without pairs.
         blind_rulers: share of pairs where picking the longest / shortest / first picks the chosen, ties half.
         blind_intervals: its 95 % interval, with the problems as independent draws.
+        mean_dependence: side → mean visual dependence (`rewards/visual_dependence.py`); empty unless every pair has it.
         warnings: what a user should see before training; empty if there is nothing.
     """
 
@@ -43,6 +44,7 @@ class PairingReport:
     mean_steps: dict[str, float] = field(default_factory=dict)
     blind_rulers: dict[str, float] = field(default_factory=dict)
     blind_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    mean_dependence: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -76,6 +78,7 @@ def report_on(
         mean_steps={side: fmean(len(split_on_blank_lines(t)) for t in found) for side, found in texts.items()},
         blind_rulers=rulers,
         blind_intervals=intervals,
+        mean_dependence=_mean_dependence(pairs),
         warnings=tuple(
             _warning(name, rulers[name], intervals[name]) for name in rulers if intervals[name][0] > EXPLAINS
         ),
@@ -114,6 +117,12 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     spread = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     low, high = ((middle + sign * spread) / (1 + _Z**2 / n) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
+
+
+def _mean_dependence(pairs: Sequence[PreferencePair]) -> dict[str, float]:
+    sides = {side: [pair.meta.get(f"{side}_dependence") for pair in pairs] for side in ("chosen", "rejected")}
+    known = {side: [value for value in values if value is not None] for side, values in sides.items()}
+    return {side: fmean(values) for side, values in known.items()} if pairs and known == sides else {}
 
 
 def _warning(ruler: str, share: float, interval: tuple[float, float]) -> str:

@@ -36,7 +36,12 @@ __all__ = [
 
 
 def correctness(
-    group: RolloutGroup, *, max_pairs: int, format_negatives: bool = True, max_length_ratio: float | None = None
+    group: RolloutGroup,
+    *,
+    max_pairs: int,
+    format_negatives: bool = True,
+    max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """Verified-right against verified-wrong, a random sample of all combinations (MMPR, arXiv 2411.10442, §2.2).
 
@@ -48,11 +53,12 @@ def correctness(
         max_pairs: pairs a problem at most, of each of the two kinds; MMPR takes 15.
         format_negatives: a response without a final answer may be rejected.
         max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one.
+        min_visual_dependence: of a right response, at least (`rewards/visual_dependence.py`); else it is on no side.
 
     Returns:
         Pairs, sampled with a seed from the problem's id; and reason → rollouts that could stand on no side.
     """
-    sides = eligible(group, format_negatives=format_negatives)
+    sides = eligible(group, format_negatives=format_negatives, min_visual_dependence=min_visual_dependence)
     found: list[PreferencePair] = []
     everything: list[Sides] = []
     for negatives, source in ((sides.wrong, "correctness"), (sides.unparsable, "correctness_format")):
@@ -63,7 +69,12 @@ def correctness(
 
 
 def correctness_and_prm(
-    group: RolloutGroup, *, max_pairs: int, format_negatives: bool = True, max_length_ratio: float | None = None
+    group: RolloutGroup,
+    *,
+    max_pairs: int,
+    format_negatives: bool = True,
+    max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """The i-th best-rewarded right answer against the i-th best-rewarded wrong one (hardest negatives first).
 
@@ -72,7 +83,9 @@ def correctness_and_prm(
     answer takes the best-rewarded unused wrong one that it allows. Arguments and returns are those of `correctness`;
     a rollout without reward is a reject.
     """
-    sides = eligible(group, format_negatives=format_negatives, need_reward=True)
+    sides = eligible(
+        group, format_negatives=format_negatives, need_reward=True, min_visual_dependence=min_visual_dependence
+    )
     wrong = sorted([*sides.wrong, *sides.unparsable])
     order = itertools.product(_best_first(group, sides.right), _best_first(group, wrong))
     candidates = _within(group, order, max_length_ratio)
@@ -87,6 +100,7 @@ def prm_margin(
     max_pairs: int,
     format_negatives: bool = True,
     max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
     margin: float = 0.1,
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """A verified-right response against any verified one whose reward is lower by at least `margin`.
@@ -100,7 +114,9 @@ def prm_margin(
     """
     if not margin > 0:
         raise ConfigError(f"margin must be above 0, got {margin}")
-    sides = eligible(group, format_negatives=format_negatives, need_reward=True)
+    sides = eligible(
+        group, format_negatives=format_negatives, need_reward=True, min_visual_dependence=min_visual_dependence
+    )
     apart = {
         (c, r): gap
         for c, r in itertools.product(sides.right, sides.all)
@@ -127,6 +143,7 @@ def build_pairs(
     max_pairs: int = 15,
     format_negatives: bool = True,
     max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
 ) -> tuple[list[PreferencePair], PairingReport]:
     """Apply a pairing rule to every problem and account for all of them.
 
@@ -136,12 +153,14 @@ def build_pairs(
         max_pairs: pairs a problem at most, at least 1.
         format_negatives: a response without a final answer may be rejected.
         max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
+        min_visual_dependence: in [-1, 1]; a right response whose score depends on the picture by less stands on no
+            side (`rewards/visual_dependence.py`), nor one that was not scored without it. None: no limit.
 
     Returns:
         The pairs in the order of the problems, and the report.
 
     Raises:
-        ConfigError: unknown rule, `max_pairs` or `max_length_ratio` below 1.
+        ConfigError: unknown rule, `max_pairs` or `max_length_ratio` below 1, `min_visual_dependence` outside [-1, 1].
 
     Example:
         >>> from rewards.types import Completion, Problem, Rollout
@@ -159,14 +178,20 @@ def build_pairs(
         raise ConfigError(f"max_pairs must be at least 1, got {max_pairs}")
     if max_length_ratio is not None and not max_length_ratio >= 1.0:
         raise ConfigError(f"max_length_ratio must be at least 1, got {max_length_ratio}")
+    if min_visual_dependence is not None and not -1.0 <= min_visual_dependence <= 1.0:
+        raise ConfigError(f"min_visual_dependence must be in [-1, 1], got {min_visual_dependence}")
+    options = {
+        "max_pairs": max_pairs,
+        "format_negatives": format_negatives,
+        "max_length_ratio": max_length_ratio,
+        "min_visual_dependence": min_visual_dependence,
+    }
     pairs: list[PreferencePair] = []
     dropped: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     problems = 0
     for problems, group in enumerate(groups, start=1):  # noqa: B007
-        made, rejects = make(
-            group, max_pairs=max_pairs, format_negatives=format_negatives, max_length_ratio=max_length_ratio
-        )
+        made, rejects = make(group, **options)
         pairs += made
         rejected += rejects
         if not made:
@@ -179,7 +204,7 @@ def yields(groups: Sequence[RolloutGroup], **options: int | bool | float | None)
 
     Args:
         groups: as for `build_pairs`.
-        options: `max_pairs`, `format_negatives`, `max_length_ratio` of `build_pairs`.
+        options: `max_pairs`, `format_negatives`, `max_length_ratio`, `min_visual_dependence` of `build_pairs`.
     """
     return {name: build_pairs(groups, rule=name, **options)[1] for name in RULES}  # type: ignore[arg-type]
 

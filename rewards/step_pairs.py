@@ -19,6 +19,7 @@ def step_prefix(
     max_pairs: int,
     format_negatives: bool = True,
     max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
     threshold: float = 0.0,
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """A verified-wrong response against a verified-right one that shares its text up to its first bad step.
@@ -32,13 +33,13 @@ def step_prefix(
         group: rollouts with verdicts; those with `mc`, one count a step, can be rejected.
         max_pairs: pairs a problem at most.
         format_negatives: not used: a response without a final answer has no step that is known to be bad.
-        max_length_ratio: as for the other rules.
+        max_length_ratio, min_visual_dependence: as for the other rules.
         threshold: a step is bad if its mc is at most this.
 
     Returns:
         Pairs whose meta holds `first_bad_step` and `shared_characters`; and reason → rollouts on no side.
     """
-    sides = eligible(group, format_negatives=False)
+    sides = eligible(group, format_negatives=False, min_visual_dependence=min_visual_dependence)
     candidates: dict[Sides, tuple[int, int]] = {}  # → first bad step, characters before it
     unusable: Counter[str] = Counter()
     for bad in sides.wrong:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from mpo.multimodal.errors import DataError
 from rewards.curves import Estimate, correctness_of, mean_with_interval, paired_difference
 from rewards.types import RolloutGroup
 
@@ -137,41 +136,30 @@ def length_bias(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
     return TrustWarning("length", message, share)
 
 
-def image_drop(groups: Sequence[RolloutGroup], swapped: Sequence[RolloutGroup]) -> Estimate | None:
+def image_drop(groups: Sequence[RolloutGroup]) -> Estimate | None:
     """How far the mean reward of a problem's right responses falls when they are scored with another picture.
 
     Args:
-        groups: verified and scored.
-        swapped: the same groups, scored with the pictures of other problems.
+        groups: verified, and scored with the pictures of other problems too (`rewards.scoring.score_unseen`).
 
     Returns:
-        Over the problems with a right, scored response; `None` if there are none.
-
-    Raises:
-        DataError: the two do not hold the same responses.
+        Over the problems with a right response that was scored so; `None` if there are none.
     """
     drops = []
-    for group, other in zip(groups, swapped, strict=False):
-        texts = [[rollout.completion.text for rollout in side.rollouts] for side in (group, other)]
-        if group.problem.id != other.problem.id or texts[0] != texts[1]:
-            raise DataError(
-                f"problem {group.problem.id!r}: the swapped groups hold other responses; score the same ones"
-            )
-        pairs = [
-            (here.reward, there.reward)
-            for right, here, there in zip(correctness_of(group), group.rollouts, other.rollouts, strict=True)
-            if right and here.reward is not None and there.reward is not None
+    for group in groups:
+        falls = [
+            rollout.reward - rollout.swapped.reward
+            for right, rollout in zip(correctness_of(group), group.rollouts, strict=True)
+            if right and rollout.reward is not None and rollout.swapped is not None
         ]
-        if pairs:
-            drops.append(fmean(here - there for here, there in pairs))
-    if len(groups) != len(swapped):
-        raise DataError(f"expected the same problems with swapped pictures, got {len(groups)} and {len(swapped)}")
+        if falls:
+            drops.append(fmean(falls))
     return mean_with_interval(drops) if drops else None
 
 
-def image_blind(groups: Sequence[RolloutGroup], swapped: Sequence[RolloutGroup]) -> TrustWarning | None:
+def image_blind(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
     """Warn if `image_drop` is about 0: below `LEAST_DROP`, or an interval that holds 0."""
-    drop = image_drop(groups, swapped)
+    drop = image_drop(groups)
     if drop is None or (drop.low > 0 and drop.mean >= LEAST_DROP):
         return None
     message = (
@@ -181,12 +169,9 @@ def image_blind(groups: Sequence[RolloutGroup], swapped: Sequence[RolloutGroup])
     return TrustWarning("image_blind", message, drop)
 
 
-def trust_warnings(
-    prm: Curve, majority: Curve, groups: Sequence[RolloutGroup], swapped: Sequence[RolloutGroup] | None = None
-) -> list[TrustWarning]:
-    """All warnings that hold; without `swapped`, whether the PRM looks at the picture is not known."""
-    found = [over_optimisation(prm), not_above_majority(prm, majority), length_bias(groups)]
-    found.append(image_blind(groups, swapped) if swapped is not None else None)
+def trust_warnings(prm: Curve, majority: Curve, groups: Sequence[RolloutGroup]) -> list[TrustWarning]:
+    """All warnings that hold; whether the PRM looks is known only of groups that were scored with other pictures."""
+    found = [over_optimisation(prm), not_above_majority(prm, majority), length_bias(groups), image_blind(groups)]
     return [warning for warning in found if warning is not None]
 
 

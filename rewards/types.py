@@ -171,12 +171,22 @@ class MonteCarloCount:
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """What the PRM says of a response when it is shown a picture that is not the problem's."""
+
+    step_scores: StepScores
+    reward: float
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One completion and what is known of it so far; `None` means "not computed", never "bad".
 
     Attributes:
         mc: counts for the end of each step.
         label_source: where they come from, which says what they may be used for (`rewards/label_source.py`).
+        blank: scored with a white picture of the same size (`rewards/visual_dependence.py`).
+        swapped: scored with another problem's picture.
     """
 
     completion: Completion
@@ -185,6 +195,17 @@ class Rollout:
     reward: float | None = None
     mc: tuple[MonteCarloCount, ...] | None = None
     label_source: str | None = None
+    blank: Unseen | None = None
+    swapped: Unseen | None = None
+
+    def __post_init__(self) -> None:
+        for name, other in (("blank", self.blank), ("swapped", self.swapped)):
+            steps = len(self.step_scores.values) if self.step_scores else 0
+            if other is not None and len(other.step_scores.values) != steps:
+                raise StepAlignmentError(
+                    f"{len(other.step_scores.values)} step scores with a {name} picture for {steps} with the problem's "
+                    "own; expected as many"
+                )
 
     def with_(self, **changes: Any) -> Rollout:
         """The same rollout with some fields replaced."""

@@ -26,6 +26,7 @@ from rewards.types import (
     Rollout,
     RolloutGroup,
     StepScores,
+    Unseen,
     Verdict,
 )
 
@@ -110,6 +111,34 @@ def score_all(groups: list[RolloutGroup], rng: random.Random) -> list[RolloutGro
     return [replace(group, rollouts=tuple(scored(rollout, rng) for rollout in group.rollouts)) for group in groups]
 
 
+def without_picture(group: RolloutGroup, fall: float) -> RolloutGroup:
+    """The group, scored with a blank and with another picture too: every score is lower by `fall` there."""
+
+    def fallen(rollout: Rollout) -> Rollout:
+        if rollout.step_scores is None or rollout.reward is None:
+            return rollout
+        scores = StepScores(tuple(max(0.0, value - fall) for value in rollout.step_scores.values))
+        other = Unseen(scores, rollout.reward - fall)
+        return rollout.with_(blank=other, swapped=other)
+
+    return replace(group, rollouts=tuple(map(fallen, group.rollouts)))
+
+
+def unscored_without_picture(group: RolloutGroup) -> RolloutGroup:
+    return replace(group, rollouts=tuple(r.with_(blank=None, swapped=None) for r in group.rollouts))
+
+
+def with_others(groups: list[RolloutGroup], rng: random.Random) -> list[RolloutGroup]:
+    """Scored with other pictures too, as a PRM that looks would: every answer as a wrong one."""
+
+    def both(rollout: Rollout) -> Rollout:
+        found = [scored(rollout.with_(verdict=W), rng) for _ in range(2)]
+        blank, swapped = (Unseen(r.step_scores, r.reward) if r.step_scores else None for r in found)
+        return rollout.with_(blank=blank, swapped=swapped)
+
+    return [replace(group, rollouts=tuple(map(both, group.rollouts))) for group in groups]
+
+
 def with_counts(groups: list[RolloutGroup], rng: random.Random) -> list[RolloutGroup]:
     def counted(rollout: Rollout) -> Rollout:
         steps = len(rollout.completion.text.split("\n\n"))
@@ -149,13 +178,7 @@ def make_run(
         if arm == "dpo":
             write_stage(folder / "verified", groups, test, name="verify")
             continue
-        write_stage(folder / "scored", score_all(groups, rng), test, name="score")
-        flat = [replace(g, rollouts=tuple(r.with_(verdict=W) for r in g.rollouts)) for g in groups]
-        blind = [
-            replace(g, rollouts=tuple(r.with_(verdict=o.verdict) for r, o in zip(g.rollouts, h.rollouts, strict=True)))
-            for g, h in zip(score_all(flat, rng), groups, strict=True)
-        ]
-        write_stage(folder / "scored_swapped", blind, test, name="score")
+        write_stage(folder / "scored", with_others(score_all(groups, rng), rng), test, name="score")
         best_of_n(BestOfNConfig(folder / "scored", folder / "best_of_n", list(ks)))
     made = score_all([_invaded(g, None, corpus) for g in make_groups(preference, samples, 0.5, rng)], rng)
     write_stage(run / "preference" / "scored", made, preference, name="score")

@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ from run_folders import C, U, W, make_groups, make_problems, make_run, write_sta
 from mpo.multimodal.errors import ConfigError, DataError
 from recipes.best_of_n import RESULTS, SELECTORS, best_of_n, distinct_at_k, evaluate, vote_at_k, within_problem_aucs
 from recipes.config import BestOfNConfig
+from recipes.groups import problems_of, read_groups
 from recipes.run import manifest_of
 from rewards.answers import canonical_answer
 from rewards.curves import best_at_k, selected_at_k
 from rewards.selection import CHOICES, majority, weighted_vote
 from rewards.selection import SELECTORS as ALL_SELECTORS
-from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores
+from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores, Unseen
 
 
 def group_of(*rows, id="p"):
@@ -183,11 +185,16 @@ def test_adaptive_n_is_reported_beside_all_samples():
 def test_warnings_are_printed_and_stored(tmp_path, capsys):
     """Scored as if no picture were looked at: the command says so at its end, and the results keep it."""
     run = make_run(tmp_path / "run")
-    scored, swapped = (run / "test" / "mpo" / name for name in ("scored", "scored_swapped"))
-    for other, flagged in ((scored, True), (swapped, False)):
+    scored, seen = run / "test" / "mpo" / "scored", tmp_path / "blind"
+    same = [
+        replace(g, rollouts=tuple(r.with_(swapped=Unseen(r.step_scores, r.reward)) for r in g.rollouts))
+        for g in read_groups(scored)
+    ]
+    write_stage(seen, same, problems_of(scored))
+    for folder, flagged in ((seen, True), (scored, False)):
         out = tmp_path / f"results-{flagged}"
         capsys.readouterr()
-        best_of_n(BestOfNConfig(scored, out, [1, 4], swapped=other))
+        best_of_n(BestOfNConfig(folder, out, [1, 4]))
         results, printed = json.loads((out / RESULTS).read_text()), capsys.readouterr().err
         assert ("image_blind" in [warning["name"] for warning in results["warnings"]]) is flagged
         assert ("blind: with another problem's picture" in printed) is flagged

@@ -25,12 +25,13 @@ from rewards.types import (
     Rollout,
     RolloutGroup,
     StepScores,
+    Unseen,
     Verdict,
 )
 
 UNIT = st.floats(0, 1)
 COUNTS = st.integers(1, 16).flatmap(lambda total: st.builds(MonteCarloCount, st.integers(0, total), st.just(total)))
-ROLLOUTS = st.builds(
+PLAIN = st.builds(
     Rollout,
     st.builds(Completion, st.text(), st.sampled_from(FinishReason), st.integers(0, 9999)),
     verdict=st.none() | st.sampled_from(Verdict),
@@ -39,6 +40,19 @@ ROLLOUTS = st.builds(
     mc=st.none() | st.lists(COUNTS, min_size=1, max_size=4).map(tuple),
     label_source=st.none() | st.sampled_from(["mc:full:16", "mc:bisect:16", "exact"]),
 )
+
+
+def scored_unseen(rollout: Rollout) -> st.SearchStrategy[Rollout]:
+    """With as many step scores under other pictures as under its own, or with none."""
+    if rollout.step_scores is None:
+        return st.just(rollout)
+    steps = len(rollout.step_scores.values)
+    scores = st.lists(UNIT, min_size=steps, max_size=steps).map(lambda values: StepScores(tuple(values)))
+    unseen = st.none() | st.builds(Unseen, scores, st.floats(-1, 1))
+    return st.builds(lambda blank, swapped: rollout.with_(blank=blank, swapped=swapped), unseen, unseen)
+
+
+ROLLOUTS = PLAIN.flatmap(scored_unseen)
 META = st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.integers()), max_size=3)
 PROBLEMS = st.lists(
     st.builds(Problem, st.text(), st.text(), answer=st.none() | st.text(), meta=META),
@@ -185,6 +199,11 @@ def rollout_line(**changes: Any) -> str:
         (rollout_line(mc=[[3, 2]]), r"Monte-Carlo counts must satisfy .*got 3/2"),
         (rollout_line(step_scores=[0.5, 1.5]), r"step scores must be finite and in \[0, 1\], got 1\.5 at step 1"),
         (rollout_line(step_scores=[]), r"a response has no step scores"),
+        (
+            rollout_line(step_scores=[0.5, 0.5], blank={"step_scores": [0.5], "reward": 0.5}),
+            r"1 step scores with a blank picture for 2 with the problem's own",
+        ),
+        (rollout_line(swapped={"step_scores": [0.5]}), r"rollouts\.0\.swapped\.reward: Field required"),
         (rollout_line().replace('"p"', '"unknown"'), r"no problem 'unknown' in .*p\.jsonl"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_folders import C, W, make_groups, make_problems, score_all, write_stage
+from run_folders import C, W, make_groups, make_problems, score_all, without_picture, write_stage
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import load_image
@@ -16,7 +16,7 @@ from recipes.build_pairs import pairs
 from recipes.cli import main
 from recipes.config import ConvertDataConfig, PairsConfig
 from recipes.convert_data import convert_data
-from recipes.groups import problems_of, read_problems
+from recipes.groups import problems_of, read_groups, read_problems
 from recipes.run import manifest_of
 from rewards.interchange.mmpr import read_mmpr
 from rewards.interchange.trl_rows import from_trl_row, read_trl_parquet, to_trl_row, trl_features
@@ -70,6 +70,23 @@ def test_options_reach_the_rule(scored: Path, tmp_path: Path) -> None:
     assert set(strict["sources"]) == {"correctness"}
 
 
+def test_chosen_responses_that_need_the_picture(scored: Path, tmp_path: Path) -> None:
+    """Half of the problems are scored as well without their pictures: no pair of those, and the report says why."""
+    with pytest.raises(DataError, match=r"needs scores without the picture.*mpo score --visual_dependence true"):
+        pairs(PairsConfig(scored, tmp_path / "early", min_visual_dependence=0.1))
+    groups = [without_picture(group, 0.3 * (i % 2)) for i, group in enumerate(read_groups(scored))]
+    looked = write_stage(tmp_path / "looked", groups, problems_of(scored), name="score")
+    whole = report_of(pairs(PairsConfig(looked, tmp_path / "whole")))
+    out = pairs(PairsConfig(looked, tmp_path / "out", min_visual_dependence=0.1))
+    report, ids = report_of(out), {group.problem.id for group in groups[1::2]}
+    assert 0 < report["pairs"] < whole["pairs"]
+    assert {row["problem_id"] for row in read_trl_parquet(out / "pairs.parquet")} <= ids
+    assert report["rejected_rollouts"]["low_visual_dependence"] > 0
+    assert report["mean_dependence"]["chosen"] > whole["mean_dependence"]["chosen"]
+    assert report["yields"]["correctness_and_prm"]["pairs"] == report["pairs"]
+    assert "| mean visual dependence | 0." in front_matter(out)[1]
+
+
 def test_step_prefix_from_the_command_line(tmp_path: Path) -> None:
     problems = make_problems(tmp_path / "world", "p", 1, random.Random(0))
     (problem,) = read_problems(problems).values()
@@ -109,6 +126,8 @@ def test_wrong_settings_are_refused_before_anything_is_read(tmp_path: Path) -> N
         pairs(PairsConfig(missing, tmp_path / "out", rule="best"))
     with pytest.raises(ConfigError, match="needs the policy"):
         pairs(PairsConfig(missing, tmp_path / "out", rule="dropout_ntp"))
+    with pytest.raises(ConfigError, match="takes no min_visual_dependence"):
+        pairs(PairsConfig(missing, tmp_path / "out", rule="dropout_ntp", policy=tmp_path, min_visual_dependence=0.1))
     with pytest.raises(ConfigError, match="the other rules take none"):
         pairs(PairsConfig(missing, tmp_path / "out", policy=tmp_path))
 

@@ -9,6 +9,8 @@ from recipes.cli import main
 from recipes.groups import read_groups
 from recipes.run import manifest_of
 from rewards.interchange.trl_rows import read_trl_parquet
+from rewards.other_pictures import blanked
+from rewards.prm.model_prm import ModelPRM
 
 SETTINGS = Path(__file__).parent / "digits_tiny.yaml"
 
@@ -39,6 +41,22 @@ def test_scored_groups_have_a_score_a_step_and_a_verdict(run):
         assert all(rollout.verdict is not None for rollout in group.rollouts)
         assert all((rollout.reward is None) == (rollout.step_scores is None) for rollout in group.rollouts)
     assert any(rollout.reward is not None for group in groups for rollout in group.rollouts)
+
+
+def test_test_answers_are_scored_without_their_picture_too(run):
+    """As the PRM itself says of a blank picture; preference answers are not, since these pairs do not ask for it."""
+    groups = read_groups(run / "test" / "mpo" / "scored")
+    prm = ModelPRM.load(run / "prm")
+    rollouts = [(group.problem, r) for group in groups for r in group.rollouts if r.step_scores]
+    assert all(r.blank is not None for _, r in rollouts)
+    assert any(r.swapped is not None for _, r in rollouts)
+    problem, rollout = rollouts[0]
+    (alone,) = prm.score(blanked(problem), [rollout.completion.text])
+    assert rollout.blank.step_scores.values == pytest.approx(alone.values, abs=1e-5)
+    assert rollout.blank.step_scores.values != rollout.step_scores.values
+    lacking = manifest_of(run / "test" / "mpo" / "scored")["counts"]["without_other_picture"]
+    assert sum(lacking.values()) == sum(r.swapped is None for _, r in rollouts)
+    assert all(r.blank is None for g in read_groups(run / "preference" / "scored") for r in g.rollouts)
 
 
 def test_pairs_are_trl_rows(run):

@@ -7,12 +7,13 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from run_folders import C, W, make_run
+from run_folders import C, W, make_run, unscored_without_picture, without_picture
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
 from recipes import report as report_module
 from recipes.config import ReportConfig
+from recipes.groups import read_groups, write_groups
 from recipes.report import report, report_stage
 from recipes.report_charts import calibration_charts, pair_charts
 from recipes.report_pairs import first_difference, read_pairs
@@ -20,7 +21,7 @@ from recipes.report_pictures import picture_of, pictures_of
 from recipes.report_problems import StepView, _steps, problem_views
 from recipes.report_text import printable
 from recipes.summary import summarise
-from rewards.types import Completion, MonteCarloCount, Problem, Rollout, StepScores
+from rewards.types import Completion, MonteCarloCount, Problem, Rollout, StepScores, Unseen
 
 HOSTILE = (
     "</script><script>document.title='pwned'</script>"
@@ -126,21 +127,48 @@ def test_pairs_stand_side_by_side_with_their_reason(tmp_path):
 
 
 def test_image_blind_picks_are_marked(tmp_path):
-    """A pick that scores as well with another picture is marked, and a pick that falls is not."""
+    """A pick that scores as well with other pictures is marked, and a pick that falls is not."""
     run = make_run(tmp_path / "run")
-    folder = run / "test" / "mpo" / "scored_swapped" / "groups.jsonl"
-    groups = [json.loads(line) for line in folder.read_text().splitlines()]
-    for index, group in enumerate(groups):
-        for rollout in group["rollouts"]:
-            rollout["reward"] = 1.0 if index % 2 else 0.0
-    folder.write_text("".join(json.dumps(group) + "\n" for group in groups))
-    blind = {group["problem_id"] for group in groups[1::2]}
+    folder = run / "test" / "mpo" / "scored"
+    groups = [without_picture(g, 0.0 if i % 2 else 0.3) for i, g in enumerate(read_groups(folder))]
+    write_groups(folder, groups)
+    blind = {group.problem.id for group in groups[1::2]}
     views = problem_views(run, 24)["test"]
     assert {view.identifier for view in views if view.blind} == blind
-    assert all(r.swapped == float(view.blind) for view in views for r in view.shown)
+    for response in (r for view in views for r in view.shown if r.reward is not None):
+        fall = response.reward - response.swapped
+        assert fall == pytest.approx(0.3) or fall == 0.0
+        assert response.blank == response.swapped
     html = report(run, problems=24).read_text()
     assert html.count('data-blind="yes"') == html.count('<span class="flag">Image-blind</span>') == len(blind)
-    assert "1.00 with another picture" in html
+    assert "with another picture</span>" in html
+
+
+def test_steps_say_how_much_they_depend_on_the_picture(tmp_path):
+    """0.9 falls to 0.4 and 0.2, by 0.5 at least; the first low step moves up by 0.3: perception; the next is silent."""
+    rollout = Rollout(
+        Completion("a\n\nb\n\nc"),
+        W,
+        StepScores((0.9, 0.2, 0.1)),
+        0.4,
+        blank=Unseen(StepScores((0.4, 0.2, 0.1)), 0.2333),
+        swapped=Unseen(StepScores((0.2, 0.5, 0.1)), 0.2667),
+    )
+    steps = _steps(rollout, None)
+    assert [step.dependence for step in steps] == pytest.approx([0.5, -0.3, 0.0])
+    assert [step.error for step in steps] == [None, "perception", None]
+
+    run = make_run(tmp_path / "run")
+    html = " ".join(report(run, problems=12).read_text().split())
+    assert re.search(r"<small>picture [+−]0\.\d\d</small>", html)
+    assert "<em>perception error?</em>" in html
+    assert "<h3>Visual dependence</h3>" in html
+    for arm in ("policy", "mpo"):
+        folder = run / "test" / arm / "scored"
+        write_groups(folder, [unscored_without_picture(group) for group in read_groups(folder)])
+    html = report(run, problems=12).read_text()
+    for words in ("<small>picture", "error?</em>", "Visual dependence", "Image-blind"):
+        assert words not in html
 
 
 def test_warnings_and_yields_are_shown(tmp_path):
@@ -220,7 +248,7 @@ def test_evidence_folder_and_out(tmp_path):
 
 def test_a_run_with_little(tmp_path):
     run = make_run(tmp_path / "run", problems=3, optional=False)
-    for folder in ("pairs", "prm_labelled", "mpo", "test/mpo", "test/policy/best_of_n", "test/policy/scored_swapped"):
+    for folder in ("pairs", "prm_labelled", "mpo", "test/mpo", "test/policy/best_of_n"):
         shutil.rmtree(run / folder)
     (run / "world" / "images" / "test-0.png").write_bytes(b"no picture")
     html = report(run).read_text()

@@ -12,9 +12,10 @@ from recipes.digits.exact_labels import label_exactly
 from recipes.groups import read_groups, write_groups, write_problems
 from recipes.label_steps import choose_responses, label
 from recipes.run import manifest_of, open_stage
-from recipes.sample import sample, swapped
+from recipes.sample import sample
 from recipes.score import score
 from recipes.verify import verify
+from rewards.other_pictures import swapped
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 

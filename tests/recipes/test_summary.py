@@ -1,16 +1,24 @@
 import io
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from run_folders import C, U, W, make_problems, make_run, write_stage
+from run_folders import (
+    C,
+    U,
+    W,
+    make_problems,
+    make_run,
+    unscored_without_picture,
+    without_picture,
+    write_stage,
+)
 
 from mpo.multimodal.errors import DataError, StageError
 from recipes.best_of_n import best_of_n
 from recipes.config import BestOfNConfig
-from recipes.groups import read_groups, read_problems
+from recipes.groups import read_groups, read_problems, write_groups
 from recipes.summary import runs_of, summarise, write_summary
 from recipes.tables import markdown_tables, print_summary, samples_of
 from rewards.types import Completion, Rollout, RolloutGroup, StepScores
@@ -41,10 +49,7 @@ def golden(tmp_path):
         write_arm(run, problems, "policy", policy, [[0.75, 0.25], [0.25, 0.5]])
         folder = write_arm(run, problems, "mpo", mpo, [[0.5, 0.5], [0.25, 0.5]])
         best_of_n(BestOfNConfig(folder, run / "test" / "mpo" / "best_of_n", [1, 2]))
-        blind = [
-            replace(g, rollouts=tuple(r.with_(reward=r.reward - 0.25) for r in g.rollouts)) for g in read_groups(folder)
-        ]
-        write_stage(run / "test" / "mpo" / "scored_swapped", blind, problems)
+        write_groups(folder, [without_picture(group, 0.25) for group in read_groups(folder)])
     return tmp_path
 
 
@@ -74,6 +79,9 @@ def test_best_of_n_and_prm_rows(golden):
     assert at["prm", 1] == at["random", 1] == 0.625
     (row,) = [row for row in summary["prm"] if row["arm"] == "mpo"]
     assert row["swap_drop"] == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 2, "seeds": [0.25, 0.25]}
+    assert row["dependence_right"]["mean"] == row["dependence_wrong"]["mean"] == 0.25
+    assert "perception" not in row  # no wrong answer has a step below 0.5
+    assert row["auc_swapped"] == row["auc"]  # all rewards fall alike
     # seed 0: problem 1 only, 0; seed 1: problem 0 tie 1/2, problem 1 right .25 < none .5 → 0
     assert row["auc"]["mean"] == 0.25
     assert row["auc"]["seeds"] == [0.0, 0.25]
@@ -92,6 +100,8 @@ def test_a_whole_run(tmp_path):
     assert {arm["arm"] for arm in summary["arms"] if "swapped" in arm} == {"policy", "mpo", "dpo"}
     assert all(0.3 < row["auc_swapped"]["mean"] < 0.7 < row["auc"]["mean"] for row in summary["prm"])
     assert all(row["swap_drop"]["low"] > 0 for row in summary["prm"])
+    assert all(row["dependence_right"]["low"] > row["dependence_wrong"]["high"] for row in summary["prm"])
+    assert all(0.5 < row["perception"]["mean"] <= 1.0 for row in summary["prm"])  # made-up scores move by about 0.2
     folders = [stage["folder"] for stage in summary["stages"]]
     assert {"pairs", "prm_labelled", "test/mpo/scored", "test/dpo/verified"} <= set(folders)
     assert summary["pairs"][0]["problems_in"] == 6
@@ -100,8 +110,10 @@ def test_a_whole_run(tmp_path):
 
 def test_what_is_missing_is_left_out(tmp_path):
     run = make_run(tmp_path / "run", optional=False)
-    for folder in ("test/mpo/best_of_n", "test/mpo/greedy", "test/policy/scored_swapped", "pairs"):
+    for folder in ("test/mpo/best_of_n", "test/mpo/greedy", "pairs"):
         shutil.rmtree(run / folder)
+    folder = run / "test" / "policy" / "scored"
+    write_groups(folder, [unscored_without_picture(group) for group in read_groups(folder)])
     (run / "test" / "mpo" / "swapped" / "manifest.json").unlink()  # killed half way
     summary = summarise([run])
     names = [claim["name"] for claim in summary["claims"]]
@@ -110,7 +122,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     assert not any("MPO + PRM" in name for name in names)
     assert "swapped" not in summary["arms"][1]
     assert summary["pairs"] == summary["comparisons"] == []
-    assert "auc_swapped" not in summary["prm"][0]
+    assert set(summary["prm"][0]) == {"arm", "label", "auc"}
     print_summary(summary, console=Console(file=io.StringIO()))
 
 

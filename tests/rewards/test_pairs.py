@@ -173,7 +173,7 @@ def test_report_numbers():
         "blind_intervals": {name: pytest.approx(wilson_interval(share, 3))
                             for name, share in (("longest", 0.5), ("shortest", 0.5), ("first", 1 / 3))},
         "mean_characters": {"chosen": 4.0, "rejected": pytest.approx(13 / 3)},
-        "mean_steps": {"chosen": 1.0, "rejected": pytest.approx(4 / 3)},
+        "mean_steps": {"chosen": 1.0, "rejected": pytest.approx(4 / 3)}, "mean_dependence": {},
         "blind_rulers": {"longest": 0.5, "shortest": 0.5, "first": pytest.approx(1 / 3)},
     }  # fmt: skip
 

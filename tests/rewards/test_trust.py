@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mpo.multimodal.errors import DataError
 from recipes.best_of_n import evaluate
 from rewards.trust import (
     image_blind,
@@ -18,7 +17,8 @@ from rewards.trust import (
     over_optimisation,
     selector_regret,
 )
-from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores, Verdict
+from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores, Unseen, Verdict
+from rewards.visual_dependence import of_group
 
 KS = [1, 2, 4, 8]
 
@@ -62,13 +62,30 @@ def likes_length(right, text, noise):
     return len(text) / 250
 
 
-def names(groups, swapped=None):
-    return [warning["name"] for warning in evaluate(groups, KS, swapped=swapped)["warnings"]]
+def scored_unseen(groups, other):
+    """The groups, with what `other` says of the same answers as their scores with another picture."""
+    return [
+        replace(
+            group,
+            rollouts=tuple(
+                r.with_(swapped=Unseen(o.step_scores, o.reward), blank=Unseen(o.step_scores, o.reward))
+                for r, o in zip(group.rollouts, beside.rollouts, strict=True)
+            ),
+        )
+        for group, beside in zip(groups, other, strict=True)
+    ]
+
+
+def names(groups):
+    return [warning["name"] for warning in evaluate(groups, KS)["warnings"]]
 
 
 def test_an_honest_prm_is_not_flagged():
-    groups = answered()
-    assert names(scored_by(groups, honest), scored_by(groups, blind)) == []
+    groups = scored_unseen(scored_by(answered(), honest), scored_by(answered(), blind))
+    assert names(groups) == []
+    assert image_drop(groups).mean == pytest.approx(0.3, abs=0.03)
+    right = [value for group in groups if (value := of_group(group)["dependence_right"]) is not None]
+    assert sum(right) / len(right) == pytest.approx(0.3, abs=0.03)
 
 
 def test_a_prm_that_likes_long_answers_is_flagged():
@@ -83,10 +100,13 @@ def test_a_prm_that_likes_long_answers_is_flagged():
 
 def test_an_image_blind_prm_is_flagged():
     groups = scored_by(answered(), honest)
-    assert names(groups, groups) == ["image_blind"]  # the same scores with another picture
+    same = scored_unseen(groups, groups)  # the same scores with another picture
+    assert names(same) == ["image_blind"]
+    assert {of_group(group)["dependence_right"] for group in same} <= {0.0, None}
+    assert {of_group(group)["perception"] for group in same} <= {0.0, None}
     assert names(groups) == []  # nobody asked
     nearly = scored_by(answered(), lambda right, text, noise: honest(right, text, noise) - 0.01)
-    assert image_blind(groups, nearly) is not None
+    assert image_blind(scored_unseen(groups, nearly)) is not None
 
 
 def test_over_optimisation_is_flagged():
@@ -140,9 +160,7 @@ def test_regret_is_oracle_minus_choice():
     assert found["regret"]["1"]["mean"] == 0.0
 
 
-def test_other_responses_cannot_be_compared():
+def test_what_was_not_scored_without_its_picture_says_nothing():
     groups = scored_by(answered(3), honest)
-    with pytest.raises(DataError, match="other responses"):
-        image_drop(groups, scored_by(answered(3, seed=1), honest))
-    with pytest.raises(DataError, match="got 3 and 2"):
-        image_drop(groups, groups[:2])
+    assert image_drop(groups) is image_blind(groups) is None
+    assert set(of_group(groups[0]).values()) == {None}

@@ -1,0 +1,30 @@
+"""A problem with pictures that are not its own: blank ones, or another problem's. Who looks at them must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from PIL import Image
+
+from mpo.multimodal.images import load_image
+from rewards.types import Problem
+
+
+def blanked(problem: Problem) -> Problem:
+    """The problem with a white picture of the same size in place of each of its own."""
+    sizes = [load_image(image).size for image in problem.images]
+    return replace(problem, images=tuple(Image.new("RGB", size, "white") for size in sizes))
+
+
+def swapped(problems: Sequence[Problem]) -> list[Problem]:
+    """Each problem with the pictures of the next problem whose pictures have the same sizes.
+
+    Number and sizes are kept, so only what the pictures show changes. A problem without such a partner, or without
+    pictures, keeps its own.
+    """
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for index, problem in enumerate(problems):
+        alike.setdefault(tuple(load_image(image).size for image in problem.images), []).append(index)
+    partner = {i: group[(place + 1) % len(group)] for group in alike.values() for place, i in enumerate(group)}
+    return [replace(problem, images=problems[partner[i]].images) for i, problem in enumerate(problems)]

@@ -1,0 +1,136 @@
+"""Does a step's score come from the picture? Score with the picture minus score with one that is not the problem's.
+
+    blank dependence of step i    = s_i(picture) − s_i(white picture of the same size)
+    swapped dependence of step i  = s_i(picture) − s_i(another problem's picture of the same size)
+
+Near 0, the PRM judged the text alone. Both counterfactuals have a weakness: a blank picture is unlike all training
+pictures, and another problem's may show the same; so a response's dependence is the smaller of its two means.
+
+The first step with a low score is a *perception error* if its score moves with another picture, up or down, else a
+*reasoning error*. This reading is ours, and a weak one: a false claim about the picture is mostly false of another
+picture too, so its score may stay low. `docs/rewards.md` has the measured confusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean
+from typing import Literal
+
+from rewards.curves import correctness_of
+from rewards.types import Rollout, RolloutGroup
+
+LOW_SCORE = 0.5  # a step scored below this is held to be wrong
+MARGIN = 0.1  # a score that moves by more than this depends on the picture
+
+Other = Literal["blank", "swapped"]
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Score with the picture minus score with another, a value a step in [-1, 1]."""
+
+    steps: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the steps: with the aggregation `mean`, what the reward loses without the picture."""
+        return fmean(self.steps)
+
+    @property
+    def largest(self) -> float:
+        """Of the step whose score moves most, up or down."""
+        return max(self.steps, key=abs)
+
+
+class ErrorKind(StrEnum):
+    """What a step with a low score got wrong."""
+
+    PERCEPTION = "perception"  # its score moves with another picture
+    REASONING = "reasoning"  # it is scored low with any picture
+
+
+def dependence(rollout: Rollout, other: Other = "blank") -> Dependence | None:
+    """Each step's score with the picture minus its score with a blank or another problem's.
+
+    Returns:
+        `None` if the rollout was not scored with both (`mpo score --visual_dependence true`).
+
+    Example:
+        >>> from rewards.types import Completion, StepScores, Unseen
+        >>> seen, blank = StepScores((0.75, 0.875)), Unseen(StepScores((0.25, 0.875)), 0.5625)
+        >>> found = dependence(Rollout(Completion("Red 7\\n\\nTwice 14"), step_scores=seen, blank=blank))
+        >>> found.steps, found.mean, found.largest
+        ((0.5, 0.0), 0.25, 0.5)
+    """
+    unseen = rollout.blank if other == "blank" else rollout.swapped
+    if rollout.step_scores is None or unseen is None:
+        return None
+    pairs = zip(rollout.step_scores.values, unseen.step_scores.values, strict=True)
+    return Dependence(tuple(seen - without for seen, without in pairs))
+
+
+def step_dependence(rollout: Rollout) -> tuple[float, ...] | None:
+    """For each step the smaller of its dependences on blank and swapped pictures, of those that are there."""
+    found = [one.steps for one in (dependence(rollout, "blank"), dependence(rollout, "swapped")) if one is not None]
+    return tuple(map(min, zip(*found, strict=True))) if found else None
+
+
+def visual_dependence(rollout: Rollout) -> float | None:
+    """The smaller of the mean dependences on blank and swapped pictures, of those that are there, in [-1, 1].
+
+    It is high only if the response is scored well with its own picture and badly with either of the others.
+    """
+    found = (dependence(rollout, "blank"), dependence(rollout, "swapped"))
+    return min((one.mean for one in found if one is not None), default=None)
+
+
+def first_error(
+    rollout: Rollout, *, threshold: float = LOW_SCORE, margin: float = MARGIN
+) -> tuple[int, ErrorKind] | None:
+    """The first step scored below `threshold`: perception if its dependence is beyond ±`margin`, else reasoning.
+
+    Either dependence will do, on the blank or on the swapped picture. Later steps follow from something wrong, so only
+    the first is classified.
+
+    Returns:
+        Its index and kind; `None` if no step is low, or the rollout was not scored without its picture.
+
+    Example:
+        >>> from rewards.types import Completion, StepScores, Unseen
+        >>> seen, blank = StepScores((0.9, 0.2, 0.3)), Unseen(StepScores((0.4, 0.6, 0.3)), 0.43)
+        >>> first_error(Rollout(Completion("a b c"), step_scores=seen, blank=blank))
+        (1, <ErrorKind.PERCEPTION: 'perception'>)
+    """
+    found = [one.steps for one in (dependence(rollout, "blank"), dependence(rollout, "swapped")) if one is not None]
+    scores = rollout.step_scores.values if rollout.step_scores else ()
+    low = next((i for i, score in enumerate(scores) if score < threshold), None)
+    if low is None or not found:
+        return None
+    moves = any(abs(steps[low]) > margin for steps in found)
+    return low, ErrorKind.PERCEPTION if moves else ErrorKind.REASONING
+
+
+def of_group(group: RolloutGroup) -> Mapping[str, float | None]:
+    """What one problem says; `None` where it has no such response.
+
+    Returns:
+        `dependence_right`, `dependence_wrong`: mean `visual_dependence` of right and of other responses;
+        `perception`: share of perception errors among the wrong responses' first low steps.
+    """
+    values: dict[bool, list[float]] = {True: [], False: []}
+    perception = []
+    for right, rollout in zip(correctness_of(group), group.rollouts, strict=True):
+        value = visual_dependence(rollout)
+        if value is not None:
+            values[right].append(value)
+        error = first_error(rollout)
+        if error is not None and not right:
+            perception.append(error[1] is ErrorKind.PERCEPTION)
+    return {
+        "dependence_right": fmean(values[True]) if values[True] else None,
+        "dependence_wrong": fmean(values[False]) if values[False] else None,
+        "perception": fmean(perception) if perception else None,
+    }
