@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from recipes.config import PairsConfig
 from recipes.dataset_card import write_card
 from recipes.groups import problems_of, read_groups
 from recipes.run import Stage, open_stage
+from rewards.continuations import CONTINUATIONS, with_right_continuations
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing_report import PairingReport
@@ -60,12 +62,18 @@ def _check(config: PairsConfig) -> None:
 def _ruled(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
     rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
     return build_pairs(
-        groups,
+        _continued(groups, config),
         rule=rule,
         max_pairs=config.max_pairs,
         format_negatives=config.format_negatives,
         max_length_ratio=config.max_length_ratio,
     )
+
+
+def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[RolloutGroup]:
+    """For `step_prefix`, with the continuations that `mpo label-steps --keep_continuations` left in the folder."""
+    kept = config.groups / CONTINUATIONS
+    return with_right_continuations(groups, kept) if config.rule == "step_prefix" and kept.is_file() else groups
 
 
 def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:

@@ -98,6 +98,7 @@ class LabelConfig:
     max_new_tokens: int = field(default=512, metadata={"help": "of the continuations"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
     seed: int = field(default=0, metadata={"help": "draw"})
+    keep_continuations: bool = field(default=False, metadata={"help": "their texts too, for pairs by step_prefix"})
 
 
 @dataclass
