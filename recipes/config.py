@@ -114,15 +114,6 @@ class ExactLabelConfig:
 
 
 @dataclass
-class ImportVisualPRMConfig:
-    """`mpo import-visualprm`: labelled groups from rows in the format of VisualPRM400K."""
-
-    rows: Path = field(metadata={"help": "JSON lines with steps_with_score"})
-    image_root: Path = field(metadata={"help": "folder that the rows' image paths are relative to"})
-    out: Path = field(metadata={"help": "folder for groups.jsonl, problems.jsonl and images/, ready for train-prm"})
-
-
-@dataclass
 class DeepenConfig:
     """`mpo deepen`: the digits policy with more layers, for its PRM to start from."""
 
@@ -209,10 +200,15 @@ class PairsConfig:
 
 @dataclass
 class ConvertDataConfig:
-    """`mpo convert-data`: preference pairs between TRL's Parquet and MMPR."""
+    """`mpo convert-data FROM TO`: preference pairs (trl, mmpr), or labelled steps (groups, visualprm, stepwise)."""
 
-    source: Path = field(metadata={"help": "pairs.parquet, meta.json, or a folder with one of them"})
+    source_format: str = field(metadata={"help": "FROM: trl, mmpr, groups, visualprm or stepwise"})
+    target_format: str = field(metadata={"help": "TO: the other of trl and mmpr, or another of the three"})
+    source: Path = field(metadata={"help": "its file (Parquet, meta.json or JSON lines), or its folder"})
     out: Path = field(metadata={"help": "folder for the other format"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "visualprm: folder that image paths are relative to; default: the file's own"}
+    )
 
 
 @dataclass

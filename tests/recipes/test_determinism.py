@@ -28,7 +28,7 @@ codes = [main(["verify", "--groups", given, "--out", out + "/verified", "--worke
 for rule in ("correctness", "correctness_and_prm", "prm_margin"):
     flags = ["--groups", given, "--out", f"{out}/{rule}", "--rule", rule, "--mmpr", "true"]
     codes.append(main(["pairs", *flags]))
-codes.append(main(["convert-data", "--source", f"{out}/correctness/mmpr", "--out", f"{out}/back"]))
+codes.append(main(["convert-data", "mmpr", "trl", "--source", f"{out}/correctness/mmpr", "--out", f"{out}/back"]))
 sys.exit(any(codes))
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -15,12 +16,12 @@ from typing import Any
 
 import pytest
 from model_server import ModelServer
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from mpo.checkpoint import write_manifest
 from mpo.collator import PreferenceCollator
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
-from mpo.multimodal.images import png_bytes
+from mpo.multimodal.images import load_image, png_bytes
 from mpo.multimodal.loading import load_model, load_processor
 from recipes.cli import main
 from recipes.groups import read_problems
@@ -157,6 +158,21 @@ def test_code_in_a_model_folder_is_not_run(policy_folder: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_model(folder)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_exported_bytes_are_those_of_the_pixels(kind: str) -> None:
+    """EXIF, colour profile, comments, XMP and what stands behind the picture stay behind."""
+    exif, info = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x010E] = "CANARY"
+    info.add_text("Comment", "CANARY")
+    options: dict[str, Any] = {"exif": exif, "icc_profile": b"CANARY" * 20}
+    options |= {"PNG": {"pnginfo": info}, "JPEG": {"comment": b"CANARY"}}.get(kind, {})
+    picture, buffer = Image.effect_noise((8, 8), 90).convert("RGB"), io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    given = load_image(buffer.getvalue() + b"CANARY")
+    exported = png_bytes(given)
+    assert exported == png_bytes(Image.frombytes("RGB", given.size, given.tobytes()))
 
 
 ZOO = """
