@@ -104,16 +104,17 @@ def with_right_continuations(groups: Iterable[RolloutGroup], path: Path) -> Iter
         StoreError: the file is no such file.
     """
     query = (
-        "SELECT prefix || text AS answer, max(finish_reason) FROM continuations "  # 'stop' above 'length'
-        "WHERE problem_id = ? AND verdict = ? GROUP BY answer ORDER BY min(sample_index), answer"
+        "SELECT prefix, text, finish_reason FROM continuations WHERE problem_id = ? AND verdict = ? "
+        "ORDER BY sample_index, prefix, seed"
     )
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             for group in groups:
-                rows = connection.execute(query, (group.problem.id, Verdict.CORRECT.value))
-                right = [Rollout(Completion(text, FinishReason(why)), Verdict.CORRECT) for text, why in rows]
+                answers: dict[str, FinishReason] = {}
+                for prefix, text, reason in connection.execute(query, (group.problem.id, Verdict.CORRECT.value)):
+                    answers.setdefault(prefix + text, FinishReason(reason))
+                right = [Rollout(Completion(text, reason), Verdict.CORRECT) for text, reason in answers.items()]
                 yield replace(group, rollouts=(*group.rollouts, *right))
     except sqlite3.Error as error:
-        raise StoreError(
-            f"{path} cannot be read as kept continuations ({error}); run `mpo label-steps` again"
-        ) from error
+        message = f"{path} cannot be read as kept continuations ({error}); run `mpo label-steps` into another folder"
+        raise StoreError(message) from error

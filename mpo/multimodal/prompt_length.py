@@ -68,7 +68,8 @@ class PromptLength:
         """
         sizes = tuple(image_size(image, root=self.image_root) for image in images)
         try:
-            self._counted(sizes)
+            if sizes:
+                self._counted(sizes)
         except ValueError:
             encode_prompt(self.processor, text, [load_image(image, root=self.image_root) for image in images])
 

@@ -96,11 +96,11 @@ def test_without_the_texts_there_is_no_pair(labelled: Path, tmp_path: Path, caps
 
 
 def test_a_call_made_again_keeps_no_row_twice_and_other_settings_start_empty(labelled: Path, tmp_path: Path) -> None:
-    problem, path = Problem("p", "?"), tmp_path / CONTINUATIONS
+    problem, path = Problem("p", "?"), tmp_path / "a %23#?b" / CONTINUATIONS
 
     class Fixed:
         def generate(self, problems, n, *, prefixes=None, seed):
-            return [[Completion(f"{prefix}{seed}{i}", FinishReason.LENGTH) for i in range(n)] for prefix in prefixes]
+            return [[Completion(f"\0{prefix}{seed}{i}", FinishReason.LENGTH) for i in range(n)] for prefix in prefixes]
 
     def call(fingerprint: int, seed: int) -> None:
         both = {"generator": Fixed(), "verify_many": lambda answers: [C] * len(answers)}
@@ -108,16 +108,17 @@ def test_a_call_made_again_keeps_no_row_twice_and_other_settings_start_empty(lab
         drawn = store.generate([problem, problem], 2, prefixes=["a", "b"], seed=seed)
         store.verify_many([(problem, prefix + c.text) for prefix, row in zip("ab", drawn, strict=True) for c in row])
 
+    path.parent.mkdir()
     for seed in (0, 0, 1):
         call(1, seed)
-    assert len(kept(tmp_path)) == 8
+    assert len(kept(path.parent)) == 8
     (group,) = with_right_continuations([RolloutGroup(problem, ())], path)
     assert sorted(r.completion.text for r in group.rollouts) == sorted(
-        f"{prefix}{prefix}{seed}{i}" for prefix in "ab" for seed in (0, 1) for i in (0, 1)
+        f"{prefix}\0{prefix}{seed}{i}" for prefix in "ab" for seed in (0, 1) for i in (0, 1)
     )
     assert {r.completion.finish_reason for r in group.rollouts} == {FinishReason.LENGTH}
     call(2, 0)
-    assert len(kept(tmp_path)) == 4
+    assert len(kept(path.parent)) == 4
     path.write_text("no database " * 1000)
     with pytest.raises(StoreError, match="cannot be read as kept continuations"):
         list(with_right_continuations([RolloutGroup(problem, ())], path))
