@@ -32,8 +32,7 @@ from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
 def label(config: LabelConfig) -> Path:
     """Choose responses, say what they will cost, continue from the ends of their steps, count right answers.
 
-    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder;
-    with `keep_continuations`, every continuation with its verdict too, for `mpo pairs --rule step_prefix`.
+    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
     """
     stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
     if stage.complete:
@@ -60,7 +59,7 @@ def label(config: LabelConfig) -> Path:
         }
         cost = estimate_cost(chosen, **settings)
         print(f"label-steps, budget {config.budget}: {cost}", file=sys.stderr)
-        if config.keep_continuations:
+        if config.keep_continuations:  # with their verdicts, for `mpo pairs --rule step_prefix`
             both = {name: settings[name] for name in ("generator", "verify_many")}
             kept = KeptContinuations(stage.out / CONTINUATIONS, stage.fingerprint, **both)
             settings |= {"generator": kept, "verify_many": kept.verify_many}
