@@ -111,8 +111,8 @@ class TransformersGenerator:
                 if any(wanted):
                     drawn = self._call([pair for _, pair in some], range(first, first + rows), seed)
                     yield [
-                        Sample(*unit, *made)
-                        for unit, made, is_wanted in zip(units, drawn, wanted, strict=True)
+                        Sample(*unit, row_seed, completion, refusal)
+                        for unit, (row_seed, completion, refusal), is_wanted in zip(units, drawn, wanted, strict=True)
                         if is_wanted
                     ]
 

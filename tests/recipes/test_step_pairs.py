@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +24,7 @@ from rewards.errors import StoreError
 from rewards.interchange.trl_rows import read_trl_parquet
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
 
+ROOT = Path(__file__).resolve().parents[2]
 C, W = Verdict.CORRECT, Verdict.WRONG
 SHARED = "See Red 3\n\nNow 3 to 3\n\n"
 RIGHT = SHARED + "See Blue 9\n\nNow 3 to 9\n\nFinal answer: 6"
@@ -93,6 +99,45 @@ def test_without_the_texts_there_is_no_pair(labelled: Path, tmp_path: Path, caps
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     assert run("pairs", groups=tmp_path, out=tmp_path / "pairs", rule="step_prefix") == 2
     assert "no pair could be made" in capsys.readouterr().err
+
+
+SLOWLY = """
+import sys, time
+from recipes.cli import main
+from rewards.continuations import KeptContinuations
+verify_many = KeptContinuations.verify_many
+def slowly(self, answers):
+    verdicts = verify_many(self, answers)
+    time.sleep(0.5)
+    return verdicts
+KeptContinuations.verify_many = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def begun(folder: Path) -> bool:
+    try:
+        return (folder / CONTINUATIONS).exists() and len(kept(folder)) > 0
+    except sqlite3.OperationalError:  # its tables are not there yet
+        return False
+
+
+@pytest.mark.timeout(300)
+def test_after_a_kill_the_same_are_kept(labelled: Path, world: Path, tmp_path: Path) -> None:
+    paths = {"groups": world / "verified", "policy": world / "policy", "out": tmp_path / "out"}
+    settings = {**paths, "num_continuations": 8, "max_new_tokens": 40, "keep_continuations": True, "batch_rows": 8}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen([sys.executable, "-c", SLOWLY, "label-steps", *words], env=environment)
+    while child.poll() is None and not begun(tmp_path / "out"):
+        time.sleep(0.02)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert 0 < len(kept(tmp_path / "out")) < 64
+    assert run("label-steps", **settings) == 0
+    assert run("label-steps", **(settings | {"out": tmp_path / "straight"})) == 0
+    assert kept(tmp_path / "out") == kept(tmp_path / "straight")
+    assert read_groups(tmp_path / "out") == read_groups(tmp_path / "straight")
 
 
 def test_a_call_made_again_keeps_no_row_twice_and_other_settings_start_empty(labelled: Path, tmp_path: Path) -> None:
