@@ -21,7 +21,6 @@ from transformers.utils import logging
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
-from mpo.multimodal.images import image_size
 from mpo.multimodal.prompt_length import PromptLength
 from mpo.rows import Row
 
@@ -201,8 +200,7 @@ class _Check:
             name = name if row.get("problem_id") is None else str(row["problem_id"])
             pair = self.collator.check(row)
             if self.max_length is None:
-                for image in pair.images:
-                    image_size(image, root=self.collator.image_root)
+                self.count.check(pair.prompt, pair.images)
             else:
                 pair.check_length(self.count(pair.prompt, pair.images).total, self.max_length)
         except DataError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from recipes.config import PairsConfig
 from recipes.dataset_card import write_card
 from recipes.groups import problems_of, read_groups
 from recipes.run import Stage, open_stage
+from rewards.continuations import CONTINUATIONS, with_right_continuations
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing_report import PairingReport
@@ -69,12 +71,18 @@ def _ruled(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[Prefer
             f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
         )
     rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
-    return build_pairs(groups, rule=rule, **_options(config))
+    return build_pairs(_continued(groups, config), rule=rule, **_options(config))
 
 
 def _options(config: PairsConfig) -> dict[str, Any]:
     names = ("max_pairs", "format_negatives", "max_length_ratio", "min_visual_dependence")
     return {name: getattr(config, name) for name in names}
+
+
+def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[RolloutGroup]:
+    """For `step_prefix`, with the continuations that `mpo label-steps --keep_continuations` left in the folder."""
+    kept = config.groups / CONTINUATIONS
+    return with_right_continuations(groups, kept) if config.rule == "step_prefix" and kept.is_file() else groups
 
 
 def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:

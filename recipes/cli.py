@@ -29,12 +29,6 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "ExactLabelConfig",
         "the digit world's own labels for steps",
     ),
-    "import-visualprm": (
-        "recipes.import_visualprm",
-        "import_visualprm",
-        "ImportVisualPRMConfig",
-        "labelled steps from VisualPRM400K rows",
-    ),
     "deepen": (
         "recipes.digits.deepen",
         "deepen_policy",
@@ -49,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "recipes.convert_data",
         "convert_data",
         "ConvertDataConfig",
-        "preference pairs from TRL's format to MMPR, or back",
+        "FROM TO: preference pairs or labelled steps into another format",
     ),
     "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
     "doctor": ("recipes.doctor", "doctor", "TrainMPOConfig", "what `train-mpo` would do with its settings, beforehand"),
@@ -68,6 +62,9 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "the whole loop with all baselines, several seeds",
     ),
 }
+
+# flags whose values may stand first, without their names
+POSITIONAL = {"view": ("--run",), "convert-data": ("--source_format", "--target_format")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,8 +101,9 @@ def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     command, *rest = arguments
     if rest and rest[0].endswith((".yaml", ".yml")):
         rest.insert(0, "--config")
-    elif command == "view" and rest and not rest[0].startswith("-"):
-        rest.insert(0, "--run")
+    else:
+        names = POSITIONAL.get(command, ()) if rest and not rest[0].startswith("-") else ()
+        rest = [word for pair in zip(names, rest, strict=False) for word in pair] + rest[len(names) :]
     module, function, config_class, _ = COMMANDS[command]
     from trl import TrlParser
 

@@ -99,6 +99,7 @@ class LabelConfig:
     max_new_tokens: int = field(default=512, metadata={"help": "of the continuations"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
     seed: int = field(default=0, metadata={"help": "draw"})
+    keep_continuations: bool = field(default=False, metadata={"help": "their texts too, for pairs by step_prefix"})
 
 
 @dataclass
@@ -111,15 +112,6 @@ class ExactLabelConfig:
     responses: int = field(default=8, metadata={"help": "responses labelled a problem; right and wrong ones balanced"})
     mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
     seed: int = field(default=0, metadata={"help": "choice of the responses"})
-
-
-@dataclass
-class ImportVisualPRMConfig:
-    """`mpo import-visualprm`: labelled groups from rows in the format of VisualPRM400K."""
-
-    rows: Path = field(metadata={"help": "JSON lines with steps_with_score"})
-    image_root: Path = field(metadata={"help": "folder that the rows' image paths are relative to"})
-    out: Path = field(metadata={"help": "folder for groups.jsonl, problems.jsonl and images/, ready for train-prm"})
 
 
 @dataclass
@@ -215,10 +207,15 @@ class PairsConfig:
 
 @dataclass
 class ConvertDataConfig:
-    """`mpo convert-data`: preference pairs between TRL's Parquet and MMPR."""
+    """`mpo convert-data FROM TO`: preference pairs (trl, mmpr), or labelled steps (groups, visualprm, stepwise)."""
 
-    source: Path = field(metadata={"help": "pairs.parquet, meta.json, or a folder with one of them"})
+    source_format: str = field(metadata={"help": "FROM: trl, mmpr, groups, visualprm or stepwise"})
+    target_format: str = field(metadata={"help": "TO: the other of trl and mmpr, or another of the three"})
+    source: Path = field(metadata={"help": "its file (Parquet, meta.json or JSON lines), or its folder"})
     out: Path = field(metadata={"help": "folder for the other format"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "visualprm: folder that image paths are relative to; default: the file's own"}
+    )
 
 
 @dataclass

@@ -19,6 +19,20 @@ from rewards.pairing_report import PairingReport
 CARD = "README.md"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
+# kind of rows → title, what a row is, tags
+KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "pairs": (
+        "Preference pairs",
+        "pairs of responses, chosen and rejected, to questions with or without images",
+        ("preference", "mpo", "dpo"),
+    ),
+    "steps": (
+        "Labelled steps",
+        "responses to questions with or without images, with a label for each step",
+        ("process-reward-model", "prm", "stepwise"),
+    ),
+}
+
 
 def write_card(
     folder: Path,
@@ -29,6 +43,7 @@ def write_card(
     report: PairingReport | None = None,
     yields: Mapping[str, PairingReport] | None = None,
     rejected: Mapping[str, int] | None = None,
+    kind: str = "pairs",
 ) -> None:
     """Write the card of an export.
 
@@ -40,25 +55,27 @@ def write_card(
         report: of the pairing, where this stage paired.
         yields: the other rules on the same rollouts.
         rejected: reason → rows left out, where this stage converted.
+        kind: of the rows, a key of `KINDS`.
     """
+    title, what, tags = KINDS[kind]
     parts = [
-        f"# Preference pairs\n\n{pairs} pairs of responses, chosen and rejected, to questions with or without images, "
-        f"in `{data_file}`.\n\nThe texts were sampled from a model. The images keep the licence of their source: state "
-        "it here before you publish.",
+        f"# {title}\n\n{pairs} {what}, in `{data_file}`.\n\nThe texts were sampled from a model. The images keep the "
+        "licence of their source: state it here before you publish.",
         *(_report_sections(report) if report else []),
         *([_table("Left out", ("reason", "rows"), rejected.items())] if rejected else []),
         *([_yields(yields)] if yields else []),
         "\n".join(["## Provenance\n", *_provenance(fingerprint)]),
     ]
-    write_atomic(folder / CARD, f"---\n{_metadata(pairs, data_file)}\n---\n\n" + "\n\n".join(parts) + "\n")
+    head = _metadata(pairs, data_file, tags)
+    write_atomic(folder / CARD, f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def _metadata(pairs: int, data_file: str) -> str:
+def _metadata(pairs: int, data_file: str, tags: Sequence[str]) -> str:
     size = next((name for limit, name in SIZES if pairs < limit), "n>1M")
     viewer = [{"config_name": "default", "data_files": data_file}] if data_file.endswith(".parquet") else None
     return DatasetCardData(
         task_categories=["image-text-to-text", "visual-question-answering"],
-        tags=["preference", "mpo", "dpo", "trl", "mpo-prm"],
+        tags=[*tags, "trl", "mpo-prm"],
         size_categories=[size],
         configs=viewer,
     ).to_yaml()

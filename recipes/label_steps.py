@@ -18,6 +18,7 @@ from mpo.multimodal.messages import control_tokens_in
 from recipes.config import ExactLabelConfig, LabelConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
+from rewards.continuations import CONTINUATIONS, KeptContinuations
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.math_verifier import MathVerifier
@@ -58,6 +59,10 @@ def label(config: LabelConfig) -> Path:
         }
         cost = estimate_cost(chosen, **settings)
         print(f"label-steps, budget {config.budget}: {cost}", file=sys.stderr)
+        if config.keep_continuations:  # with their verdicts, for `mpo pairs --rule step_prefix`
+            both = {name: settings[name] for name in ("generator", "verify_many")}
+            kept = KeptContinuations(stage.out / CONTINUATIONS, stage.fingerprint, **both)
+            settings |= {"generator": kept, "verify_many": kept.verify_many}
         with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
             started = time.monotonic()
             done = label_steps(chosen, **settings, on_drawn=bar.update)

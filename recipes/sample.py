@@ -34,7 +34,7 @@ def sample(config: SampleConfig) -> Path:
     """Draw what the store lacks, and write `groups.jsonl`.
 
     Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose picture cannot be decoded and
-    one that the server refuses are not in it: they stand in `quarantine.jsonl` and are counted.
+    one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
     """
     params = checked_params(config)
     inputs = [path for path in (config.policy, config.problems) if path is not None]
@@ -58,7 +58,7 @@ def sample(config: SampleConfig) -> Path:
             for problem in asked
         ]
         for id, reason in _draw_missing(store, asked, keys, config, params).items():
-            quarantine.add(id, "refused by the server", reason)
+            quarantine.add(id, "refused by the server" if config.base_url else "refused by the processor", reason)
         quarantine.write(stage.out)
         groups = _groups(store, problems, keys)
         if not groups:

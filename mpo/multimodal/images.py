@@ -115,9 +115,9 @@ def resolve_inside(path: str | Path, root: str | Path | None) -> Path:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """The image re-encoded as PNG: the only bytes that we ever export."""
+    """The image's pixels as PNG, the only bytes that we ever export; no profile or text of its source is with them."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", icc_profile=None)  # else Pillow writes the source's own, whatever is in it
     return buffer.getvalue()
 
 

@@ -49,7 +49,8 @@ def encode_prompt(processor: Any, text: str, images: Sequence[Image.Image] = ())
     try:
         encoded = processor(text=[text], images=[list(images)] if images else None, return_tensors="pt", **once)
     except (ValueError, IndexError) as error:
-        raise DataError(f"the processor refused a prompt with {len(images)} image(s): {error}") from error
+        message = f"the processor refused a prompt with {len(images)} image(s): {error}"
+        raise DataError(message, reason="prompt that the processor refuses") from error
     input_ids = encoded["input_ids"]
     others = {key: value for key, value in encoded.items() if key not in ("input_ids", "attention_mask")}
     per_token = {k: v[0] for k, v in others.items() if v.shape == input_ids.shape}

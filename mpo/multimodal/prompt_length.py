@@ -48,7 +48,10 @@ class PromptLength:
             return PromptTokens(len(ids), 0)
         words = len(ids) - len(images)  # one placeholder an image
         sizes = tuple(image_size(image, root=self.image_root) for image in images)
-        counted = self._counted(sizes) if self.trusts_count else None
+        try:
+            counted = self._counted(sizes) if self.trusts_count else None
+        except ValueError:
+            counted = None
         is_new = sizes not in self._compared and len(self._compared) < CHECKED
         if counted is not None and not is_new:
             return PromptTokens(words + counted, counted)
@@ -58,9 +61,22 @@ class PromptLength:
         self.trusts_count = counted == total - words
         return PromptTokens(total, total - words)
 
+    def check(self, text: str, images: Sequence[ImageSource]) -> None:
+        """Raise DataError for images that cannot be used; one is decoded only where the processor refuses its size.
+
+        Qwen-VL's takes no picture that is 200 times as long as wide.
+        """
+        sizes = tuple(image_size(image, root=self.image_root) for image in images)
+        try:
+            if sizes:
+                self._counted(sizes)
+        except ValueError:
+            encode_prompt(self.processor, text, [load_image(image, root=self.image_root) for image in images])
+
     def _counted(self, sizes: Sequence[tuple[int, int]]) -> int | None:
+        """Tokens of images, if the processor can tell; a ValueError of its own if it takes none of such a size."""
         try:
             counts = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
-        except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
+        except (AttributeError, KeyError, NotImplementedError, TypeError):
             return None  # another signature, or an image processor that cannot tell
         return sum(counts.num_image_tokens) if counts.num_image_tokens is not None else None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import end_of_turn_id, prompt_text, user_message
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
@@ -30,6 +31,9 @@ NEUTRAL = {
 # Cache layers that hold keys and values only. Layers that mix attention with a recurrent state inherit
 # `batch_repeat_interleave` and would copy the keys without the state.
 COPYABLE: tuple[type, ...] = (DynamicLayer, DynamicSlidingWindowLayer)
+
+# What a model remembers of each row beside its cache: models with M-RoPE, how far their positions are from the count.
+ROW_STATE = "rope_deltas"
 
 
 class TransformersGenerator:
@@ -107,15 +111,35 @@ class TransformersGenerator:
                 if any(wanted):
                     drawn = self._call([pair for _, pair in some], range(first, first + rows), seed)
                     yield [
-                        Sample(*unit, row_seed, completion)
-                        for unit, (row_seed, completion), is_wanted in zip(units, drawn, wanted, strict=True)
+                        Sample(*unit, row_seed, completion, refusal)
+                        for unit, (row_seed, completion, refusal), is_wanted in zip(units, drawn, wanted, strict=True)
                         if is_wanted
                     ]
 
-    def _call(self, asked: list[tuple[Problem, str]], indexes: range, seed: int) -> list[tuple[int, Completion]]:
+    def _call(
+        self, asked: list[tuple[Problem, str]], indexes: range, seed: int
+    ) -> list[tuple[int, Completion | None, str]]:
+        """Seed and completion of each (problem, index), problem by problem; or none, and why the processor refused."""
+        encoded = [self._encode(problem) for problem, _ in asked]
+        usable = [
+            (prompt, pair) for prompt, pair in zip(encoded, asked, strict=True) if isinstance(prompt, EncodedPrompt)
+        ]
+        drawn = iter(self._generate([prompt for prompt, _ in usable], [pair for _, pair in usable], indexes, seed))
+        return [
+            (*next(drawn), "")
+            if isinstance(prompt, EncodedPrompt)
+            else (derived_seed(seed, problem, index, start), None, prompt)
+            for prompt, (problem, start) in zip(encoded, asked, strict=True)
+            for index in indexes
+        ]
+
+    def _generate(
+        self, prompts: list[EncodedPrompt], asked: list[tuple[Problem, str]], indexes: range, seed: int
+    ) -> list[tuple[int, Completion]]:
         """One `generate` call: seed and completion of each (problem, index), problem by problem."""
+        if not prompts:
+            return []
         encode = self.processor.tokenizer
-        prompts = [self._encode(problem) for problem, _ in asked]
         prefix_ids = [encode(start, add_special_tokens=False)["input_ids"] if start else [] for _, start in asked]
         rows = stack_rows(prompts, prefix_ids, pad_token_id=encode.pad_token_id, side="left")
         device = self.model.device
@@ -149,12 +173,20 @@ class TransformersGenerator:
         if not self._cache_can_be_copied:
             return None
         cache.batch_repeat_interleave(n)
+        for module in self.model.modules():
+            if isinstance(state := getattr(module, ROW_STATE, None), torch.Tensor):
+                setattr(module, ROW_STATE, state.repeat_interleave(n, dim=0))
         rows = {key: inputs[key].repeat_interleave(n, dim=0) for key in ("input_ids", "attention_mask")}
         return {**rows, "past_key_values": cache}
 
-    def _encode(self, problem: Problem) -> EncodedPrompt:
+    def _encode(self, problem: Problem) -> EncodedPrompt | str:
+        """The prompt, or why the processor refused it: Qwen-VL's takes no picture 200 times as long as wide."""
         text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
-        return encode_prompt(self.processor, text, [load_image(image) for image in problem.images])
+        images = [load_image(image) for image in problem.images]
+        try:
+            return encode_prompt(self.processor, text, images)
+        except DataError as error:
+            return str(error)
 
     def _settings(self, n: int) -> dict[str, Any]:
         neutral = (

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,7 +117,7 @@ def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Ro
     except ImageError as error:
         raise ImageError(f"image: {error}") from error
     mc = tuple(_count(step, index) for index, step in enumerate(parsed.steps_with_score))
-    _check_steps(parsed)
+    check_steps(parsed.response, [step.step for step in parsed.steps_with_score], where="steps_with_score.{}.step")
     identity = json.dumps([names, question, parsed.answer]).encode()
     identifier = parsed.problem_id or f"visualprm-{hashlib.sha256(identity).hexdigest()[:16]}"
     problem = Problem(identifier, question, images, parsed.answer)
@@ -186,15 +186,24 @@ def _count(step: _StepRow, index: int) -> MonteCarloCount:
     return found
 
 
-def _check_steps(row: _Row) -> None:
-    """The response must fall into the row's steps, or labels would stand at other text."""
-    given = [" ".join(step.step.split()) for step in row.steps_with_score]
+def check_steps(response: str, steps: Sequence[str], *, where: str) -> None:
+    """Refuse a response that does not fall into a row's steps, or labels would stand at other text.
+
+    Args:
+        response: the whole text.
+        steps: a row's own, in order; blanks around and in them do not count.
+        where: the row's field that holds step {}, for the message.
+
+    Raises:
+        DataError: naming the step.
+    """
+    given = [" ".join(step.split()) for step in steps]
     if not given:
-        raise DataError("steps_with_score: expected at least one step, got none")
+        raise DataError(f"{where.partition('.')[0]}: expected at least one step, got none")
     try:
-        own = [" ".join(step.text.split()) for step in split_into(row.response, len(given))]
+        own = [" ".join(step.text.split()) for step in split_into(response, len(given))]
     except DataError as error:
         raise DataError(f"response: {error}") from error
     for index, (a, b) in enumerate(zip(given, own, strict=True)):
         if a != b:
-            raise DataError(f"steps_with_score.{index}.step: expected the response's own {b[:60]!r}, got {a[:60]!r}")
+            raise DataError(f"{where.format(index)}: expected the response's own {b[:60]!r}, got {a[:60]!r}")

@@ -115,7 +115,10 @@ def find_format(name: str) -> PRMFormat:
     if not format_files(name):
         raise ConfigError(f"unknown prm_format {name!r}: expected one of {', '.join(FORMATS)}, or a YAML file")
     try:
-        fields = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        text = Path(name).read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # nested, they multiply without end
+            raise ConfigError(f"PRM format {name} uses an alias of YAML (*name); write the value out")
+        fields = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"PRM format {name} cannot be read as YAML: {error}") from error
     return validated(fields, name)

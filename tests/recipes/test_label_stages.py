@@ -12,13 +12,12 @@ from PIL import Image
 
 from mpo.multimodal.errors import ConfigError, DataError, StageError
 from recipes.cli import main
-from recipes.config import ImportVisualPRMConfig, LabelConfig, TrainPRMConfig, VerifyConfig
+from recipes.config import ConvertDataConfig, LabelConfig, TrainPRMConfig, VerifyConfig
+from recipes.convert_data import convert_data
 from recipes.groups import read_groups, write_groups, write_problems
-from recipes.import_visualprm import import_visualprm
 from recipes.label_steps import label
 from recipes.run import manifest_of, open_stage
 from recipes.train_prm import labelled_groups
-from rewards.interchange.visualprm import VISUALPRM400K
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 RIGHT = "See Red 3\n\nNow 3 to 3\n\nSee Blue 9\n\nNow 3 to 9\n\nFinal answer: 6"
@@ -79,8 +78,8 @@ def test_an_unknown_budget_is_refused_before_the_model_loads(verified: Path, tmp
 def test_rows_go_out_and_come_back(verified: Path, policy_folder: Path, tmp_path: Path) -> None:
     """Everything that a PRM is trained on survives: texts, verdicts, counts, their source, questions, pictures."""
     labelled = label(settings(verified, policy_folder, budget="sequential"))
-    given = ImportVisualPRMConfig(labelled / VISUALPRM400K, tmp_path / "data", tmp_path / "imported")
-    imported = import_visualprm(given)
+    given = ConvertDataConfig("visualprm", "groups", labelled, tmp_path / "imported", image_root=tmp_path / "data")
+    imported = convert_data(given)
     before, after = read_groups(labelled), read_groups(imported)
     assert [g.rollouts for g in after] == [g.rollouts for g in before]
     assert [(g.problem.id, g.problem.question, g.problem.answer) for g in after] == [
@@ -98,8 +97,8 @@ def test_a_prm_trains_on_imported_rows(tmp_path: Path, policy_folder: Path) -> N
     Image.new("RGB", (64, 32), "white").save(tmp_path / "a.png")
     row = published("a.png")
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    paths = ["--rows", str(tmp_path / "rows.jsonl"), "--image_root", str(tmp_path), "--out", str(tmp_path / "in")]
-    assert main(["import-visualprm", *paths]) == 0
+    paths = ["--source", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "in")]
+    assert main(["convert-data", "visualprm", "groups", *paths]) == 0
     flags = ["--groups", str(tmp_path / "in"), "--model", str(policy_folder), "--out", str(tmp_path / "prm")]
     assert main(["train-prm", *flags, "--max_steps", "1", "--soft_labels", "true"]) == 0
     assert manifest_of(tmp_path / "prm")["counts"]["out"] == 1
@@ -124,21 +123,24 @@ def test_damaged_rows_and_pictures_are_counted_by_field(tmp_path: Path, capsys: 
         published("a.png") | {"problem_id": "p", "answer": "7"},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
-    counts = manifest_of(import_visualprm(ImportVisualPRMConfig(tmp_path / "rows.jsonl", tmp_path, tmp_path / "in")))[
-        "counts"
-    ]
+    given = ConvertDataConfig("visualprm", "groups", tmp_path / "rows.jsonl", tmp_path / "in")
+    counts = manifest_of(convert_data(given))["counts"]
     assert (counts["in"], counts["out"]) == (8, 2)
     assert counts["rejected"] == {"image": 3, "response": 1, "problem_id": 1, "row": 1}
-    assert counts["first"]["image"].startswith("line 2: image: image 'bad.png' cannot be decoded")
-    assert "rows.jsonl: line 8: row: not JSON" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "convert-data: rows.jsonl:2: image: image 'bad.png' cannot be decoded" in told
+    assert "convert-data: rows.jsonl:8: row: not JSON" in told
+    lines = (tmp_path / "in" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"rows.jsonl:{number}" for number in (2, 3, 4, 5, 7, 8)]
 
 
 def test_an_import_that_gives_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    with pytest.raises(DataError, match=r"no row of .*rows\.jsonl could be read: line 1: question: Field required"):
-        import_visualprm(ImportVisualPRMConfig(tmp_path / "rows.jsonl", tmp_path, tmp_path / "in"))
+    given = ConvertDataConfig("visualprm", "groups", tmp_path / "rows.jsonl", tmp_path / "in")
+    with pytest.raises(DataError, match=r"no row of .*rows\.jsonl could be converted: .*question: Field required"):
+        convert_data(given)
     with pytest.raises(StageError, match=r"image_root .*gone is not a folder"):
-        import_visualprm(ImportVisualPRMConfig(tmp_path / "rows.jsonl", tmp_path / "gone", tmp_path / "in"))
+        convert_data(replace(given, image_root=tmp_path / "gone"))
 
 
 @pytest.mark.parametrize("budget", ["sequential", "bisect"])

@@ -152,8 +152,8 @@ def test_the_card(scored: Path, tmp_path: Path) -> None:
 
 def test_there_and_back(scored: Path, tmp_path: Path) -> None:
     made = pairs(PairsConfig(scored, tmp_path / "pairs", mmpr=True))
-    mmpr = convert_data(ConvertDataConfig(made / "pairs.parquet", tmp_path / "mmpr"))
-    back = convert_data(ConvertDataConfig(mmpr, tmp_path / "back"))
+    mmpr = convert_data(ConvertDataConfig("trl", "mmpr", made / "pairs.parquet", tmp_path / "mmpr"))
+    back = convert_data(ConvertDataConfig("mmpr", "trl", mmpr, tmp_path / "back"))
     before, after = (read_trl_parquet(folder / "pairs.parquet") for folder in (made, back))
     assert [dict(row, images=None) for row in after] == [dict(row, images=None) for row in before]
     for old, new in zip(before, after, strict=True):
@@ -180,7 +180,8 @@ def test_rows_that_cannot_be_converted_are_quarantined(tmp_path: Path) -> None:
     claims = to_trl_row(PreferencePair(Problem("claims", "q"), Completion("<image>"), Completion("b"), "r"))
     table = pa.Table.from_pylist([good, turns, path, equal, claims], schema=trl_features().arrow_schema)
     pq.write_table(table, tmp_path / "foreign.parquet")
-    assert main(["convert-data", "--source", str(tmp_path / "foreign.parquet"), "--out", str(tmp_path / "out")]) == 0
+    paths = ["--source", str(tmp_path / "foreign.parquet"), "--out", str(tmp_path / "out")]
+    assert main(["convert-data", "trl", "mmpr", *paths]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     assert [(row["id"], row["reason"]) for row in rows] == [
         ("foreign.parquet:1", "not a pair"),
@@ -194,14 +195,18 @@ def test_rows_that_cannot_be_converted_are_quarantined(tmp_path: Path) -> None:
     assert "hunter2" not in exported
 
 
-def test_a_source_of_no_known_format(tmp_path: Path) -> None:
+def test_what_cannot_be_converted_is_refused_with_what_can(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    for source in (tmp_path, tmp_path / "rows.jsonl", tmp_path / "gone"):
-        with pytest.raises(ConfigError, match=r"expected a Parquet file of TRL rows, a meta\.json"):
-            convert_data(ConvertDataConfig(source, tmp_path / "out"))
+    for source, target in (("trl", "visualprm"), ("groups", "mmpr"), ("trl", "trl"), ("csv", "trl")):
+        with pytest.raises(ConfigError, match=rf"convert '{source}' to '{target}'; possible: trl to mmpr, mmpr to trl"):
+            convert_data(ConvertDataConfig(source, target, tmp_path, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="image_root is for visualprm"):
+        convert_data(ConvertDataConfig("trl", "mmpr", tmp_path, tmp_path / "out", image_root=tmp_path))
+    with pytest.raises(ConfigError, match=r"pairs\.parquet is not a file"):
+        convert_data(ConvertDataConfig("trl", "mmpr", tmp_path, tmp_path / "out"))
     (tmp_path / "meta.json").write_text('{"set": {"annotation": "rows.jsonl"}}')
-    with pytest.raises(DataError, match=r"no pair of .* could be converted: {'not a pair of MMPR': 1}"):
-        convert_data(ConvertDataConfig(tmp_path, tmp_path / "out"))
+    with pytest.raises(DataError, match=r"no row of .* could be converted: {'not a pair of MMPR': 1}"):
+        convert_data(ConvertDataConfig("mmpr", "trl", tmp_path, tmp_path / "out"))
 
 
 def test_a_row_with_more_than_a_pair_holds_is_refused() -> None:
