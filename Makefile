@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # The recipes train on one device; several visible ones would be wrapped in nn.DataParallel.
 export CUDA_VISIBLE_DEVICES ?= 0
 
-.PHONY: help demo evidence test check bench clean
+.PHONY: help demo evidence test check bench docs clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,7 +33,7 @@ evidence: $(INSTALLED)  ## three seeds and every arm of the digits world, into r
 test: $(INSTALLED)  ## the tests, doctests included
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)  ## format, lint, types and tests: what CI runs
+check: $(INSTALLED)  ## format, lint, types, tests and the site (one of the tests builds it): what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -44,8 +44,12 @@ bench: $(INSTALLED)  ## every script of benchmarks/
 	if (( $${#scripts[@]} == 0 )); then echo "make bench: benchmarks/ holds no *.py script, so nothing was measured" >&2; exit 1; fi; \
 	for f in "$${scripts[@]}"; do echo "== $$f"; $(BIN)/python "$$f" || exit 1; done
 
+docs: $(INSTALLED)  ## the documentation site, into site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open $(CURDIR)/site/index.html; for the search: $(BIN)/python -m http.server --bind 127.0.0.1 -d site"
+
 clean:  ## remove the environment, caches and build leftovers; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . \( -path ./.git -o -path ./runs \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted install is taken up again; a changed pyproject.toml or constraints.txt reinstalls.

@@ -6,6 +6,7 @@ the folder holds the work of other settings, which the line names; 130 interrupt
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -54,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "prm-eval": ("recipes.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
     "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
     "view": ("recipes.view", "view", "ViewConfig", "the page at an address of this machine"),
+    "env": ("recipes.environment", "environment", "EnvConfig", "versions, devices and memory, for a bug report"),
     "pipeline": ("recipes.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
     "evidence": (
         "recipes.pipeline",
@@ -75,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         return _refuse(f"unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
     from mpo.multimodal.errors import FingerprintError, MPOError
 
     try:

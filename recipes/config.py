@@ -260,6 +260,13 @@ class ViewConfig:
 
 
 @dataclass
+class EnvConfig:
+    """`mpo env`: versions, devices and memory, for a bug report."""
+
+    json: bool = field(default=False, metadata={"help": "one JSON object instead of lines"})
+
+
+@dataclass
 class PipelineArguments:
     """`mpo pipeline`: the whole loop, one seed."""
 

@@ -52,7 +52,9 @@ class TrainMPOConfig:
     sample_every: int = field(default=0, metadata={"help": "steps from one look at samples to the next; 0 for none"})
     sample_problems: int = field(default=8, metadata={"help": "problems of the pairs asked at each look"})
     sample_tokens: int = field(default=128, metadata={"help": "tokens of a sample at most"})
-    report_to: str = field(default="none", metadata={"help": "none or wandb (WANDB_MODE=offline keeps it here)"})
+    report_to: str = field(
+        default="none", metadata={"help": "none, wandb (WANDB_MODE=offline keeps it here), tensorboard or trackio"}
+    )
 
 
 @dataclass

@@ -5,18 +5,16 @@ The card is Markdown with the Hub's metadata block. Paths of this machine are cu
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
 from mpo.multimodal.files import write_atomic
-from recipes.run import MANIFEST, manifest_of
+from recipes.cards import CARD, provenance, table
 from rewards.pairing_report import PairingReport
 
-CARD = "README.md"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 # kind of rows → title, what a row is, tags
@@ -62,9 +60,9 @@ def write_card(
         f"# {title}\n\n{pairs} {what}, in `{data_file}`.\n\nThe texts were sampled from a model. The images keep the "
         "licence of their source: state it here before you publish.",
         *(_report_sections(report) if report else []),
-        *([_table("Left out", ("reason", "rows"), rejected.items())] if rejected else []),
+        *([table("Left out", ("reason", "rows"), rejected.items())] if rejected else []),
         *([_yields(yields)] if yields else []),
-        "\n".join(["## Provenance\n", *_provenance(fingerprint)]),
+        "\n".join(["## Provenance\n", *provenance(fingerprint)]),
     ]
     head = _metadata(pairs, data_file, tags)
     write_atomic(folder / CARD, f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n")
@@ -82,7 +80,7 @@ def _metadata(pairs: int, data_file: str, tags: Sequence[str]) -> str:
 
 
 def _report_sections(report: PairingReport) -> Iterator[str]:
-    yield _table(
+    yield table(
         "Kept and dropped",
         ("", "number"),
         [
@@ -93,7 +91,7 @@ def _report_sections(report: PairingReport) -> Iterator[str]:
             *((f"responses on no side: {reason}", number) for reason, number in report.rejected_rollouts.items()),
         ],
     )
-    yield _table(
+    yield table(
         "How the sides differ",
         ("", "chosen", "rejected"),
         [
@@ -112,7 +110,7 @@ def _report_sections(report: PairingReport) -> Iterator[str]:
         (f"pick the {name}", f"{share:.1%}", "{:.1%} to {:.1%}".format(*report.blind_intervals[name]))
         for name, share in report.blind_rulers.items()
     ]
-    lines = [_table("Blind rulers", ("ruler", "finds the chosen side", "95 % interval"), rulers)]
+    lines = [table("Blind rulers", ("ruler", "finds the chosen side", "95 % interval"), rulers)]
     yield "\n\n".join([*lines, *(f"**Warning:** {warning}." for warning in report.warnings)])
 
 
@@ -121,30 +119,4 @@ def _yields(yields: Mapping[str, PairingReport]) -> str:
         (name, found.pairs, found.problems_with_pairs, ", ".join(f"{n} {why}" for why, n in found.dropped.items()))
         for name, found in yields.items()
     ]
-    return _table("What each rule gives on these responses", ("rule", "pairs", "problems", "dropped"), rows)
-
-
-def _provenance(fingerprint: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """One line a stage: the settings of this one, then of every finished stage that it reads, back to the first."""
-    settings = ", ".join(f"{key} {_short(value)}" for key, value in sorted(fingerprint["settings"].items()))
-    yield f"- {fingerprint.get('stage', 'this export')}: {settings}"
-    for path in sorted(fingerprint["inputs"]):
-        if path not in seen and (Path(path) / MANIFEST).is_file():
-            manifest = manifest_of(path)
-            before = {**manifest["fingerprint"], "stage": manifest["stage"]}
-            yield from _provenance(before, seen | {path})
-            if verdicts := manifest["counts"].get("verdicts"):
-                yield f"- verdicts: {', '.join(f'{n} {name}' for name, n in verdicts.items())}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"`{Path(text).name if os.sep in text else text}`"
-
-
-def _table(title: str, head: Sequence[str], rows: Any) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    cells = [
-        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
-    ]
-    return f"## {title}\n\n" + "\n".join(cells)
+    return table("What each rule gives on these responses", ("rule", "pairs", "problems", "dropped"), rows)

@@ -1,10 +1,14 @@
-"""Reporting to Weights & Biases: what a run logs, and nothing about the machine that it runs on."""
+"""Reporting to wandb, TensorBoard or trackio: what a run logs, in the stage's own folder.
+
+wandb is told to record nothing about the machine. TensorBoard puts the host's name into the names of its files.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +28,42 @@ NOTHING_ELSE: dict[str, Any] = {
     "x_disable_stats": True,
     "x_save_requirements": False,
 }
-STAGING = "WANDB_DATA_DIR"  # where pictures of tables wait for their upload; by default in the home folder
+# report_to → the variable that says where its files lie, and the folder in a stage's folder; pictures of wandb's tables
+# would wait for their upload in the home folder, trackio's database would lie there
+PLACES = {
+    "wandb": ("WANDB_DATA_DIR", "wandb"),
+    "tensorboard": ("TENSORBOARD_LOGGING_DIR", "tensorboard"),
+    "trackio": ("TRACKIO_DIR", "trackio"),
+}
 
 
 @contextmanager
 def tracking(report_to: str, out: Path, *, name: str) -> Iterator[None]:
-    """A wandb run around a stage, with its files in `out`; nothing for "none".
+    """Files of a tracker in `out` while a stage runs; nothing for "none".
 
-    `WANDB_MODE=offline` sends nothing: `wandb sync OUT/wandb/offline-run-…` does so later. `WANDB_PROJECT` names the
-    project. The trainer in it is given the same `report_to` and finds the run. Of several ranks the first reports.
+    For wandb a run is started, too: `WANDB_MODE=offline` sends nothing, `wandb sync OUT/wandb/offline-run-…` does so
+    later; `WANDB_PROJECT` names the project. The trainer inside is given the same `report_to`, and finds the run or
+    starts one. Of several ranks the first reports.
 
     Raises:
-        ConfigError: another `report_to`, or wandb cannot start (no key).
+        ConfigError: another `report_to`, a tracker that is not installed, or wandb cannot start (no key).
     """
-    if report_to not in ("none", "wandb"):
-        raise ConfigError(f"report_to must be 'none' or 'wandb', got {report_to!r}")
+    if report_to not in ("none", *PLACES):
+        raise ConfigError(f"report_to must be one of none, {', '.join(PLACES)}, got {report_to!r}")
+    if report_to != "none" and find_spec(report_to) is None:
+        raise ConfigError(f"report_to={report_to} needs the package: pip install {report_to}")
     if report_to == "none" or not is_first_process():
         yield
         return
-    before = os.environ.get(STAGING)
-    os.environ[STAGING] = before or str(out.resolve() / "wandb")
+    variable, folder = PLACES[report_to]
+    before = os.environ.get(variable)
+    os.environ[variable] = before or str(out.resolve() / folder)
     try:
-        with _started(out, name):  # ends the run, as failed where an error passes
+        with _started(out, name) if report_to == "wandb" else nullcontext():  # wandb: ends it, as failed on an error
             yield
     finally:
         if before is None:
-            del os.environ[STAGING]
+            del os.environ[variable]
 
 
 def _started(out: Path, name: str) -> Any:

@@ -18,6 +18,7 @@ from mpo.multimodal.loading import load_processor
 from mpo.trainer import MPOTrainer
 from recipes.build_pairs import PAIRS
 from recipes.config import TrainMPOConfig
+from recipes.model_card import write_policy_card
 from recipes.run import is_first_process, open_stage
 from recipes.tracking import tracking
 from recipes.trained_weights import load_policy, run_dtype, save_policy
@@ -43,10 +44,12 @@ def train_mpo(config: TrainMPOConfig) -> Path:
             trainer.add_callback(SampleMonitor(trainer, problems, **looks))
         trainer.train(resume_from_checkpoint=saved)
     save_policy(trainer, config, stage.out, run_dtype(config))
+    report = trainer.admission["train"]
+    counts = {"in": report.rows, "out": report.kept, "rejected": report.rejected}
     if is_first_process():
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
-    report = trainer.admission["train"]
-    return stage.finish({"in": report.rows, "out": report.kept, "rejected": report.rejected})
+        write_policy_card(stage.out, stage.fingerprint, counts, trainer)
+    return stage.finish(counts)
 
 
 def read_pairs(config: TrainMPOConfig) -> Any:

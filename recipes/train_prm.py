@@ -16,6 +16,7 @@ from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_processor
 from recipes.config import TrainPRMConfig
 from recipes.groups import read_groups
+from recipes.model_card import write_prm_card
 from recipes.run import open_stage
 from recipes.training import checkpoint_to_resume, training_defaults
 from rewards.errors import StepAlignmentError
@@ -72,6 +73,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
     total = sum(len(group.rollouts) for group in read)
     counts = {"in": total, "out": total - rejected, "rejected": {"too many steps": rejected} if rejected else {}}
+    write_prm_card(stage.out, stage.fingerprint, counts, trainer, prm_format)
     return stage.finish({**counts, "visual contrasts": sum(len(group.solutions) for group in contrasts)})
 
 

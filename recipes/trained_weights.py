@@ -77,6 +77,7 @@ def save_policy(trainer: Any, config: TrainMPOConfig, out: Path, dtype: torch.dt
     if isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
         trainer.save_model(str(out / ADAPTER))
         if is_first_process():
+            (out / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's, with the path of the base model
             load_merged(config.policy, out / ADAPTER, dtype=dtype).save_pretrained(out)
             trainer.processing_class.save_pretrained(out)
         return

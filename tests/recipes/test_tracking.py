@@ -139,7 +139,7 @@ def test_the_default_reports_nothing(pairs: Path, policy_folder: Path, tmp_path:
 
 def test_refusals(tmp_path: Path, fresh_wandb: pytest.MonkeyPatch) -> None:
     with (
-        pytest.raises(ConfigError, match="report_to must be 'none' or 'wandb', got 'all'"),
+        pytest.raises(ConfigError, match="report_to must be one of none, wandb, tensorboard, trackio, got 'all'"),
         tracking("all", tmp_path, name="x"),
     ):
         pass

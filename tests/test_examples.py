@@ -1,0 +1,77 @@
+"""The scripts of examples/, run as they stand, on the tiny policy."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mpo.multimodal.errors import ImageError
+from mpo.multimodal.loading import load_model
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ANSWERS = ["Red is 3\n\nFinal answer: 3", "Red is 4\n\nBlue is 1\n\nFinal answer: 5"]
+LABELS = [[True, True], [True, False, False]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "pictures").mkdir()
+    for number in range(2):
+        Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(tmp_path / "pictures" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(file: Path, *, image: str = "pictures/{}.png", **columns: Any) -> Path:
+    """Two rows with a picture each."""
+    rows = [{"question": "How many?", "images": [image.format(i)], **columns} for i in range(2)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def run(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_a_prm_is_trained_and_reranks(
+    folder: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = [{"steps": text.split("\n\n"), "right": right} for text, right in zip(ANSWERS, LABELS, strict=True)]
+    rows = write(folder / "steps.jsonl", answers=labelled)
+    run("train_my_prm.py", policy_folder, rows, folder / "prm", 2, monkeypatch=monkeypatch)
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(scores) == len(LABELS[0])
+    assert all(0 <= score <= 1 for score in scores)
+
+    rows = write(folder / "answers.jsonl", answers=[*ANSWERS, "", "<|im_end|>"])
+    run("rerank_my_answers.py", folder / "prm", rows, monkeypatch=monkeypatch)
+    ranked = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["row"] for line in ranked] == [0, 0, 1, 1]
+    for pair in (ranked[:2], ranked[2:]):
+        assert pair[0]["reward"] >= pair[1]["reward"]
+        assert sorted(line["answer"] for line in pair) == sorted(ANSWERS)  # the empty one and the control token are out
+
+    (folder.parent / "outside.png").write_bytes((folder / "pictures" / "0.png").read_bytes())
+    rows = write(folder / "answers.jsonl", image="../outside.png", answers=ANSWERS)
+    with pytest.raises(ImageError):
+        run("rerank_my_answers.py", folder / "prm", rows, monkeypatch=monkeypatch)
+
+
+def test_pairs_are_trained_on(
+    folder: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(folder / "pairs.jsonl", chosen=ANSWERS[0], rejected=ANSWERS[1])
+    scope = run("train_on_my_pairs.py", policy_folder, rows, folder / "mpo", 2, monkeypatch=monkeypatch)
+    assert scope["trainer"].state.global_step == 2
+    assert scope["trainer"].admission["train"].kept == 2
+    assert "kept" in capsys.readouterr().out
+    before, after = (dict(load_model(path).named_parameters()) for path in (policy_folder, folder / "mpo"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
