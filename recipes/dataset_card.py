@@ -5,7 +5,7 @@ The card is Markdown with the Hub's metadata block. Paths of this machine are cu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
