@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
 from recipes.config import PairsConfig
 from recipes.dataset_card import write_card
-from recipes.groups import problems_of, read_groups
+from recipes.groups import iter_groups, problems_of
 from recipes.run import Stage, open_stage
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing_report import PairingReport
-from rewards.pairs import RULES, build_pairs, prm_margin, yields
+from rewards.pairs import RULES, Pairing, prm_margin, seen_by
 from rewards.types import PreferencePair, RolloutGroup
 
 PAIRS = "pairs.parquet"
@@ -30,21 +32,43 @@ _log = logging.getLogger(__name__)
 def pairs(config: PairsConfig) -> Path:
     """Write `pairs.parquet`, which `MPOTrainer` and TRL's `DPOTrainer` both read, `report.json` and a data set card.
 
-    With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give.
+    With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give. Pairs
+    go to the file problem by problem; all of them are in memory only with `mmpr` or `dropout_ntp`.
     """
     _check(config)
     stage = open_stage("pairs", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
-    groups = read_groups(config.groups)
-    found, report = _dropout(groups, config) if config.rule == DROPOUT else _ruled(groups, config)
-    if not found:
-        raise DataError(f"no pair could be made from {len(groups)} problems; dropped: {report.dropped}")
+    compared = {name: Pairing(name, **_limits(config)) for name in RULES}
+    groups = seen_by(compared.values(), iter_groups(config.groups))
+    if config.rule == DROPOUT:
+        every, dropout = _dropout(list(groups), config)
+        found, report_of = iter(every), lambda: dropout
+    else:
+        pairing = _pairing(config)
+        found = (pair for group in groups for pair in pairing.pairs_of(group))
+        report_of = pairing.report
+    found = _at_least_one(found, report_of)
+    if config.mmpr:
+        every = list(found)
+        found = iter(every)
+    write_trl_parquet(found, stage.out / PAIRS)
+    report = report_of()
     for warning in report.warnings:
         _log.warning("%s", warning)
-    _export(stage, found, report, groups, config)
+    _describe(stage, report, {name: other.report() for name, other in compared.items()})
+    if config.mmpr:
+        _export_mmpr(stage, every, report)
     counts = {"in": report.problems_in, "out": report.problems_with_pairs, "rejected": dict(report.dropped)}
     return stage.finish({**counts, "pairs": report.pairs, "problems": str(problems_of(config.groups))})
+
+
+def _at_least_one(found: Iterator[PreferencePair], report_of: Callable[[], PairingReport]) -> Iterator[PreferencePair]:
+    """The same pairs; DataError at the end, before a file takes its name, where there is none."""
+    yield from found
+    report = report_of()
+    if not report.pairs:
+        raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
 
 
 def _check(config: PairsConfig) -> None:
@@ -57,15 +81,13 @@ def _check(config: PairsConfig) -> None:
         )
 
 
-def _ruled(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
-    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
-    return build_pairs(
-        groups,
-        rule=rule,
-        max_pairs=config.max_pairs,
-        format_negatives=config.format_negatives,
-        max_length_ratio=config.max_length_ratio,
-    )
+def _pairing(config: PairsConfig) -> Pairing:
+    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else config.rule
+    return Pairing(rule, **_limits(config))
+
+
+def _limits(config: PairsConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("max_pairs", "format_negatives", "max_length_ratio")}
 
 
 def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
@@ -95,31 +117,16 @@ def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[Pref
     )
 
 
-def _export(
-    stage: Stage,
-    found: list[PreferencePair],
-    report: PairingReport,
-    groups: list[RolloutGroup],
-    config: PairsConfig,
-) -> None:
-    write_trl_parquet(found, stage.out / PAIRS)
-    table = yields(
-        groups,
-        max_pairs=config.max_pairs,
-        format_negatives=config.format_negatives,
-        max_length_ratio=config.max_length_ratio,
-    )
+def _describe(stage: Stage, report: PairingReport, table: dict[str, PairingReport]) -> None:
+    """The report with what every rule would give, and the card."""
     rows = {name: {"pairs": r.pairs, "problems_with_pairs": r.problems_with_pairs} for name, r in table.items()}
     write_atomic(stage.out / REPORT, json.dumps({**asdict(report), "yields": rows}, indent=2) + "\n")
     provenance = {**stage.fingerprint, "stage": stage.name}
-    write_card(stage.out, pairs=len(found), data_file=PAIRS, fingerprint=provenance, report=report, yields=table)
-    if config.mmpr:
-        written, rejected = write_mmpr(found, stage.out / "mmpr")
-        write_card(
-            stage.out / "mmpr",
-            pairs=written,
-            data_file="meta.json",
-            fingerprint=provenance,
-            report=report,
-            rejected=rejected,
-        )
+    write_card(stage.out, pairs=report.pairs, data_file=PAIRS, fingerprint=provenance, report=report, yields=table)
+
+
+def _export_mmpr(stage: Stage, found: list[PreferencePair], report: PairingReport) -> None:
+    folder = stage.out / "mmpr"
+    written, rejected = write_mmpr(found, folder)
+    provenance = {**stage.fingerprint, "stage": stage.name}
+    write_card(folder, pairs=written, data_file="meta.json", fingerprint=provenance, report=report, rejected=rejected)
