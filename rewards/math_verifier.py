@@ -30,9 +30,9 @@ class MathVerifier:
     equal products of letters, and "(B)" or "B. 12" are not the choice B. Limits that stay: units are ignored
     ("12 cm" equals "12 m"), 0.333 is not 1/3, 50% equals 0.5; `number_verifier` reads units and tolerates rounding.
 
-    Identical (reference, answer) of one call are checked once, and seldom again: the last 50,000 verdicts or so are
-    remembered. Workers are spawned, so a parent
-    with torch, threads or CUDA does no harm; a script that uses this needs `if __name__ == "__main__":`.
+    Identical (reference, answer) are checked once; past 50,000 verdicts the verifier begins to remember anew. Workers
+    are spawned, so a parent with torch, threads or CUDA does no harm; a script that uses this needs
+    `if __name__ == "__main__":`.
 
     Args:
         workers: number of processes; they start at the first answer that needs one.
