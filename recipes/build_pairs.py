@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,14 @@ from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
 from recipes.config import PairsConfig
 from recipes.dataset_card import write_card
-from recipes.groups import problems_of, read_groups
+from recipes.groups import iter_groups, problems_of
 from recipes.run import Stage, open_stage
 from rewards.continuations import CONTINUATIONS, with_right_continuations
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing_report import PairingReport
-from rewards.pairs import RULES, build_pairs, prm_margin, yields
+from rewards.pairs import RULES, Pairing, prm_margin, seen_by
 from rewards.types import PreferencePair, RolloutGroup
-from rewards.visual_dependence import visual_dependence
 
 PAIRS = "pairs.parquet"
 REPORT = "report.json"
@@ -34,21 +33,51 @@ _log = logging.getLogger(__name__)
 def pairs(config: PairsConfig) -> Path:
     """Write `pairs.parquet`, which `MPOTrainer` and TRL's `DPOTrainer` both read, `report.json` and a data set card.
 
-    With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give.
+    With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give. Pairs
+    go to the file problem by problem; all of them are in memory only with `mmpr` or `dropout_ntp`.
     """
     _check(config)
     stage = open_stage("pairs", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
-    groups = read_groups(config.groups)
-    found, report = _dropout(groups, config) if config.rule == DROPOUT else _ruled(groups, config)
-    if not found:
-        raise DataError(f"no pair could be made from {len(groups)} problems; dropped: {report.dropped}")
+    compared = {name: Pairing(name, **_limits(config)) for name in RULES}
+    groups = seen_by(compared.values(), iter_groups(config.groups))
+    if config.rule == DROPOUT:
+        every, dropout = _dropout(list(groups), config)
+        found, report_of = iter(every), lambda: dropout
+    else:
+        pairing = _pairing(config)
+        found = (pair for group in _continued(groups, config) for pair in pairing.pairs_of(group))
+        report_of = pairing.report
+    found = _at_least_one(found, report_of, config)
+    if config.mmpr:
+        every = list(found)
+        found = iter(every)
+    write_trl_parquet(found, stage.out / PAIRS)
+    report = report_of()
     for warning in report.warnings:
         _log.warning("%s", warning)
-    _export(stage, found, report, groups, config)
+    table = {name: other.report() for name, other in compared.items()}
+    _describe(stage, report, {**table, config.rule: report} if config.rule in table else table)
+    if config.mmpr:
+        _export_mmpr(stage, every, report)
     counts = {"in": report.problems_in, "out": report.problems_with_pairs, "rejected": dict(report.dropped)}
     return stage.finish({**counts, "pairs": report.pairs, "problems": str(problems_of(config.groups))})
+
+
+def _at_least_one(
+    found: Iterator[PreferencePair], report_of: Callable[[], PairingReport], config: PairsConfig
+) -> Iterator[PreferencePair]:
+    """The same pairs; DataError at the end, before a file takes its name, where there is none."""
+    yield from found
+    report = report_of()
+    if not report.pairs and report.rejected_rollouts.get("no_visual_dependence"):
+        raise DataError(
+            f"min_visual_dependence={config.min_visual_dependence} needs scores without the picture, and "
+            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
+        )
+    if not report.pairs:
+        raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
 
 
 def _check(config: PairsConfig) -> None:
@@ -63,18 +92,12 @@ def _check(config: PairsConfig) -> None:
         raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
 
 
-def _ruled(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
-    known = any(visual_dependence(rollout) is not None for group in groups for rollout in group.rollouts)
-    if config.min_visual_dependence is not None and not known:
-        raise DataError(
-            f"min_visual_dependence={config.min_visual_dependence} needs scores without the picture, and "
-            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
-        )
-    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
-    return build_pairs(_continued(groups, config), rule=rule, **_options(config))
+def _pairing(config: PairsConfig) -> Pairing:
+    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else config.rule
+    return Pairing(rule, **_limits(config))
 
 
-def _options(config: PairsConfig) -> dict[str, Any]:
+def _limits(config: PairsConfig) -> dict[str, Any]:
     names = ("max_pairs", "format_negatives", "max_length_ratio", "min_visual_dependence")
     return {name: getattr(config, name) for name in names}
 
@@ -112,26 +135,16 @@ def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[Pref
     )
 
 
-def _export(
-    stage: Stage,
-    found: list[PreferencePair],
-    report: PairingReport,
-    groups: list[RolloutGroup],
-    config: PairsConfig,
-) -> None:
-    write_trl_parquet(found, stage.out / PAIRS)
-    table = yields(groups, **_options(config))
+def _describe(stage: Stage, report: PairingReport, table: dict[str, PairingReport]) -> None:
+    """The report with what every rule would give, and the card."""
     rows = {name: {"pairs": r.pairs, "problems_with_pairs": r.problems_with_pairs} for name, r in table.items()}
     write_atomic(stage.out / REPORT, json.dumps({**asdict(report), "yields": rows}, indent=2) + "\n")
     provenance = {**stage.fingerprint, "stage": stage.name}
-    write_card(stage.out, pairs=len(found), data_file=PAIRS, fingerprint=provenance, report=report, yields=table)
-    if config.mmpr:
-        written, rejected = write_mmpr(found, stage.out / "mmpr")
-        write_card(
-            stage.out / "mmpr",
-            pairs=written,
-            data_file="meta.json",
-            fingerprint=provenance,
-            report=report,
-            rejected=rejected,
-        )
+    write_card(stage.out, pairs=report.pairs, data_file=PAIRS, fingerprint=provenance, report=report, yields=table)
+
+
+def _export_mmpr(stage: Stage, found: list[PreferencePair], report: PairingReport) -> None:
+    folder = stage.out / "mmpr"
+    written, rejected = write_mmpr(found, folder)
+    provenance = {**stage.fingerprint, "stage": stage.name}
+    write_card(folder, pairs=written, data_file="meta.json", fingerprint=provenance, report=report, rejected=rejected)

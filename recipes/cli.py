@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "sample": ("recipes.sample", "sample", "SampleConfig", "draw N answers a problem"),
     "verify": ("recipes.verify", "verify", "VerifyConfig", "check final answers"),
+    "easy-vqa": ("recipes.easy_vqa", "compose", "EasyVQAConfig", "problems of the package easy-vqa, and a policy"),
     "label-steps": ("recipes.label_steps", "label", "LabelConfig", "Monte-Carlo labels for steps"),
     "label-exact": (
         "recipes.digits.exact_labels",

@@ -32,6 +32,20 @@ class WorldConfig:
 
 
 @dataclass
+class EasyVQAConfig:
+    """`mpo easy-vqa`: problems of the package easy-vqa and an untrained policy."""
+
+    out: Path = field(metadata={"help": "folder to write: <split>.jsonl, images/, policy/"})
+    seed: int = field(default=0, metadata={"help": "which questions, and the policy's initial weights"})
+    num_warm_start: int = field(default=1500, metadata={"help": "demonstrated questions"})
+    num_prm: int = field(default=500, metadata={"help": "questions whose samples train the PRM"})
+    num_preference: int = field(default=500, metadata={"help": "questions whose samples become pairs"})
+    num_development: int = field(default=200, metadata={"help": "questions on which choices are made"})
+    num_test: int = field(default=500, metadata={"help": "questions of the package's test split"})
+    solutions: int = field(default=2, metadata={"help": "demonstrated answers a warm-start question"})
+
+
+@dataclass
 class WarmStartConfig:
     """`mpo warm-start`: a short supervised stage on demonstrated answers."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, StageError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import opened_atomically, write_atomic
 from mpo.multimodal.images import resolve_inside
 from recipes.run import manifest_of
 from rewards.types import (
@@ -140,7 +140,12 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
 
 
 def read_groups(folder: str | Path) -> list[RolloutGroup]:
-    """The groups that a stage wrote, with the problems that its manifest names.
+    """All groups that a stage wrote, in memory; raises what `iter_groups` raises."""
+    return list(iter_groups(folder))
+
+
+def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
+    """The groups that a stage wrote, one at a time, with the problems that its manifest names (all in memory).
 
     Raises:
         StageError: the stage has not finished.
@@ -148,7 +153,6 @@ def read_groups(folder: str | Path) -> list[RolloutGroup]:
     """
     folder = Path(folder)
     problems = read_problems(problems_of(folder), on_bad=lambda *_: None)  # `mpo sample` has reported them
-    groups: list[RolloutGroup] = []
     seen: set[str] = set()
     for number, line in _lines(folder / GROUPS):
         group = _validate(_GroupRow, _parsed(line, folder / GROUPS, number), folder / GROUPS, number)
@@ -159,8 +163,7 @@ def read_groups(folder: str | Path) -> list[RolloutGroup]:
         if group.problem_id in seen:
             raise DataError(f"{folder / GROUPS}:{number}: problem {group.problem_id!r} occurs twice")
         seen.add(group.problem_id)
-        groups.append(RolloutGroup(problems[group.problem_id], rollouts))
-    return groups
+        yield RolloutGroup(problems[group.problem_id], rollouts)
 
 
 def problems_of(folder: str | Path) -> Path:
@@ -171,12 +174,14 @@ def problems_of(folder: str | Path) -> Path:
     return Path(os.path.normpath(Path(folder) / counts["problems"]))
 
 
-def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
-    """Write groups; problems are named by id only."""
-    rows = [
-        {"problem_id": group.problem.id, "rollouts": [_row(rollout) for rollout in group.rollouts]} for group in groups
-    ]
-    write_atomic(folder / GROUPS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> int:
+    """Write groups, one in memory at a time; problems are named by id only. Returns their number."""
+    written = 0
+    with opened_atomically(folder / GROUPS, "w") as file:
+        for written, group in enumerate(groups, start=1):  # noqa: B007
+            row = {"problem_id": group.problem.id, "rollouts": [_row(rollout) for rollout in group.rollouts]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return written
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from recipes.config import EvidenceArguments, PipelineArguments
 
 SECTIONS: dict[str, type] = {
     "world": stages.WorldConfig,
+    "easy_vqa": stages.EasyVQAConfig,
     "warm_start": stages.WarmStartConfig,
     "prm_sample": stages.SampleConfig,
     "label_steps": stages.LabelConfig,
@@ -38,6 +39,7 @@ SECTIONS: dict[str, type] = {
     "score": stages.ScoreConfig,
     "best_of_n": stages.BestOfNConfig,
 }
+WORLDS = ("world", "easy_vqa")  # sections of which a file has one: where the problems and the first policy come from
 BASELINE_SAMPLES = 4  # a problem, for arms of which only pass@1 is shown
 # arm: (w_p, w_q, w_g), trained on the same pairs with the same steps
 ARMS: dict[str, tuple[float, float, float]] = {
@@ -68,6 +70,9 @@ class Settings:
             raise ConfigError(f"{path}: expected a mapping of sections, got {type(loaded).__name__}")
         if unknown := sorted(set(loaded) - set(SECTIONS)):
             raise ConfigError(f"{path}: unknown section {unknown[0]!r}; expected some of {', '.join(SECTIONS)}")
+        if len(worlds := [name for name in WORLDS if name in loaded]) > 1:
+            raise ConfigError(f"{path}: sections {' and '.join(worlds)}; expected one of them")
+        self.world = worlds[0] if worlds else WORLDS[0]
         self.sections = {name: loaded.get(name) or {} for name in SECTIONS}
         for name, config_class in SECTIONS.items():
             required = [f.name for f in fields(config_class) if f.default is MISSING and f.default_factory is MISSING]
@@ -99,8 +104,9 @@ def pipeline(arguments: PipelineArguments) -> Path:
 
 def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
     """One seed, from an untrained policy to Best-of-N on held-out problems."""
+    from recipes import easy_vqa
     from recipes.build_pairs import pairs
-    from recipes.digits.compose import compose
+    from recipes.digits import compose as digits
     from recipes.digits.deepen import deepen_policy
     from recipes.label_steps import label
     from recipes.sample import sample
@@ -110,7 +116,8 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
     from recipes.verify import verify
     from recipes.warm_start import warm_start
 
-    world = compose(settings.build("world", out=run / "world", seed=seed))
+    composers: dict[str, Callable[[Any], Path]] = {"world": digits.compose, "easy_vqa": easy_vqa.compose}
+    world = composers[settings.world](settings.build(settings.world, out=run / "world", seed=seed))
     policy = warm_start(
         settings.build("warm_start", policy=world / "policy", demonstrations=world, out=run / "policy", seed=seed)
     )

@@ -7,7 +7,7 @@ later stages read, is written from the store at the end, in the order of the pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,17 +57,18 @@ def sample(config: SampleConfig) -> Path:
             ]
             for problem in asked
         ]
-        for id, reason in _draw_missing(store, asked, keys, config, params).items():
+        refused = _draw_missing(store, asked, keys, config, params)
+        for id, reason in refused.items():
             quarantine.add(id, "refused by the server" if config.base_url else "refused by the processor", reason)
         quarantine.write(stage.out)
-        groups = _groups(store, problems, keys)
-        if not groups:
+        kept = [(problem, row) for problem, row in zip(problems, keys, strict=True) if problem.id not in refused]
+        if not kept:
             details = "; ".join(row["detail"] for row in quarantine.rows[:3])
             raise DataError(f"no problem of {config.problems} could be sampled: {quarantine.counts()}: {details}")
-        write_groups(stage.out, groups)
+        write_groups(stage.out, _groups(store, kept))
         if config.parquet or parquet.exists():
-            write_sample_parquet(groups, parquet)
-        out, rejected = config.num_samples * len(groups), quarantine.counts(times=config.num_samples)
+            write_sample_parquet(_groups(store, kept), parquet)
+        out, rejected = config.num_samples * len(kept), quarantine.counts(times=config.num_samples)
         counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
         return stage.finish({**counts, "problems": str(config.problems)})
 
@@ -156,14 +157,11 @@ def _draw_missing(
     return {asked[place].id: reason for place, reason in refused.items()}
 
 
-def _groups(store: SampleStore, problems: Sequence[Problem], keys: Sequence[Sequence[str]]) -> list[RolloutGroup]:
-    """The problems that have all their samples."""
-    groups = []
-    for problem, row in zip(problems, keys, strict=True):
+def _groups(store: SampleStore, kept: Iterable[tuple[Problem, Sequence[str]]]) -> Iterator[RolloutGroup]:
+    """The samples of each problem, read from the store when their turn comes."""
+    for problem, row in kept:
         found = store.completions(row)
-        if len(found) == len(row):
-            groups.append(RolloutGroup(problem, tuple(Rollout(found[key]) for key in row)))
-    return groups
+        yield RolloutGroup(problem, tuple(Rollout(found[key]) for key in row))
 
 
 def readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[Problem], Mapping[Any, str]]:

@@ -8,18 +8,23 @@ that table: a callable of yours is imported because the flag names it, never bec
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import VerifyConfig
-from recipes.groups import problems_of, read_groups, write_groups
+from recipes.groups import iter_groups, problems_of, write_groups
 from recipes.run import open_stage
 from rewards.math_verifier import MathVerifier
 from rewards.types import Problem, Rollout, RolloutGroup, Verifier
 from rewards.verification import VERIFIERS, verify_many
 from rewards.workers import WorkerVerifier
+
+GROUPS_AT_A_TIME = 256  # in memory, and handed to the workers in one piece
 
 
 def verify(config: VerifyConfig) -> Path:
@@ -32,29 +37,43 @@ def verify(config: VerifyConfig) -> Path:
     stage = open_stage("verify", config, inputs=[config.groups])
     if stage.complete:
         return stage.out
-    groups = read_groups(config.groups)
-    own = ":" in config.verifier
-    names = {group.problem.id: _verifier_of(group.problem, config.verifier) for group in groups}
-    why = {group.problem.id: _unverifiable(group.problem, names[group.problem.id], own=own) for group in groups}
-    done: dict[str, RolloutGroup] = {}
+    verdicts, unverified = Counter[str](), Counter[str]()
     with ExitStack() as stack:
-        for name in sorted({names[id] for id, reason in why.items() if reason is None}):
-            chosen = [g for g in groups if names[g.problem.id] == name and why[g.problem.id] is None]
-            answers = [(group.problem, rollout.completion.text) for group in chosen for rollout in group.rollouts]
-            verdicts = iter(verify_many(_ready(name, default, config, stack), answers))
-            done |= {
-                group.problem.id: RolloutGroup(
-                    group.problem, tuple(rollout.with_(verdict=next(verdicts)) for rollout in group.rollouts)
-                )
-                for group in chosen
-            }
-    verified = [done.get(group.problem.id, group) for group in groups]
-    write_groups(stage.out, verified)
-    found = Counter(verdict_of(rollout) for group in verified for rollout in group.rollouts)
-    unverified = Counter(reason for reason in why.values() if reason)
-    total = sum(len(group.rollouts) for group in groups)
-    counts = {"in": total, "out": total, "rejected": {}, "verdicts": dict(sorted(found.items()))}
+        ready = cache(lambda name: _ready(name, default, config, stack))
+        groups = iter_groups(config.groups)
+        write_groups(stage.out, _counted(_verified(groups, config.verifier, ready, unverified), verdicts))
+    total = verdicts.total()
+    counts = {"in": total, "out": total, "rejected": {}, "verdicts": dict(sorted(verdicts.items()))}
     return stage.finish({**counts, "unverified": dict(unverified), "problems": str(problems_of(config.groups))})
+
+
+def _verified(
+    groups: Iterator[RolloutGroup], default: str, ready: Callable[[str], Verifier], unverified: Counter[str]
+) -> Iterator[RolloutGroup]:
+    """The groups with their verdicts, some at a time; those that cannot be checked are counted by reason."""
+    while some := list(islice(groups, GROUPS_AT_A_TIME)):
+        names: dict[str, list[int]] = {}
+        for place, group in enumerate(some):
+            name = _verifier_of(group.problem, default)
+            reason = _unverifiable(group.problem, name, own=":" in default)
+            if reason:
+                unverified[reason] += 1
+            else:
+                names.setdefault(name, []).append(place)
+        for name, places in sorted(names.items()):
+            answers = [(some[place].problem, r.completion.text) for place in places for r in some[place].rollouts]
+            verdicts = iter(verify_many(ready(name), answers))
+            for place in places:
+                rollouts = tuple(rollout.with_(verdict=next(verdicts)) for rollout in some[place].rollouts)
+                some[place] = RolloutGroup(some[place].problem, rollouts)
+        yield from some
+
+
+def _counted(groups: Iterator[RolloutGroup], verdicts: Counter[str]) -> Iterator[RolloutGroup]:
+    """The same groups; the names of their verdicts are counted as they pass."""
+    for group in groups:
+        verdicts.update(verdict_of(rollout) for rollout in group.rollouts)
+        yield group
 
 
 def _named(config: VerifyConfig) -> Verifier:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mpo.multimodal.errors import DataError
-from rewards.pairing_report import PairingReport, report_on
+from rewards.pairing_report import PairAccount, PairingReport
 from rewards.types import Completion, FinishReason, Generator, PreferencePair, Rollout, RolloutGroup, Verdict
 
 Encode = Callable[[str], Sequence[int]]
@@ -131,7 +131,6 @@ def dropout_ntp(
         Pairs in the order of the problems, and the report; a ruler that asks for the first sample does not apply.
     """
     halves: list[Half] = []
-    dropped, rejected = Counter[str](), Counter[str]()
     reasons: dict[str, Counter[str]] = {}
     for group in groups:
         found, reasons[group.problem.id] = first_halves(group, encode=encode, decode=decode, max_pairs=max_pairs)
@@ -140,20 +139,19 @@ def dropout_ntp(
     drawn = generator.generate(blind, 1, prefixes=[half.prefix for half in halves], seed=seed) if halves else []
     if len(drawn) != len(halves):
         raise DataError(f"expected {len(halves)} continuations, got {len(drawn)}; pairs would mix problems")
-    pairs: list[PreferencePair] = []
+    pairs: dict[str, list[PreferencePair]] = {group.problem.id: [] for group in groups}
     for half, (continuation,) in zip(halves, drawn, strict=True):
         made = dropout_pair(half, continuation, max_length_ratio=max_length_ratio)
         if isinstance(made, str):
             reasons[half.group.problem.id][made] += 1
         else:
-            pairs.append(made)
-    with_pairs = {pair.problem.id for pair in pairs}
+            pairs[half.group.problem.id].append(made)
+    account = PairAccount()
     for group in groups:
-        why = reasons[group.problem.id]
-        rejected += why
-        if group.problem.id not in with_pairs:
-            dropped[min(why, key=lambda reason: (-why[reason], reason), default="no_rollouts")] += 1
-    return pairs, report_on(pairs, problems=len(groups), dropped=dropped, rejected=rejected)
+        own, why = pairs[group.problem.id], reasons[group.problem.id]
+        most = min(why, key=lambda reason: (-why[reason], reason), default="no_rollouts")
+        account.add(own, rejected=why, why_none="" if own else most)
+    return [pair for own in pairs.values() for pair in own], account.report()
 
 
 def _not_positive(group: RolloutGroup, rollout: Rollout, seen: set[str]) -> str | None:

@@ -19,6 +19,7 @@ from rewards.workers import Workers
 _WORDS = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
 _CHOICE = re.compile(r"\(?([A-H])\)?(?:[.:,)].*)?", re.DOTALL)
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")
+_REMEMBERED = 50_000  # verdicts, some 300 bytes each
 _E_NOTATION = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])")
 
 
@@ -29,8 +30,9 @@ class MathVerifier:
     equal products of letters, and "(B)" or "B. 12" are not the choice B. Limits that stay: units are ignored
     ("12 cm" equals "12 m"), 0.333 is not 1/3, 50% equals 0.5; `number_verifier` reads units and tolerates rounding.
 
-    Identical (reference, answer) are checked once in the verifier's life. Workers are spawned, so a parent
-    with torch, threads or CUDA does no harm; a script that uses this needs `if __name__ == "__main__":`.
+    Identical (reference, answer) are checked once; past 50,000 verdicts the verifier begins to remember anew. Workers
+    are spawned, so a parent with torch, threads or CUDA does no harm; a script that uses this needs
+    `if __name__ == "__main__":`.
 
     Args:
         workers: number of processes; they start at the first answer that needs one.
@@ -81,6 +83,8 @@ class MathVerifier:
         keys = [(reference_of(problem), canonical_answer(text)) for problem, text in pairs]
         asked = dict.fromkeys((gold, answer) for gold, answer in keys if answer is not None)
         unsure = []
+        if len(self._known) > _REMEMBERED:
+            self._known.clear()
         for key in asked.keys() - self._known.keys():
             verdict = self._decide_as_text(*key)
             if verdict is None:

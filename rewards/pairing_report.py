@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from rewards.splitting import split_on_blank_lines
 from rewards.types import PreferencePair
@@ -48,60 +47,92 @@ class PairingReport:
     warnings: tuple[str, ...] = ()
 
 
-def report_on(
-    pairs: Sequence[PreferencePair],
-    *,
-    problems: int,
-    dropped: Mapping[str, int],
-    rejected: Mapping[str, int],
-) -> PairingReport:
-    """The report of a list of pairs.
-
-    Args:
-        pairs: all pairs of all problems.
-        problems: how many problems went in.
-        dropped: reason → problems without a pair.
-        rejected: reason → rollouts on no side.
-    """
-    rulers = blind_rulers(pairs)
-    with_pairs = problems - sum(dropped.values())
-    intervals = {name: wilson_interval(share, with_pairs) for name, share in rulers.items()}
-    texts = {"chosen": [p.chosen.text for p in pairs], "rejected": [p.rejected.text for p in pairs]} if pairs else {}
-    return PairingReport(
-        problems_in=problems,
-        problems_with_pairs=with_pairs,
-        pairs=len(pairs),
-        sources=dict(sorted(Counter(pair.source for pair in pairs).items())),
-        dropped=dict(sorted(dropped.items())),
-        rejected_rollouts=dict(sorted(rejected.items())),
-        mean_characters={side: fmean(map(len, found)) for side, found in texts.items()},
-        mean_steps={side: fmean(len(split_on_blank_lines(t)) for t in found) for side, found in texts.items()},
-        blind_rulers=rulers,
-        blind_intervals=intervals,
-        mean_dependence=_mean_dependence(pairs),
-        warnings=tuple(
-            _warning(name, rulers[name], intervals[name]) for name in rulers if intervals[name][0] > EXPLAINS
-        ),
-    )
-
-
-def blind_rulers(pairs: Sequence[PreferencePair]) -> dict[str, float]:
-    """Share of pairs whose chosen side each ruler picks, ties half; "first" only where both sides were sampled.
+class PairAccount:
+    """Adds up what a report says, a problem at a time: the pairs need not be kept.
 
     Example:
         >>> from rewards.types import Completion, Problem
-        >>> pair = PreferencePair(Problem("p", "?"), Completion("a long one"), Completion("short"), "by hand")
-        >>> blind_rulers([pair])
-        {'longest': 1.0, 'shortest': 0.0}
+        >>> account = PairAccount()
+        >>> account.add([PreferencePair(Problem("p", "?"), Completion("a long one"), Completion("short"), "by hand")])
+        >>> account.add([], why_none="all_right")
+        >>> report = account.report()
+        >>> report.problems_in, report.pairs, report.dropped, report.blind_rulers
+        (2, 1, {'all_right': 1}, {'longest': 1.0, 'shortest': 0.0})
     """
-    if not pairs:
-        return {}
-    longer = fmean(_share(len(pair.chosen.text), len(pair.rejected.text)) for pair in pairs)
-    rulers = {"longest": longer, "shortest": 1.0 - longer}
-    sampled = [pair.meta for pair in pairs if {"chosen_index", "rejected_index"} <= pair.meta.keys()]
-    if len(sampled) == len(pairs):
-        rulers["first"] = fmean(_share(meta["rejected_index"], meta["chosen_index"]) for meta in sampled)
-    return rulers
+
+    def __init__(self) -> None:
+        self.problems = self.pairs = self.sampled = 0
+        self.sources, self.dropped, self.rejected = Counter[str](), Counter[str](), Counter[str]()
+        self.characters, self.steps = Counter[str](), Counter[str]()
+        self.dependence, self.known_dependence = Counter[str](), Counter[str]()
+        self.longest = self.first = 0.0  # pairs whose chosen side the ruler picks, ties half
+
+    def add(
+        self, pairs: Sequence[PreferencePair], *, rejected: Mapping[str, int] | None = None, why_none: str = ""
+    ) -> None:
+        """One problem.
+
+        Args:
+            pairs: that it gave.
+            rejected: reason → its rollouts that could stand on no side.
+            why_none: the reason, if it gave no pair.
+        """
+        assert bool(pairs) != bool(why_none), (len(pairs), why_none)
+        self.problems += 1
+        self.rejected.update(rejected or {})
+        if not pairs:
+            self.dropped[why_none] += 1
+        for pair in pairs:
+            self._add_pair(pair)
+
+    def _add_pair(self, pair: PreferencePair) -> None:
+        self.pairs += 1
+        self.sources[pair.source] += 1
+        for side, completion in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            self.characters[side] += len(completion.text)
+            self.steps[side] += len(split_on_blank_lines(completion.text))
+            if (dependence := pair.meta.get(f"{side}_dependence")) is not None:
+                self.dependence[side] += dependence
+                self.known_dependence[side] += 1
+        self.longest += _share(len(pair.chosen.text), len(pair.rejected.text))
+        if {"chosen_index", "rejected_index"} <= pair.meta.keys():
+            self.sampled += 1
+            self.first += _share(pair.meta["rejected_index"], pair.meta["chosen_index"])
+
+    def blind_rulers(self) -> dict[str, float]:
+        """Share of pairs whose chosen side each ruler picks; "first" only where all sides of all pairs were sampled."""
+        if not self.pairs:
+            return {}
+        longer = self.longest / self.pairs
+        rulers = {"longest": longer, "shortest": 1.0 - longer}
+        return rulers | ({"first": self.first / self.pairs} if self.sampled == self.pairs else {})
+
+    def _mean_dependence(self) -> dict[str, float]:
+        """A side's mean, only where both sides of all pairs were scored without the picture."""
+        known = self.known_dependence["chosen"] == self.known_dependence["rejected"] == self.pairs > 0
+        return {side: total / self.pairs for side, total in self.dependence.items()} if known else {}
+
+    def report(self) -> PairingReport:
+        """The report of everything added so far."""
+        rulers = self.blind_rulers()
+        with_pairs = self.problems - self.dropped.total()
+        intervals = {name: wilson_interval(share, with_pairs) for name, share in rulers.items()}
+        return PairingReport(
+            problems_in=self.problems,
+            problems_with_pairs=with_pairs,
+            pairs=self.pairs,
+            sources=dict(sorted(self.sources.items())),
+            dropped=dict(sorted(self.dropped.items())),
+            rejected_rollouts=dict(sorted(self.rejected.items())),
+            mean_characters={side: total / self.pairs for side, total in self.characters.items()},
+            mean_steps={side: total / self.pairs for side, total in self.steps.items()},
+            blind_rulers=rulers,
+            blind_intervals=intervals,
+            mean_dependence=self._mean_dependence(),
+            warnings=tuple(
+                _warning(name, rulers[name], intervals[name]) for name in rulers if intervals[name][0] > EXPLAINS
+            ),
+        )
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
@@ -117,12 +148,6 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     spread = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     low, high = ((middle + sign * spread) / (1 + _Z**2 / n) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
-
-
-def _mean_dependence(pairs: Sequence[PreferencePair]) -> dict[str, float]:
-    sides = {side: [pair.meta.get(f"{side}_dependence") for pair in pairs] for side in ("chosen", "rejected")}
-    known = {side: [value for value in values if value is not None] for side, values in sides.items()}
-    return {side: fmean(values) for side, values in known.items()} if pairs and known == sides else {}
 
 
 def _warning(ruler: str, share: float, interval: tuple[float, float]) -> str:

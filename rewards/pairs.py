@@ -15,23 +15,25 @@ import hashlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from mpo.multimodal.errors import ConfigError
 from rewards.eligibility import Eligible, Sides, eligible, pair_of, within_length, without_partner
-from rewards.pairing_report import PairingReport, report_on
+from rewards.pairing_report import PairAccount, PairingReport
 from rewards.step_pairs import step_prefix
 from rewards.types import PreferencePair, RolloutGroup, Verdict
 
 __all__ = [
     "RULES",
+    "Pairing",
     "PairingReport",
     "build_pairs",
     "correctness",
     "correctness_and_prm",
     "prm_margin",
+    "seen_by",
     "step_prefix",
-    "yields",
 ]
 
 
@@ -136,6 +138,59 @@ RULES: dict[str, Rule] = {
 }
 
 
+class Pairing:
+    """A pairing rule with the account of every problem that it is given; one problem is held at a time.
+
+    Args:
+        rule: a name in `RULES`, or a callable of the same shape.
+        max_pairs: pairs a problem at most, at least 1.
+        format_negatives: a response without a final answer may be rejected.
+        max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
+        min_visual_dependence: in [-1, 1]; a right response whose score depends on the picture by less stands on no
+            side (`rewards/visual_dependence.py`), nor one that was not scored without it. None: no limit.
+
+    Raises:
+        ConfigError: unknown rule, `max_pairs` or `max_length_ratio` below 1, `min_visual_dependence` outside [-1, 1].
+    """
+
+    def __init__(
+        self,
+        rule: str | Rule = "correctness_and_prm",
+        *,
+        max_pairs: int = 15,
+        format_negatives: bool = True,
+        max_length_ratio: float | None = None,
+        min_visual_dependence: float | None = None,
+    ) -> None:
+        make = RULES.get(rule) if isinstance(rule, str) else rule
+        if make is None:
+            raise ConfigError(f"unknown pairing rule {rule!r}: expected one of {', '.join(RULES)}, or a callable")
+        if max_pairs < 1:
+            raise ConfigError(f"max_pairs must be at least 1, got {max_pairs}")
+        if max_length_ratio is not None and not max_length_ratio >= 1.0:
+            raise ConfigError(f"max_length_ratio must be at least 1, got {max_length_ratio}")
+        if min_visual_dependence is not None and not -1.0 <= min_visual_dependence <= 1.0:
+            raise ConfigError(f"min_visual_dependence must be in [-1, 1], got {min_visual_dependence}")
+        self._make = partial(
+            make,
+            max_pairs=max_pairs,
+            format_negatives=format_negatives,
+            max_length_ratio=max_length_ratio,
+            min_visual_dependence=min_visual_dependence,
+        )
+        self._account = PairAccount()
+
+    def pairs_of(self, group: RolloutGroup) -> list[PreferencePair]:
+        """The pairs of one problem, counted."""
+        made, rejects = self._make(group)
+        self._account.add(made, rejected=rejects, why_none="" if made else _why_none(group, rejects))
+        return made
+
+    def report(self) -> PairingReport:
+        """The account of all problems so far."""
+        return self._account.report()
+
+
 def build_pairs(
     groups: Iterable[RolloutGroup],
     *,
@@ -149,18 +204,14 @@ def build_pairs(
 
     Args:
         groups: problems with verified (and, for PRM rules, scored) rollouts.
-        rule: a name in `RULES`, or a callable of the same shape.
-        max_pairs: pairs a problem at most, at least 1.
+        rule: as for `Pairing`, with the other limits; raises what it raises.
+        max_pairs: pairs a problem at most.
         format_negatives: a response without a final answer may be rejected.
-        max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
-        min_visual_dependence: in [-1, 1]; a right response whose score depends on the picture by less stands on no
-            side (`rewards/visual_dependence.py`), nor one that was not scored without it. None: no limit.
+        max_length_ratio: of the two sides of a pair.
+        min_visual_dependence: of a right response.
 
     Returns:
         The pairs in the order of the problems, and the report.
-
-    Raises:
-        ConfigError: unknown rule, `max_pairs` or `max_length_ratio` below 1, `min_visual_dependence` outside [-1, 1].
 
     Example:
         >>> from rewards.types import Completion, Problem, Rollout
@@ -171,42 +222,24 @@ def build_pairs(
         >>> pairs[0].chosen.text, report.pairs, report.dropped
         ('2 + 2 = 4', 1, {'all_wrong': 1})
     """
-    make = RULES.get(rule) if isinstance(rule, str) else rule
-    if make is None:
-        raise ConfigError(f"unknown pairing rule {rule!r}: expected one of {', '.join(RULES)}, or a callable")
-    if max_pairs < 1:
-        raise ConfigError(f"max_pairs must be at least 1, got {max_pairs}")
-    if max_length_ratio is not None and not max_length_ratio >= 1.0:
-        raise ConfigError(f"max_length_ratio must be at least 1, got {max_length_ratio}")
-    if min_visual_dependence is not None and not -1.0 <= min_visual_dependence <= 1.0:
-        raise ConfigError(f"min_visual_dependence must be in [-1, 1], got {min_visual_dependence}")
-    options = {
-        "max_pairs": max_pairs,
-        "format_negatives": format_negatives,
-        "max_length_ratio": max_length_ratio,
-        "min_visual_dependence": min_visual_dependence,
-    }
-    pairs: list[PreferencePair] = []
-    dropped: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    problems = 0
-    for problems, group in enumerate(groups, start=1):  # noqa: B007
-        made, rejects = make(group, **options)
-        pairs += made
-        rejected += rejects
-        if not made:
-            dropped[_why_none(group, rejects)] += 1
-    return pairs, report_on(pairs, problems=problems, dropped=dropped, rejected=rejected)
+    pairing = Pairing(
+        rule,
+        max_pairs=max_pairs,
+        format_negatives=format_negatives,
+        max_length_ratio=max_length_ratio,
+        min_visual_dependence=min_visual_dependence,
+    )
+    pairs = [pair for group in groups for pair in pairing.pairs_of(group)]
+    return pairs, pairing.report()
 
 
-def yields(groups: Sequence[RolloutGroup], **options: int | bool | float | None) -> dict[str, PairingReport]:
-    """What every rule of `RULES` would give on the same rollouts: the table to choose a rule by.
-
-    Args:
-        groups: as for `build_pairs`.
-        options: `max_pairs`, `format_negatives`, `max_length_ratio`, `min_visual_dependence` of `build_pairs`.
-    """
-    return {name: build_pairs(groups, rule=name, **options)[1] for name in RULES}  # type: ignore[arg-type]
+def seen_by(pairings: Iterable[Pairing], groups: Iterable[RolloutGroup]) -> Iterator[RolloutGroup]:
+    """The same groups, one at a time; each pairing has each of them counted as it passes."""
+    every = list(pairings)
+    for group in groups:
+        for pairing in every:
+            pairing.pairs_of(group)
+        yield group
 
 
 def _within(group: RolloutGroup, candidates: Iterable[Sides], max_ratio: float | None) -> list[Sides]:

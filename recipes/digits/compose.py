@@ -29,7 +29,7 @@ def compose(config: WorldConfig) -> Path:
     counts = {}
     for split in SPLITS:
         drawn = scenes(split, getattr(config, f"num_{split}"), FIXED_SEED.get(split, config.seed))
-        problems = [_on_disk(to_problem(scene, f"{split}-{i:05d}"), stage.out) for i, scene in enumerate(drawn)]
+        problems = [on_disk(to_problem(scene, f"{split}-{i:05d}"), stage.out) for i, scene in enumerate(drawn)]
         write_problems(stage.out / f"{split}.jsonl", problems)
         counts[split] = len(problems)
         if split == "warm_start":
@@ -47,7 +47,8 @@ def _policy(directory: Path, config: WorldConfig) -> float:
     return accuracy
 
 
-def _on_disk(problem: Problem, root: Path) -> Problem:
+def on_disk(problem: Problem, root: Path) -> Problem:
+    """The problem with its picture saved in `root / "images"`, under the hash of its pixels."""
     picture = load_image(problem.images[0])
     path = root / "images" / f"{image_sha256(picture)[:24]}.png"
     if not path.exists():

@@ -8,6 +8,7 @@ only the sizes are small. The image processor cuts a picture into 32x32 tiles pl
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from recipes.digits.world import INKS, QUESTIONS, TILE, solution
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 IMAGE_TOKENS_A_TILE = 4
 EMBEDDING_STD = 1.0
+FRAME = [*["system\nuser\nassistant\n"] * 100, "### Question:\n", "\n\n### Solution Process:\n", "+ -"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -49,10 +51,15 @@ class PolicySize:
     heads: int = 4
 
 
-def build_policy(directory: str | Path, *, seed: int, size: PolicySize | None = None) -> Path:
-    """Write an untrained policy (model and processor) to `directory`, loadable by `AutoModelForImageTextToText`."""
+def build_policy(
+    directory: str | Path, *, seed: int, size: PolicySize | None = None, corpus: Sequence[str] = ()
+) -> Path:
+    """Write an untrained policy (model and processor) to `directory`, loadable by `AutoModelForImageTextToText`.
+
+    The tokenizer learns its words from `corpus`; without one, from the digits world's text.
+    """
     size = size or PolicySize()
-    processor = build_processor()
+    processor = build_processor(corpus)
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration(_config(processor, size))
     # So that a token stays recognisable in the residual stream (norm 43 at the top, 10 for an embedding of std 1).
@@ -63,8 +70,8 @@ def build_policy(directory: str | Path, *, seed: int, size: PolicySize | None = 
     return directory
 
 
-def build_processor() -> InternVLProcessor:
-    """The real InternVL processor with 32-pixel tiles and a byte-level BPE trained on this world's own text."""
+def build_processor(corpus: Sequence[str] = ()) -> InternVLProcessor:
+    """The real InternVL processor with 32-pixel tiles and a byte-level BPE; `corpus` as for `build_policy`."""
     image_processor = GotOcr2ImageProcessor(
         size={"height": TILE, "width": TILE},
         crop_to_patches=True,
@@ -75,15 +82,15 @@ def build_processor() -> InternVLProcessor:
     )
     return InternVLProcessor(
         image_processor=image_processor,
-        tokenizer=_tokenizer(),
+        tokenizer=_tokenizer([*FRAME, *(corpus or _digits_text())]),
         video_processor=InternVLVideoProcessor(size={"height": TILE, "width": TILE}),
         image_seq_length=IMAGE_TOKENS_A_TILE,
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text round-trips; each digit and each word of the world is one token."""
+def _tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: any text round-trips; each digit and each word of the corpus is one token."""
     tokenizer = Tokenizer(models.BPE())
     words = Split(Regex(r" ?[^\s\d]+ ?|\d|\n+|\s"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -96,7 +103,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -112,15 +119,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _corpus() -> list[str]:
+def _digits_text() -> list[str]:
     rng = random.Random(0)
-    texts = [
-        *["system\nuser\nassistant\n"] * 100,
-        "### Question:\n",
-        "\n\n### Solution Process:\n",
-        "+ -",
-        *QUESTIONS.values(),
-    ]
+    texts = list(QUESTIONS.values())
     for _ in range(300):
         inks = rng.sample(list(INKS), rng.randint(2, 5))
         texts.append(solution(rng.choice(list(QUESTIONS)), {ink: rng.randrange(10) for ink in inks}, rng))

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError
 from rewards.pairing_report import wilson_interval
-from rewards.pairs import RULES, build_pairs, correctness, correctness_and_prm, prm_margin, step_prefix, yields
+from rewards.pairs import (
+    RULES,
+    Pairing,
+    build_pairs,
+    correctness,
+    correctness_and_prm,
+    prm_margin,
+    seen_by,
+    step_prefix,
+)
 from rewards.types import Completion, FinishReason, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
 C, W, U, T, E = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE, Verdict.TIMEOUT, Verdict.ERROR
@@ -261,7 +270,10 @@ def test_a_blind_ruler_that_explains_the_pairs_is_warned_of():
 
 def test_yields_of_all_rules():
     group = group_of(("right", C, 0.9), ("wrong", W, 0.5), ("none", U, 0.1))
-    table = yields([group, group_of(("a", W, 0.1), id="q")], max_pairs=4)
+    pairings = {name: Pairing(name, max_pairs=4) for name in RULES}
+    groups = [group, group_of(("a", W, 0.1), id="q")]
+    assert list(seen_by(pairings.values(), groups)) == groups
+    table = {name: pairing.report() for name, pairing in pairings.items()}
     assert {name: (report.problems_with_pairs, report.pairs) for name, report in table.items()} == {
         "correctness": (1, 2), "correctness_and_prm": (1, 1), "prm_margin": (1, 1), "step_prefix": (0, 0),
     }  # fmt: skip
