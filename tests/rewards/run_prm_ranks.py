@@ -34,18 +34,22 @@ SAVING = {"save_strategy": "steps", "save_steps": SAVED, "max_steps": STEPS, "op
 LORA = LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj)", r=2)
 CASES: dict[str, dict[str, Any]] = {"full": {}, "lora": {}, "saved full": SAVING, "saved lora": SAVING}
 RESUMED = {"saved full", "saved lora"}
-ANSWERS = {
-    "Red is 3\n\nBlue is 9\n\n3 + 9 = 12\n\nFinal answer: 12": (1.0, 0.0, None, None),
-    "Red is 3\n\nFinal answer: 3": (0.0, 0.25),
-    "Final answer: 5": (1.0,),
-}
 
 
 def labelled_groups() -> list[LabelledGroup]:
-    """One to three solutions each: other numbers of labelled steps on each rank, on the text-only group's one none."""
-    problems = [to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", 6, 6))]
-    solutions = [LabelledSolution(split_on_blank_lines(text), labels) for text, labels in ANSWERS.items()]
-    groups = [LabelledGroup(problem, tuple(solutions[: 1 + i % 3])) for i, problem in enumerate(problems)]
+    """One to three solutions each, so other numbers of labelled steps on each rank, and one group without any.
+
+    No two texts are the same: scores that tie up to rounding would rank otherwise on two ranks, and move the AUC.
+    """
+    groups = []
+    for i, scene in enumerate(scenes("test", 6, 6)):
+        answers = {
+            f"Red is {i}\n\nBlue is {9 - i}\n\n{i} + {9 - i} = 9\n\nFinal answer: 9{i}": (1.0, 0.0, None, None),
+            f"Red is {i + 3}\n\nFinal answer: {2 * i}": (0.0, 0.25),
+            f"Final answer: {5 + i}": (1.0,),
+        }
+        solutions = [LabelledSolution(split_on_blank_lines(text), labels) for text, labels in answers.items()]
+        groups.append(LabelledGroup(to_problem(scene, f"p{i}"), tuple(solutions[: 1 + i % 3])))
     unlabelled = LabelledSolution(split_on_blank_lines("Final answer: 12"), (None,))
     return [*groups, LabelledGroup(Problem("text", "What is 5 + 7?"), (unlabelled,))]
 
