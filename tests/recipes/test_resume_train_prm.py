@@ -58,11 +58,13 @@ def killed_after_a_checkpoint(settings: TrainPRMConfig) -> None:
     """Run the stage in a process of its own and kill it when its first checkpoint is whole."""
     flags = [f"--{key}={value}" for key, value in asdict(settings).items()]
     child = subprocess.Popen([sys.executable, "-m", "recipes.cli", "train-prm", *flags], stderr=subprocess.DEVNULL)
+    whole = settings.out / "checkpoint-4" / COMPLETE
     deadline = time.monotonic() + 180
-    while not (settings.out / "checkpoint-4" / COMPLETE).exists() and time.monotonic() < deadline:
+    while not whole.exists() and time.monotonic() < deadline:
         assert child.poll() is None, "the stage ended before it was killed"
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
+    assert whole.exists(), "no checkpoint in time"
     assert child.wait() == -signal.SIGKILL
 
 
