@@ -1,6 +1,6 @@
 """How many of the tokens that run are no padding, and how even the ranks' load is: random or balanced micro-batches.
 
-    python -m benchmarks.packing [--pairs 20000] [--step 256] [--ranks 8] [--micro_batches 4] [--seed 0]
+    python -m benchmarks.packing [--pairs 4096] [--step 256] [--ranks 8] [--micro_batches 4] [--seed 0]
 
 No model runs. A row is one pair in the shared layout: prompt, chosen and rejected response; a micro-batch is padded to
 its longest row. The mix is made to look like MMPR (arXiv 2411.10442): responses of 300 tokens in the mean, log-normal;
@@ -15,7 +15,7 @@ import argparse
 import random
 from collections.abc import Iterator, Sequence
 
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+from mpo.sampler import TokenBalancedSampler
 
 TILE = 256  # tokens of one InternVL tile
 Step = list[list[list[int]]]  # rank → micro-batch → lengths of its rows
@@ -40,7 +40,7 @@ def balanced_steps(lengths: Sequence[int], *, step: int, ranks: int, micro_batch
     shares = []
     for rank in range(ranks):
         where = {"dp_size": ranks, "grad_accum": micro_batches, "rank": rank, "seed": seed}
-        places = list(BatchRebalanceSampler(list(lengths), step, **where))
+        places = list(TokenBalancedSampler(list(lengths), step, **where))
         shares.append([[lengths[place] for place in micro_batch] for micro_batch in places])
     for start in range(0, len(shares[0]), micro_batches):
         yield [share[start : start + micro_batches] for share in shares]
@@ -59,7 +59,7 @@ def figures(steps: Sequence[Step]) -> dict[str, float]:
 def main() -> None:
     """Print one line a way of cutting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("pairs", 20_000), ("step", 256), ("ranks", 8), ("micro_batches", 4), ("seed", 0)):
+    for name, default in (("pairs", 4096), ("step", 256), ("ranks", 8), ("micro_batches", 4), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     lengths = pair_lengths(given.pairs, random.Random(given.seed))

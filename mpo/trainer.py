@@ -32,7 +32,7 @@ from mpo.multimodal.loading import load_processor
 from mpo.multimodal.ranks import check_pictures, check_whole_weights
 from mpo.multimodal.whole_steps import WholeStepTrainer
 from mpo.reward_shift import RewardShift
-from mpo.sampler import PromptGroupSampler
+from mpo.sampler import PromptGroupSampler, TokenBalancedSampler, seed_of, token_balanced
 from mpo.sharing import PromptSharing
 
 REWARD_SHIFT_FILE = "reward_shift.json"
@@ -124,16 +124,25 @@ class MPOTrainer(WholeStepTrainer):
         self.add_callback(self.monitor)
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
         self._finite = FiniteGuard()
+        self._balanced: TokenBalancedSampler | None = None
 
     # One optimizer step, in the order in which things happen.
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """With `group_by_prompt`, an order that keeps the pairs of a prompt together."""
+        """An order that keeps the pairs of a prompt together, or micro-batches of one length; else Trainer's."""
         rows = self.train_dataset if train_dataset is None else train_dataset
-        if not self.args.group_by_prompt:
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return PromptGroupSampler(rows, seed=seed)
+        if self.args.group_by_prompt:
+            return PromptGroupSampler(rows, seed=seed_of(self.args))
+        if self.args.train_sampling_strategy == "batch_rebalance":
+            self._balanced = token_balanced(rows, self.data_collator, self.args, shared=self.sharing.on)
+            return self._balanced
+        return super()._get_train_sampler(train_dataset)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Any]:
+        """As ever; a resumed epoch's batch sampler is told which one it is, which Trainer (5.23) leaves out."""
+        if self._balanced is not None:  # the iterator starts at its first batch
+            self._balanced.set_epoch(int(self.state.epoch or 0))
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def compute_loss(
         self,

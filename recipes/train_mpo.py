@@ -105,6 +105,7 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
         "generation_weight": config.generation_weight,
         "max_length": config.max_length,
         "group_by_prompt": config.group_by_prompt,
+        "train_sampling_strategy": "batch_rebalance" if config.balance_tokens else "random",
         "max_row_tokens": config.max_row_tokens,
         "precompute_ref_log_probs": seen > rows and not weights_are_sharded(),  # rows are seen more than once
         "logging_steps": 10,

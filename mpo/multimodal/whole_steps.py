@@ -46,7 +46,8 @@ class WholeStepTrainer(CheckpointedTrainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if not batches:
             return [], None
-        batches[-1] = self._without_repeats(batches[-1], batch_size=self.args.train_batch_size)
+        if self.args.train_sampling_strategy != "batch_rebalance":  # whose steps are all full
+            batches[-1] = self._without_repeats(batches[-1], batch_size=self.args.train_batch_size)
         return batches, self._denominators(batches, device)
 
     def _without_repeats(self, batch: Batch, *, batch_size: int) -> Batch:

@@ -27,6 +27,8 @@ LORA = LoraConfig(target_modules="all-linear", exclude_modules="lm_head", r=2)
 SAVING = {"save_strategy": "steps", "save_steps": SAVED, "max_steps": STEPS, "optim": "adamw_torch",
           "learning_rate": 1e-3, "lr_scheduler_type": "cosine"}  # fmt: skip
 
+BALANCED = {"train_sampling_strategy": "batch_rebalance"}
+
 # case → changes of the settings; `peft_config` and `data_collator` go to the trainer, `rows` is the number of pairs
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -48,8 +50,10 @@ CASES: dict[str, dict[str, Any]] = {
     },  # a whole micro-batch
     "uneven lora": {"rows": 5, "peft_config": LORA, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},
     "saved uneven": {"rows": 7, **SAVING, "adam_epsilon": 1e-4},  # Adam would blow up rounding noise of small gradients
+    "balanced": {"rows": 11, **BALANCED},
+    "saved balanced": {"rows": 11, **BALANCED, **SAVING, "adam_epsilon": 1e-4},
 }
-RESUMED = {"saved full", "saved lora", "saved uneven"}
+RESUMED = {"saved full", "saved lora", "saved uneven", "saved balanced"}
 
 
 class SomePaired(PreferenceCollator):

@@ -81,6 +81,9 @@ def test_defaults_are_what_they_were_before_the_flags(policy_folder: Path, pairs
         assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 1)
         assert (args.bf16, args.activation_checkpointing, args.save_strategy.value) == (False, False, "no")
         assert (args.group_by_prompt, args.max_row_tokens, args.precompute_ref_log_probs) == (False, None, False)
+        assert args.train_sampling_strategy == "random"
+    balanced = settings(policy_folder, pairs, tmp_path, balance_tokens=True)
+    assert mpo_config(balanced, tmp_path, rows=10_000).train_sampling_strategy == "batch_rebalance"
 
 
 def test_micro_batches_make_the_same_update(policy_folder: Path, pairs: Path, plain: Path, tmp_path: Path) -> None:
