@@ -122,6 +122,17 @@ class PreferenceCollator:
             yield [responses[place] for place in row]
 
 
+def first_pairs(batch: dict[str, Any], pairs: int) -> dict[str, Any]:
+    """The batch with only its first pairs; the responses of the others still run, and count nowhere.
+
+    Args:
+        batch: of `PreferenceCollator`.
+        pairs: how many to keep, 0 or more; there may be fewer.
+    """
+    per_pair = ("pair_index", "pair_ids", "pair_weight")
+    return {name: value[:pairs] if name in per_pair else value for name, value in batch.items()}
+
+
 def _starts(sizes: Sequence[int]) -> list[int]:
     return [sum(sizes[:index]) for index in range(len(sizes))]
 

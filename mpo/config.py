@@ -47,6 +47,19 @@ REFUSED: dict[str, str] = {
     "remove_unused_columns": "the collator reads columns that the model's forward does not have",
 }
 
+# Settings of MPO that decide the updates, beside those of `mpo.multimodal.checkpoint.DECISIVE`.
+DECISIVE = (
+    *("beta", "preference_weight", "quality_weight", "generation_weight", "label_smoothing", "generation_average"),
+    *(
+        "reward_shift",
+        "reward_shift_momentum",
+        "disable_dropout",
+        "layout",
+        "group_by_prompt",
+        "train_sampling_strategy",
+    ),
+)
+
 _DEFAULTS: dict[str, Any] = {"loss_type": ["sigmoid"], "remove_unused_columns": False}
 
 
@@ -73,6 +86,9 @@ class MPOConfig(DPOConfig):
             where the model can, and says why where it cannot. The values are the same up to rounding.
         group_by_prompt: keep the pairs of one prompt together, so that they share it in the shared layout and each
             response is computed once. Prompts are shuffled instead of pairs: a step sees fewer different prompts.
+        train_sampling_strategy: Trainer's, of which "batch_rebalance" cuts a step into micro-batches of pairs of about
+            one length with even load over ranks (`mpo.sampler.TokenBalancedSampler`). Pairs that do not fill an epoch's
+            last step are left out of it; another epoch leaves out others.
         max_row_tokens: longest packed row; a prompt whose responses do not fit is repeated in further rows. None never
             splits.
         reference_cache_dir: where `precompute_ref_log_probs` keeps its values; None is `output_dir`/reference_cache.
@@ -161,7 +177,14 @@ class MPOConfig(DPOConfig):
             if value != defaults[name]:
                 raise ConfigError(f"{name}={value!r} has no effect in MPO (expected {defaults[name]!r}): {instead}")
 
+    def _check_sampling(self) -> None:
+        if self.train_sampling_strategy == "group_by_length":
+            raise ConfigError("rows have no length column: set train_sampling_strategy='batch_rebalance', which counts")
+        if self.train_sampling_strategy == "batch_rebalance" and self.group_by_prompt:
+            raise ConfigError("train_sampling_strategy='batch_rebalance' sorts by length: leave group_by_prompt out")
+
     def _check_values(self) -> None:
+        self._check_sampling()
         LossWeights(self.preference_weight, self.quality_weight, self.generation_weight)  # raises by itself, like the
         RewardShift(self.reward_shift, momentum=self.reward_shift_momentum)  # state that it becomes
         if self.generation_average not in LENGTH_EXPONENT:

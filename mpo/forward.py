@@ -23,9 +23,10 @@ from transformers.utils import logging
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps
+from mpo.multimodal.ranks import check_whole_weights
 from mpo.multimodal.scoring import response_lengths, response_logps
 from mpo.quantised import admit_quantised
-from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, precompute
+from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, missing, precompute
 from mpo.sharing import Layout, PromptSharing
 from mpo.types import PairLogps
 
@@ -93,12 +94,13 @@ def cached_reference(trainer: Any) -> ReferenceCache:
             adapters, that policy is the reference.
 
     Raises:
-        ConfigError: sharded weights, rows without a length, a collator without `response_keys`, values of another
-            reference.
+        ConfigError: a cache that lacks rows where weights will be sharded, rows without a length, a collator without
+            `response_keys`, values of another reference.
     """
     args, policy, reference = trainer.args, trainer.model, trainer.ref_model
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ConfigError("precompute_ref_log_probs needs whole weights: run it once without FSDP or DeepSpeed")
+    sharded = trainer.weights_get_sharded  # when training starts: here they are whole
+    if trainer.is_fsdp_enabled:
+        check_whole_weights(trainer.accelerator)
     if not isinstance(policy, PeftModel):
         reference = reference or policy
     made_by = {
@@ -108,28 +110,47 @@ def cached_reference(trainer: Any) -> ReferenceCache:
     }
     folder = args.reference_cache_dir or Path(args.output_dir, "reference_cache")
     with trainer.accelerator.main_process_first():
-        cache = ReferenceCache(folder, made_by, rank=args.process_index)
+        cache = ReferenceCache(folder, made_by, rank=None if sharded else args.process_index)
+    share: dict[str, Any] = {
+        "collate": trainer.data_collator,
+        "batch_size": args.precompute_ref_batch_size or args.per_device_train_batch_size,
+        "rank": args.process_index,
+        "world_size": args.world_size,
+    }
+    if sharded:
+        _check_complete(trainer, cache, share)
+    else:
+        _fill(trainer, cache, share, reference)
+    trainer.ref_model = None
+    return cache
+
+
+def _check_complete(trainer: Any, cache: ReferenceCache, share: dict[str, Any]) -> None:
+    """Every rank raises, or none: each looks at its share of the rows."""
+    lacking = torch.tensor(
+        sum(missing(cache, rows, **share) for rows in _datasets(trainer)), device=trainer.args.device
+    )
+    if total := int(trainer.accelerator.reduce(lacking, reduction="sum")):
+        raise ConfigError(
+            f"the reference cache {cache.folder} lacks {total} rows, and precompute_ref_log_probs needs whole weights "
+            "to compute them: build the trainer once without FSDP or DeepSpeed on the same rows and folder, or leave "
+            "it out, so that the reference runs beside the policy"
+        )
+
+
+def _fill(trainer: Any, cache: ReferenceCache, share: dict[str, Any], reference: Any) -> None:
+    args, policy = trainer.args, trainer.model
     was_training = policy.training
     policy.eval()
     # A rank computes only what it lacks, maybe nothing, so it checks its first packed batch alone.
     layout: Layout = args.layout if trainer.sharing.on else "paired"
     sharing = PromptSharing(layout, [reference or policy], all_ranks=False)
     for rows in _datasets(trainer):
-        computed = precompute(
-            cache,
-            rows,
-            collate=trainer.data_collator,
-            logps=partial(_prepared_logps, trainer, reference, sharing),
-            batch_size=args.precompute_ref_batch_size or args.per_device_train_batch_size,
-            rank=args.process_index,
-            world_size=args.world_size,
-        )
+        computed = precompute(cache, rows, logps=partial(_prepared_logps, trainer, reference, sharing), **share)
         logger.info("reference log-probs: %d of %d rows computed, the others were known", computed, len(rows))
     policy.train(was_training)
     trainer.accelerator.wait_for_everyone()
     cache.reload()
-    trainer.ref_model = None
-    return cache
 
 
 def _prepared_logps(trainer: Any, reference: Any, sharing: PromptSharing, batch: dict[str, Any]) -> Tensor:

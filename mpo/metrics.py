@@ -67,9 +67,10 @@ class MetricMeans:
         self._pairs = 0
 
     def add(self, metrics: Mapping[str, Tensor], *, pairs: int) -> None:
-        """Add the means of a micro-batch of `pairs` pairs; every call has the same names."""
+        """Add the means of a micro-batch of `pairs` pairs, of 0 pairs nothing; every call has the same names."""
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach() * pairs
+            before = self._sums.setdefault(name, torch.zeros_like(value))
+            self._sums[name] = before + value.detach() * pairs if pairs else before
         self._pairs += pairs
 
     def pop(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:

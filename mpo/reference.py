@@ -36,21 +36,22 @@ class ReferenceCache:
     Args:
         folder: holds one `logps-RANK.sqlite` a rank; made if it is missing.
         made_by: what the values depend on besides the response, e.g. `{"weights": …, "processor": …, "dtype": …}`.
-        rank: of this process; it writes only its own file and reads all.
+        rank: of this process; it writes only its own file and reads all. None only reads.
 
     Raises:
         ConfigError: the folder holds values of another reference; what differs is named.
     """
 
-    def __init__(self, folder: str | Path, made_by: dict[str, str], *, rank: int = 0) -> None:
+    def __init__(self, folder: str | Path, made_by: dict[str, str], *, rank: int | None = 0) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.folder.glob("logps-*.sqlite")):
             self._check(path, made_by)
         self._file = self.folder / f"logps-{rank}.sqlite"
-        with _opened(self._file) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.executemany("INSERT OR IGNORE INTO made_by VALUES (?, ?)", made_by.items())
+        if rank is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _opened(self._file) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.executemany("INSERT OR IGNORE INTO made_by VALUES (?, ?)", made_by.items())
         self._values: dict[str, float] = {}
         self.reload()
 
@@ -122,8 +123,32 @@ def precompute(
     Returns:
         How many rows were computed.
     """
-    mine = range(rank, len(rows), world_size)
     computed = 0
+    for wanted, batch in _unknown(cache, rows, collate=collate, batch_size=batch_size, rank=rank, ranks=world_size):
+        cache.add(batch["response_keys"], logps(batch))
+        computed += wanted
+    return computed
+
+
+def missing(
+    cache: ReferenceCache,
+    rows: Any,
+    *,
+    collate: Callable[[list[Any]], Batch],
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> int:
+    """How many of this process's rows `precompute`, whose arguments these are, would compute."""
+    share = {"batch_size": batch_size, "rank": rank, "ranks": world_size}
+    return sum(wanted for wanted, _ in _unknown(cache, rows, collate=collate, **share))
+
+
+def _unknown(
+    cache: ReferenceCache, rows: Any, *, collate: Callable[[list[Any]], Batch], batch_size: int, rank: int, ranks: int
+) -> Iterator[tuple[int, Batch]]:
+    """Rows that the cache lacks, of every `ranks`-th one, in batches: how many, and their batch."""
+    mine = range(rank, len(rows), ranks)
     for start in tqdm(range(0, len(mine), batch_size), desc="reference log-probs", unit="batch", disable=rank > 0):
         some = [rows[i] for i in mine[start : start + batch_size]]
         batch = collate(some)
@@ -135,13 +160,8 @@ def precompute(
         known = [key in cache for key in batch["response_keys"]]
         pairs = batch["pair_index"].tolist()
         wanted = [row for row, (c, r) in zip(some, pairs, strict=True) if not (known[c] and known[r])]
-        if not wanted:
-            continue
-        if len(wanted) < len(some):
-            batch = collate(wanted)
-        cache.add(batch["response_keys"], logps(batch))
-        computed += len(wanted)
-    return computed
+        if wanted:
+            yield len(wanted), batch if len(wanted) == len(some) else collate(wanted)
 
 
 def digest_of_weights(model: Any) -> str:

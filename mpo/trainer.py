@@ -21,19 +21,18 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import disable_dropout_in_model
 
 from mpo.admission import admit_all
-from mpo.checkpoint import CheckpointedTrainer
-from mpo.collator import PreferenceCollator
-from mpo.config import MPOConfig
+from mpo.collator import PreferenceCollator, first_pairs
+from mpo.config import DECISIVE, MPOConfig
 from mpo.finite import FiniteGuard
 from mpo.forward import cached_reference, chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.monitors import RunMonitor
-from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.loading import load_model, load_processor
-from mpo.ranks import check_pictures, check_whole_weights
+from mpo.multimodal.loading import load_processor
+from mpo.multimodal.ranks import check_pictures, check_whole_weights
+from mpo.multimodal.whole_steps import WholeStepTrainer
 from mpo.reward_shift import RewardShift
-from mpo.sampler import PromptGroupSampler
+from mpo.sampler import PromptGroupSampler, TokenBalancedSampler, seed_of, token_balanced
 from mpo.sharing import PromptSharing
 
 REWARD_SHIFT_FILE = "reward_shift.json"
@@ -41,7 +40,7 @@ REWARD_SHIFT_FILE = "reward_shift.json"
 Batch = dict[str, Any]
 
 
-class MPOTrainer(CheckpointedTrainer):
+class MPOTrainer(WholeStepTrainer):
     """Trains a multimodal policy on TRL vision-preference rows with L = w_p·L_p + w_q·L_q + w_g·L_g.
 
     Paper: https://arxiv.org/abs/2411.10442. The update and the logged loss do not depend on how a batch is cut into
@@ -67,10 +66,7 @@ class MPOTrainer(CheckpointedTrainer):
         DataError: a dataset none of whose rows can be trained on.
     """
 
-    # The loss is already divided over the whole optimizer step; Trainer must not divide it by the micro-batches.
-    loss_is_scaled_for_ga = True
     args: MPOConfig
-    model: Any
 
     def __init__(
         self,
@@ -120,32 +116,33 @@ class MPOTrainer(CheckpointedTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if args.n_gpu > 1:
-            raise ConfigError("nn.DataParallel is not supported: start with `accelerate launch`, or show one GPU only")
-        self.ref_model = None if reference is None else self._placed(reference)
+        is_read_from_cache = args.precompute_ref_log_probs and self.weights_get_sharded  # the reference never runs
+        self.ref_model = reference if reference is None or is_read_from_cache else self._placed(reference)
         self.reference_cache = cached_reference(self) if args.precompute_ref_log_probs else None
         self.reward_shift = RewardShift(args.reward_shift, momentum=args.reward_shift_momentum)
         self.monitor = RunMonitor(starts_at_reference=ref_model is None, after_step=self._commit_reward_shift)
         self.add_callback(self.monitor)
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
         self._finite = FiniteGuard()
+        self._balanced: TokenBalancedSampler | None = None
 
     # One optimizer step, in the order in which things happen.
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Any]:
-        """The micro-batches of one optimizer step, and what their losses are divided by over all ranks."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        return batches, self._denominators(batches, device) if batches else None
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """With `group_by_prompt`, an order that keeps the pairs of a prompt together."""
+        """An order that keeps the pairs of a prompt together, or micro-batches of one length; else Trainer's."""
         rows = self.train_dataset if train_dataset is None else train_dataset
-        if not self.args.group_by_prompt:
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return PromptGroupSampler(rows, seed=seed)
+        if self.args.group_by_prompt:
+            return PromptGroupSampler(rows, seed=seed_of(self.args))
+        if self.args.train_sampling_strategy == "batch_rebalance":
+            self._balanced = token_balanced(rows, self.data_collator, self.args, shared=self.sharing.on)
+            return self._balanced
+        return super()._get_train_sampler(train_dataset)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Any]:
+        """As ever; a resumed epoch's batch sampler is told which one it is, which Trainer (5.23) leaves out."""
+        if self._balanced is not None:  # the iterator starts at its first batch
+            self._balanced.set_epoch(int(self.state.epoch or 0))
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def compute_loss(
         self,
@@ -162,7 +159,7 @@ class MPOTrainer(CheckpointedTrainer):
         inputs, pairs = model_inputs(inputs)
         pair_ids, cache = pairs["pair_ids"], self.reference_cache
         known = None if cache is None else cache.lookup(pairs.get("response_keys", []), inputs["input_ids"].device)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.weights_get_sharded:
             check_pictures(inputs)
         inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
         logps = pair_logps(model, inputs, pairs["pair_index"], reference=self.ref_model, reference_sums=known)
@@ -187,7 +184,7 @@ class MPOTrainer(CheckpointedTrainer):
             logps,
             beta=self.args.beta,
             reward_shift=self.reward_shift.value,
-            loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / len(pair_ids),
+            loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / max(1, len(pair_ids)),
         )
         if "pair_prompts" in pairs:  # 1: no prompt was repeated
             metrics["rows_per_prompt"] = loss.total.new_tensor(len(inputs["input_ids"]) / pairs["pair_prompts"])
@@ -214,7 +211,8 @@ class MPOTrainer(CheckpointedTrainer):
     ) -> tuple[Tensor, None, None]:
         """The loss of one evaluation batch; δ is read and stays as it is."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            own = self._without_repeats(inputs, batch_size=self.args.eval_batch_size)
+            loss = self.compute_loss(model, self._prepare_inputs(own))
         return loss.detach(), None, None
 
     def evaluation_loop(
@@ -253,36 +251,26 @@ class MPOTrainer(CheckpointedTrainer):
         if checkpoint is not None:
             self.reward_shift.load_state_dict(json.loads(Path(checkpoint, REWARD_SHIFT_FILE).read_text()))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._load_renamed_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _run_settings(self) -> dict[str, Any]:
+        given = self.args.to_dict()
+        return {**super()._run_settings(), **{name: given.get(name) for name in DECISIVE}}
 
-    def _load_best_model(self) -> None:
-        if not self._load_renamed_weights(str(self.state.best_model_checkpoint)):
-            super()._load_best_model()
-
-    def _load_renamed_weights(self, checkpoint: str) -> bool:
-        """Read a full checkpoint through `from_pretrained`, which undoes the renaming of `save_pretrained`.
-
-        Trainer (transformers 5.23) calls `load_state_dict(strict=False)` on the file's names instead. For an InternVL
-        no name matches, so it would go on from the initial weights with a warning.
-        """
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if is_sharded or isinstance(self.model, PeftModel) or not Path(checkpoint, "config.json").exists():
-            return False
-        self.model.load_state_dict(load_model(checkpoint, dtype=self.model.dtype).state_dict())
-        return True
+    def _row_contents(self) -> Iterator[Any]:
+        """The responses; pictures are not decoded."""
+        rows: Any = self.train_dataset
+        rows = rows.select_columns(["chosen", "rejected"]) if hasattr(rows, "select_columns") else rows
+        yield from ([row.get("chosen"), row.get("rejected")] for row in rows)
 
     # Helpers.
+
+    def _counting(self, batch: Batch, *, rows: int) -> Batch:
+        return first_pairs(batch, rows)
 
     def _denominators(self, batches: list[Batch], device: torch.device) -> Denominators:
         lengths = [chosen_lengths(batch) for batch in batches]
         local = Denominators.of(torch.cat(lengths).to(device), self.args.generation_average)
         counts = torch.stack([torch.as_tensor(count, device=device) for count in (local.pairs, local.generation)])
         return Denominators(*self._sum_over_ranks(counts).unbind())
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return self.accelerator.reduce(values, reduction="sum")
 
     def _placed(self, reference: PreTrainedModel) -> Any:
         """The frozen reference on its device, sharded like the policy."""

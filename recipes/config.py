@@ -159,7 +159,10 @@ class TrainPRMConfig:
     lora_rank: int = field(default=0, metadata={"help": "rank of LoRA adapters, merged at the end; 0 trains all"})
     save_steps: int = field(default=0, metadata={"help": "steps between checkpoints to go on from; 0 for none"})
     max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
-    batch_groups: int = field(default=4, metadata={"help": "problems a step, all their responses together"})
+    batch_groups: int = field(
+        default=4, metadata={"help": "problems a step over all processes, all their responses together"}
+    )
+    per_device_batch: int = field(default=0, metadata={"help": "problems a micro-batch; 0: a process's whole share"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak, cosine decay"})
     seed: int = field(default=0, metadata={"help": "order of the rows"})
 

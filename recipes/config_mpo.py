@@ -41,6 +41,10 @@ class TrainMPOConfig:
     group_by_prompt: bool = field(
         default=False, metadata={"help": "keep the pairs of a prompt together, so that they share it"}
     )
+    balance_tokens: bool = field(
+        default=False,
+        metadata={"help": "micro-batches of one length, even over processes; without an epoch's incomplete step"},
+    )
     max_row_tokens: int | None = field(
         default=None, metadata={"help": "longest packed row; a prompt with more responses is repeated"}
     )

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mpo.checkpoint import MANIFEST as COMPLETE
 from mpo.config import MPOConfig
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
@@ -22,7 +20,7 @@ from recipes.model_card import write_policy_card
 from recipes.run import is_first_process, open_stage
 from recipes.tracking import tracking
 from recipes.trained_weights import load_policy, run_dtype, save_policy
-from recipes.training import training_defaults
+from recipes.training import has_checkpoint, micro_batches, training_defaults
 from rewards.generators.monitor import SampleMonitor
 from rewards.interchange.trl_rows import problems_in_rows, read_trl_parquet
 
@@ -93,7 +91,7 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
             "expected warmup in [0, 1) and no negative epochs, per_device_batch, lora_rank or save_steps, got "
             f"{config.warmup}, {config.epochs}, {config.per_device_batch}, {config.lora_rank} and {config.save_steps}"
         )
-    per_device, accumulation = micro_batches(config)
+    per_device, accumulation = micro_batches(config.batch_size, config.per_device_batch)
     seen = config.epochs * rows if config.epochs else config.max_steps * config.batch_size
     settings = {
         **training_defaults(out, config),
@@ -110,6 +108,7 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
         "generation_weight": config.generation_weight,
         "max_length": config.max_length,
         "group_by_prompt": config.group_by_prompt,
+        "train_sampling_strategy": "batch_rebalance" if config.balance_tokens else "random",
         "max_row_tokens": config.max_row_tokens,
         "precompute_ref_log_probs": seen > rows and not weights_are_sharded(),  # rows are seen more than once
         "logging_steps": 10,
@@ -119,27 +118,6 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
     if config.save_steps:
         settings |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": CHECKPOINTS}
     return MPOConfig(**(settings | changes))
-
-
-def micro_batches(config: TrainMPOConfig) -> tuple[int, int]:
-    """(pairs a micro-batch, micro-batches a step) of each process.
-
-    Raises:
-        ConfigError: `batch_size` cannot be cut so.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    per_device = config.per_device_batch or config.batch_size // processes
-    if per_device < 1 or config.batch_size % (per_device * processes):
-        raise ConfigError(
-            f"batch_size={config.batch_size} pairs a step cannot be cut into micro-batches of {per_device} on "
-            f"{processes} processes: it must be a multiple of per_device_batch x processes"
-        )
-    return per_device, config.batch_size // (per_device * processes)
-
-
-def has_checkpoint(out: Path) -> bool:
-    """Whether a save has finished in this folder; the trainer checks its files when it resumes."""
-    return any(out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}"))
 
 
 def weights_are_sharded() -> bool:

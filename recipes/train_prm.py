@@ -17,8 +17,8 @@ from mpo.multimodal.loading import load_processor
 from recipes.config import TrainPRMConfig
 from recipes.groups import read_groups
 from recipes.model_card import write_prm_card
-from recipes.run import open_stage
-from recipes.training import checkpoint_to_resume, training_defaults
+from recipes.run import is_first_process, open_stage
+from recipes.training import has_checkpoint, micro_batches, training_defaults
 from rewards.errors import StepAlignmentError
 from rewards.label_source import EXACT, require_estimates
 from rewards.prm.contrast import visual_contrasts
@@ -36,7 +36,9 @@ LORA_TARGETS = r"(?!.*(vision|visual)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj
 
 def train_prm(config: TrainPRMConfig) -> Path:
     """Train from `config.model`; write weights, processor and the contract `prm.json`."""
-    stage = open_stage("train-prm", config, inputs=[config.groups, config.model, *format_files(config.prm_format)])
+    saved = has_checkpoint(config.out) if config.save_steps else None
+    inputs = [config.groups, config.model, *format_files(config.prm_format)]
+    stage = open_stage("train-prm", config, inputs=inputs, work=saved)
     if stage.complete:
         return stage.out
     prm_format = find_format(config.prm_format)
@@ -52,10 +54,12 @@ def train_prm(config: TrainPRMConfig) -> Path:
     wanted = config.visual_contrasts
     contrasts = visual_contrasts(groups, wanted, random.Random(config.seed)) if wanted else []
     groups += contrasts
+    per_device, accumulation = micro_batches(config.batch_groups, config.per_device_batch, name="batch_groups")
     saving = {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 2}
     arguments = TrainingArguments(
         **training_defaults(stage.out, config) | (saving if config.save_steps else {}),
-        per_device_train_batch_size=config.batch_groups,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
         logging_steps=50,
     )
     trainer = PRMTrainer(
@@ -68,12 +72,13 @@ def train_prm(config: TrainPRMConfig) -> Path:
         class_weights=class_weights(groups) if config.balance_classes else None,
         peft_config=_lora(config.lora_rank) if config.lora_rank else None,
     )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(stage))
+    trainer.train(resume_from_checkpoint=saved)
     trainer.save_model(str(stage.out))
-    write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
     total = sum(len(group.rollouts) for group in read)
     counts = {"in": total, "out": total - rejected, "rejected": {"too many steps": rejected} if rejected else {}}
-    write_prm_card(stage.out, stage.fingerprint, counts, trainer, prm_format)
+    if is_first_process():
+        write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
+        write_prm_card(stage.out, stage.fingerprint, counts, trainer, prm_format)
     return stage.finish({**counts, "visual contrasts": sum(len(group.solutions) for group in contrasts)})
 
 

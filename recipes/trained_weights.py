@@ -81,6 +81,6 @@ def save_policy(trainer: Any, config: TrainMPOConfig, out: Path, dtype: torch.dt
             load_merged(config.policy, out / ADAPTER, dtype=dtype).save_pretrained(out)
             trainer.processing_class.save_pretrained(out)
         return
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if not trainer.weights_get_sharded:
         trainer.model.to(dtype)
     trainer.save_model(str(out))

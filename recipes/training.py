@@ -1,19 +1,16 @@
-"""What every training stage of a recipe shares: training arguments, and where a killed run goes on."""
+"""What every training stage of a recipe shares: its arguments, how a step is cut, whether a killed run can go on."""
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mpo.multimodal.errors import FingerprintError
-from mpo.multimodal.files import write_atomic
-from recipes.run import Stage
-
-RESUME = "resume.json"
+from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
+from mpo.multimodal.errors import ConfigError
 
 
 def training_defaults(out: Path, config: Any) -> dict[str, Any]:
@@ -43,29 +40,27 @@ def training_defaults(out: Path, config: Any) -> dict[str, Any]:
     }
 
 
-def checkpoint_to_resume(stage: Stage) -> str | None:
-    """The newest whole checkpoint of a killed run of this stage, or None; leaves a note of what the run is.
+def has_checkpoint(out: Path) -> bool:
+    """Whether a save has finished in this folder; the trainer checks its files when it resumes."""
+    return any(out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}"))
 
-    The trainer writes `trainer_state.json` last: a checkpoint without a readable one was cut off inside its save.
+
+def micro_batches(batch_size: int, per_device: int = 0, *, name: str = "batch_size") -> tuple[int, int]:
+    """(rows a micro-batch, micro-batches a step) of each process, which together make a step of `batch_size` rows.
+
+    Args:
+        batch_size: rows of an optimizer step, over all processes.
+        per_device: rows a micro-batch; 0 takes a process's whole share.
+        name: of the setting, for the error.
 
     Raises:
-        FingerprintError: the folder holds checkpoints of other settings or inputs.
+        ConfigError: the step cannot be cut so.
     """
-    folders = sorted(stage.out.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    note = stage.out / RESUME
-    if folders and (not note.exists() or json.loads(note.read_text()) != stage.fingerprint):
-        raise FingerprintError(
-            f"stage {stage.name}: {stage.out} holds checkpoints of other settings or inputs; choose another folder or "
-            "delete it"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    size = per_device or batch_size // processes
+    if size < 1 or batch_size % (size * processes):
+        raise ConfigError(
+            f"{name}={batch_size} rows a step cannot be cut into micro-batches of {size} on {processes} processes: it "
+            "must be a multiple of per_device_batch x processes"
         )
-    write_atomic(note, json.dumps(stage.fingerprint, indent=1))
-    whole = [folder for folder in folders if _is_json(folder / "trainer_state.json")]
-    return str(whole[-1]) if whole else None
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
+    return size, batch_size // (size * processes)

@@ -81,7 +81,7 @@ def logits_and_text_logps(
     Returns:
         For each row, float32 logits (S, K); log-probs of all labelled tokens together, float32 (N,).
     """
-    labels = inputs["labels"].masked_fill(torch.isin(inputs["labels"], _ids(token_ids, inputs)), IGNORED)
+    labels = _text_labels(inputs, token_ids)
     predicted = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten().tolist()  # columns that predict a text token
     wanted = sorted({position for row in positions for position in row} | set(predicted))
     logits = _logits(model, inputs, wanted)  # (B, len(wanted), V)
@@ -91,6 +91,16 @@ def logits_and_text_logps(
     text = scored.index_fill(1, _ids(token_ids, inputs), float("-inf")).log_softmax(dim=-1)
     logps = text.gather(1, targets[targets != IGNORED][:, None]).squeeze(1)
     return _rows(logits[:, :, list(token_ids)].float(), wanted, positions), logps
+
+
+def text_tokens(inputs: Mapping[str, Any], token_ids: Sequence[int]) -> Tensor:
+    """How many log-probs `logits_and_text_logps` gives, 0-d int64."""
+    return (_text_labels(inputs, token_ids)[:, 1:] != IGNORED).sum()
+
+
+def _text_labels(inputs: Mapping[str, Any], token_ids: Sequence[int]) -> Tensor:
+    """The labels (B, T) without those of the tokens that are read."""
+    return inputs["labels"].masked_fill(torch.isin(inputs["labels"], _ids(token_ids, inputs)), IGNORED)
 
 
 def _read(model: Any, inputs: Mapping[str, Any], **how: Any) -> Any:

@@ -8,29 +8,33 @@ With class weights (w₊, w₋) the two terms are w₊·m·log P(+) and w₋·(1
 With three labels (advantage, m in {1, ½, 0}) a term is −log P(the label's own token), P over the three.
 L_text = mean −log p of the tokens of the responses that end right: the model goes on learning to answer while it learns
 to judge, which keeps a reward model's hidden states general (GRM, arXiv 2406.10216). w = 0 by default, as in VisualPRM.
+Steps and tokens are counted over all micro-batches and ranks of an optimizer step (`mpo.multimodal.whole_steps`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.prefix import IGNORED
-from mpo.multimodal.scoring import logits_and_text_logps, logits_at
+from mpo.multimodal.ranks import check_pictures
+from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens
+from mpo.multimodal.whole_steps import WholeStepTrainer
 from rewards.prm.formats import PRMFormat
 from rewards.prm.labels import LabelledGroup
 from rewards.prm.metrics import step_metrics
-from rewards.prm.model_prm import save_format
+from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
 from rewards.prm.rendering import render
 from rewards.prm.sharing import prepare_sharing, rows_of, spans_of
@@ -49,8 +53,8 @@ class PRMCollator:
         self.processor, self.format, self.shared = processor, prm_format, shared
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
-        """Returns `inputs` (model inputs), `positions` (a list for each row), and for each position `step_labels` and
-        `problems`.
+        """Returns `inputs` (model inputs), `positions` (a list for each row), for each position `step_labels`,
+        `problems` and `step_groups` (its group's place in the batch), and for each solution `solution_groups`.
 
         The inputs' `labels` mark the text of the responses that end right.
         """
@@ -59,18 +63,46 @@ class PRMCollator:
             images = [load_image(image) for image in group.problem.images]
             steps = [solution.steps for solution in group.solutions]
             rendered.append(render(self.processor, self.format, group.problem, steps, images))
-        solutions = [solution for group in groups for solution in group.solutions]
+        placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
         inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
-        for (row, start, end), solution in zip(spans_of(inputs), solutions, strict=True):
+        for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
             if not solution.ends_right:
                 inputs["labels"][row, start:end] = IGNORED
-        labels = [label for solution in solutions for label in solution.labels]
-        problems = [group.problem.id for group in groups for solution in group.solutions for _ in solution.labels]
-        return {"inputs": inputs, "positions": positions, "step_labels": labels, "problems": problems}
+        step_groups = [place for place, solution in placed for _ in solution.labels]
+        return {
+            "inputs": inputs,
+            "positions": positions,
+            "step_labels": [label for _, solution in placed for label in solution.labels],
+            "problems": [groups[place].problem.id for place in step_groups],
+            "step_groups": step_groups,
+            "solution_groups": [place for place, _ in placed],
+        }
 
 
-class PRMTrainer(Trainer):
+def first_groups(batch: Mapping[str, Any], groups: int) -> dict[str, Any]:
+    """The batch with labels of its first groups only; the others still run, and count nowhere.
+
+    Args:
+        batch: of `PRMCollator`.
+        groups: how many to keep, 0 or more; there may be fewer.
+    """
+    labels = batch["inputs"]["labels"].clone()
+    for (row, start, end), place in zip(spans_of(batch["inputs"]), batch["solution_groups"], strict=True):
+        if place >= groups:
+            labels[row, start:end] = IGNORED
+    steps = zip(batch["step_labels"], batch["step_groups"], strict=True)
+    return {
+        **batch,
+        "inputs": {**batch["inputs"], "labels": labels},
+        "step_labels": [label if place < groups else None for label, place in steps],
+    }
+
+
+class PRMTrainer(WholeStepTrainer):
     """`transformers.Trainer` with the step loss; writes the PRM's contract beside every checkpoint.
+
+    The update, the logged loss and the metrics do not depend on how a step's groups are cut into micro-batches or over
+    ranks.
 
     Args:
         model: the model to train, an image-text-to-text model.
@@ -84,7 +116,8 @@ class PRMTrainer(Trainer):
             `save_model` merges them into the weights, after which this trainer trains no further.
 
     Raises:
-        ConfigError: a negative `text_weight`, or one with a label head; either weight with three labels.
+        ConfigError: a negative `text_weight`, or one with a label head; either weight with three labels; adapters under
+            FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -118,12 +151,18 @@ class PRMTrainer(Trainer):
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
         )
-        self.model_accepts_loss_kwargs = False  # the loss below is a mean; accumulation averages it
+        if peft_config is not None and self.weights_get_sharded:
+            raise ConfigError(
+                "a PRM's adapters are merged into whole weights, which FSDP and DeepSpeed cut up: leave peft_config "
+                "out, or start with recipes/accelerate/multi_gpu.yaml"
+            )
 
     def compute_loss(
         self, model: Any, inputs: Mapping[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """L_step + w·L_text of the batch."""
+        """L_step + w·L_text: local sums × world size / `num_items_in_batch`, the step's counts, or the batch's."""
+        if self.weights_get_sharded:
+            check_pictures(inputs["inputs"])
         asked = (model, inputs["inputs"], inputs["positions"], self._label_ids)
         text: Tensor | None = None
         if self.text_weight > 0:
@@ -139,11 +178,25 @@ class PRMTrainer(Trainer):
         judged = zip(said, targets.tolist(), labelled, strict=True)
         right = 0.5 if self.prm_format.neutral else math.nextafter(0.5, 1.0)  # the least label that is not wrong
         self._judged += [(p, m >= right, problems[i]) for p, m, i in judged if math.isfinite(p)]
-        # Sums over counts that are at least 1: a batch without labels gives 0, not NaN.
-        total = self._step_terms(read, targets) / max(1, len(labelled))
+        world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        counts = self._counts([inputs], logits.device) if num_items_in_batch is None else num_items_in_batch
+        steps, tokens = counts.clamp(min=1).unbind()  # without a label the loss is 0, not NaN
+        total = self._step_terms(read, targets) / steps
         if text is not None:
-            total = total - self.text_weight * text.sum() / max(1, len(text))
-        return total
+            total = total - self.text_weight * text.sum() / tokens
+        return total * world_size
+
+    def _counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
+        """Labelled steps and tokens of L_text of these micro-batches, int64 (2,)."""
+        steps = sum(label is not None for batch in batches for label in batch["step_labels"])
+        tokens = [text_tokens(batch["inputs"], self._label_ids) for batch in batches if self.text_weight > 0]
+        return torch.tensor([steps, sum(map(int, tokens))], device=device)
+
+    def _denominators(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
+        return self._sum_over_ranks(self._counts(batches, device))
+
+    def _counting(self, batch: dict[str, Any], *, rows: int) -> dict[str, Any]:
+        return first_groups(batch, rows)
 
     def _step_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
         """−Σ [w₊·m·log P(+) + w₋·(1−m)·log P(−)], or −Σ log P(label) of three labels."""
@@ -158,12 +211,27 @@ class PRMTrainer(Trainer):
         return wrong * binary_cross_entropy_with_logits(margin, targets, pos_weight=ratio, reduction="sum")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add `step_metrics` of this rank's labelled steps since the last log; labels above ½ are right, and `=`."""
-        if self._judged and "loss" in logs:
-            found = step_metrics(*zip(*self._judged, strict=True)).to_log()
+        """Add `step_metrics` of all ranks' labelled steps since the last log; labels above ½ are right, and `=`."""
+        if "loss" in logs:
+            judged = gather_object(self._judged)
+            self._judged = []
+            found = step_metrics(*zip(*judged, strict=True)).to_log() if judged else {}
             logs = {**logs, **{name: round(value, 4) for name, value in found.items()}}
-            self._judged.clear()
         super().log(logs, *args, **kwargs)
+
+    def _run_settings(self) -> dict[str, Any]:
+        own = {"text_weight": self.text_weight, "class_weights": self.class_weights}
+        return {**super()._run_settings(), **own, "prm_format": self.prm_format.to_dict()}
+
+    def _row_contents(self) -> Iterator[Any]:
+        """Texts and labels; pictures are not decoded."""
+        groups: Any = self.train_dataset
+        for group in groups:
+            solutions = [[[step.text for step in some.steps], some.labels] for some in group.solutions]
+            yield [group.problem.id, group.problem.question, solutions]
+
+    def _read_weights(self, checkpoint: str) -> Any:
+        return load_weights(checkpoint, self.prm_format)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Weights, processor and contract; for a checkpoint, the adapters in place of the weights if there are any."""

@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from tiny import preference_rows, tiny_config, tiny_internvl
-from transformers import TrainerCallback
 
 from mpo.collator import PreferenceCollator
 from mpo.multimodal.loading import load_processor
 from mpo.trainer import MPOTrainer
+from tests.ranks import FirstGradients
 
 STEPS, SAVED = 5, 3  # two steps an epoch: a resume starts inside the second one
 LORA = LoraConfig(target_modules="all-linear", exclude_modules="lm_head", r=2)
 SAVING = {"save_strategy": "steps", "save_steps": SAVED, "max_steps": STEPS, "optim": "adamw_torch",
           "learning_rate": 1e-3, "lr_scheduler_type": "cosine"}  # fmt: skip
 
-# case → changes of the settings; `peft_config` and `data_collator` go to the trainer
+BALANCED = {"train_sampling_strategy": "batch_rebalance"}
+
+# case → changes of the settings; `peft_config` and `data_collator` go to the trainer, `rows` is the number of pairs
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "full paired": {"layout": "paired"},
@@ -40,8 +42,18 @@ CASES: dict[str, dict[str, Any]] = {
     "one rank packs": {},
     "saved full": SAVING,
     "saved lora": {"peft_config": LORA, **SAVING},
+    "uneven": {"rows": 7},  # the last micro-batch of rank 1 is a repeated pair
+    "uneven two": {
+        "rows": 6,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+    },  # a whole micro-batch
+    "uneven lora": {"rows": 5, "peft_config": LORA, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},
+    "saved uneven": {"rows": 7, **SAVING, "adam_epsilon": 1e-4},  # Adam would blow up rounding noise of small gradients
+    "balanced": {"rows": 11, **BALANCED},
+    "saved balanced": {"rows": 11, **BALANCED, **SAVING, "adam_epsilon": 1e-4},
 }
-RESUMED = {"saved full", "saved lora"}
+RESUMED = {"saved full", "saved lora", "saved uneven", "saved balanced"}
 
 
 class SomePaired(PreferenceCollator):
@@ -52,38 +64,23 @@ class SomePaired(PreferenceCollator):
         return super().__call__(rows)
 
 
-class FirstGradients(TrainerCallback):
-    """Keeps the gradients of the first optimizer step, as the optimizer gets them."""
-
-    def __init__(self) -> None:
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.gradients:
-            named = ((name.removeprefix("module."), p.grad) for name, p in kwargs["model"].named_parameters())
-            self.gradients = {name: grad.clone() for name, grad in named if grad is not None}
-
-
 def train(out: Path, case: str, *, world_size: int, resume: Path | None = None) -> MPOTrainer:
     """Run a case and write what it came to."""
     settings = dict(CASES[case])
     own: dict[str, Any] = {"peft_config": settings.pop("peft_config", None)}
     if case == "one rank packs":
         own["data_collator"] = SomePaired(load_processor(tiny_internvl()))
-    rows = preference_rows(8)
+    rows = preference_rows(settings.pop("rows", 8))
     for row in rows[::4]:
         row["images"] = []  # so that a rank's vision tower sometimes gets no gradient
     if "cached" in case:
         cache = settings["reference_cache_dir"] = out / "cache"
         if case == "half cached" and os.environ.get("RANK") == "1":
             (cache / "logps-1.sqlite").unlink()
-    args = tiny_config(
-        out / case,
-        per_device_train_batch_size=1 if world_size > 1 else 4,
-        gradient_accumulation_steps=4 // world_size if world_size > 1 else 1,
-        generation_average="token",
-        **settings,
-    )
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // world_size}
+    if world_size == 1:  # whatever the case says
+        settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    args = tiny_config(out / case, **({"generation_average": "token"} | cut | settings))
     first = FirstGradients()
     trainer = MPOTrainer(tiny_internvl(), args=args, train_dataset=rows, eval_dataset=rows, callbacks=[first], **own)
     trainer.monitor.token_rate.clock = itertools.count().__next__  # a second a look: `tokens/s` is the tokens of a step

@@ -1,7 +1,6 @@
 """One MPO step whose models lie in shards (FSDP2), by torchrun, or whole, alone: `run_sharded.py OUT`.
 
-accelerate does not shard on a CPU, it takes DDP without a word; so `fully_shard` is called here. Rank 0 writes
-OUT/CASE.pt.
+Rank 0 writes OUT/CASE.pt.
 """
 
 from __future__ import annotations
@@ -16,23 +15,22 @@ from accelerate import PartialState
 from peft import LoraConfig
 from run_ranks import LORA
 from tiny import preference_rows, tiny_internvl
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from mpo.collator import PreferenceCollator
-from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models
+from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models, reference_logps
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_processor
-from mpo.multimodal.scoring import innermost
-from mpo.ranks import check_pictures
+from mpo.multimodal.ranks import check_pictures
 from mpo.sharing import PromptSharing
+from tests.ranks import shard, total_of, whole
 
 PAIRS = 4
 # case → (adapters, use_reentrant of gradient checkpointing or None for none)
 CASES: dict[str, tuple[LoraConfig | None, bool | None]] = {
     "full": (None, None),
     "one rank packs": (None, None),
+    "known reference": (None, None),
     "full checkpointing": (None, False),
     "full reentrant checkpointing": (None, True),
     "lora": (LORA, None),
@@ -46,11 +44,10 @@ def step(case: str, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     lora, use_reentrant = CASES.get(case, (None, None))
     policy, reference = models(lora, use_reentrant)
     sharing = PromptSharing("shared", [policy, *([] if reference is None else [reference])])
-    trained = [model for model in (policy, reference) if model is not None]
+    known = case == "known reference"  # as from a cache that is complete: the reference does not run under shards
+    trained = [model for model in (policy, reference) if model is not None and not (known and model is reference)]
     if world_size > 1:
-        for model in trained:
-            shard(model)
-        assert all(isinstance(p, DTensor) for model in trained for p in model.parameters())
+        shard(*trained)
 
     rows = preference_rows(PAIRS)
     for row in rows[PAIRS // 2 :] if case == PICTURES_ON_ONE_RANK else []:
@@ -61,11 +58,12 @@ def step(case: str, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     batch = collate(rows[rank * share : (rank + 1) * share])
     check_pictures(batch)
     inputs, pairs = model_inputs(batch)
+    sums = reference_logps(policy, inputs, reference=reference) if known else None
     inputs = sharing.admit(inputs, trained)
     assert sharing.on
     local = Denominators.of(chosen_lengths(batch), "token")
     counts = total_of(torch.tensor([local.pairs, float(local.generation)]))
-    logps = pair_logps(policy, inputs, pairs["pair_index"], reference=reference)
+    logps = pair_logps(policy, inputs, pairs["pair_index"], reference=reference, reference_sums=sums)
     loss = mpo_loss(
         logps, reward_shift=0.1, generation_average="token", denominators=Denominators(*counts.unbind())
     ).total
@@ -89,25 +87,6 @@ def models(lora: LoraConfig | None, use_reentrant: bool | None) -> tuple[Any, An
         policy.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         policy.enable_input_require_grads()
     return policy.train(), reference
-
-
-def shard(model: Any) -> None:
-    """Every layer of the language model and of the vision tower, the tower's rest, and the rest."""
-    base = innermost(model)
-    vision = base.model.vision_tower
-    for module in (*base.get_decoder().layers, *vision.encoder.layer, vision, model):
-        fully_shard(module)
-
-
-def whole(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-
-
-def total_of(values: torch.Tensor) -> torch.Tensor:
-    """The sum over all ranks."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
 
 
 def main(out: Path) -> None:

@@ -16,7 +16,7 @@ from kill_run import KILLS, STEPS, train
 from safetensors.torch import load_file
 from tiny import preference_rows, tiny_config, tiny_internvl
 
-from mpo.checkpoint import MANIFEST, faults_of, newest_complete, write_manifest
+from mpo.multimodal.checkpoint import MANIFEST, faults_of, newest_complete, write_manifest
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
 
@@ -103,7 +103,7 @@ def test_another_runs_settings_are_refused_with_all_differences(run: Path) -> No
     changes: dict[str, Any] = {"beta": 0.2, "per_device_train_batch_size": 1, "rows": preference_rows(5)}
     with pytest.raises(ConfigError) as refused:
         trainer_in(run, **changes).train(resume_from_checkpoint=True)
-    for part in ("beta: 1.0 then, 0.2 now", "pairs_a_step: 2 then, 1 now", "train_rows: '6 rows, ", "'5 rows, "):
+    for part in ("beta: 1.0 then, 0.2 now", "rows_a_step: 2 then, 1 now", "train_rows: '6 rows, ", "'5 rows, "):
         assert part in str(refused.value)
     allowed = trainer_in(run, **changes, allow_config_change=True, max_steps=4)
     allowed.train(resume_from_checkpoint=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +10,9 @@ import run_ranks
 import torch
 from run_ranks import CASES, RESUMED, SAVED, STEPS
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    "accelerate": ["accelerate.commands.launch", "--config_file", "recipes/accelerate/multi_gpu.yaml",
-                   "--num_processes", "2", "--main_process_port", "0"],
-}  # fmt: skip
+from tests.ranks import assert_same_run, launched
+
 BY_ACCELERATE = ("full", "full paired", "lora", "lora paired")
-TIMEOUT = 500  # seconds; a launch takes about 25 on two free cores, and only a hang comes near this
-# A resumed run's train_loss counts its own steps only; a rank that packs nothing repeats prompts.
-NOT_COMPARED = ("runtime", "_per_second", "flos", "train_loss", "rows_per_prompt", "tokens/s")
-
-
-def launched(launcher: str, *arguments: str) -> None:
-    """Run a program on two ranks."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], *arguments]
-    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as agent:
-        try:
-            _, errors = agent.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            agent.terminate()  # not kill: the agent must stop its ranks
-            _, errors = agent.communicate()
-    assert agent.returncode == 0, errors[-3000:]
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -59,21 +36,11 @@ def two(one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(ours: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Weights, gradients of the first step, δ, and everything that is logged, losses and metrics, of all steps."""
+    """The same run, with the same δ and the same layout."""
     assert ours["shared"] == expected["shared"]
     assert ours["delta"] == pytest.approx(expected["delta"], abs=1e-5)
     assert expected["delta"] != 0.0
-    for part in ("weights", "gradients"):
-        assert ours[part].keys() == expected[part].keys()
-        for name, value in expected[part].items():
-            torch.testing.assert_close(ours[part][name], value, rtol=1e-5, atol=2e-6, msg=f"{part} of {name}")
-    assert len(ours["log"]) == len(expected["log"])
-    for line, other in zip(ours["log"], expected["log"], strict=True):
-        assert line.keys() == other.keys()
-        compared = {name for name in line if not name.endswith(NOT_COMPARED)}
-        assert {name: line[name] for name in compared} == pytest.approx(
-            {name: other[name] for name in compared}, abs=1e-4
-        )
+    assert_same_run(ours, expected)
 
 
 @pytest.mark.parametrize("case", CASES)

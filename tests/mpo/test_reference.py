@@ -124,6 +124,23 @@ def test_rows_that_were_not_precomputed_stop_the_run(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_a_complete_cache_serves_weights_that_get_sharded(tmp_path: Path, forwards: list[int]) -> None:
+    """It is only read; one that lacks rows is refused before anything is cut up. `test_sharded.py` trains with it."""
+    trainer = trainer_in(tmp_path, precompute_ref_log_probs=True)
+    files = {path.name: path.stat().st_mtime_ns for path in trainer.reference_cache.folder.iterdir()}
+    forwards.clear()
+    trainer.is_deepspeed_enabled = True
+    values = mpo.forward.cached_reference(trainer)
+    assert (len(values), trainer.ref_model, forwards) == (len(trainer.reference_cache), None, [])
+    assert {path.name: path.stat().st_mtime_ns for path in values.folder.iterdir()} == files
+    trainer.train_dataset = preference_rows(8)
+    with pytest.raises(ConfigError, match=r"lacks 2 rows, .* once without FSDP or DeepSpeed"):
+        mpo.forward.cached_reference(trainer)
+    trainer.args.reference_cache_dir = str(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="lacks 8 rows"):
+        mpo.forward.cached_reference(trainer)
+
+
 def test_a_collator_without_keys_is_refused(tmp_path: Path) -> None:
     processor = load_processor(tiny_internvl())
     with pytest.raises(ConfigError, match="with_keys=True"):

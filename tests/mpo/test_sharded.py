@@ -10,10 +10,10 @@ import pytest
 import run_sharded
 import torch
 from run_sharded import CASES
-from test_ranks import launched
 
 from mpo.multimodal.errors import ConfigError
-from mpo.ranks import check_whole_weights
+from mpo.multimodal.ranks import check_whole_weights
+from tests.ranks import launched
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import recipes.train_mpo  # noqa: F401
-from mpo.checkpoint import MANIFEST
+from mpo.multimodal.checkpoint import MANIFEST
 from recipes.cli import main
 
 

@@ -1,8 +1,10 @@
-"""`mpo train-prm` killed by SIGKILL goes on from its checkpoint, to the weights of the run that was not killed."""
+"""`mpo train-prm` killed by SIGKILL goes on to the weights of a run that was not killed; two processes are one run."""
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
 from mpo.multimodal.errors import FingerprintError
 from mpo.multimodal.loading import load_model
 from recipes.config import TrainPRMConfig
 from recipes.groups import read_problems
-from recipes.run import open_stage
+from recipes.run import MANIFEST, manifest_of
 from recipes.train_prm import train_prm
-from recipes.training import checkpoint_to_resume
 from rewards.prm.model_prm import ModelPRM
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
+from tests.ranks import launched
 from tests.recipes.run_folders import make_problems, write_stage
 
 TEXTS = ["Red is 3\n\nBlue is 9\n\nFinal answer: 12", "Red is 4\n\nFinal answer: 4"]
@@ -55,26 +58,23 @@ def killed_after_a_checkpoint(settings: TrainPRMConfig) -> None:
     """Run the stage in a process of its own and kill it when its first checkpoint is whole."""
     flags = [f"--{key}={value}" for key, value in asdict(settings).items()]
     child = subprocess.Popen([sys.executable, "-m", "recipes.cli", "train-prm", *flags], stderr=subprocess.DEVNULL)
+    whole = settings.out / "checkpoint-4" / COMPLETE
     deadline = time.monotonic() + 180
-    while not (settings.out / "checkpoint-4" / "trainer_state.json").exists() and time.monotonic() < deadline:
+    while not whole.exists() and time.monotonic() < deadline:
         assert child.poll() is None, "the stage ended before it was killed"
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
+    assert whole.exists(), "no checkpoint in time"
     assert child.wait() == -signal.SIGKILL
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(settings: TrainPRMConfig) -> None:
     killed_after_a_checkpoint(settings)
-    assert not (settings.out / "manifest.json").exists()
-    with pytest.raises(FingerprintError, match="holds checkpoints of other settings or inputs"):
+    assert not (settings.out / MANIFEST).exists()
+    with pytest.raises(FingerprintError, match="made with other learning_rate"):
         train_prm(replace(settings, learning_rate=0.5))
-    cut_off = settings.out / "checkpoint-99"  # killed inside its save: no trainer_state.json
+    cut_off = settings.out / "checkpoint-99"  # killed inside its save: no manifest
     cut_off.mkdir()
-    stage = open_stage("train-prm", settings, inputs=[settings.groups, settings.model])
-    resumed_from = Path(checkpoint_to_resume(stage) or "")
-    assert resumed_from.name.startswith("checkpoint-")
-    assert resumed_from != cut_off
-    cut_off.rmdir()
 
     train_prm(settings)
     train_prm(replace(settings, out=settings.out.parent / "straight", save_steps=0))
@@ -83,3 +83,38 @@ def test_a_killed_run_goes_on_to_the_same_weights(settings: TrainPRMConfig) -> N
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
     assert any(not torch.equal(straight[name], before[name]) for name in straight)
     assert len(ModelPRM.load(settings.out).score(Problem("q", "What?"), TEXTS)) == 2
+
+
+def test_two_processes_are_one_run_and_one_goes_on_from_it(settings: TrainPRMConfig) -> None:
+    """Only the first process writes; what both saved, one process takes to the same end."""
+    settings = replace(settings, max_steps=8)
+    one = train_prm(replace(settings, out=settings.out.parent / "one"))
+    flags = [f"--{key}={value}" for key, value in asdict(settings).items()]
+    errors = launched("accelerate", "-m", "recipes.cli", "train-prm", *flags)
+    assert "Traceback" not in errors
+    written = [{path.name for path in folder.iterdir()} for folder in (settings.out, one)]
+    assert written[0] == written[1]
+    saved = settings.out / "checkpoint-4"
+    assert json.loads((saved / COMPLETE).read_text())["ranks"] == 2
+    assert manifest_of(settings.out)["counts"] == manifest_of(one)["counts"]
+    logs = [json.loads((folder / "log_history.json").read_text()) for folder in (settings.out, one)]
+    assert [line.get("loss") for line in logs[0]] == pytest.approx([line.get("loss") for line in logs[1]], rel=1e-4)
+    assert moved(settings.out, one) < 1e-2 * moved(one, settings.model)
+
+    shutil.rmtree(settings.out / "checkpoint-8")  # as if both had been killed
+    for name in (MANIFEST, "model.safetensors"):
+        (settings.out / name).unlink()
+    train_prm(settings)
+    assert moved(settings.out, one) < 1e-2 * moved(one, settings.model)
+
+
+def moved(folder: Path, start: Path) -> float:
+    """Norm of the difference of two models' weights."""
+    ours, theirs = (load_model(path).state_dict() for path in (folder, start))
+    return float(torch.stack([(ours[name] - theirs[name]).norm() for name in theirs]).norm())
+
+
+def test_a_step_that_two_processes_cannot_share_is_refused(settings: TrainPRMConfig) -> None:
+    flags = [f"--{key}={value}" for key, value in asdict(replace(settings, batch_groups=3)).items()]
+    errors = launched("accelerate", "-m", "recipes.cli", "train-prm", *flags, code=1)
+    assert "batch_groups=3 rows a step cannot be cut into micro-batches of 1 on 2 processes" in errors

@@ -21,8 +21,9 @@ from mpo.multimodal.loading import load_model, load_processor, stored_dtype
 from recipes.cli import main
 from recipes.config import TrainMPOConfig
 from recipes.run import MANIFEST, manifest_of
-from recipes.train_mpo import build_trainer, micro_batches, mpo_config, read_pairs, train_mpo
+from recipes.train_mpo import build_trainer, mpo_config, read_pairs, train_mpo
 from recipes.trained_weights import ADAPTER
+from recipes.training import micro_batches
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.types import Completion, PreferencePair, Problem
 
@@ -80,6 +81,9 @@ def test_defaults_are_what_they_were_before_the_flags(policy_folder: Path, pairs
         assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 1)
         assert (args.bf16, args.activation_checkpointing, args.save_strategy.value) == (False, False, "no")
         assert (args.group_by_prompt, args.max_row_tokens, args.precompute_ref_log_probs) == (False, None, False)
+        assert args.train_sampling_strategy == "random"
+    balanced = settings(policy_folder, pairs, tmp_path, balance_tokens=True)
+    assert mpo_config(balanced, tmp_path, rows=10_000).train_sampling_strategy == "batch_rebalance"
 
 
 def test_micro_batches_make_the_same_update(policy_folder: Path, pairs: Path, plain: Path, tmp_path: Path) -> None:
@@ -90,17 +94,16 @@ def test_micro_batches_make_the_same_update(policy_folder: Path, pairs: Path, pl
     assert log[0]["loss"] == pytest.approx(0.8318 + log[0]["loss/generation"], abs=1e-3)
 
 
-def test_a_batch_that_cannot_be_cut(policy_folder: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings(policy_folder, pairs, Path("out"), batch_size=8)
-    assert micro_batches(config) == (8, 1)
-    assert micro_batches(replace(config, per_device_batch=2)) == (2, 4)
+def test_a_batch_that_cannot_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert micro_batches(8) == (8, 1)
+    assert micro_batches(8, 2) == (2, 4)
     with pytest.raises(ConfigError, match=r"batch_size=8 .* micro-batches of 3 on 1 processes"):
-        micro_batches(replace(config, per_device_batch=3))
+        micro_batches(8, 3)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert micro_batches(config) == (2, 1)
-    assert micro_batches(replace(config, per_device_batch=1)) == (1, 2)
-    with pytest.raises(ConfigError, match="micro-batches of 4 on 4 processes"):
-        micro_batches(replace(config, per_device_batch=4))
+    assert micro_batches(8) == (2, 1)
+    assert micro_batches(8, 1) == (1, 2)
+    with pytest.raises(ConfigError, match=r"batch_groups=8 .* micro-batches of 4 on 4 processes"):
+        micro_batches(8, 4, name="batch_groups")
 
 
 def test_epochs_instead_of_steps(policy_folder: Path, pairs: Path, tmp_path: Path) -> None:

@@ -11,27 +11,27 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
-from mpo.config import MPOConfig
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.files import write_atomic
+from mpo.multimodal.loading import load_model
 
 MANIFEST = "complete.json"
 
-# What decides the updates. A resumed run in which one of these differs is another run.
+# What decides the updates, whatever is trained. A resumed run in which one of these differs is another run.
 DECISIVE = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
-    *("beta", "preference_weight", "quality_weight", "generation_weight", "label_smoothing", "generation_average"),
-    *("reward_shift", "reward_shift_momentum", "disable_dropout", "layout"),
-    *("seed", "data_seed", "group_by_prompt", "bf16", "fp16", "dataloader_drop_last"),
+    *("seed", "data_seed", "bf16", "fp16", "dataloader_drop_last"),
 )
 
 logger = logging.get_logger(__name__)
@@ -61,7 +61,7 @@ def faults_of(folder: Path) -> list[str]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"].items()
     except FileNotFoundError:
-        return [f"no {MANIFEST}: the save did not finish, or it is no checkpoint of MPOTrainer"]
+        return [f"no {MANIFEST}: the save did not finish, or it is no checkpoint of this package"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read: {error}"]
     return [f"{name} {fault}" for name, expected in files if (fault := _fault(folder / name, expected))]
@@ -90,8 +90,13 @@ def newest_complete(output_dir: str | Path) -> Path:
 class CheckpointedTrainer(Trainer):
     """`transformers.Trainer` whose checkpoints are complete or skipped, and which resumes only the run that it was."""
 
-    args: MPOConfig
+    model: Any
     _settings: dict[str, Any]
+
+    @property
+    def weights_get_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed cuts the weights up when training starts."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` goes on from the newest complete checkpoint of `output_dir`.
@@ -147,10 +152,12 @@ class CheckpointedTrainer(Trainer):
             for name, now in self._settings.items()
             if before.get(name) != now
         ]
-        if differing and not self.args.allow_config_change:
+        allowed = getattr(self.args, "allow_config_change", None)  # None: the trainer has no such setting
+        if differing and not allowed:
+            otherwise = "start anew in another output_dir" if allowed is None else "pass allow_config_change=True"
             raise ConfigError(
-                f"{checkpoint} was written by a run with other settings ({'; '.join(differing)}): "
-                "set them back, or pass allow_config_change=True"
+                f"{checkpoint} was written by a run with other settings ({'; '.join(differing)}): set them back, "
+                f"or {otherwise}"
             )
         for difference in differing:
             logger.warning("resuming with a changed setting, %s", difference)
@@ -168,12 +175,52 @@ class CheckpointedTrainer(Trainer):
             )
         logger.warning("resuming on %d ranks what %d saved: dropout, if any, draws other numbers", now, before)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_renamed_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_renamed_weights(str(self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    def _load_renamed_weights(self, checkpoint: str) -> bool:
+        """Read a full checkpoint through `from_pretrained`, which undoes the renaming of `save_pretrained`.
+
+        Trainer (transformers 5.23) calls `load_state_dict(strict=False)` on the file's names instead. For an InternVL
+        no name matches, so it would go on from the initial weights with a warning.
+        """
+        if (
+            self.weights_get_sharded
+            or isinstance(self.model, PeftModel)
+            or not Path(checkpoint, "config.json").exists()
+        ):
+            return False
+        self.model.load_state_dict(self._read_weights(checkpoint).state_dict())
+        return True
+
+    def _read_weights(self, checkpoint: str) -> Any:
+        """The whole model of a checkpoint."""
+        return load_model(checkpoint, dtype=self.model.dtype)
+
     def _run_settings(self) -> dict[str, Any]:
-        """The settings that decide the updates, as plain data."""
+        """What decides the updates, as plain data; a subclass adds its own."""
         given = self.args.to_dict()
         settings = {name: given.get(name) for name in DECISIVE}
-        pairs = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return {**settings, "pairs_a_step": pairs, "train_rows": _rows_digest(self.train_dataset)}
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return {**settings, "rows_a_step": rows, "train_rows": self._rows_digest()}
+
+    def _row_contents(self) -> Iterable[Any]:
+        """What is learned from each training row, as plain data, in the order of the rows."""
+        return ()
+
+    def _rows_digest(self) -> str | None:
+        """Digest of all rows in their order; None for a stream."""
+        if self.train_dataset is None or not hasattr(self.train_dataset, "__len__"):
+            return None
+        digest = hashlib.sha256()
+        for content in self._row_contents():
+            digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+        return f"{len(self.train_dataset)} rows, {digest.hexdigest()[:16]}"
 
 
 def _fault(path: Path, expected: Mapping[str, Any]) -> str | None:
@@ -188,14 +235,3 @@ def _fault(path: Path, expected: Mapping[str, Any]) -> str | None:
 
 def _step(path: Path) -> re.Match[str] | None:
     return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) if path.is_dir() else None
-
-
-def _rows_digest(dataset: Any) -> str | None:
-    """Digest of all responses in their order; None for a stream. Pictures are not decoded."""
-    if dataset is None or not hasattr(dataset, "__len__"):
-        return None
-    rows = dataset.select_columns(["chosen", "rejected"]) if hasattr(dataset, "select_columns") else dataset
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row.get("chosen"), row.get("rejected")], sort_keys=True, default=str).encode())
-    return f"{len(dataset)} rows, {digest.hexdigest()[:16]}"
