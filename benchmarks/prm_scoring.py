@@ -54,7 +54,7 @@ def _measure(args: argparse.Namespace, folder: Path, size: dict[str, int], tiles
     from rewards.types import Problem
 
     model = load_for_inference(folder)
-    prm = ModelPRM(model, load_processor(folder), VISUALPRM, batch_rows=responses, max_row_tokens=1 << 20)
+    prm = ModelPRM(model, load_processor(folder), VISUALPRM, batch_rows=responses, max_pass_tokens=1 << 20)
     problem = Problem("p", QUESTION, (noise(tiles),))
     texts = ["\n\n".join(_step(args, i, j) for j in range(args.steps)) for i in range(responses)]
     counts: dict[str, int] = {}
