@@ -27,10 +27,11 @@ def can_merge(
 
     Inference mode, and not any forward pass without gradients: a policy and its reference are to round alike.
     """
+    if query.device.type != "cpu" or not torch.is_inference_mode_enabled() or dropout > 0.0:
+        return False
     longest = max(p + end - start for row, p in enumerate(layout.prefixes) for start, end in layout.segments(row))
     fits = query.shape[-1] == value.shape[-1] and all(tensor.stride(-1) == 1 for tensor in (query, key, value))
-    sees_all = dropout == 0.0 and (window is None or window >= longest)
-    return query.device.type == "cpu" and torch.is_inference_mode_enabled() and fits and sees_all
+    return fits and (window is None or window >= longest)
 
 
 def merged_attention(

@@ -3,7 +3,7 @@
 In every layer the prefix attends to itself, as the model's own mask says, and each response to the prefix and,
 causally, to itself. Responses do not see each other. It is an attention function of transformers' AttentionInterface;
 the layout reaches it as a keyword argument of the model, which gradient checkpointing keeps for its second forward.
-Without that argument it is transformers' sdpa.
+Without that argument it is transformers' sdpa. Where they can, `merged.py` and `varlen.py` compute it in fewer calls.
 
 Not exact, so refused: layers that carry a state along the row (recurrent, convolutional). Checked against the paired
 layout at a run's first batch (`mpo/sharing.py`).
