@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import platform
+import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -115,7 +117,8 @@ def _measure(args: argparse.Namespace, folder: Path, size: dict[str, int], tiles
 
 
 def _step(args: argparse.Namespace, response: int, step: int) -> str:
-    return "".join(str((response + step * (response + 3) + i * (step + 1)) % 10) for i in range(args.step_tokens))
+    draw = random.Random(f"response {response}, step {step}")
+    return "".join(str(draw.randrange(10)) for _ in range(args.step_tokens))
 
 
 def ideal_flops(
@@ -154,7 +157,9 @@ def _print(
         for way, some in scores.items()
     }  # fmt: skip
     rewards = {way: [sum(one) / len(one) for one in some] for way, some in scores.items()}
-    same = all(_ranking(rewards["shared"][:n]) == _ranking(rewards["response"][:n]) for n in args.responses)
+    same = _ranking(rewards["shared"]) == _ranking(rewards["response"])
+    best_first = sorted(rewards["response"], reverse=True)
+    nearest = min(better - worse for better, worse in pairwise(best_first))
     # tokens: shared = prefix + N·tail, response = N·(prefix + tail)
     prefix = round((ways["response"].tokens - ways[f"shared {most}"].tokens) / (most - 1))
     tail = ways["response"].tokens / most - prefix
@@ -163,7 +168,7 @@ def _print(
         f"InternVL, {size['all'] / 1e6:.1f} M parameters; shared prefix of {prefix} tokens ({tiles} tiles); {tail:.0f} "
         f"tokens a response, {args.steps} steps; float32, {threads} threads, {platform.machine()}, {args.clock} clock, "
         f"{args.rounds} rounds; largest difference of a score: {apart['response']:.1e} (response), {apart['step']:.1e} "
-        f"(step); same ranking: {same}"
+        f"(step); same ranking of {most}: {same} (nearest rewards {nearest:.1e} apart)"
     )
     heads = ("P", "N", "way", "seconds", "range", "shared is faster by", "ideal, FLOPs", "reached", "of the minima",
              "LM tokens", "token ratio", "tower calls")  # fmt: skip

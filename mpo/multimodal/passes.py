@@ -2,9 +2,9 @@
 
 The first pass reads the prefix, the images and the first responses, and keeps the prefix' keys and values of every
 layer; the others read responses alone, behind what was kept. Without gradients: what a later pass sees of the prefix
-has none. It works for whatever model reads packed rows, since attention (`mpo/multimodal/shared_prefix.py`) keeps and
-joins, and not a cache of transformers. Short passes also save time on a CPU, where memory that is asked for anew for
-every layer's large tensors costs more than it holds.
+has none. Attention (`mpo/multimodal/shared_prefix.py`) keeps and joins, not a cache of transformers, so it works for
+every model that reads packed rows. Short passes also save time on a CPU: the large tensors of a long row get fresh
+memory from the system in every layer.
 """
 
 from __future__ import annotations
