@@ -39,6 +39,7 @@ class PackedLayout:
     Attributes:
         varlen: let attention use the variable-length kernel where it can; set by whoever has checked it.
         derived: what attention has worked out from the layout, for the layers that follow.
+        kept: keys and values of the prefix by layer, of a row that is read in several passes (`passes.py`); else None.
     """
 
     def __init__(self, prefixes: Sequence[int], ends: Sequence[Sequence[int]], per_token: Iterable[str] = ()) -> None:
@@ -46,11 +47,19 @@ class PackedLayout:
         self.per_token = {"input_ids", "attention_mask", "labels", *per_token}
         self.varlen = False
         self.derived: dict[Any, Any] = {}
+        self.kept: dict[Any, tuple[Tensor, Tensor]] | None = None
 
     def segments(self, row: int) -> Iterator[tuple[int, int]]:
         """(start, end) of each response of a row; its first token is p_last."""
         starts = (self.prefixes[row], *self.ends[row][:-1])
         yield from zip(starts, self.ends[row], strict=True)
+
+    def prefix_mask(self, attention_mask: Tensor | None, row: int) -> Tensor | None:
+        """(1, P, P): how a row's prefix attends to itself, of a model's mask (B or 1, 1, T, T); None for causal."""
+        if attention_mask is None:
+            return None
+        prefix = self.prefixes[row]
+        return attention_mask[min(row, len(attention_mask) - 1), :, :prefix, :prefix]
 
 
 def can_be_shared(prompt: EncodedPrompt, image_token_id: int | None, *, length: int | None = None) -> bool:
@@ -66,12 +75,13 @@ def can_be_shared(prompt: EncodedPrompt, image_token_id: int | None, *, length: 
     return length > 1 and not is_image and not has_features
 
 
-def within_limit(prefix: int, lengths: Sequence[int], limit: float) -> Iterator[range]:
+def within_limit(prefix: int, lengths: Sequence[int], limit: float, *, repeat_prefix: bool = True) -> Iterator[range]:
     """Cut a prompt's responses into rows of at most `limit` tokens, in their order; a row holds at least one.
 
     Args:
-        prefix: tokens of `prompt[:-1]`, which every row repeats.
+        prefix: tokens of `prompt[:-1]`.
         lengths: tokens of each response, p_last not counted.
+        repeat_prefix: it stands in every row, else in the first alone.
 
     Example:
         >>> list(within_limit(10, [4, 4, 4], 20))
@@ -81,7 +91,7 @@ def within_limit(prefix: int, lengths: Sequence[int], limit: float) -> Iterator[
     for place, length in enumerate(lengths):
         if place > start and used + 1 + length > limit:
             yield range(start, place)
-            start, used = place, prefix
+            start, used = place, prefix if repeat_prefix else 0
         used += 1 + length
     yield range(start, len(lengths))
 

@@ -60,21 +60,39 @@ def encode_prompt(processor: Any, text: str, images: Sequence[Image.Image] = ())
 
 def encode_prompts(processor: Any, texts: Sequence[str], images: Sequence[Image.Image] = ()) -> list[EncodedPrompt]:
     """Several rendered prompts about the same images, which are preprocessed once; all share their image features."""
-    with patch.object(processor, "image_processor", _OnFirstCall(getattr(processor, "image_processor", None))):
-        encoded = [encode_prompt(processor, text, images) for text in texts]
+    once = _OnFirstCall(getattr(processor, "image_processor", None))
+    encoded = []
+    with patch.object(processor, "image_processor", once):
+        for text in texts:
+            try:
+                encoded.append(encode_prompt(processor, text, images))
+            except (TypeError, NotImplementedError):  # LLaVA's processor, say, reads the pixels again
+                if once.whole:
+                    raise
+                once.whole = True
+                encoded.append(encode_prompt(processor, text, images))
     return [replace(prompt, image_features=encoded[0].image_features) for prompt in encoded]
 
 
 class _OnFirstCall:
-    """An image processor whose every call gives what its first call gave."""
+    """An image processor whose every call gives what its first call gave.
+
+    From the second on, pixels have a shape and no content (torch's meta device) unless `whole` is set: most processors
+    only copy them, and megabytes a prompt take longer than its text.
+    """
 
     def __init__(self, image_processor: Any) -> None:
-        self._image_processor, self._result = image_processor, None
+        self._image_processor, self._result, self.whole = image_processor, None, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._result is None:
             self._result = self._image_processor(*args, **kwargs)
-        return copy.copy(self._result)
+            return copy.copy(self._result)
+        result = copy.copy(self._result)
+        for name, value in self._result.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not self.whole:
+                result[name] = value.to("meta")
+        return result
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._image_processor, name)

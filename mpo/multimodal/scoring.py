@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.functional import linear, pad
 
 from mpo.multimodal.logps import sum_logps
 from mpo.multimodal.packing import LAYOUT, segment_sums
+from mpo.multimodal.passes import row_passes
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.shared_prefix import shared_inputs
 from mpo.multimodal.vision import IMAGES, reading
@@ -31,7 +33,8 @@ def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tenso
         Sums, float32 (M,), with gradients; numbers of tokens, int64 (M,). M is B, or of packed rows the number of
         responses of all rows together, row after row.
     """
-    token_logps = _read(model, inputs, fused_lm_head=True).log_probs.float()  # (B, T-1), of labels from the second on
+    read = _read(model, _with_positions(model, inputs), fused_lm_head=True)
+    token_logps = read.log_probs.float()  # (B, T-1), of labels from the second on
     if LAYOUT not in inputs:
         return sum_logps(token_logps, inputs["labels"])
     return segment_sums(pad(token_logps, (1, 0)), inputs[LAYOUT]), response_lengths(inputs)
@@ -44,7 +47,12 @@ def response_lengths(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def logits_at(
-    model: Any, inputs: Mapping[str, Any], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+    model: Any,
+    inputs: Mapping[str, Any],
+    positions: Sequence[Sequence[int]],
+    token_ids: Sequence[int],
+    *,
+    max_tokens: float = math.inf,
 ) -> list[Tensor]:
     """Logits of a few tokens at a few positions of each row.
 
@@ -55,13 +63,15 @@ def logits_at(
         inputs: from `stack_rows` or `pack_rows`; `labels` are ignored.
         positions: for each of the B rows, the S positions to read, ascending.
         token_ids: the K tokens to read, e.g. the ids of `+` and `-`.
+        max_tokens: a single packed row that is longer is read in several passes (`mpo/multimodal/passes.py`), which
+            is for scoring: the prefix gets no gradients from the later ones.
 
     Returns:
         For each row, float32 logits (S, K).
     """
     wanted = sorted({position for row in positions for position in row})
     with _head_rows(innermost(model).get_output_embeddings(), token_ids) as only:
-        logits = _logits(model, inputs, wanted)  # (B, len(wanted), K or V)
+        logits = _logits(model, inputs, wanted, max_tokens)  # (B, len(wanted), K or V)
     read = logits if only else logits[:, :, list(token_ids)]
     return _rows(read.float(), wanted, positions)
 
@@ -103,21 +113,29 @@ def _text_labels(inputs: Mapping[str, Any], token_ids: Sequence[int]) -> Tensor:
     return inputs["labels"].masked_fill(torch.isin(inputs["labels"], _ids(token_ids, inputs)), IGNORED)
 
 
+def _with_positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch as `_read` takes it: packed rows need the position ids that the model could not know."""
+    return shared_inputs(innermost(model), inputs) if LAYOUT in inputs else dict(inputs)
+
+
 def _read(model: Any, inputs: Mapping[str, Any], **how: Any) -> Any:
-    """The model's output for a batch, packed or not; repeated pictures are encoded once."""
+    """The model's output for a batch from `_with_positions`; repeated pictures are encoded once."""
     given = dict(inputs)
     images = given.pop(IMAGES, None)
-    if LAYOUT in given:
-        given = shared_inputs(innermost(model), given)
     with reading(innermost(model), images, given["input_ids"]):
         return model(**given, **how)
 
 
-def _logits(model: Any, inputs: Mapping[str, Any], columns: Sequence[int]) -> Tensor:
-    """Logits (B, len(columns), V) of a few columns of the batch, in the model's number type."""
+def _logits(model: Any, inputs: Mapping[str, Any], columns: Sequence[int], max_tokens: float = math.inf) -> Tensor:
+    """Logits (B, len(columns), V) of a few columns of the batch, ascending, in the model's number type."""
     unlabelled = {key: value for key, value in inputs.items() if key != "labels"}
-    kept = torch.tensor(columns, device=inputs["input_ids"].device)
-    return _read(model, unlabelled, use_cache=False, logits_to_keep=kept).logits
+    found = []
+    for part, start in row_passes(_with_positions(model, unlabelled), max_tokens):
+        ids = part["input_ids"]
+        own = [column - start for column in columns if 0 <= column - start < ids.shape[1]]
+        kept = torch.tensor(own, device=ids.device)
+        found.append(_read(model, part, use_cache=False, logits_to_keep=kept).logits)
+    return torch.cat(found, dim=1)
 
 
 @contextmanager

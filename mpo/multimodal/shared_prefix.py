@@ -3,7 +3,7 @@
 In every layer the prefix attends to itself, as the model's own mask says, and each response to the prefix and,
 causally, to itself. Responses do not see each other. It is an attention function of transformers' AttentionInterface;
 the layout reaches it as a keyword argument of the model, which gradient checkpointing keeps for its second forward.
-Without that argument it is transformers' sdpa.
+Without that argument it is transformers' sdpa. Where they can, `merged.py` and `varlen.py` compute it in fewer calls.
 
 Not exact, so refused: layers that carry a state along the row (recurrent, convolutional). Checked against the paired
 layout at a run's first batch (`mpo/sharing.py`).
@@ -24,7 +24,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.merged import can_merge, merged_attention
 from mpo.multimodal.packing import LAYOUT, PackedLayout, packed_positions
+from mpo.multimodal.passes import with_prefix
 from mpo.multimodal.varlen import can_use_varlen, varlen_attention
 
 NAME = "mpo_shared_prefix"
@@ -119,23 +121,29 @@ def shared_prefix_attention(
         raise ConfigError("attention with a softcap cannot share a prefix: set layout='paired'")
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave them in float32
     window = kwargs.get("sliding_window")
-    if layout.varlen and can_use_varlen(query, attention_mask, dropout):
+    if layout.varlen and layout.kept is None and can_use_varlen(query, attention_mask, dropout):
         return varlen_attention(query, key, value, layout, scale=scaling, window=window), None
+    key, value = with_prefix(module, key, value, layout)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if can_merge(query, key, value, layout, dropout=dropout, window=window):
+        return merged_attention(query, key, value, attention_mask, layout, scale=scaling), None
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    left_out = key.shape[2] - query.shape[2]  # the prefix, where an earlier pass has read it
     rows = []
     for row, prefix in enumerate(layout.prefixes):
         q, k, v = (tensor[row : row + 1] for tensor in (query, key, value))  # (1, H, T, D)
-        own = None if attention_mask is None else attention_mask[min(row, len(attention_mask) - 1), :, :prefix, :prefix]
         before_k, before_v = k[:, :, :prefix], v[:, :, :prefix]
-        parts = [attend(q[:, :, :prefix], before_k, before_v, attn_mask=own, is_causal=own is None)]
+        parts = []
+        if not left_out:
+            own = layout.prefix_mask(attention_mask, row)
+            parts.append(attend(q[:, :, :prefix], before_k, before_v, attn_mask=own, is_causal=own is None))
         for start, end in layout.segments(row):
             seen_k = torch.cat([before_k, k[:, :, start:end]], dim=2)  # (1, H, prefix + m, D)
             seen_v = torch.cat([before_v, v[:, :, start:end]], dim=2)
             mask = _response_mask(end - start, prefix, window, q, layout)
-            parts.append(attend(q[:, :, start:end], seen_k, seen_v, attn_mask=mask))
-        padding = q.shape[2] - layout.ends[row][-1]
+            parts.append(attend(q[:, :, start - left_out : end - left_out], seen_k, seen_v, attn_mask=mask))
+        padding = k.shape[2] - layout.ends[row][-1]
         rows.append(pad(torch.cat(parts, dim=2), (0, 0, 0, padding)))
     return torch.cat(rows).transpose(1, 2).contiguous(), None
 

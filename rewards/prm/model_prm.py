@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor
+from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.scoring import logits_at
 from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat, find_format, validated
@@ -43,14 +44,15 @@ class ModelPRM:
         processor: its processor.
         prm_format: how it was trained to be asked.
         batch_rows: solutions a forward pass.
-        max_row_tokens: a row of solutions that would be longer is split, which repeats its prompt.
+        max_pass_tokens: solutions that share a prompt and hold more tokens are read in several passes; the prompt is
+            read in the first, and its keys and values are kept for the others.
     """
 
     def __init__(
-        self, model: Any, processor: Any, prm_format: PRMFormat, *, batch_rows: int = 32, max_row_tokens: int = 16_384
+        self, model: Any, processor: Any, prm_format: PRMFormat, *, batch_rows: int = 32, max_pass_tokens: int = 4096
     ) -> None:
         self.model, self.processor, self.format = model, processor, prm_format
-        self.batch_rows, self.max_row_tokens = batch_rows, max_row_tokens
+        self.batch_rows, self.max_pass_tokens = batch_rows, max_pass_tokens
         self._labels = prm_format.label_ids(processor.tokenizer)
         self.shares = prepare_sharing(model)
 
@@ -140,12 +142,18 @@ class ModelPRM:
             images = [load_image(image) for image in problem.images]
             steps = [own for _, own in solutions]
             rendered.append(render(self.processor, self.format, problem, steps, images))
-        inputs, positions = rows_of(rendered, self.processor, shared=self.shares, max_row_tokens=self.max_row_tokens)
-        inputs = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        with torch.inference_mode():
-            logits = torch.cat(logits_at(self.model, inputs, positions, self._labels))  # (all steps, labels)
+        logits = torch.cat(self._logits(rendered))  # (all steps, labels)
         steps_each = [len(solution.read_positions) for some in rendered for solution in some]
         return [label_softmax(own) for own in logits.split(steps_each)]
+
+    @torch.inference_mode()
+    def _logits(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[Tensor]:
+        """Label logits of the steps of several problems' solutions, in order: (steps of a row, labels) each."""
+        inputs, positions = rows_of(rendered, self.processor, shared=self.shares)
+        if LAYOUT in inputs and len(rendered) > 1 and inputs["input_ids"].numel() > self.max_pass_tokens:
+            return [logits for some in rendered for logits in self._logits([some])]
+        inputs = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        return logits_at(self.model, inputs, positions, self._labels, max_tokens=self.max_pass_tokens)
 
 
 def save_format(path: str | Path, prm_format: PRMFormat) -> None:

@@ -7,11 +7,10 @@ In VisualPRM's layout that lies inside the first user turn, since the first step
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, within_limit
+from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows
 from mpo.multimodal.prefix import EncodedPrompt, stack_rows
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once, row_images
@@ -28,11 +27,7 @@ def prepare_sharing(model: Any) -> bool:
 
 
 def rows_of(
-    problems: Sequence[Sequence[RenderedSolution]],
-    processor: Any,
-    *,
-    shared: bool,
-    max_row_tokens: int | None = None,
+    problems: Sequence[Sequence[RenderedSolution]], processor: Any, *, shared: bool
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs for solutions of several problems, and where to read them.
 
@@ -40,7 +35,6 @@ def rows_of(
         problems: for each problem its rendered solutions, all of the same pictures.
         processor: of the model that will read them.
         shared: packed rows, for a model that can read them, wherever solutions have a prefix in common.
-        max_row_tokens: a packed row that would be longer is split, which repeats its prefix.
 
     Returns:
         The inputs, and for each of their rows the positions to read, solution after solution.
@@ -48,7 +42,7 @@ def rows_of(
     flat = [solution for some in problems for solution in some]
     pad_token_id = processor.tokenizer.pad_token_id
     image_token_id = getattr(processor, "image_token_id", None)
-    packs = [pack for some in problems for pack in _packs(some, image_token_id, max_row_tokens)] if shared else []
+    packs = [_pack(some, image_token_id) for some in problems] if shared else []
     if not shared or any(pack is None for pack in packs):
         prompts = [solution.prompt for solution in flat]
         rows = stack_rows(prompts, [solution.continuation for solution in flat], pad_token_id=pad_token_id)
@@ -74,10 +68,8 @@ def spans_of(inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:
 Tail = tuple[list[int], list[int]]  # ids after the shared prefix, and the read positions counted from its last token
 
 
-def _packs(
-    solutions: Sequence[RenderedSolution], image_token_id: int | None, max_row_tokens: int | None
-) -> Iterator[tuple[EncodedPrompt, list[Tail]] | None]:
-    """The solutions of one problem as (shared prefix, tails) of one row, or of several; None: nothing can be shared."""
+def _pack(solutions: Sequence[RenderedSolution], image_token_id: int | None) -> tuple[EncodedPrompt, list[Tail]] | None:
+    """The solutions of one problem as shared prefix and tails; None: nothing can be shared."""
     ids = [[*solution.prompt.input_ids.tolist(), *solution.continuation] for solution in solutions]
     length = min(1 + min(solution.read_positions[0] for solution in solutions), *(len(row) - 1 for row in ids))
     columns = zip(*(row[:length] for row in ids), strict=True)
@@ -85,8 +77,7 @@ def _packs(
     prompt = solutions[0].prompt
     length = min(length, len(prompt.input_ids))
     if not can_be_shared(prompt, image_token_id, length=length):
-        yield None
-        return
+        return None
     prefix = EncodedPrompt(
         prompt.input_ids[:length],
         {name: feature[:length] for name, feature in prompt.token_features.items()},
@@ -96,6 +87,4 @@ def _packs(
         (tokens[length:], [position - (length - 1) for position in solution.read_positions])
         for tokens, solution in zip(ids, solutions, strict=True)
     ]
-    limit = math.inf if max_row_tokens is None else max_row_tokens
-    for row in within_limit(length - 1, [len(tail) for tail, _ in tails], limit):
-        yield prefix, [tails[place] for place in row]
+    return prefix, tails

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
+from transformers import CLIPImageProcessor, LlavaProcessor
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps, sum_logps
 from mpo.multimodal.messages import prompt_text, response_ids, user_message
-from mpo.multimodal.prefix import IGNORED, EncodedPrompt, encode_prompt, stack_rows
+from mpo.multimodal.prefix import IGNORED, EncodedPrompt, encode_prompt, encode_prompts, stack_rows
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, response_logps
 from recipes.digits.policy import build_processor
 from recipes.digits.world import scenes, to_problem
@@ -251,3 +252,27 @@ def test_log_probs_have_gradients(policy_folder: Path, rows: Any) -> None:
     sums.sum().backward()
     vision = [p.grad for name, p in model.named_parameters() if "vision_tower" in name and p.grad is not None]
     assert any(gradient.abs().sum() > 0 for gradient in vision)
+
+
+@pytest.mark.parametrize("reads_pixels", [False, True])
+def test_prompts_about_the_same_images_are_those_encoded_alone(processor: Any, reads_pixels: bool) -> None:
+    """LLaVA's processor turns the pixels into an array for every text; InternVL's only copies them."""
+    image = Image.new("RGB", (28, 28), "red")
+    if reads_pixels:
+        token = processor.image_token
+        processor = LlavaProcessor(
+            image_processor=CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+            tokenizer=processor.tokenizer,
+            patch_size=14,
+            vision_feature_select_strategy="full",
+            image_token=token,
+        )
+    texts = [f"{processor.image_token}\n{question}" for question in ("What is it?", "And this?", "Why?")]
+    if not reads_pixels:
+        texts = [prompt_text(processor, [user_message(text, 1)]) for text in ("What is it?", "And this?", "Why?")]
+    alone = [encode_prompt(processor, text, [image]) for text in texts]
+    for one, other in zip(encode_prompts(processor, texts, [image]), alone, strict=True):
+        assert torch.equal(one.input_ids, other.input_ids)
+        assert one.image_features.keys() == other.image_features.keys()
+        for name, feature in other.image_features.items():
+            assert torch.equal(one.image_features[name], feature)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -183,7 +183,17 @@ def packed_batch(name: str, model: Any) -> dict[str, Any]:
     prompts = [_prompt(name, images, words, seed=images) for images, words in ((1, 6), (0, 9), (2, 12))]
     draw = random.Random(9)
     responses = [[[draw.randrange(5, 90) for _ in range(n)] for n in lengths] for lengths in ((5, 9), (12, 3), (2, 7))]
-    packed = pack_rows(prompts, responses, pad_token_id=0)
+    return _known_to(model, pack_rows(prompts, responses, pad_token_id=0))
+
+
+def packed_row(name: str, model: Any, lengths: Sequence[int]) -> dict[str, Any]:
+    """One row: a prompt with two images, and responses of these lengths."""
+    draw = random.Random(9)
+    responses = [[draw.randrange(5, 90) for _ in range(n)] for n in lengths]
+    return _known_to(model, pack_rows([_prompt(name, 2, 12, seed=2)], [responses], pad_token_id=0))
+
+
+def _known_to(model: Any, packed: dict[str, Any]) -> dict[str, Any]:
     known = inspect.signature(type(innermost(model).base_model).forward).parameters
     return {key: value for key, value in packed.items() if key in known or not key.endswith("token_type_ids")}
 

@@ -45,7 +45,7 @@ def scores(prm: ModelPRM, *, shares: bool) -> list[float]:
 @pytest.mark.parametrize("name", STEP_FORMATS)
 @pytest.mark.parametrize("limit", [16_384, 150, 1])
 def test_scores_are_those_of_a_row_each(policy: Any, processor: Any, name: str, limit: int) -> None:
-    prm = ModelPRM(policy, processor, STEP_FORMATS[name], batch_rows=9, max_row_tokens=limit)
+    prm = ModelPRM(policy, processor, STEP_FORMATS[name], batch_rows=9, max_pass_tokens=limit)
     assert prm.shares
     assert scores(prm, shares=True) == pytest.approx(scores(prm, shares=False), abs=1e-5)
 
