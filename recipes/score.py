@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from recipes.config import ScoreConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from recipes.sample import swapped
+from recipes.served_prm import prm_of
 from rewards.aggregation import AGGREGATIONS
 from rewards.prm.formats import format_files
-from rewards.prm.model_prm import ModelPRM
 from rewards.scoring import score_groups
 from rewards.types import RolloutGroup
+
+_log = logging.getLogger(__name__)
 
 
 def score(config: ScoreConfig) -> Path:
@@ -26,14 +28,31 @@ def score(config: ScoreConfig) -> Path:
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     groups = read_groups(config.groups)
-    prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
+    prm = prm_of(
+        config.prm,
+        prm_format=config.prm_format,
+        batch_rows=config.batch_rows,
+        base_url=config.base_url,
+        model=config.model,
+        read=config.read,
+        concurrency=config.concurrency,
+    )
     asked = _with_swapped_images(groups) if config.swap_images else groups
     scored, unscored = score_groups(asked, prm, how=config.aggregation, describe="score")
     scored = [replace(after, problem=before.problem) for after, before in zip(scored, groups, strict=True)]
     write_groups(stage.out, scored)
     total = sum(len(group.rollouts) for group in groups)
-    counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(Counter(unscored))}
+    counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(unscored)}
+    if bounded := _bounded(scored):
+        counts["bounded"] = bounded
+        _log.warning("%d of %d responses have scores that are only bounds; --read token_ids sees all", bounded, total)
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+def _bounded(groups: list[RolloutGroup]) -> int:
+    """Responses with a step whose score lies in an interval."""
+    scores = [rollout.step_scores for group in groups for rollout in group.rollouts]
+    return sum(found is not None and found.bounds is not None for found in scores)
 
 
 def _with_swapped_images(groups: list[RolloutGroup]) -> list[RolloutGroup]:
