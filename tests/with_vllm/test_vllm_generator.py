@@ -6,15 +6,14 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from vllm_server import MODEL, Served
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model, load_processor
-from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.messages import prompt_text, user_message
 from mpo.multimodal.prefix import encode_prompt, stack_rows
-from mpo.multimodal.scoring import response_logps
 from rewards.generators.gathering import gather
 from rewards.generators.openai_generator import OpenAIGenerator
 from rewards.types import Completion, FinishReason, Problem, SamplingParams
@@ -22,7 +21,7 @@ from rewards.types import Completion, FinishReason, Problem, SamplingParams
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # the first waits for the server
 
 RED, BLUE = (Image.new("RGB", (64, 32), colour) for colour in ("red", "blue"))
-PROBLEMS = [Problem(f"p{i}", f"Which colour is {i}?", (picture,)) for i, picture in enumerate((RED, BLUE, RED, BLUE))]
+PROBLEMS = [Problem(f"p{i}", f"Which colour is {i}?", (picture,)) for i, picture in enumerate((RED, BLUE) * 3)]
 
 
 def generator(
@@ -42,7 +41,7 @@ def test_n_samples_a_problem_and_a_seed_that_repeats_them(served: Served, capsys
     seconds = time.perf_counter() - started
     with capsys.disabled():
         print(f"\n{len(PROBLEMS)} requests of n=4, 24 tokens, concurrency 8: {len(PROBLEMS) / seconds:.1f} requests/s")
-    assert [len(set(row)) for row in texts(drawn)] == [4] * 4
+    assert [len(set(row)) for row in texts(drawn)] == [4] * 6
     assert texts(generator(served, concurrency=1).generate(PROBLEMS, 4, seed=3)) == texts(drawn)
     assert texts(generator(served).generate(PROBLEMS, 4, seed=4)) != texts(drawn)
     alone = generator(served, samples_a_request=1).generate(PROBLEMS[:1], 2, seed=3)
@@ -56,13 +55,15 @@ def test_the_picture_is_used(served: Served) -> None:
 
 
 def test_a_prefix_is_continued_exactly_where_it_ends(served: Served) -> None:
-    """Greedy: the rest of an answer, given its beginning, is the rest."""
-    greedy = generator(served, temperature=0.0)
-    ((whole,),) = greedy.generate(PROBLEMS[:1], 1, seed=0)
-    assert whole.finish_reason is FinishReason.LENGTH
-    for cut in (5, 12):
-        ((rest,),) = greedy.generate(PROBLEMS[:1], 1, prefixes=[whole.text[:cut]], seed=0)
-        assert rest.text.startswith(whole.text[cut:])
+    """Greedy: the rest of an answer, given its beginning, is the rest. Only where the text shows every token."""
+    greedy = generator(served, temperature=0.0, max_new_tokens=12)
+    whole = [completion for (completion,) in greedy.generate(PROBLEMS, 1, seed=0)]
+    shown = [place for place, completion in enumerate(whole) if len(completion.text) == completion.num_tokens == 12]
+    assert shown
+    for cut in (1, 5, 9):
+        beginnings = [whole[place].text[:cut] for place in shown]
+        rest = greedy.generate([PROBLEMS[place] for place in shown], 1, prefixes=beginnings, seed=0)
+        assert all(new.text.startswith(whole[place].text[cut:]) for (new,), place in zip(rest, shown, strict=True))
 
 
 def test_finish_reasons_and_token_counts(served: Served) -> None:
@@ -78,7 +79,6 @@ def test_logprobs_are_the_policys_own(served: Served) -> None:
     """Of the sampled text at temperature 0.5 they are those at temperature 1, in this process and on the server."""
     drawn = generator(served, temperature=0.5, logprobs=True, max_new_tokens=12).generate(PROBLEMS[:2], 3, seed=0)
     processor, model = load_processor(served.folder), load_model(served.folder).eval()
-    enable_chunked_logps(model)
     compared = 0
     for problem, row in zip(PROBLEMS, drawn, strict=False):
         prompt = encode_prompt(processor, prompt_text(processor, [user_message(problem.question, 1)]), problem.images)
@@ -86,10 +86,12 @@ def test_logprobs_are_the_policys_own(served: Served) -> None:
             assert len(completion.token_logprobs) == completion.num_tokens
             ids = processor.tokenizer(completion.text, add_special_tokens=False)["input_ids"]
             if completion.finish_reason is FinishReason.STOP or len(ids) != completion.num_tokens:
-                continue  # a special token was sampled, which the text does not show
+                continue  # the text does not show every token
             inputs = stack_rows([prompt], [ids], pad_token_id=processor.tokenizer.pad_token_id)
-            sums, _ = response_logps(model, {**inputs})
-            assert sums.item() == pytest.approx(sum(completion.token_logprobs), abs=1e-3)
+            with torch.inference_mode():
+                logits = model(**{**inputs, **prompt.image_features, "labels": None}).logits[0, -len(ids) - 1 : -1]
+            expected = logits.log_softmax(dim=-1)[range(len(ids)), ids].tolist()
+            assert completion.token_logprobs == pytest.approx(expected, abs=1e-4)
             compared += 1
     assert compared > 0
 

