@@ -25,9 +25,8 @@ def prm_of(
         ConfigError: a server without a model's name, or the other way round, or without the extra.
     """
     if (base_url is None) != (model is None):
-        raise ConfigError(
-            f"a PRM behind a server needs its address and its name there, got base_url={base_url}, model={model}"
-        )
+        missing = "name there (model)" if model is None else "address (base_url)"
+        raise ConfigError(f"a PRM behind a server needs its address and its name there, got no {missing}")
     if base_url is None or model is None:
         return ModelPRM.load(folder, prm_format=prm_format, batch_rows=batch_rows)
     try:
