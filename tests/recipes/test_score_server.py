@@ -24,26 +24,30 @@ from rewards.prm.reward_function import PRMReward
 from rewards.prm.server_prm import ServerPRM
 from rewards.types import Completion, MonteCarloCount, Rollout, RolloutGroup
 
-TEXTS = ["Red is 3\n\nBlue is 9\n\nFinal answer: 12", "Red is 4\n\nFinal answer: 4", "Blue<|im_end|>"]
-COUNTS = [[(4, 4), (3, 4), (2, 4)], [(1, 4), (0, 4)], None]
+TEXTS = ["Red is 3\n\nBlue is 9\n\nFinal answer: 12", "Red is 4\n\nFinal answer: 4"]
+COUNTS = [[(4, 4), (3, 4), (2, 4)], [(1, 4), (0, 4)]]
 
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two readable responses a problem, and one with a control token."""
+    """Two labelled responses a problem, and one with a control token."""
     folder = tmp_path_factory.mktemp("labelled")
     problems = make_problems(folder, "labelled", 4, random.Random(0))
-    rollouts = tuple(
-        Rollout(Completion(text), mc=counts and tuple(MonteCarloCount(*pair) for pair in counts), label_source="exact")
+    rollouts = [
+        Rollout(Completion(text), mc=tuple(MonteCarloCount(*pair) for pair in counts))
         for text, counts in zip(TEXTS, COUNTS, strict=True)
-    )
-    made = [RolloutGroup(problem, rollouts) for problem in read_problems(problems).values()]
-    return write_stage(folder / "groups", made, problems)
+    ]
+    unreadable = Rollout(Completion("Blue<|im_end|>"))
+    for name, some in {"groups": [*rollouts, unreadable], "labels": rollouts}.items():
+        made = [RolloutGroup(problem, tuple(some)) for problem in read_problems(problems).values()]
+        write_stage(folder / name, made, problems)
+    return folder / "groups"
 
 
 @pytest.fixture(scope="module")
 def prm_folder(groups: Path, policy_folder: Path) -> Path:
-    return train_prm(TrainPRMConfig(groups, policy_folder, groups.parent / "prm", max_steps=6, batch_groups=2))
+    labels, out = groups.parent / "labels", groups.parent / "prm"
+    return train_prm(TrainPRMConfig(labels, policy_folder, out, max_steps=6, batch_groups=2))
 
 
 @pytest.fixture(scope="module")
