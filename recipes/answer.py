@@ -13,6 +13,7 @@ from rich.table import Table
 from mpo.multimodal.errors import ConfigError
 from recipes.config import AnswerConfig, SampleConfig
 from recipes.sample import checked_params, generator_of
+from recipes.served_prm import prm_of
 from rewards.aggregation import AGGREGATIONS
 from rewards.answering import Answer, BestOfN
 from rewards.selection import CHOICES
@@ -44,7 +45,10 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
         max_new_tokens=config.max_new_tokens,
     )
     generator = generator_of(sampling, checked_params(sampling), config.wave if config.error is not None else config.n)
-    chooser = BestOfN(generator, config.prm, aggregation=config.aggregation, wave=config.wave)
+    prm = None
+    if config.prm is not None:
+        prm = prm_of(config.prm, base_url=config.prm_base_url, model=config.prm_model, read=config.prm_read)
+    chooser = BestOfN(generator, prm, aggregation=config.aggregation, wave=config.wave)
     found = chooser.answer(
         config.image, config.question, config.n, selector=config.selector, error=config.error, seed=config.seed
     )

@@ -183,12 +183,16 @@ class ScoreConfig:
     """`mpo score`: step scores and rewards from a PRM."""
 
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})
-    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json), also of one that a server runs"})
     out: Path = field(metadata={"help": "folder for the scored groups"})
     prm_format: str | None = field(
         default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
     )
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
+    base_url: str | None = field(default=None, metadata={"help": "server that runs the PRM, http://host:8000/v1"})
+    model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
+    read: str = field(default="token_ids", metadata={"help": "of a server: token_ids (vLLM), choice, top (any server)"})
+    concurrency: int = field(default=16, metadata={"help": "requests at a time, to a server"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
     visual_dependence: bool = field(
         default=False, metadata={"help": "score with a blank and with another problem's picture too"}

@@ -56,6 +56,7 @@ class _RolloutRow(BaseModel):
     token_logprobs: list[float] | None = None
     verdict: Verdict | None = None
     step_scores: list[float] | None = None
+    step_score_bounds: list[tuple[float, float]] | None = None  # of scores that a server told in part
     reward: float | None = None
     mc: list[tuple[int, int]] | None = None
     label_source: str | None = None  # absent in files that were written before there was more than one budget
@@ -233,7 +234,7 @@ def _rollout(row: _RolloutRow) -> Rollout:
             None if row.token_logprobs is None else tuple(row.token_logprobs),
         ),
         row.verdict,
-        StepScores(tuple(row.step_scores)) if row.step_scores is not None else None,
+        _step_scores(row),
         row.reward,
         tuple(MonteCarloCount(*count) for count in row.mc) if row.mc is not None else None,
         row.label_source,
@@ -246,6 +247,12 @@ def _unseen(row: _UnseenRow | None) -> Unseen | None:
     return Unseen(StepScores(tuple(row.step_scores)), row.reward) if row is not None else None
 
 
+def _step_scores(row: _RolloutRow) -> StepScores | None:
+    if row.step_scores is None:
+        return None
+    return StepScores(tuple(row.step_scores), tuple(row.step_score_bounds) if row.step_score_bounds else None)
+
+
 def _row(rollout: Rollout) -> Mapping[str, Any]:
     completion = rollout.completion
     row = {
@@ -255,6 +262,7 @@ def _row(rollout: Rollout) -> Mapping[str, Any]:
         "token_logprobs": completion.token_logprobs,
         "verdict": rollout.verdict,
         "step_scores": list(rollout.step_scores.values) if rollout.step_scores else None,
+        "step_score_bounds": rollout.step_scores.bounds if rollout.step_scores else None,
         "reward": rollout.reward,
         "mc": [(count.correct, count.total) for count in rollout.mc] if rollout.mc else None,
         "label_source": rollout.label_source,

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ScoreConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
+from recipes.served_prm import prm_of
 from rewards.aggregation import AGGREGATIONS
 from rewards.prm.formats import format_files
-from rewards.prm.model_prm import ModelPRM
 from rewards.scoring import score_groups, score_unseen
+from rewards.types import RolloutGroup
+
+_log = logging.getLogger(__name__)
 
 
 def score(config: ScoreConfig) -> Path:
     """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted.
 
-    With `visual_dependence` each is scored three times: with its picture, a blank one and another problem's.
+    With `visual_dependence` the same again with blank and with other problems' pictures, into the same groups.
     """
     stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
     if stage.complete:
@@ -25,12 +30,34 @@ def score(config: ScoreConfig) -> Path:
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     groups = read_groups(config.groups)
-    prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
+    prm = prm_of(
+        config.prm,
+        prm_format=config.prm_format,
+        batch_rows=config.batch_rows,
+        base_url=config.base_url,
+        model=config.model,
+        read=config.read,
+        concurrency=config.concurrency,
+    )
     scored, unscored = score_groups(groups, prm, how=config.aggregation, describe="score")
     total = sum(len(group.rollouts) for group in groups)
     counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(unscored)}
     if config.visual_dependence:
-        scored, lacking = score_unseen(scored, prm, how=config.aggregation, describe="score without the picture")
+        lacking: Counter[str] = Counter()
+        for picture in ("blank", "swapped"):
+            scored, reasons = score_unseen(
+                scored, prm, picture=picture, how=config.aggregation, describe=f"score, {picture} picture"
+            )
+            lacking |= reasons  # a response without a picture lacks both
         counts["without_other_picture"] = dict(lacking)
     write_groups(stage.out, scored)
+    if bounded := _bounded(scored):
+        counts["bounded"] = bounded
+        _log.warning("%d of %d responses have scores that are only bounds; --read token_ids sees all", bounded, total)
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+def _bounded(groups: list[RolloutGroup]) -> int:
+    """Responses with a step whose score lies in an interval."""
+    scores = [rollout.step_scores for group in groups for rollout in group.rollouts]
+    return sum(found is not None and found.bounds is not None for found in scores)

@@ -6,7 +6,7 @@ BestOfN("runs/policy", "runs/prm").answer("scan.png", "What is the sum?", 8).tex
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from mpo.multimodal.images import load_image
 from rewards.adaptive import MAY_CHANGE, check_stopping, looks
 from rewards.aggregation import aggregate
 from rewards.answers import canonical_answer
+from rewards.scoring import outcomes
 from rewards.selection import CHOICES, AnswerOf
 from rewards.types import (
     Aggregator,
@@ -169,21 +170,18 @@ def score_new(
 ) -> list[Rollout]:
     """The rollouts with step scores and reward; without a PRM, and where it cannot read one, as they are.
 
-    A PRM may say what it cannot read with a method `unscorable`, as `ModelPRM` does.
+    A PRM may say what it cannot read, see `rewards.scoring.outcomes`.
     """
     if prm is None:
         return list(rollouts)
-    unscorable: Callable[[str], str | None] = getattr(prm, "unscorable", lambda text: None)
-    readable = [index for index, rollout in enumerate(rollouts) if unscorable(rollout.completion.text) is None]
     scored = list(rollouts)
-    if readable:
-        for index, scores in zip(
-            readable, prm.score(problem, [rollouts[i].completion.text for i in readable]), strict=True
-        ):
-            reward = aggregate(scores, how=how)
-            if not math.isfinite(reward):
-                raise DataError(f"aggregation {how!r} gave the reward {reward}: expected a finite number")
-            scored[index] = rollouts[index].with_(step_scores=scores, reward=reward)
+    for index, found in enumerate(outcomes([(problem, rollout.completion.text) for rollout in rollouts], prm)):
+        if isinstance(found, str):
+            continue
+        reward = aggregate(found, how=how)
+        if not math.isfinite(reward):
+            raise DataError(f"aggregation {how!r} gave the reward {reward}: expected a finite number")
+        scored[index] = rollouts[index].with_(step_scores=found, reward=reward)
     return scored
 
 

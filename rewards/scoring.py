@@ -1,39 +1,28 @@
-"""RolloutGroup → scored RolloutGroup: the only composition of a PRM with an aggregation."""
+"""Groups of responses → the same groups with step scores and rewards: the only place that composes the two."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 from tqdm.auto import tqdm
 
+from mpo.multimodal.errors import DataError
 from rewards.aggregation import aggregate
 from rewards.other_pictures import blanked, swapped
-from rewards.types import Aggregator, Problem, RolloutGroup, StepScores, Unseen
+from rewards.types import Aggregator, Problem, ProcessRewardModel, RolloutGroup, StepScores, Unseen
 
 BLANK_AT_A_TIME = 64  # problems whose blank pictures are in memory together
 
 
-class BatchScorer(Protocol):
-    """What scoring needs of a PRM: many responses at once, and which it cannot score."""
-
-    def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
-        """Step scores of each (problem, response), in order."""
-        ...
-
-    def unscorable(self, text: str) -> str | None:
-        """Why a response cannot be scored, or `None`."""
-        ...
-
-
 def score_groups(
-    groups: Sequence[RolloutGroup], prm: BatchScorer, *, how: str | Aggregator = "mean", describe: str = ""
+    groups: Sequence[RolloutGroup], prm: ProcessRewardModel, *, how: str | Aggregator = "mean", describe: str = ""
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    """Step scores and reward for every rollout that the PRM can read.
+    """Score every rollout and aggregate its step scores to a reward.
 
     Args:
-        groups: any rollouts.
+        groups: the rollouts.
         prm: scores responses.
         how: a name of `rewards.aggregation.AGGREGATIONS`, or a callable of its shape.
         describe: names a progress bar.
@@ -42,74 +31,112 @@ def score_groups(
         The groups, same rollouts in the same order; those that cannot be scored get `reward=None`, whatever an
         earlier PRM gave them; and reason → number of those. What an earlier PRM said without the picture is gone.
     """
-    reasons = [[prm.unscorable(rollout.completion.text) for rollout in group.rollouts] for group in groups]
-    items = [
-        (group.problem, rollout.completion.text)
-        for group, row in zip(groups, reasons, strict=True)
-        for rollout, reason in zip(group.rollouts, row, strict=True)
-        if reason is None
-    ]
-    scores = iter(prm.score_many(items, describe=describe))
+    items = [(group.problem, rollout.completion.text) for group in groups for rollout in group.rollouts]
+    found = outcomes(items, prm, describe=describe)
+    reasons = Counter(outcome for outcome in found if isinstance(outcome, str))
+    left = iter(found)
     scored = []
-    for group, row in zip(groups, reasons, strict=True):
+    for group in groups:
         rollouts = []
-        for rollout, reason in zip(group.rollouts, row, strict=True):
-            found = next(scores) if reason is None else None
-            reward = aggregate(found, how=how) if found else None
-            rollouts.append(rollout.with_(step_scores=found, reward=reward, blank=None, swapped=None))
+        for rollout in group.rollouts:
+            outcome = next(left)
+            scores = None if isinstance(outcome, str) else outcome
+            reward = aggregate(scores, how=how) if scores else None
+            rollouts.append(rollout.with_(step_scores=scores, reward=reward, blank=None, swapped=None))
         scored.append(RolloutGroup(group.problem, tuple(rollouts)))
-    return scored, Counter(reason for row in reasons for reason in row if reason)
+    return scored, reasons
 
 
 def score_unseen(
-    groups: Sequence[RolloutGroup], prm: BatchScorer, *, how: str | Aggregator = "mean", describe: str = ""
+    groups: Sequence[RolloutGroup],
+    prm: ProcessRewardModel,
+    *,
+    picture: str,
+    how: str | Aggregator = "mean",
+    describe: str = "",
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    """The scored groups with every scored rollout scored again: with blank pictures, and with another problem's.
+    """The scored groups with every scored rollout scored again under a picture that is not its own.
 
     Args:
         groups: scored by the same PRM and aggregation (`score_groups`).
         prm: scores responses.
+        picture: "blank" or "swapped" (another problem's); the field of the rollouts that is filled.
         how: a name of `rewards.aggregation.AGGREGATIONS`, or a callable of its shape.
         describe: names a progress bar.
 
     Returns:
-        The groups with `blank` and `swapped`; and "no picture" and "no other picture of its size" → number of scored
-        rollouts that keep `None` there, since nothing could be taken away from them.
+        The groups; and reason → number of scored rollouts that keep `None` there: "no picture", "no other picture of
+        its size", or why the PRM could not score them.
     """
     done: list[RolloutGroup] = []
-    partners = swapped([group.problem for group in groups])
+    lacking: Counter[str] = Counter()
+    problems = [group.problem for group in groups]
+    others = swapped(problems) if picture == "swapped" else problems
     with tqdm(total=len(groups), desc=describe, unit="problem", disable=not describe) as bar:
         for start in range(0, len(groups), BLANK_AT_A_TIME):
-            part = groups[start : start + BLANK_AT_A_TIME]
-            done += _with_unseen(part, partners[start : start + BLANK_AT_A_TIME], prm, how)
+            part, asked = groups[start : start + BLANK_AT_A_TIME], others[start : start + BLANK_AT_A_TIME]
+            if picture == "blank":
+                asked = [blanked(problem) for problem in asked]
+            done += _with_unseen(part, asked, prm, picture, how, lacking)
             bar.update(len(part))
-    scored = [rollout for group in done for rollout in group.rollouts if rollout.step_scores is not None]
-    lacking = {
-        "no picture": sum(rollout.blank is None for rollout in scored),
-        "no other picture of its size": sum(r.blank is not None and r.swapped is None for r in scored),
-    }
-    return done, +Counter(lacking)
+    return done, lacking
 
 
 def _with_unseen(
-    groups: Sequence[RolloutGroup], partners: Sequence[Problem], prm: BatchScorer, how: str | Aggregator
+    groups: Sequence[RolloutGroup],
+    asked: Sequence[Problem],
+    prm: ProcessRewardModel,
+    field: str,
+    how: str | Aggregator,
+    lacking: Counter[str],
 ) -> list[RolloutGroup]:
-    """One call of the PRM, problem after problem, each with its blank pictures and then its partner's."""
-    places = [
-        (row, index, name, problem)
-        for row, (group, partner) in enumerate(zip(groups, partners, strict=True))
-        for name, problem in (("blank", blanked(group.problem)), ("swapped", partner))
-        if problem.images != group.problem.images
-        for index, rollout in enumerate(group.rollouts)
-        if rollout.step_scores is not None
-    ]
-    items = [(problem, groups[row].rollouts[index].completion.text) for row, index, _, problem in places]
-    found: dict[tuple[int, int], dict[str, Unseen]] = {}
-    for (row, index, name, _), scores in zip(places, prm.score_many(items), strict=True):
-        found.setdefault((row, index), {})[name] = Unseen(scores, aggregate(scores, how=how))
+    """Some problems in one call of the PRM; what stays without is counted in `lacking`."""
+    places: list[tuple[int, int]] = []
+    for row, (group, problem) in enumerate(zip(groups, asked, strict=True)):
+        own = [(row, index) for index, rollout in enumerate(group.rollouts) if rollout.step_scores is not None]
+        if problem.images != group.problem.images:
+            places += own
+        elif own:
+            lacking["no other picture of its size" if group.problem.images else "no picture"] += len(own)
+    items = [(asked[row], groups[row].rollouts[index].completion.text) for row, index in places]
+    found: dict[tuple[int, int], Unseen] = {}
+    for place, outcome in zip(places, outcomes(items, prm), strict=True):
+        if isinstance(outcome, str):
+            lacking[outcome] += 1
+        else:
+            found[place] = Unseen(outcome, aggregate(outcome, how=how))
     return [
         RolloutGroup(
-            group.problem, tuple(r.with_(**found.get((row, index), {})) for index, r in enumerate(group.rollouts))
+            group.problem,
+            tuple(rollout.with_(**{field: found.get((row, i))}) for i, rollout in enumerate(group.rollouts)),
         )
         for row, group in enumerate(groups)
     ]
+
+
+def outcomes(
+    items: Sequence[tuple[Problem, str]], prm: ProcessRewardModel, *, describe: str = ""
+) -> list[StepScores | str]:
+    """Step scores of each (problem, response), or in a few words why it has none; in order.
+
+    A PRM needs `score` alone. One that can say more (`rewards.prm.step_prm.StepPRM`) is asked for more: by `unscorable`
+    which responses it cannot read, by `outcomes` for many problems in one call, a `DataError` in place of no scores.
+    """
+    unscorable: Callable[[str], str | None] = getattr(prm, "unscorable", lambda text: None)
+    reasons = [unscorable(text) for _, text in items]
+    readable = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
+    if hasattr(prm, "outcomes"):
+        found: Iterator[StepScores | DataError] = iter(prm.outcomes(readable, describe=describe))
+    else:
+        found = _one_problem_a_call(readable, prm)
+    return [_scores_or_reason(next(found)) if reason is None else reason for reason in reasons]
+
+
+def _one_problem_a_call(items: Sequence[tuple[Problem, str]], prm: ProcessRewardModel) -> Iterator[StepScores]:
+    for _, some in groupby(items, key=lambda item: id(item[0])):
+        problems, texts = zip(*some, strict=True)
+        yield from (scores for scores, _ in zip(prm.score(problems[0], texts), texts, strict=True))
+
+
+def _scores_or_reason(outcome: StepScores | DataError) -> StepScores | str:
+    return outcome.reason if isinstance(outcome, DataError) else outcome

@@ -119,6 +119,11 @@ class Step:
 class StepScores:
     """P(correct up to this step) for each step: finite, in [0, 1], at least one.
 
+    Attributes:
+        values: one score a step.
+        bounds: where a server told only a part of what a score is made of, the interval that it lies in, one a step;
+            an exact score has two equal ends. `None`: all scores are exact.
+
     Example:
         >>> StepScores((0.9, 0.5)).values
         (0.9, 0.5)
@@ -129,13 +134,19 @@ class StepScores:
     """
 
     values: tuple[float, ...]
+    bounds: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.values:
             raise StepAlignmentError("a response has no step scores: expected at least one step")
+        if self.bounds is not None and len(self.bounds) != len(self.values):
+            raise StepAlignmentError(f"expected one interval a step, got {len(self.bounds)} for {len(self.values)}")
         for index, value in enumerate(self.values):
             if not (math.isfinite(value) and 0.0 <= value <= 1.0):
                 raise StepAlignmentError(f"step scores must be finite and in [0, 1], got {value} at step {index}")
+            low, high = self.bounds[index] if self.bounds else (value, value)
+            if not 0.0 <= low <= value <= high <= 1.0:
+                raise StepAlignmentError(f"step {index}: the score {value} is not inside its interval [{low}, {high}]")
 
 
 class Verdict(StrEnum):

@@ -1,7 +1,8 @@
 """A real HTTP server on loopback that answers chat completions, and misbehaves on demand.
 
-Answers are a function of model, messages, seed and choice, so a test can tell what was asked from what came. Faults are
-taken in order, one a request, from `faults`; the word `ok` answers well; when none is left, `then` is what is done.
+Answers are a function of model, messages, seed and choice, so a test can tell what was asked from what came; or those
+of a real model (`tests/served_model.py`). Faults are taken in order, one a request, from `faults`; the word `ok`
+answers well; when none is left, `then` is what is done.
 """
 
 from __future__ import annotations
@@ -9,22 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class ModelServer(ThreadingHTTPServer):
-    """`with ModelServer() as server: … server.base_url`; `requests` are the bodies it got, `most` at one time."""
+    """`with ModelServer() as server: … server.base_url`; `requests` are the bodies it got, `most` at one time.
+
+    `reply` makes the reply to a body; `tokenize` the ids of a text, for a server that has `/tokenize`.
+    """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, *, delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        delay_s: float = 0.0,
+        reply: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        tokenize: Callable[[str], list[int]] | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.reply, self.tokenize = reply or scripted_reply, tokenize
         self.faults: list[str] = []
         self.then = "ok"
         self.delay_s = delay_s
@@ -56,6 +69,23 @@ def answer(body: dict[str, Any], choice: int) -> str:
     return f"{hashlib.sha256(asked.encode()).hexdigest()[:8]} seed {body['seed']} choice {choice}"
 
 
+def scripted_reply(body: dict[str, Any]) -> dict[str, Any]:
+    """Texts of `answer`, as many as were asked for."""
+    choices = []
+    for index in reversed(range(body["n"])):  # in no order
+        text = answer(body, index)
+        choice: dict[str, Any] = {
+            "index": index,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "length" if index % 3 == 2 else "stop",
+        }
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [{"token": word, "logprob": -0.5} for word in text.split()]}
+        choices.append(choice)
+    total = sum(len(choice["message"]["content"].split()) for choice in choices)
+    return {"id": "x", "object": "chat.completion", "choices": choices, "usage": {"completion_tokens": total}}
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: ModelServer
     protocol_version = "HTTP/1.1"
@@ -67,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize":
+            return self._tokenize(body)
         with server.lock:
             server.paths.append(self.path)
             server.requests.append(body)
@@ -81,23 +113,17 @@ class _Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.active -= 1
 
+    def _tokenize(self, body: dict[str, Any]) -> None:
+        if self.server.tokenize is None:
+            self._send(404, b'{"detail": "Not Found"}')
+        else:
+            self._send(200, json.dumps({"tokens": self.server.tokenize(body["prompt"])}).encode())
+
     def _ok(self, body: dict[str, Any], **changes: Any) -> None:
         self._send(200, json.dumps(self._reply(body) | changes).encode())
 
     def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
-        choices = []
-        for index in reversed(range(body["n"])):  # in no order
-            text = answer(body, index)
-            choice: dict[str, Any] = {
-                "index": index,
-                "message": {"role": "assistant", "content": text},
-                "finish_reason": "length" if index % 3 == 2 else "stop",
-            }
-            if body.get("logprobs"):
-                choice["logprobs"] = {"content": [{"token": word, "logprob": -0.5} for word in text.split()]}
-            choices.append(choice)
-        total = sum(len(choice["message"]["content"].split()) for choice in choices)
-        return {"id": "x", "object": "chat.completion", "choices": choices, "usage": {"completion_tokens": total}}
+        return self.server.reply(body)
 
     def _500(self, body: dict[str, Any]) -> None:
         self._send(500, b"Internal Server Error", kind="text/plain")
@@ -142,7 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(self._reply(body)).replace("seed", "\\ud800").encode())
 
     def _nan(self, body: dict[str, Any]) -> None:
-        self._send(200, json.dumps(self._reply(body)).replace("-0.5", "NaN").encode())
+        self._send(200, re.sub(r'"logprob": [^,}]+', '"logprob": NaN', json.dumps(self._reply(body))).encode())
+
+    def _no_logprobs(self, body: dict[str, Any]) -> None:
+        self._changed(body, logprobs={"content": []})
 
     def _too_few(self, body: dict[str, Any]) -> None:
         self._ok(body, choices=self._reply(body)["choices"][1:])

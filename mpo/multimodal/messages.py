@@ -38,8 +38,13 @@ def system_message(text: str) -> Message:
 
 def prompt_text(processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
     """The chat template's text for `messages`, every control token of their contents broken up."""
-    safe = [{**message, "content": _sanitised(processor, message["content"])} for message in messages]
+    safe = sanitised(processor, messages)
     return processor.apply_chat_template(safe, add_generation_prompt=add_generation_prompt, tokenize=False)
+
+
+def sanitised(processor: Any, messages: Sequence[Message]) -> list[Message]:
+    """The messages with every control token of their contents broken up, ready for a chat template."""
+    return [{**message, "content": _sanitised(processor, message["content"])} for message in messages]
 
 
 def response_ids(processor: Any, text: str, *, truncated: bool = False) -> list[int]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 import openai
+from pydantic import BaseModel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -29,6 +30,8 @@ Reply = TypeVar("Reply")
 
 class RequestRefusedError(DataError):
     """The server will not answer this request; another request may do."""
+
+    reason = "refused by the server"
 
 
 class NoReplyError(ServerError):
@@ -92,6 +95,17 @@ class ChatClient:
                 f"{self.base_url} gave no usable reply in {self.attempts} attempts, the last time: {error}"
             ) from error
 
+    async def tokenize(self, model: str, text: str) -> list[int] | None:
+        """The server's token ids of a text, without special tokens; `None` where it does not tell (vLLM does)."""
+        root = self.base_url.rstrip("/").removesuffix("/v1")
+        body = {"model": model, "prompt": text, "add_special_tokens": False}
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                reply = await self._client.post(f"{root}/tokenize", cast_to=httpx2.Response, body=body)
+            return _Tokenized.model_validate_json(reply.content).tokens
+        except (TimeoutError, openai.APIError, ValueError):
+            return None
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
@@ -124,6 +138,10 @@ class ChatClient:
     def _said(self, error: openai.APIStatusError) -> str:
         text = error.message
         return _clipped(text.replace(self._key, "***") if self._key else text)
+
+
+class _Tokenized(BaseModel):
+    tokens: list[int]
 
 
 class _PassingError(Exception):

@@ -8,7 +8,6 @@ resumed run promises the same units, none lost, none twice, not the same bytes.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +17,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.images import load_image, png_bytes
 from mpo.multimodal.messages import assistant_message, user_message
 from rewards.errors import ServerError
 from rewards.generators.chat_client import ChatClient, NoReplyError, RequestRefusedError, checked_url
+from rewards.generators.chat_messages import data_uri, with_pictures
 from rewards.generators.gathering import check_number, gather
 from rewards.types import Completion, FinishReason, Problem, Sample, SamplingParams
 from rewards.units import derived_seed
@@ -159,14 +158,10 @@ class OpenAIGenerator:
 
     def _body(self, request: _Request, seed: int) -> dict[str, Any]:
         problem, params = request.problem, self.params
-        message = user_message(problem.question, len(problem.images))
-        pictures = iter(problem.images)
-        content = [
-            block if block["type"] == "text" else {"type": "image_url", "image_url": {"url": data_uri(next(pictures))}}
-            for block in message["content"]
-        ]
+        messages = with_pictures(
+            [user_message(problem.question, len(problem.images))], [data_uri(image) for image in problem.images]
+        )
         extra: dict[str, Any] = {"top_k": params.top_k} if params.top_k else {}
-        messages = [{**message, "content": content}]
         if request.prefix:
             messages.append(assistant_message(request.prefix))
             extra |= {"add_generation_prompt": False, "continue_final_message": True}  # both: see vLLM's chat API
@@ -224,11 +219,6 @@ class _Usage(_Untrusted):
 class _ReplyRow(_Untrusted):
     choices: list[_Choice]
     usage: _Usage | None = None
-
-
-def data_uri(image: Any) -> str:
-    """An image as a `data:` URI of PNG bytes that we decoded and encoded again."""
-    return f"data:image/png;base64,{base64.b64encode(png_bytes(load_image(image))).decode('ascii')}"
 
 
 def _read(content: bytes, n: int) -> _ReplyRow:

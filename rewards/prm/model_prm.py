@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,18 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.scoring import logits_at
-from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat, find_format, validated
 from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
-from rewards.prm.rendering import RenderedSolution, forbidden_in, render
+from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.sharing import prepare_sharing, rows_of
-from rewards.splitting import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
-from rewards.types import Problem, Step, StepScores
+from rewards.prm.step_prm import Solution, StepPRM, by_problem
+from rewards.types import StepScores
 
 CONTRACT = "prm.json"
 
 
-class ModelPRM:
+class ModelPRM(StepPRM):
     """Scores every step of a solution with P(correct up to this step).
 
     The solutions of one problem share its prompt: question and pictures go through the model once for all of them
@@ -51,7 +49,8 @@ class ModelPRM:
     def __init__(
         self, model: Any, processor: Any, prm_format: PRMFormat, *, batch_rows: int = 32, max_pass_tokens: int = 4096
     ) -> None:
-        self.model, self.processor, self.format = model, processor, prm_format
+        super().__init__(processor, prm_format)
+        self.model = model
         self.batch_rows, self.max_pass_tokens = batch_rows, max_pass_tokens
         self._labels = prm_format.label_ids(processor.tokenizer)
         self.shares = prepare_sharing(model)
@@ -73,59 +72,7 @@ class ModelPRM:
         model: Any = load_weights(path, contract)
         return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
 
-    def steps(self, text: str) -> tuple[Step, ...]:
-        """The steps that this PRM scores: split at blank lines, merged to at most `max_steps`."""
-        return merge_to_at_most(split_on_blank_lines(text), max_steps=self.format.max_steps)
-
-    def unscorable(self, text: str) -> str | None:
-        """Why a response cannot be scored, or `None`: it is empty or contains a control token."""
-        if not text.strip():
-            return "empty"
-        return "control token" if forbidden_in(self.processor, self.format, text) else None
-
-    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
-        """Step scores of each solution of one problem, in order."""
-        return self.score_many([(problem, solution) for solution in solutions])
-
-    def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
-        """Step scores of many solutions of many problems, in order; `describe` names a progress bar."""
-        return self._score_all([(problem, self.steps(text)) for problem, text in items], describe)
-
-    def score_steps(self, items: Sequence[tuple[Problem, Sequence[str]]], *, describe: str = "") -> list[StepScores]:
-        """One score for each given step, where a text need not be split: the steps of a benchmark or of a person.
-
-        More steps than `max_steps` are merged, and each member of a merged step gets its score: P(correct up to the
-        merged step's end). An error then lowers every member of its group, those before it included.
-
-        Args:
-            items: problems with the texts of a solution's steps, in order.
-            describe: names a progress bar.
-        """
-        limit = self.format.max_steps
-        merged = [(problem, merge_to_at_most(steps_of(texts), max_steps=limit)) for problem, texts in items]
-        scores = self._score_all(merged, describe)
-        sizes = [merged_size(len(texts), max_steps=limit) for _, texts in items]
-        return [
-            StepScores(tuple(found.values[i // size] for i in range(len(texts))))
-            for (_, texts), found, size in zip(items, scores, sizes, strict=True)
-        ]
-
-    def select_best_response(
-        self, problem: Problem, responses: Sequence[str], *, how: str = "mean", return_scores: bool = False
-    ) -> list[str] | list[tuple[str, float]]:
-        """Responses, best first; with `return_scores`, `(response, score)` pairs.
-
-        Args:
-            problem: what was asked.
-            responses: candidate answers.
-            how: aggregation of step scores, a name of `rewards.aggregation.AGGREGATIONS`.
-            return_scores: give the scores too.
-        """
-        rewards = [aggregate(scores, how=how) for scores in self.score(problem, responses)]
-        ranked = sorted(zip(responses, rewards, strict=True), key=lambda pair: -pair[1])
-        return ranked if return_scores else [response for response, _ in ranked]
-
-    def _score_all(self, items: Sequence[tuple[Problem, tuple[Step, ...]]], describe: str) -> list[StepScores]:
+    def _outcomes(self, items: Sequence[Solution], describe: str) -> list[StepScores]:
         scores: list[StepScores] = []
         with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
             for start in range(0, len(items), self.batch_rows):
@@ -134,13 +81,10 @@ class ModelPRM:
                 bar.update(len(batch))
         return scores
 
-    def _score_batch(self, items: Sequence[tuple[Problem, tuple[Step, ...]]]) -> list[StepScores]:
+    def _score_batch(self, items: Sequence[Solution]) -> list[StepScores]:
         rendered: list[list[RenderedSolution]] = []
-        for _, group in groupby(items, key=lambda item: (item[0].id, item[0].question, item[0].images)):
-            solutions = list(group)
-            problem = solutions[0][0]
+        for problem, steps in by_problem(items):
             images = [load_image(image) for image in problem.images]
-            steps = [own for _, own in solutions]
             rendered.append(render(self.processor, self.format, problem, steps, images))
         logits = torch.cat(self._logits(rendered))  # (all steps, labels)
         steps_each = [len(solution.read_positions) for some in rendered for solution in some]

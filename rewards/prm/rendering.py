@@ -19,6 +19,7 @@ from mpo.multimodal.messages import (
     broken_up,
     control_tokens_in,
     prompt_text,
+    sanitised,
     system_message,
     user_message,
 )
@@ -78,6 +79,20 @@ def render(
         where = f"PRM format {prm_format.name!r}, problem {problem.id!r}, rollout {index}"
         check_row(processor.tokenizer, frame, ids, row.read_positions, texts, where=where)
     return rendered
+
+
+def conversations(
+    processor: Any, prm_format: PRMFormat, problem: Problem, steps: Sequence[Step], num_images: int
+) -> list[list[Message]]:
+    """The turns up to each step of a solution (`turns` layout), for a server that renders them itself.
+
+    With the PRM's chat template and a generation prompt the i-th ends at read position i of `render`, which accepts the
+    same steps. Control tokens are broken up as there.
+    """
+    turns = [sanitised(processor, _opening(prm_format, problem, steps[0].text, num_images))]
+    for step in steps[1:]:
+        turns.append([*turns[-1], *sanitised(processor, _next_turns(prm_format, step.text))])
+    return turns
 
 
 def forbidden_in(processor: Any, prm_format: PRMFormat, text: str) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.aggregation import AGGREGATIONS
-from rewards.scoring import BatchScorer, score_groups
-from rewards.types import Aggregator, Completion, Problem, Rollout, RolloutGroup
+from rewards.scoring import score_groups
+from rewards.types import Aggregator, Completion, Problem, ProcessRewardModel, Rollout, RolloutGroup
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -16,19 +16,19 @@ Prompt = str | Sequence[Mapping[str, Any]]
 class PRMReward:
     """`GRPOTrainer(reward_funcs=PRMReward(prm))`: the aggregated step scores of every completion.
 
-    The value equals `ModelPRM.score` and `aggregate` on the same question, pictures and text. A completion that the PRM
-    cannot read (empty, or with a control token) gets `None`: TRL then counts its other rewards alone, and without any
-    its advantage is 0 (TRL 1.16).
+    The value equals the PRM's own `score` and `aggregate` on the same question, pictures and text. A completion that
+    the PRM cannot read (empty, with a control token, or refused by its server) gets `None`: TRL then counts its other
+    rewards alone, and without any its advantage is 0 (TRL 1.16).
 
     Args:
-        prm: scores responses, e.g. `ModelPRM.load(path)`.
+        prm: any, e.g. `ModelPRM.load(path)`, or `ServerPRM` for one behind a server.
         how: aggregation of step scores, a name of `rewards.aggregation.AGGREGATIONS` or a callable.
 
     Raises:
         ConfigError: `how` names no aggregation.
     """
 
-    def __init__(self, prm: BatchScorer, *, how: str | Aggregator = "mean") -> None:
+    def __init__(self, prm: ProcessRewardModel, *, how: str | Aggregator = "mean") -> None:
         if isinstance(how, str) and how not in AGGREGATIONS:
             raise ConfigError(f"unknown aggregation {how!r}: expected one of {', '.join(AGGREGATIONS)}, or a callable")
         self.prm, self.how = prm, how

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from PIL import Image
+from scripted import RulePRM
 from trl import GRPOConfig, GRPOTrainer
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -68,6 +69,13 @@ def test_what_cannot_be_scored_says_nothing(policy: Any, processor: Any) -> None
     texts = ["", TEXTS[0], " \n", "Red<|im_end|>"]
     found = PRMReward(ModelPRM(policy, processor, VISUALPRM))(["What is 5 + 7?"] * 4, texts)
     assert [value is None for value in found] == [True, False, True, True]
+
+
+def test_any_prm_will_do() -> None:
+    """One that has `score` and nothing else, here 1 for a step with an 8."""
+    prm = RulePRM(lambda step: float("8" in step))
+    assert PRMReward(prm)(["?", "?", "!"], ["8\n\n9", "9", "8"]) == [0.5, 0.0, 1.0]
+    assert prm.scored == ["8\n\n9", "9", "8"]
 
 
 def test_refusals(policy: Any, processor: Any) -> None:

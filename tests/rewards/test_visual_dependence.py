@@ -32,7 +32,10 @@ class LookingPRM:
     def unscorable(self, text):
         return None if text.strip() else "empty"
 
-    def score_many(self, items, *, describe=""):
+    def score(self, problem, solutions):
+        return self.outcomes([(problem, solution) for solution in solutions])
+
+    def outcomes(self, items, *, describe=""):
         self.calls += 1
         return [StepScores(tuple(self.belief(problem, step) for step in text.split("\n\n"))) for problem, text in items]
 
@@ -87,6 +90,13 @@ def test_a_group_says_what_depends_on_the_picture():
     }
 
 
+def both(groups, prm):
+    """Scored with blank pictures, then with others; and what lacks them."""
+    groups, without = score_unseen(groups, prm, picture="blank")
+    groups, lacking = score_unseen(groups, prm, picture="swapped")
+    return groups, without | lacking
+
+
 def test_a_prm_that_looks_and_one_that_does_not():
     """One step of two is about the picture: 0.9 with it, 0.1 with any other, so the mean falls by 0.4."""
     for looks, expected in ((True, 0.4), (False, 0.0)):
@@ -97,7 +107,7 @@ def test_a_prm_that_looks_and_one_that_does_not():
             RolloutGroup(g.problem, (g.rollouts[0].with_(step_scores=StepScores(tuple(seen))), *g.rollouts[1:]))
             for g in groups
         ]
-        done, lacking = score_unseen(groups, prm)
+        done, lacking = both(groups, prm)
         assert not lacking
         assert [visual_dependence(g.rollouts[0]) for g in done] == pytest.approx([expected] * 3)
         assert all(g.rollouts[1].blank is None for g in done)  # never scored
@@ -106,7 +116,7 @@ def test_a_prm_that_looks_and_one_that_does_not():
 
 def test_what_has_no_other_picture_is_counted_and_stays_unknown():
     text_only = RolloutGroup(Problem("t", "?"), (rollout([0.9, 0.75]),))
-    done, lacking = score_unseen([group(10), text_only, group(20, size=(8, 4))], LookingPRM())
+    done, lacking = both([group(10), text_only, group(20, size=(8, 4))], LookingPRM())
     assert lacking == {"no picture": 1, "no other picture of its size": 2}
     assert done[0].rollouts[0].blank is not None
     assert done[0].rollouts[0].swapped is None
@@ -115,7 +125,7 @@ def test_what_has_no_other_picture_is_counted_and_stays_unknown():
 
 def test_blank_pictures_are_made_some_at_a_time():
     prm = LookingPRM()
-    done, _ = score_unseen([group(index % 250) for index in range(BLANK_AT_A_TIME + 1)], prm)
+    done, _ = score_unseen([group(index % 250) for index in range(BLANK_AT_A_TIME + 1)], prm, picture="blank")
     assert prm.calls == 2
     assert len(done) == BLANK_AT_A_TIME + 1
 

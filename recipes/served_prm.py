@@ -1,0 +1,37 @@
+"""A stage's PRM: loaded in this process, or asked behind a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mpo.multimodal.errors import ConfigError
+from rewards.prm.model_prm import ModelPRM
+from rewards.prm.step_prm import StepPRM
+
+
+def prm_of(
+    folder: Path,
+    *,
+    prm_format: str | None = None,
+    batch_rows: int = 32,
+    base_url: str | None = None,
+    model: str | None = None,
+    read: str = "token_ids",
+    concurrency: int = 16,
+) -> StepPRM:
+    """The PRM of a folder; with `base_url` and `model` the folder's weights stay where they are.
+
+    Raises:
+        ConfigError: a server without a model's name, or the other way round, or without the extra.
+    """
+    if (base_url is None) != (model is None):
+        missing = "name there (model)" if model is None else "address (base_url)"
+        raise ConfigError(f"a PRM behind a server needs its address and its name there, got no {missing}")
+    if base_url is None or model is None:
+        return ModelPRM.load(folder, prm_format=prm_format, batch_rows=batch_rows)
+    try:
+        from rewards.prm.server_prm import ServerPRM
+    except ImportError as error:
+        raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
+
+    return ServerPRM.load(folder, base_url, model, prm_format=prm_format, read=read, concurrency=concurrency)
