@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
+from recipes.calls import open_calls
 from recipes.config import ScoreConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
@@ -14,21 +15,26 @@ from recipes.sample import swapped
 from rewards.aggregation import AGGREGATIONS
 from rewards.prm.formats import format_files
 from rewards.prm.model_prm import ModelPRM
-from rewards.scoring import score_groups
+from rewards.scoring import StoredScorer, score_groups
 from rewards.types import RolloutGroup
 
 
 def score(config: ScoreConfig) -> Path:
-    """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted."""
+    """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted.
+
+    Each batch's scores are in `calls.sqlite` as soon as they are there: after a kill the same command goes on.
+    """
     stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
     if stage.complete:
         return stage.out
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     groups = read_groups(config.groups)
-    prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
     asked = _with_swapped_images(groups) if config.swap_images else groups
-    scored, unscored = score_groups(asked, prm, how=config.aggregation, describe="score")
+    with open_calls(stage, model=config.prm, groups=groups) as calls:
+        prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
+        stored = StoredScorer(prm, calls.once, rows_a_call=config.batch_rows)
+        scored, unscored = score_groups(asked, stored, how=config.aggregation, describe="score")
     scored = [replace(after, problem=before.problem) for after, before in zip(scored, groups, strict=True)]
     write_groups(stage.out, scored)
     total = sum(len(group.rollouts) for group in groups)

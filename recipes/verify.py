@@ -8,25 +8,32 @@ that table: a callable of yours is imported because the flag names it, never bec
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
+from recipes.calls import open_calls
 from recipes.config import VerifyConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
+from rewards.call_store import CallStore
 from rewards.math_verifier import MathVerifier
-from rewards.types import Problem, Rollout, RolloutGroup, Verifier
+from rewards.types import Problem, Rollout, RolloutGroup, Verdict, Verifier
 from rewards.verification import VERIFIERS, verify_many
 from rewards.workers import WorkerVerifier
+
+ANSWERS_A_WORKER = 4096  # of a call: seconds of checking, so that its slowest check is a small part and little is lost
 
 
 def verify(config: VerifyConfig) -> Path:
     """Check every final answer; math-verify and your own callable run in worker processes that can be killed.
 
     A problem that cannot be checked (no reference answer for a verifier of ours, an unknown verifier's name) keeps its
-    rollouts as they are, without verdict, and is counted under `unverified`.
+    rollouts as they are, without verdict, and is counted under `unverified`. Verdicts are in `calls.sqlite` as soon as
+    a call of some thousand answers is through: after a kill the same command goes on.
     """
     default = _named(config)
     stage = open_stage("verify", config, inputs=[config.groups])
@@ -37,11 +44,11 @@ def verify(config: VerifyConfig) -> Path:
     names = {group.problem.id: _verifier_of(group.problem, config.verifier) for group in groups}
     why = {group.problem.id: _unverifiable(group.problem, names[group.problem.id], own=own) for group in groups}
     done: dict[str, RolloutGroup] = {}
-    with ExitStack() as stack:
+    with open_calls(stage) as calls, ExitStack() as stack:
         for name in sorted({names[id] for id, reason in why.items() if reason is None}):
             chosen = [g for g in groups if names[g.problem.id] == name and why[g.problem.id] is None]
             answers = [(group.problem, rollout.completion.text) for group in chosen for rollout in group.rollouts]
-            verdicts = iter(verify_many(_ready(name, default, config, stack), answers))
+            verdicts = _verdicts(calls, name, _ready(name, default, config, stack), answers, workers=config.workers)
             done |= {
                 group.problem.id: RolloutGroup(
                     group.problem, tuple(rollout.with_(verdict=next(verdicts)) for rollout in group.rollouts)
@@ -55,6 +62,17 @@ def verify(config: VerifyConfig) -> Path:
     total = sum(len(group.rollouts) for group in groups)
     counts = {"in": total, "out": total, "rejected": {}, "verdicts": dict(sorted(found.items()))}
     return stage.finish({**counts, "unverified": dict(unverified), "problems": str(problems_of(config.groups))})
+
+
+def _verdicts(
+    calls: CallStore, name: str, verifier: Verifier, answers: Sequence[tuple[Problem, str]], *, workers: int
+) -> Iterator[Verdict]:
+    """One verdict an answer, in order, call by call."""
+    size = calls.note("answers_a_call", ANSWERS_A_WORKER * max(1, workers))  # other workers go on with the same calls
+    for start in range(0, len(answers), size):
+        some = answers[start : start + size]
+        about = ["verify", name, [[p.id, p.question, p.answer, dict(p.meta), text] for p, text in some]]
+        yield from map(Verdict, calls.once(about, partial(verify_many, verifier, some)))
 
 
 def _named(config: VerifyConfig) -> Verifier:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
+from tqdm.auto import tqdm
+
 from rewards.aggregation import aggregate
+from rewards.call_store import Once
 from rewards.types import Aggregator, Problem, RolloutGroup, StepScores
 
 
@@ -20,6 +24,37 @@ class BatchScorer(Protocol):
     def unscorable(self, text: str) -> str | None:
         """Why a response cannot be scored, or `None`."""
         ...
+
+
+class StoredScorer:
+    """A PRM whose calls are kept: scoring the same list goes on where a run was killed, to the same bits.
+
+    Args:
+        prm: scores what is not kept yet.
+        once: of the store (`CallStore.once`).
+        rows_a_call: responses a call; the number that `prm` itself takes at a time.
+    """
+
+    def __init__(self, prm: BatchScorer, once: Once, *, rows_a_call: int) -> None:
+        self.prm, self.once, self.rows_a_call = prm, once, rows_a_call
+
+    def unscorable(self, text: str) -> str | None:
+        """Why a response cannot be scored, or `None`."""
+        return self.prm.unscorable(text)
+
+    def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
+        """Step scores of each (problem, response), in order."""
+        scores: list[StepScores] = []
+        with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
+            for start in range(0, len(items), self.rows_a_call):
+                some = items[start : start + self.rows_a_call]
+                about = ["score", [[problem.id, problem.question, text] for problem, text in some]]
+                scores += [StepScores(tuple(values)) for values in self.once(about, partial(self._values, some))]
+                bar.update(len(some))
+        return scores
+
+    def _values(self, items: Sequence[tuple[Problem, str]]) -> list[tuple[float, ...]]:
+        return [scores.values for scores in self.prm.score_many(items)]
 
 
 def score_groups(
