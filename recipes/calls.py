@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from mpo.multimodal.loading import load_processor
 from recipes.run import Stage
 from rewards.call_store import CallStore
 from rewards.types import RolloutGroup
@@ -28,6 +27,8 @@ def open_calls(stage: Stage, *, model: Path | None = None, groups: Iterable[Roll
     """
     fingerprint = stage.by_content()
     if model is not None:
+        from mpo.multimodal.loading import load_processor
+
         fingerprint["template"] = digest(load_processor(model).chat_template)[:16]
         fingerprint["pictures"] = _pictures(groups)
     return CallStore(stage.out / CALLS, fingerprint)
