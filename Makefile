@@ -18,10 +18,10 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # The recipes train on one device; several visible ones would be wrapped in nn.DataParallel.
 export CUDA_VISIBLE_DEVICES ?= 0
 
-.PHONY: help demo evidence test check bench clean
+.PHONY: help demo evidence test test-kill check bench clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## the whole loop once on the digits world, one seed; writes runs/demo/report.html
 	$(BIN)/mpo pipeline --settings recipes/configs/digits_demo.yaml --run_dir runs/demo
@@ -32,6 +32,9 @@ evidence: $(INSTALLED)  ## three seeds and every arm of the digits world, into r
 
 test: $(INSTALLED)  ## the tests, doctests included
 	$(BIN)/python -m pytest
+
+test-kill: $(INSTALLED)  ## every data stage killed at every failpoint and, 25 runs, at random moments; 10 to 40 minutes
+	$(BIN)/python tests/recipes/kill_pipeline.py --runs 25
 
 check: $(INSTALLED)  ## format, lint, types and tests: what CI runs
 	$(BIN)/ruff format --check .

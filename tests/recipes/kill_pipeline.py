@@ -29,7 +29,7 @@ from killing import KILLED, STORES, ended, start, stored
 
 STAGES = ("sample", "verify", "label-steps", "score", "pairs", "convert-data")
 ANSWERS_A_CALL = 8  # of `mpo verify`, in place of thousands, so that there are calls to be killed between
-NOT_COMPARED = ("manifest.json", *STORES)
+NOT_COMPARED = ("manifest.json", *(f"{store}{tail}" for store in STORES for tail in ("", "-wal", "-shm", ".lock")))
 
 
 def commands(given: Path, run: Path) -> dict[str, list[str]]:
@@ -139,14 +139,13 @@ def make_prm(given: Path) -> None:
     save_format(shutil.copytree(given / "policy", given / "prm"), find_format("step_end"))
 
 
-def compared(straight: Path, killed: Path, kill: Callable[[], Counter[str]]) -> dict[str, Any]:
-    """One disturbed run: its kills, what differs, its seconds; its folder goes if nothing does."""
-    killed.mkdir()
+def compared(straight: Path, run: Path, kill: Callable[[], Counter[str]]) -> dict[str, Any]:
+    """One disturbed run in a fresh folder: its kills, what differs, its seconds."""
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
     started = time.monotonic()
     kills = kill()
-    differing = differences(straight, killed)
-    if not differing:
-        shutil.rmtree(killed)
+    differing = differences(straight, run)
     return {"kills": dict(kills), "differing": differing, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -165,18 +164,17 @@ def main() -> int:
         given = args.given or folder / "given"
         if args.given is None:
             prepare(given)
-        straight, rng = folder / "straight", random.Random(args.seed)
-        straight.mkdir()
-        seconds = undisturbed(given, straight)
+        run, rng = folder / "run", random.Random(args.seed)  # every run in one place: content keys cover paths
+        run.mkdir()
+        seconds = undisturbed(given, run)
+        straight = run.rename(folder / "straight")
         print(json.dumps({"undisturbed": {name: round(value, 2) for name, value in seconds.items()},
                           "files": len(_exports(straight)),
                           "counts": {name: _counts(straight / name) for name in STAGES}}), flush=True)  # fmt: skip
-        reports = [compared(straight, folder / "points", lambda: killed_at_failpoints(given, folder / "points"))]
+        reports = [compared(straight, run, lambda: killed_at_failpoints(given, run))]
         print(json.dumps({"failpoints": reports[0]}), flush=True)
         for number in range(args.runs):
-            run = folder / f"run{number}"
-            kill = lambda run=run: killed_at_random(given, run, seconds, rng, args.kills)  # noqa: E731
-            reports.append(compared(straight, run, kill))
+            reports.append(compared(straight, run, lambda: killed_at_random(given, run, seconds, rng, args.kills)))
             print(json.dumps({"run": number, **reports[-1]}), flush=True)
     total = sum((Counter(report["kills"]) for report in reports[1:]), Counter[str]())
     differing = [report["differing"] for report in reports if report["differing"]]
@@ -192,11 +190,7 @@ def _attempt(command: list[str], run: Path, *, failpoint: str = "") -> int:
 
 def _exports(run: Path) -> dict[str, bytes]:
     files = (path for name in STAGES for path in (run / name).rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(run)): path.read_bytes()
-        for path in files
-        if path.name not in NOT_COMPARED and path.suffix != ".lock"
-    }
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.name not in NOT_COMPARED}
 
 
 def _counts(folder: Path) -> dict[str, Any]:
