@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from recipes.run import Stage
 from rewards.call_store import CallStore
@@ -14,22 +15,20 @@ from rewards.units import digest
 CALLS = "calls.sqlite"
 
 
-def open_calls(stage: Stage, *, model: Path | None = None, groups: Iterable[RolloutGroup] = ()) -> CallStore:
+def open_calls(stage: Stage, *, processor: Any = None, groups: Iterable[RolloutGroup] = ()) -> CallStore:
     """The stage's store, for the same settings, inputs, prompt template and pictures as before.
 
     Args:
         stage: that computes.
-        model: whose prompt template the results depend on.
+        processor: of the model, whose prompt template the results depend on; a stage without a model has none.
         groups: whose pictures they depend on.
 
     Raises:
         FingerprintError: what is there was computed from something else, which is named.
     """
     fingerprint = stage.by_content()
-    if model is not None:
-        from mpo.multimodal.loading import load_processor
-
-        fingerprint["template"] = digest(load_processor(model).chat_template)[:16]
+    if processor is not None:
+        fingerprint["template"] = digest(processor.chat_template)[:16]
         fingerprint["pictures"] = _pictures(groups)
     return CallStore(stage.out / CALLS, fingerprint)
 

@@ -43,7 +43,7 @@ def label(config: LabelConfig) -> Path:
     groups = read_groups(config.groups)
     processor = load_processor(config.policy)
     chosen, rejected = choose_responses(groups, processor, config)
-    with open_calls(stage, model=config.policy, groups=chosen) as calls, MathVerifier() as verifier:
+    with open_calls(stage, processor=processor, groups=chosen) as calls, MathVerifier() as verifier:
         generator = TransformersGenerator(
             load_for_inference(config.policy),
             processor,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.loading import load_processor
 from recipes.calls import open_calls
 from recipes.config import ScoreConfig
 from recipes.groups import problems_of, read_groups, write_groups
@@ -31,7 +32,7 @@ def score(config: ScoreConfig) -> Path:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     groups = read_groups(config.groups)
     asked = _with_swapped_images(groups) if config.swap_images else groups
-    with open_calls(stage, model=config.prm, groups=groups) as calls:
+    with open_calls(stage, processor=load_processor(config.prm), groups=groups) as calls:
         prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
         stored = StoredScorer(prm, calls.once, rows_a_call=config.batch_rows)
         scored, unscored = score_groups(asked, stored, how=config.aggregation, describe="score")
