@@ -32,14 +32,14 @@ ANSWERS_A_CALL = 8  # of `mpo verify`, in place of thousands, so that there are 
 NOT_COMPARED = ("manifest.json", *(f"{store}{tail}" for store in STORES for tail in ("", "-wal", "-shm", ".lock")))
 
 
-def commands(given: Path, run: Path) -> dict[str, list[str]]:
+def commands(given: Path, run: Path, *, max_new_tokens: int, verifier: str) -> dict[str, list[str]]:
     """The stages' commands, on `given`: questions.jsonl, policy/, prm/, and made/, if it has samples made by hand."""
     drawn = given / "made" if (given / "made").exists() else run / "sample"
-    drawing = ["--policy", given / "policy", "--max_new_tokens", 72]
+    drawing = ["--policy", given / "policy", "--max_new_tokens", max_new_tokens]
     flags: dict[str, list[object]] = {
         "sample": [*drawing, "--problems", given / "questions.jsonl", "--num_samples", 6, "--batch_rows", 12,
                    "--parquet", "true"],
-        "verify": ["--groups", drawn],
+        "verify": ["--groups", drawn, "--verifier", verifier],
         "label-steps": [*drawing, "--groups", run / "verify", "--num_continuations", 3, "--responses", 2,
                         "--budget", "sequential", "--batch_rows", 16],
         "score": ["--groups", run / "verify", "--prm", given / "prm", "--batch_rows", 8],
@@ -49,22 +49,22 @@ def commands(given: Path, run: Path) -> dict[str, list[str]]:
     return {name: [name, *map(str, flags[name]), "--out", str(run / name)] for name in STAGES}
 
 
-def undisturbed(given: Path, run: Path) -> dict[str, float]:
+def undisturbed(stages: dict[str, list[str]], run: Path) -> dict[str, float]:
     """Run all stages; seconds of each."""
     seconds = {}
-    for name, command in commands(given, run).items():
+    for name, command in stages.items():
         started = time.monotonic()
         assert _attempt(command, run) == 0, (run / "log").read_text()[-2000:]
         seconds[name] = time.monotonic() - started
     return seconds
 
 
-def killed_at_failpoints(given: Path, run: Path) -> Counter[str]:
+def killed_at_failpoints(stages: dict[str, list[str]], run: Path) -> Counter[str]:
     """Run all stages, each killed at one failpoint after the other, then left alone; stage/failpoint → kills."""
     from mpo.multimodal.failpoints import FAILPOINTS
 
     kills = Counter[str]()
-    for name, command in commands(given, run).items():
+    for name, command in stages.items():
         for point in FAILPOINTS:
             code = _attempt(command, run, failpoint=f"{point}:2" if point == "before_commit" else point)
             if code == 0:  # it passes no such point: it has no store, or no call is left to make
@@ -76,10 +76,12 @@ def killed_at_failpoints(given: Path, run: Path) -> Counter[str]:
     return kills
 
 
-def killed_at_random(given: Path, run: Path, seconds: dict[str, float], rng: random.Random, kills: int) -> Counter[str]:
+def killed_at_random(
+    stages: dict[str, list[str]], run: Path, seconds: dict[str, float], rng: random.Random, kills: int
+) -> Counter[str]:
     """Run all stages, each killed `kills` times within the time that it takes undisturbed; stage → kills."""
     came = Counter[str]()
-    for name, command in commands(given, run).items():
+    for name, command in stages.items():
         for _ in range(kills):
             child = start(command, log=run / "log")
             time.sleep(rng.random() * seconds[name])
@@ -156,6 +158,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=2, help="kills of a stage in such a run, at most")
     parser.add_argument("--seed", type=int, default=0, help="when they come")
     parser.add_argument("--given", type=Path, help="folder with what the stages start from; default: it is made")
+    parser.add_argument("--max_new_tokens", type=int, default=72, help="of a sample and of a continuation")
+    parser.add_argument("--verifier", default="math", help="of `mpo verify`")
     args = parser.parse_args()
 
     _import_what_stages_need()
@@ -166,15 +170,16 @@ def main() -> int:
             prepare(given)
         run, rng = folder / "run", random.Random(args.seed)  # every run in one place: content keys cover paths
         run.mkdir()
-        seconds = undisturbed(given, run)
+        stages = commands(given, run, max_new_tokens=args.max_new_tokens, verifier=args.verifier)
+        seconds = undisturbed(stages, run)
         straight = run.rename(folder / "straight")
         print(json.dumps({"undisturbed": {name: round(value, 2) for name, value in seconds.items()},
                           "files": len(_exports(straight)),
                           "counts": {name: _counts(straight / name) for name in STAGES}}), flush=True)  # fmt: skip
-        reports = [compared(straight, run, lambda: killed_at_failpoints(given, run))]
+        reports = [compared(straight, run, lambda: killed_at_failpoints(stages, run))]
         print(json.dumps({"failpoints": reports[0]}), flush=True)
         for number in range(args.runs):
-            reports.append(compared(straight, run, lambda: killed_at_random(given, run, seconds, rng, args.kills)))
+            reports.append(compared(straight, run, lambda: killed_at_random(stages, run, seconds, rng, args.kills)))
             print(json.dumps({"run": number, **reports[-1]}), flush=True)
     total = sum((Counter(report["kills"]) for report in reports[1:]), Counter[str]())
     differing = [report["differing"] for report in reports if report["differing"]]
