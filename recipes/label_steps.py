@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_for_inference, load_processor
 from mpo.multimodal.messages import control_tokens_in
+from recipes.calls import open_calls
 from recipes.config import ExactLabelConfig, LabelConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
@@ -23,7 +24,7 @@ from rewards.generators.transformers_generator import SamplingParams, Transforme
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.math_verifier import MathVerifier
 from rewards.prm.budgets import budget_named
-from rewards.prm.label_cost import estimate_cost
+from rewards.prm.label_cost import CostEstimate, estimate_cost
 from rewards.prm.monte_carlo import label_steps
 from rewards.splitting import split_on_blank_lines
 from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
@@ -33,6 +34,8 @@ def label(config: LabelConfig) -> Path:
     """Choose responses, say what they will cost, continue from the ends of their steps, count right answers.
 
     Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
+    The verdicts of each call of the policy are in `calls.sqlite` as soon as they are there: after a kill the same
+    command goes on.
     """
     stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
     if stage.complete:
@@ -41,13 +44,13 @@ def label(config: LabelConfig) -> Path:
     groups = read_groups(config.groups)
     processor = load_processor(config.policy)
     chosen, rejected = choose_responses(groups, processor, config)
-    generator = TransformersGenerator(
-        load_for_inference(config.policy),
-        processor,
-        SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
-        batch_rows=config.batch_rows,
-    )
-    with MathVerifier() as verifier:
+    with open_calls(stage, processor=processor, groups=chosen) as calls, MathVerifier() as verifier:
+        generator = TransformersGenerator(
+            load_for_inference(config.policy),
+            processor,
+            SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
+            batch_rows=config.batch_rows,
+        )
         settings: dict[str, Any] = {
             "generator": generator,
             "verify_many": verifier.verify_many,
@@ -57,7 +60,7 @@ def label(config: LabelConfig) -> Path:
             "budget": config.budget,
             "rows_a_call": config.batch_rows,
         }
-        cost = estimate_cost(chosen, **settings)
+        cost = CostEstimate(**calls.once("estimate", lambda: asdict(estimate_cost(chosen, **settings))))
         print(f"label-steps, budget {config.budget}: {cost}", file=sys.stderr)
         if config.keep_continuations:  # with their verdicts, for `mpo pairs --rule step_prefix`
             both = {name: settings[name] for name in ("generator", "verify_many")}
@@ -65,7 +68,7 @@ def label(config: LabelConfig) -> Path:
             settings |= {"generator": kept, "verify_many": kept.verify_many}
         with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
             started = time.monotonic()
-            done = label_steps(chosen, **settings, on_drawn=bar.update)
+            done = label_steps(chosen, **settings, on_drawn=bar.update, once=calls.once)
             seconds = round(time.monotonic() - started, 2)
     labelled, rejected = [group for group in done.groups if group.rollouts], rejected + done.rejected
     if not labelled:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError, FingerprintError, StageError
+from mpo.multimodal.failpoints import reach
 from mpo.multimodal.files import write_atomic
 from rewards.store import differences
 
@@ -40,6 +41,11 @@ class Stage:
     complete: bool
     started: float = field(default_factory=time.monotonic)
 
+    def by_content(self) -> dict[str, Any]:
+        """All settings, with the content key of an input where its path stood: the fingerprint of unfinished work."""
+        settings, inputs = self.fingerprint["settings"], self.fingerprint["inputs"]
+        return {key: inputs.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}
+
     def finish(self, counts: Mapping[str, Any]) -> Path:
         """Write the manifest, last and atomically; of several processes the first does.
 
@@ -61,6 +67,7 @@ class Stage:
             "counts": dict(counts),
             "seconds": round(time.monotonic() - self.started, 2),
         }
+        reach("before_manifest")
         write_atomic(self.out / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         return self.out
 

@@ -88,10 +88,7 @@ def checked_params(config: SampleConfig) -> SamplingParams:
 
 def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
     """All that a sample depends on besides its problem: settings, inputs by content, the prompt template."""
-    settings, inputs = stage.fingerprint["settings"], stage.fingerprint["inputs"]
-    by_path = ("policy", "problems")
-    fingerprint = {key: value for key, value in settings.items() if key not in ("num_samples", *by_path)}
-    fingerprint |= {name: inputs.get(settings[name]) for name in by_path}
+    fingerprint = {key: value for key, value in stage.by_content().items() if key != "num_samples"}
     if config.policy is not None:
         from mpo.multimodal.loading import load_processor
 

@@ -7,13 +7,15 @@ from collections import Counter
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.loading import load_processor
+from recipes.calls import open_calls
 from recipes.config import ScoreConfig
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from recipes.served_prm import prm_of
 from rewards.aggregation import AGGREGATIONS
 from rewards.prm.formats import format_files
-from rewards.scoring import score_groups, score_unseen
+from rewards.scoring import StoredScorer, score_groups, score_unseen
 from rewards.types import RolloutGroup
 
 _log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ def score(config: ScoreConfig) -> Path:
     """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted.
 
     With `visual_dependence` the same again with blank and with other problems' pictures, into the same groups.
+    Each batch's scores are in `calls.sqlite` as soon as they are there: after a kill the same command goes on.
     """
     stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
     if stage.complete:
@@ -30,31 +33,42 @@ def score(config: ScoreConfig) -> Path:
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     groups = read_groups(config.groups)
-    prm = prm_of(
-        config.prm,
-        prm_format=config.prm_format,
-        batch_rows=config.batch_rows,
-        base_url=config.base_url,
-        model=config.model,
-        read=config.read,
-        concurrency=config.concurrency,
-    )
-    scored, unscored = score_groups(groups, prm, how=config.aggregation, describe="score")
+    with open_calls(stage, processor=load_processor(config.prm), groups=groups) as calls:
+        prm = prm_of(
+            config.prm,
+            prm_format=config.prm_format,
+            batch_rows=config.batch_rows,
+            base_url=config.base_url,
+            model=config.model,
+            read=config.read,
+            concurrency=config.concurrency,
+        )
+        scored, unscored, lacking = _scored(
+            groups, StoredScorer(prm, calls.once, rows_a_call=config.batch_rows), config
+        )
     total = sum(len(group.rollouts) for group in groups)
     counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(unscored)}
     if config.visual_dependence:
-        lacking: Counter[str] = Counter()
-        for picture in ("blank", "swapped"):
-            scored, reasons = score_unseen(
-                scored, prm, picture=picture, how=config.aggregation, describe=f"score, {picture} picture"
-            )
-            lacking |= reasons  # a response without a picture lacks both
         counts["without_other_picture"] = dict(lacking)
     write_groups(stage.out, scored)
     if bounded := _bounded(scored):
         counts["bounded"] = bounded
         _log.warning("%d of %d responses have scores that are only bounds; --read token_ids sees all", bounded, total)
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+def _scored(
+    groups: list[RolloutGroup], prm: StoredScorer, config: ScoreConfig
+) -> tuple[list[RolloutGroup], Counter[str], Counter[str]]:
+    """The scored groups; why some responses have no score, and why some have none without their picture."""
+    scored, unscored = score_groups(groups, prm, how=config.aggregation, describe="score")
+    lacking: Counter[str] = Counter()
+    for picture in ("blank", "swapped") if config.visual_dependence else ():
+        describe = f"score, {picture} picture"
+        stored = prm.about(picture)
+        scored, reasons = score_unseen(scored, stored, picture=picture, how=config.aggregation, describe=describe)
+        lacking |= reasons  # a response without a picture lacks both
+    return scored, unscored, lacking
 
 
 def _bounded(groups: list[RolloutGroup]) -> int:

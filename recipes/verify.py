@@ -10,45 +10,52 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
+from recipes.calls import open_calls
 from recipes.config import VerifyConfig
 from recipes.groups import iter_groups, problems_of, write_groups
 from recipes.run import open_stage
+from rewards.call_store import CallStore
 from rewards.math_verifier import MathVerifier
-from rewards.types import Problem, Rollout, RolloutGroup, Verifier
+from rewards.types import Problem, Rollout, RolloutGroup, Verdict, Verifier
 from rewards.verification import VERIFIERS, verify_many
 from rewards.workers import WorkerVerifier
 
-GROUPS_AT_A_TIME = 256  # in memory, and handed to the workers in one piece
+GROUPS_AT_A_TIME = 256  # in memory, handed to the workers in one piece, and kept in one piece
 
 
 def verify(config: VerifyConfig) -> Path:
     """Check every final answer; math-verify and your own callable run in worker processes that can be killed.
 
     A problem that cannot be checked (no reference answer for a verifier of ours, an unknown verifier's name) keeps its
-    rollouts as they are, without verdict, and is counted under `unverified`.
+    rollouts as they are, without verdict, and is counted under `unverified`. Verdicts are in `calls.sqlite` as soon as
+    those of some hundred problems are there: after a kill the same command goes on.
     """
     default = _named(config)
     stage = open_stage("verify", config, inputs=[config.groups])
     if stage.complete:
         return stage.out
     verdicts, unverified = Counter[str](), Counter[str]()
-    with ExitStack() as stack:
+    with open_calls(stage) as calls, ExitStack() as stack:
         ready = cache(lambda name: _ready(name, default, config, stack))
         groups = iter_groups(config.groups)
-        write_groups(stage.out, _counted(_verified(groups, config.verifier, ready, unverified), verdicts))
+        write_groups(stage.out, _counted(_verified(groups, config.verifier, ready, calls, unverified), verdicts))
     total = verdicts.total()
     counts = {"in": total, "out": total, "rejected": {}, "verdicts": dict(sorted(verdicts.items()))}
     return stage.finish({**counts, "unverified": dict(unverified), "problems": str(problems_of(config.groups))})
 
 
 def _verified(
-    groups: Iterator[RolloutGroup], default: str, ready: Callable[[str], Verifier], unverified: Counter[str]
+    groups: Iterator[RolloutGroup],
+    default: str,
+    ready: Callable[[str], Verifier],
+    calls: CallStore,
+    unverified: Counter[str],
 ) -> Iterator[RolloutGroup]:
     """The groups with their verdicts, some at a time; those that cannot be checked are counted by reason."""
     while some := list(islice(groups, GROUPS_AT_A_TIME)):
@@ -62,11 +69,17 @@ def _verified(
                 names.setdefault(name, []).append(place)
         for name, places in sorted(names.items()):
             answers = [(some[place].problem, r.completion.text) for place in places for r in some[place].rollouts]
-            verdicts = iter(verify_many(ready(name), answers))
+            about = ["verify", name, [[p.id, p.question, p.answer, dict(p.meta), text] for p, text in answers]]
+            verdicts = map(Verdict, calls.once(about, partial(_checked, ready, name, answers)))
             for place in places:
                 rollouts = tuple(rollout.with_(verdict=next(verdicts)) for rollout in some[place].rollouts)
                 some[place] = RolloutGroup(some[place].problem, rollouts)
         yield from some
+
+
+def _checked(ready: Callable[[str], Verifier], name: str, answers: list[tuple[Problem, str]]) -> list[Verdict]:
+    """The verdicts of one call; a verifier starts its workers only when there is something to check."""
+    return list(verify_many(ready(name), answers))
 
 
 def _counted(groups: Iterator[RolloutGroup], verdicts: Counter[str]) -> Iterator[RolloutGroup]:

@@ -10,7 +10,7 @@ class StepAlignmentError(DataError):
 
 
 class StoreError(MPOError, OSError):
-    """A store of samples cannot be opened or written: another process writes it, the disk is full, the file is none."""
+    """A store of work cannot be opened or written: another process writes it, the disk is full, the file is none."""
 
 
 class ServerError(MPOError, ConnectionError):

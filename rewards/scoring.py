@@ -4,16 +4,70 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import DataError
 from rewards.aggregation import aggregate
+from rewards.call_store import Once
 from rewards.other_pictures import blanked, swapped
 from rewards.types import Aggregator, Problem, ProcessRewardModel, RolloutGroup, StepScores, Unseen
 
 BLANK_AT_A_TIME = 64  # problems whose blank pictures are in memory together
+
+
+class StoredScorer:
+    """A PRM whose calls are kept: scoring the same list goes on where a run was killed, to the same bits.
+
+    Args:
+        prm: scores what is not kept yet.
+        once: of the store (`CallStore.once`).
+        rows_a_call: responses a call; the number that `prm` itself takes at a time.
+        kind: tells these calls from others of the store about the same responses.
+    """
+
+    def __init__(self, prm: ProcessRewardModel, once: Once, *, rows_a_call: int, kind: str = "score") -> None:
+        self.prm, self.once, self.rows_a_call, self.kind = prm, once, rows_a_call, kind
+
+    def about(self, kind: str) -> StoredScorer:
+        """The same PRM and store for calls of another kind, e.g. with other pictures."""
+        return StoredScorer(self.prm, self.once, rows_a_call=self.rows_a_call, kind=kind)
+
+    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
+        """Step scores of each solution, in order.
+
+        Raises:
+            DataError: one has none.
+        """
+        found = self.outcomes([(problem, solution) for solution in solutions])
+        for outcome in found:
+            if isinstance(outcome, DataError):
+                raise outcome
+        return [outcome for outcome in found if isinstance(outcome, StepScores)]
+
+    def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
+        """Step scores of each (problem, response), or why it has none; in order."""
+        found: list[StepScores | DataError] = []
+        with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
+            for start in range(0, len(items), self.rows_a_call):
+                some = items[start : start + self.rows_a_call]
+                about = [self.kind, [[problem.id, problem.question, text] for problem, text in some]]
+                found += [_from_json(kept) for kept in self.once(about, partial(self._kept, some))]
+                bar.update(len(some))
+        return found
+
+    def _kept(self, items: Sequence[tuple[Problem, str]]) -> list[Any]:
+        return [o if isinstance(o, str) else [o.values, o.bounds] for o in outcomes(items, self.prm)]
+
+
+def _from_json(kept: Any) -> StepScores | DataError:
+    if isinstance(kept, str):
+        return DataError(f"this response has no step scores: {kept}", reason=kept)
+    values, bounds = kept
+    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds))
 
 
 def score_groups(

@@ -1,7 +1,7 @@
-"""Crash-safe store of samples: one row a unit (problem, sample index), found by its content key (SQLite, WAL).
+"""Crash-safe store of work: one row a unit, found by its content key (SQLite, WAL); `SampleStore` holds samples.
 
-What `add` was given is on the disk when it returns, all of it or nothing, so a kill at any instant loses only what was
-being drawn and leaves nothing twice. Samples of one fingerprint (policy, template, settings, seed) form a segment.
+What a store was given is on the disk when that returns, all of it or nothing, so a kill at any instant loses only what
+was being made and leaves nothing twice. Work of one fingerprint (policy, template, settings, seed) forms a segment.
 Another fingerprint is refused, with the keys that differ, or gets a segment of its own; segments never mix. One process
 writes at a time. It holds a lock of the operating system, which dies with it: a stale lock cannot stay behind.
 SQLite's WAL and such locks need a local disk, not a network file system.
@@ -13,14 +13,15 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from filelock import FileLock, Timeout
 
 from mpo.multimodal.errors import FingerprintError
+from mpo.multimodal.failpoints import reach
 from rewards.errors import StoreError
 from rewards.types import Completion, FinishReason
 from rewards.units import SCHEMA, digest
@@ -30,44 +31,27 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS writer (pid INTEGER NOT NULL, host TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS segments (segment TEXT PRIMARY KEY, fingerprint TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS notes (segment TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY (segment, name))",
-    "CREATE TABLE IF NOT EXISTS samples (key TEXT PRIMARY KEY, segment TEXT NOT NULL, problem_id TEXT NOT NULL, "
-    "sample_index INTEGER NOT NULL, seed INTEGER NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL, "
-    "num_tokens INTEGER NOT NULL, token_logprobs TEXT)",
 )
 
 
-@dataclass(frozen=True)
-class StoredSample:
-    """One drawn unit: `key` from `rewards.units.unit_key`, and the seed of its draw."""
+class Store:
+    """The work of one fingerprint in one file, open for writing until `close`; a context manager.
 
-    key: str
-    problem_id: str
-    index: int
-    seed: int
-    completion: Completion
-
-
-class SampleStore:
-    """The samples of one fingerprint in one file, open for writing until `close`; a context manager.
+    What is kept, `holds` in words and `tables` in SQL, is a subclass's business.
 
     Args:
         path: of the SQLite file; it and its folder are made if they are missing.
-        fingerprint: all that the samples depend on besides the problem, as JSON values.
-        on_change: what to do when the file holds samples of another fingerprint: "refuse", or begin a "segment".
+        fingerprint: all that the work depends on besides what its keys say, as JSON values.
+        on_change: what to do when the file holds work of another fingerprint: "refuse", or begin a "segment".
 
     Raises:
         StoreError: another process writes the file (its pid and host are named), or it is no such file.
-        FingerprintError: the file holds samples of another fingerprint; the differing keys are named.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "samples.sqlite"
-        >>> with SampleStore(path, {"temperature": 1.0}) as store:
-        ...     store.add([StoredSample("k", "p", 0, 7, Completion("4"))])
-        >>> with SampleStore(path, {"temperature": 1.0}) as store:
-        ...     store.completions(["k"])["k"].text
-        '4'
+        FingerprintError: the file holds work of another fingerprint; the differing keys are named.
     """
+
+    holds = "work"
+    tables: tuple[str, ...] = ()
+    way_out = "choose another folder, or delete this one"  # besides going back to the settings of before
 
     def __init__(self, path: str | Path, fingerprint: Mapping[str, Any], *, on_change: OnChange = "refuse") -> None:
         self.path = Path(path)
@@ -84,12 +68,14 @@ class SampleStore:
             self._open(fingerprint, on_change)
         except sqlite3.Error as error:
             self.close()
-            raise StoreError(f"{self.path} cannot be used as a store of samples ({error}); move it away") from error
+            raise StoreError(
+                f"{self.path} cannot be used as a store of {self.holds} ({error}); move it away"
+            ) from error
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> SampleStore:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,6 +86,78 @@ class SampleStore:
         if hasattr(self, "_connection"):
             self._connection.close()
         self._lock.release()
+
+    def note(self, name: str, value: int) -> int:
+        """Keep a number that the first run of this segment chose; gives the number that was kept first."""
+        with self._connection:
+            self._connection.execute("INSERT OR IGNORE INTO notes VALUES (?, ?, ?)", (self.segment, name, str(value)))
+        query = "SELECT value FROM notes WHERE segment = ? AND name = ?"
+        (kept,) = self._connection.execute(query, (self.segment, name)).fetchone()
+        return int(kept)
+
+    def _keep(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows; all of them are on the disk when this returns, or none is."""
+        try:
+            with self._connection:
+                self._connection.executemany(statement, rows)
+                reach("before_commit")
+            reach("after_commit")
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self.path} could not keep {len(rows)} {self.holds} ({error}); what it held before is intact: "
+                "look at the disk, then run the same command again"
+            ) from error
+
+    def _open(self, fingerprint: Mapping[str, Any], on_change: OnChange) -> None:
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        with self._connection:
+            for statement in (*_TABLES, *self.tables):
+                self._connection.execute(statement)
+            self._connection.execute("DELETE FROM writer")
+            self._connection.execute("INSERT INTO writer VALUES (?, ?)", (os.getpid(), socket.gethostname()))
+        before = [json.loads(text) for (text,) in self._connection.execute("SELECT fingerprint FROM segments")]
+        if before and fingerprint not in before and on_change == "refuse":
+            differing = min((differences(other, fingerprint) for other in before), key=len)
+            raise FingerprintError(
+                f"{self.path} holds {self.holds} of other {', '.join(differing)}; go back to those settings, "
+                f"{self.way_out}"
+            )
+        with self._connection:
+            row = (self.segment, json.dumps(fingerprint, sort_keys=True))
+            self._connection.execute("INSERT OR IGNORE INTO segments VALUES (?, ?)", row)
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """One drawn unit: `key` from `rewards.units.unit_key`, and the seed of its draw."""
+
+    key: str
+    problem_id: str
+    index: int
+    seed: int
+    completion: Completion
+
+
+class SampleStore(Store):
+    """The samples of one fingerprint, one row a (problem, sample index); arguments and errors are those of `Store`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "samples.sqlite"
+        >>> with SampleStore(path, {"temperature": 1.0}) as store:
+        ...     store.add([StoredSample("k", "p", 0, 7, Completion("4"))])
+        >>> with SampleStore(path, {"temperature": 1.0}) as store:
+        ...     store.completions(["k"])["k"].text
+        '4'
+    """
+
+    holds = "samples"
+    tables = (
+        "CREATE TABLE IF NOT EXISTS samples (key TEXT PRIMARY KEY, segment TEXT NOT NULL, problem_id TEXT NOT NULL, "
+        "sample_index INTEGER NOT NULL, seed INTEGER NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL, "
+        "num_tokens INTEGER NOT NULL, token_logprobs TEXT)",
+    )
+    way_out = "choose another folder, or keep both with on_change=segment"
 
     def keys(self) -> set[str]:
         """Keys of all stored units of this segment."""
@@ -126,14 +184,7 @@ class SampleStore:
             )
             for sample in samples
         ]
-        try:
-            with self._connection:
-                self._connection.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"{self.path} could not keep {len(rows)} samples ({error}); what it held before is intact: "
-                "look at the disk, then run the same command again"
-            ) from error
+        self._keep("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def completions(self, keys: Iterable[str]) -> dict[str, Completion]:
         """Key → completion, of those keys that are stored."""
@@ -145,32 +196,6 @@ class SampleStore:
                 text, reason, num_tokens, logprobs = row
                 found[key] = Completion(text, FinishReason(reason), num_tokens, _from_json(logprobs))
         return found
-
-    def note(self, name: str, value: int) -> int:
-        """Keep a number that the first run of this segment chose; gives the number that was kept first."""
-        with self._connection:
-            self._connection.execute("INSERT OR IGNORE INTO notes VALUES (?, ?, ?)", (self.segment, name, str(value)))
-        query = "SELECT value FROM notes WHERE segment = ? AND name = ?"
-        (kept,) = self._connection.execute(query, (self.segment, name)).fetchone()
-        return int(kept)
-
-    def _open(self, fingerprint: Mapping[str, Any], on_change: OnChange) -> None:
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        with self._connection:
-            for statement in _TABLES:
-                self._connection.execute(statement)
-            self._connection.execute("DELETE FROM writer")
-            self._connection.execute("INSERT INTO writer VALUES (?, ?)", (os.getpid(), socket.gethostname()))
-        before = [json.loads(text) for (text,) in self._connection.execute("SELECT fingerprint FROM segments")]
-        if before and fingerprint not in before and on_change == "refuse":
-            differing = min((differences(other, fingerprint) for other in before), key=len)
-            raise FingerprintError(
-                f"{self.path} holds samples of other {', '.join(differing)}; go back to those settings, choose another "
-                "folder, or keep both with on_change=segment"
-            )
-        with self._connection:
-            row = (self.segment, json.dumps(fingerprint, sort_keys=True))
-            self._connection.execute("INSERT OR IGNORE INTO segments VALUES (?, ?)", row)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from mpo.multimodal.failpoints import reach
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
@@ -28,8 +30,11 @@ def opened_atomically(path: Path, mode: str) -> Iterator[IO[Any]]:
     try:
         with partial.open(mode, **text) as file:  # type: ignore[call-overload]
             yield file
+            reach("mid_export")
             file.flush()
             os.fsync(file.fileno())
+        reach("before_rename")
         partial.replace(path)
+        reach("after_rename")
     finally:
         partial.unlink(missing_ok=True)

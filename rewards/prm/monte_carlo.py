@@ -12,8 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mpo.multimodal.errors import DataError
+from rewards.call_store import Once, every_time
 from rewards.label_source import monte_carlo_source
 from rewards.prm.budgets import Counts, Ending, Place, budget_named, count, is_decided
 from rewards.types import Generator, MonteCarloCount, Problem, Rollout, RolloutGroup, Splitter, Step, Verdict
@@ -70,6 +72,7 @@ class Continuations:
         seed: changes the draw; every call of the generator has its own, derived from it.
         rows_a_call: continuations a call of the generator, at most (one place's n are never divided).
         on_drawn: told the number of continuations after each call.
+        once: keeps the verdicts of each call, so that a killed run goes on (`CallStore.once`).
     """
 
     def __init__(
@@ -81,9 +84,10 @@ class Continuations:
         seed: int,
         rows_a_call: int = 1024,
         on_drawn: Callable[[int], object] | None = None,
+        once: Once = every_time,
     ) -> None:
         self.responses, self.generator, self.verify_many = responses, generator, verify_many
-        self.seed, self.rows_a_call, self.on_drawn = seed, rows_a_call, on_drawn
+        self.seed, self.rows_a_call, self.on_drawn, self.once = seed, rows_a_call, on_drawn, once
         self.continuations = self.tokens = self.undecided = self._calls = 0
         self.seconds = 0.0  # in the generator; checks are not in it
 
@@ -104,28 +108,35 @@ class Continuations:
     def _draw(self, places: Sequence[Place], n: int) -> list[list[Verdict]]:
         problems = [self.responses[r].problem for r, _ in places]
         prefixes = [self.responses[place[0]].text[: self._end(place)] for place in places]
+        seed, expected = self._call_seed(), len(places) * n
+        asked = [[p.id, p.question, p.answer, prefix] for p, prefix in zip(problems, prefixes, strict=True)]
+        found = self.once(["continue", seed, n, asked], lambda: self._continued(problems, prefixes, n, seed))
+        verdicts = [Verdict(name) for name in found["verdicts"]]
+        self._calls += 1
+        self.continuations += expected
+        self.tokens += found["tokens"]
+        self.undecided += sum(not is_decided(verdict) for verdict in verdicts)
+        if self.on_drawn:
+            self.on_drawn(expected)
+        return [verdicts[i : i + n] for i in range(0, expected, n)]
+
+    def _continued(self, problems: Sequence[Problem], prefixes: Sequence[str], n: int, seed: int) -> dict[str, Any]:
+        """One call of the generator, and the verdicts on what it drew."""
         started = time.monotonic()
-        drawn = self.generator.generate(problems, n, prefixes=prefixes, seed=self._call_seed())
+        drawn = self.generator.generate(problems, n, prefixes=prefixes, seed=seed)
         self.seconds += time.monotonic() - started
         answers = [
             (problem, prefix + completion.text)
             for problem, prefix, completions in zip(problems, prefixes, drawn, strict=True)
             for completion in completions
         ]
-        verdicts = self.verify_many(answers)
-        expected = len(places) * n
+        verdicts, expected = self.verify_many(answers), len(problems) * n
         if not len(answers) == len(verdicts) == expected:
             raise DataError(
                 f"expected {expected} continuations and as many verdicts, got {len(answers)} and {len(verdicts)}; "
                 "counts would move to other steps"
             )
-        self._calls += 1
-        self.continuations += expected
-        self.tokens += sum(completion.num_tokens for completions in drawn for completion in completions)
-        self.undecided += sum(not is_decided(verdict) for verdict in verdicts)
-        if self.on_drawn:
-            self.on_drawn(expected)
-        return [verdicts[i : i + n] for i in range(0, expected, n)]
+        return {"verdicts": verdicts, "tokens": sum(c.num_tokens for completions in drawn for c in completions)}
 
     def _call_seed(self) -> int:
         """The seed itself for the first call; others after it, or a wave would draw the one before it again."""
@@ -147,12 +158,13 @@ def label_steps(
     budget: str = "full",
     rows_a_call: int = 1024,
     on_drawn: Callable[[int], object] | None = None,
+    once: Once = every_time,
 ) -> Labelled:
     """Fill in `mc` and `label_source` of every rollout.
 
     Args:
         groups: verified rollouts that can be split: no empty text, no control tokens.
-        generator, verify_many, seed, rows_a_call, on_drawn: see `Continuations`.
+        generator, verify_many, seed, rows_a_call, on_drawn, once: see `Continuations`.
         splitter: where steps end.
         num_continuations: K, at least 1; VisualPRM takes 16. The end of the last step is not continued: the
             response ends there, so its own verdict is the count, K of K or 0 of K.
@@ -171,6 +183,7 @@ def label_steps(
         seed=seed,
         rows_a_call=rows_a_call,
         on_drawn=on_drawn,
+        once=once,
     )
     counts = run([response.ending for response in responses], draw, num_continuations)
     source = monte_carlo_source(budget, num_continuations)

@@ -26,7 +26,7 @@ from recipes.run import MANIFEST, manifest_of
 from recipes.sample import PARQUET, STORE, sample
 from rewards.types import Completion
 
-KILLER = Path(__file__).with_name("kill_sample.py")
+KILLER = Path(__file__).with_name("kill_stage.py")
 ROOT = Path(__file__).parents[2]
 N, PROBLEMS = 4, 10
 
@@ -76,7 +76,7 @@ def flags_of(config: SampleConfig) -> list[str]:
 def test_a_killed_run_is_the_straight_run_byte_for_byte(config: SampleConfig, straight: Path, tmp_path: Path) -> None:
     """Four kills inside five calls, then the last attempt; store, both exports and the account are the same."""
     out = tmp_path / "samples"
-    command = [sys.executable, str(KILLER), "4", *flags_of(replace(config, out=out))]
+    command = [sys.executable, str(KILLER), "4", "sample", *flags_of(replace(config, out=out))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import kill_train
+import kill_stage
 import pytest
 import torch
 from PIL import Image
@@ -203,7 +203,7 @@ def test_killed_and_resumed(policy_folder: Path, pairs: Path, tmp_path: Path) ->
     """Three SIGKILLs: the weights are bit by bit those of a run that was left alone, and the log has every step."""
     config = settings(policy_folder, pairs, tmp_path / "killed", max_steps=24)
     more = {"save_steps": 2, "per_device_batch": 2, "group_by_prompt": "true"}
-    command = [sys.executable, str(Path(kill_train.__file__)), "3", *flags(config, **more)]
+    command = [sys.executable, str(Path(kill_stage.__file__)), "3", "train-mpo", *flags(config, **more)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -18,7 +18,7 @@ import pytest
 from model_server import ModelServer
 from PIL import Image, PngImagePlugin
 
-from mpo.checkpoint import write_manifest
+from mpo.multimodal.checkpoint import write_manifest
 from mpo.collator import PreferenceCollator
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from mpo.multimodal.images import load_image, png_bytes
