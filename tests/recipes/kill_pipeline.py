@@ -39,7 +39,7 @@ def commands(given: Path, run: Path, *, max_new_tokens: int, verifier: str) -> d
     flags: dict[str, list[object]] = {
         "sample": [*drawing, "--problems", given / "questions.jsonl", "--num_samples", 6, "--batch_rows", 12,
                    "--parquet", "true"],
-        "verify": ["--groups", drawn, "--verifier", verifier, "--timeout_s", 60],  # no check at its limit: that depends on the load
+        "verify": ["--groups", drawn, "--verifier", verifier, "--timeout_s", 60],  # a verdict "timeout" is the load's
         "label-steps": [*drawing, "--groups", run / "verify", "--num_continuations", 3, "--responses", 2,
                         "--budget", "sequential", "--batch_rows", 16],
         "score": ["--groups", run / "verify", "--prm", given / "prm", "--batch_rows", 8],
