@@ -39,7 +39,7 @@ def commands(given: Path, run: Path, *, max_new_tokens: int, verifier: str) -> d
     flags: dict[str, list[object]] = {
         "sample": [*drawing, "--problems", given / "questions.jsonl", "--num_samples", 6, "--batch_rows", 12,
                    "--parquet", "true"],
-        "verify": ["--groups", drawn, "--verifier", verifier],
+        "verify": ["--groups", drawn, "--verifier", verifier, "--timeout_s", 60],  # a verdict "timeout" is the load's
         "label-steps": [*drawing, "--groups", run / "verify", "--num_continuations", 3, "--responses", 2,
                         "--budget", "sequential", "--batch_rows", 16],
         "score": ["--groups", run / "verify", "--prm", given / "prm", "--batch_rows", 8],
@@ -106,7 +106,7 @@ def differences(straight: Path, killed: Path) -> list[str]:
             found.append(f"{name}: other keys in the store")
         counts = _counts(killed / name)
         if counts != _counts(straight / name):
-            found.append(f"{name}: other counts")
+            found.append(f"{name}: other counts: {counts}")
         if counts["in"] != counts["out"] + sum(counts["rejected"].values()):
             found.append(f"{name}: in = out + rejected does not hold: {counts}")
     return found
