@@ -22,6 +22,7 @@ SELECTOR_LABELS = {
     "oracle": "oracle (pass@k)",
 }
 _DEPENDENCES = ("dependence_right", "dependence_wrong")
+MOST_COLUMNS = 8
 Header = list[str]
 Rows = list[list[str]]
 
@@ -80,6 +81,16 @@ def signed(estimate: Mapping[str, Any]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def columns(ks: Sequence[int]) -> list[int]:
+    """The numbers of candidates that a table has room for: all, or of many the powers of two; figures show all.
+
+    Example:
+        >>> columns([1, 2, 4]), columns(range(1, 33))
+        ([1, 2, 4], [1, 2, 4, 8, 16, 32])
+    """
+    return list(ks) if len(ks) <= MOST_COLUMNS else [k for k in ks if k & (k - 1) == 0]
+
+
 def arms_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
     """One row an arm: accuracy greedy, sampled and with another picture; share of degenerate answers."""
     header = ["arm", "greedy", "sampled", "other picture", "truncated", "no answer", "repetition"]
@@ -93,12 +104,13 @@ def arms_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
 
 def best_of_n_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
     """One row an arm and selector, one column a k, each with its interval."""
-    header = ["arm", "selector", *(f"k = {k}" for k in summary["ks"])]
+    ks = columns(summary["ks"])
+    header = ["arm", "selector", *(f"k = {k}" for k in ks)]
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for row in summary["best_of_n"]:
         cells.setdefault((row["label"], row["selector"]), {})[row["k"]] = interval(row)
     rows = [
-        [label, SELECTOR_LABELS[selector], *(by_k.get(k, "–") for k in summary["ks"])]
+        [label, SELECTOR_LABELS[selector], *(by_k.get(k, "–") for k in ks)]
         for (label, selector), by_k in cells.items()
     ]
     return header, rows
@@ -209,8 +221,9 @@ def _short_best_of_n(summary: Mapping[str, Any], label: str) -> tuple[Header, Ro
     for row in summary["best_of_n"]:
         if row["label"] == label:
             cells.setdefault(row["selector"], {})[row["k"]] = _short(row)
-    rows = [[name.replace("_", " "), *(at.get(k, "–") for k in summary["ks"])] for name, at in cells.items()]
-    return ["selector", *(f"k = {k}" for k in summary["ks"])], rows
+    ks = columns(summary["ks"])
+    rows = [[name.replace("_", " "), *(at.get(k, "–") for k in ks)] for name, at in cells.items()]
+    return ["selector", *(f"k = {k}" for k in ks)], rows
 
 
 def _short(estimate: Mapping[str, Any] | None) -> str:
