@@ -24,17 +24,29 @@ from mpo.multimodal.files import write_atomic
 from recipes.config import ReportConfig
 from recipes.report_charts import calibration_charts, pair_charts
 from recipes.report_figures import Chart, best_at_k_figure, training_charts
+from recipes.report_pairs import yield_rows
 from recipes.report_problems import problem_views
-from recipes.report_text import printable
+from recipes.report_text import printable, warning_text
 from recipes.run import MANIFEST, manifest_of
 from recipes.summary import BASELINE, TRAINED, label, runs_of, summarise
-from recipes.tables import SELECTOR_LABELS, caption, change, markdown_tables, percent, points, samples_of, verdict
+from recipes.tables import (
+    SELECTOR_LABELS,
+    caption,
+    change,
+    columns,
+    markdown_tables,
+    percent,
+    points,
+    samples_of,
+    verdict,
+)
 from rewards.visual_dependence import LOW_SCORE, MARGIN
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
 BLIND = ("random", "first", "longest", "shortest")
 PLOTS = "plots"  # folder beside the page
+Cells = Mapping[tuple[str, str, int], Any]  # (arm, selector, k) → its row of the summary
 LOGS = ("trainer_state.json", "log_history.json")
 KINDS = {
     "test": ("Test problems", "Every answer of one problem, best reward first. Colour is the PRM’s score of a step."),
@@ -100,7 +112,13 @@ def _render(page: Mapping[str, Any], problems: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "printable": printable, "change": change}
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "printable": printable,
+        "change": change,
+        "columns": columns,
+    }
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))  # our own files, and nobody else's text
@@ -129,7 +147,7 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
             if (row["arm"], "prm", k) in cell
         ],
         "pair_charts": pair_charts(runs),
-        "yields": _yields(summary["pairs"]),
+        "yields": yield_rows(summary["pairs"]),
         "pair_dependence": any(row.get("mean_dependence") for row in summary["pairs"]),
         "dependence": [row for row in summary["prm"] if "dependence_right" in row or "dependence_wrong" in row],
         "low_score": LOW_SCORE,
@@ -191,25 +209,15 @@ def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[st
         for path in sorted(run.glob("test/*/best_of_n/results.json")):
             results = json.loads(path.read_text(encoding="utf-8"))
             arm = label(path.parts[-3])
-            found += [(f"{run.name}, best of k, {arm}", _message(w)) for w in results.get("warnings", ())]
+            found += [(f"{run.name}, best of k, {arm}", warning_text(w)) for w in results.get("warnings", ())]
     return found
 
 
-def _message(warning: Any) -> str:
-    return f"{warning['name'].replace('_', ' ')}: {warning['message']}" if isinstance(warning, dict) else str(warning)
-
-
-def _yields(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, int] | None]]]:
-    """Pairing rule → what it gives in each seed; empty where no report has it."""
-    rules = dict.fromkeys(rule for row in pairs for rule in row.get("yields", {}))
-    return [(rule.replace("_", " "), [row.get("yields", {}).get(rule) for row in pairs]) for rule in rules]
-
-
-def _best_rows(
-    summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Any]
-) -> list[tuple[str, str, list[Any]]]:
+def _best_rows(summary: Mapping[str, Any], cell: Cells) -> list[tuple[str, str, list[Any]]]:
     keys = dict.fromkeys((row["arm"], row["label"], row["selector"]) for row in summary["best_of_n"])
-    return [(name, SELECTOR_LABELS[s], [cell.get((arm, s, k)) for k in summary["ks"]]) for arm, name, s in keys]
+    return [
+        (name, SELECTOR_LABELS[s], [cell.get((arm, s, k)) for k in columns(summary["ks"])]) for arm, name, s in keys
+    ]
 
 
 def _claim_rows(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -51,3 +51,9 @@ def _texts(text: str) -> list[str]:
 
 def _text_of(messages: Sequence[Mapping[str, Any]]) -> str:
     return "".join(block["text"] for message in messages for block in message["content"] if block["text"] is not None)
+
+
+def yield_rows(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, int] | None]]]:
+    """Pairing rule → what it gives in each seed; empty where no report has it."""
+    rules = dict.fromkeys(rule for row in pairs for rule in row.get("yields", {}))
+    return [(rule.replace("_", " "), [row.get("yields", {}).get(rule) for row in pairs]) for rule in rules]

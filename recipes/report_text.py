@@ -17,3 +17,8 @@ def _symbol(character: str) -> str:
     if code == 127:
         return "\u2421"
     return "\ufffd" if character in _OVERRIDES or 127 < code < 160 else character
+
+
+def warning_text(warning: object) -> str:
+    """A warning of a `results.json`: its name and its sentence, or the sentence alone."""
+    return f"{warning['name'].replace('_', ' ')}: {warning['message']}" if isinstance(warning, dict) else str(warning)
