@@ -30,4 +30,4 @@ args = MPOConfig(out, max_steps=steps, learning_rate=1e-6, per_device_train_batc
 trainer = MPOTrainer(model, args=args, train_dataset=rows)
 trainer.train()
 trainer.save_model(out)
-print(trainer.admission["train"])  # rows in, kept, and rejected by reason
+print(*trainer.admission["train"].lines("train"), sep="\n")  # rows in, kept, and rejected by reason

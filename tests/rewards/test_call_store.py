@@ -31,7 +31,7 @@ class ByBatch:
     def unscorable(self, text: str) -> str | None:
         return None
 
-    def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
+    def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
         if len(self.batches) == self.breaks_at:
             raise RuntimeError("killed")
         self.batches.append([text for _, text in items])
@@ -83,13 +83,13 @@ def test_a_resumed_scoring_is_the_straight_one(
     """Whichever batch it breaks at, also where one text stands in several batches; no batch is scored twice."""
     items = [(Problem("p", "?"), "x" * length) for length in lengths]
     path = tmp_path_factory.mktemp("calls") / "c.sqlite"
-    straight = [s for start in range(0, len(items), rows) for s in ByBatch().score_many(items[start : start + rows])]
+    straight = [s for start in range(0, len(items), rows) for s in ByBatch().outcomes(items[start : start + rows])]
     first, second = ByBatch(breaks_at=broken), ByBatch()
     found: list[StepScores] = []
     for prm in (first, second):
         with CallStore(path, SETTINGS) as calls:
             try:
-                found = StoredScorer(prm, calls.once, rows_a_call=rows).score_many(items)
+                found = StoredScorer(prm, calls.once, rows_a_call=rows).outcomes(items)
             except RuntimeError:
                 continue
     assert found == straight
