@@ -240,8 +240,8 @@ def _claim_rows(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
     """How different the candidates are, and how many the PRM could not read; over the seeds."""
-    distinct = {k: fmean(row["distinct_candidates"][k] for row in rows) for k in rows[0]["distinct_candidates"]}
-    parts = ", ".join(f"{value:.1f} of {k}" for k, value in distinct.items() if k != "1")
+    ks = [k for k in columns([int(k) for k in rows[0]["distinct_candidates"]]) if k > 1]
+    parts = ", ".join(f"{fmean(row['distinct_candidates'][str(k)] for row in rows):.1f} of {k}" for k in ks)
     unscored, total = sum(row["unscored"] for row in rows), sum(row["problems"] * row["samples"] for row in rows)
     reading = f"{unscored} of {total} could not be scored and rank last" if unscored else f"all {total} could be scored"
     return f"{parts} candidates are different texts; {reading}"

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from recipes.tables import percent
+from recipes.tables import columns, percent
 
 Palette = Mapping[str, str]  # name of a colour → what matplotlib writes
 
@@ -95,6 +95,7 @@ def best_at_k_figure(rows: Sequence[Mapping[str, Any]], colours: Palette, *, low
     axes = figure.subplots(gridspec_kw={"left": 0.085, "right": 0.79, "bottom": 0.13, "top": 0.97})
     ends: list[tuple[float, str, str]] = []
     ks = sorted({row["k"] for row in rows})
+    marker = "o" if columns(ks) == ks else None  # many of them would hide the line
     for name, (text, style) in SERIES.items():
         colour = colours[name]
         points = sorted((row for row in rows if row["selector"] == name), key=lambda row: row["k"])
@@ -104,10 +105,12 @@ def best_at_k_figure(rows: Sequence[Mapping[str, Any]], colours: Palette, *, low
         axes.fill_between(
             ks, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.10, linewidth=0
         )
-        axes.plot(ks, means, style, color=colour, linewidth=2.4 if name == "prm" else 1.7, marker="o", markersize=3.5)
+        axes.plot(
+            ks, means, style, color=colour, linewidth=2.4 if name == "prm" else 1.7, marker=marker, markersize=3.5
+        )
         ends.append((means[-1], text, colour))
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(ks))
+    axes.xaxis.set_major_locator(FixedLocator(columns(ks)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{percent(share, digits=0)} %"))

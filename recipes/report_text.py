@@ -20,5 +20,5 @@ def _symbol(character: str) -> str:
 
 
 def warning_text(warning: object) -> str:
-    """A warning of a `results.json`: its name and its sentence, or the sentence alone."""
-    return f"{warning['name'].replace('_', ' ')}: {warning['message']}" if isinstance(warning, dict) else str(warning)
+    """The sentence of a warning in a `results.json`, which names what it warns of."""
+    return str(warning["message"] if isinstance(warning, dict) else warning)

@@ -26,7 +26,7 @@ from recipes.pipeline import Settings
 from recipes.run import manifest_of, open_stage
 from recipes.sample import sample
 from recipes.score import score
-from recipes.tables import interval, rich_table, signed
+from recipes.tables import percent, rich_table, short, signed
 from recipes.train_mpo import train_mpo
 from recipes.verify import verify
 from rewards.round_guard import RoundChange, RoundMeasure, compare_rounds, measure_round
@@ -143,9 +143,9 @@ def _show(rows: list[dict[str, Any]]) -> None:
         [
             str(row["round"]),
             str(row["pairs"] or "–"),
-            interval(row["gold"]),
+            short(row["gold"]),
             signed(row["change"]["gold"]) if row["change"] else "–",
-            interval(row["reward"]),
+            percent(row["reward"]["mean"]),
             signed(row["change"]["reward"]) if row["change"] else "–",
         ]
         for row in rows

@@ -81,6 +81,19 @@ def signed(estimate: Mapping[str, Any]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def short(estimate: Mapping[str, Any] | None) -> str:
+    """A share with its interval in whole points, for the terminal.
+
+    Example:
+        >>> short({"mean": 0.5, "low": 0.45, "high": 0.55})
+        '50.0 [45–55]'
+    """
+    if not estimate:
+        return "–"
+    low, high = (percent(estimate[end], digits=0) for end in ("low", "high"))
+    return f"{percent(estimate['mean'])} [{low}–{high}]"
+
+
 def columns(ks: Sequence[int]) -> list[int]:
     """The numbers of candidates that a table has room for: all, or of many the powers of two; figures show all.
 
@@ -209,7 +222,7 @@ def _titled(summary: Mapping[str, Any]) -> list[tuple[str, tuple[Header, Rows]]]
 def _short_arms(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
     rows = []
     for arm in summary["arms"]:
-        cells = [_short(arm.get(key)) for key in ("greedy", "sampled", "swapped")]
+        cells = [short(arm.get(key)) for key in ("greedy", "sampled", "swapped")]
         total = percent(sum(share["mean"] for share in arm["degenerate"].values())) if arm["degenerate"] else "–"
         rows.append([arm["label"], *cells, total])
     return ["arm", "greedy", "sampled", "other picture", "degenerate"], rows
@@ -219,17 +232,10 @@ def _short_best_of_n(summary: Mapping[str, Any], label: str) -> tuple[Header, Ro
     cells: dict[str, dict[int, str]] = {}
     for row in summary["best_of_n"]:
         if row["label"] == label:
-            cells.setdefault(row["selector"], {})[row["k"]] = _short(row)
+            cells.setdefault(row["selector"], {})[row["k"]] = short(row)
     ks = columns(summary["ks"])
     rows = [[name.replace("_", " "), *(at.get(k, "–") for k in ks)] for name, at in cells.items()]
     return ["selector", *(f"k = {k}" for k in ks)], rows
-
-
-def _short(estimate: Mapping[str, Any] | None) -> str:
-    if not estimate:
-        return "–"
-    low, high = (percent(estimate[end], digits=0) for end in ("low", "high"))
-    return f"{percent(estimate['mean'])} [{low}–{high}]"
 
 
 def _seeds(estimate: Mapping[str, Any]) -> str:

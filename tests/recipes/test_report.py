@@ -185,7 +185,7 @@ def test_warnings_and_yields_are_shown(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "warnings": trust}))
     html = " ".join(report(run, problems=0).read_text().split())
     assert "run, pairs:</span> &lt;b&gt;picking the longest&lt;/b&gt;" in html
-    assert "run, best of k, MPO:</span> image blind: as good without &lt;img&gt;" in html
+    assert "run, best of k, MPO:</span> as good without &lt;img&gt;" in html
     assert "plain words" in html
     assert '<th scope="row">prm margin</th><td>7<span class="range">3 problems</span></td>' in html
     other = make_run(tmp_path / "other")
