@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import takewhile
 from typing import Any
 
 # command: (module, function, config class in recipes.config, one line of help), in the order of the loop
@@ -67,7 +68,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
 }
 
 # flags whose values may stand first, without their names
-POSITIONAL = {"view": ("--run",), "convert-data": ("--source_format", "--target_format")}
+POSITIONAL = {"view": ("--run",), "report": ("--run",), "convert-data": ("--source_format", "--target_format")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +107,8 @@ def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     if rest and rest[0].endswith((".yaml", ".yml")):
         rest.insert(0, "--config")
     else:
-        names = POSITIONAL.get(command, ()) if rest and not rest[0].startswith("-") else ()
+        bare = sum(1 for _ in takewhile(lambda word: not word.startswith("-"), rest))
+        names = POSITIONAL.get(command, ())[:bare]
         rest = [word for pair in zip(names, rest, strict=False) for word in pair] + rest[len(names) :]
     module, function, config_class, _ = COMMANDS[command]
     from trl import TrlParser
