@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from server_process import ServerProcess, free_port, until
 
 from recipes.cli import main
 from recipes.groups import read_groups
@@ -22,56 +19,12 @@ from recipes.run import manifest_of
 from recipes.sample import STORE
 from rewards.generators import replicas
 
-SERVE = Path(__file__).parents[1] / "serve_model.py"
 PICTURES, SAMPLES = 30, 2
 
 
-class Server:
-    """A server's process, what it was asked (over all its lives), and its end."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.log = folder / name
-        self.port = _free_port()
-        self.start()
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    def start(self) -> None:
-        lives = self.lines().count("up")
-        self.process = subprocess.Popen([sys.executable, str(SERVE), str(self.port), str(self.log)])
-        until(lambda: self.lines().count("up") > lives)
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def lines(self) -> list[str]:
-        return self.log.read_text().splitlines() if self.log.exists() else []
-
-    def asked(self) -> list[str]:
-        return [line for line in self.lines() if line not in ("up", "models")]
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[list[Server]]:
-    running = [Server(tmp_path, f"log{number}") for number in range(2)]
+def servers(tmp_path: Path) -> Iterator[list[ServerProcess]]:
+    running = [ServerProcess(tmp_path / f"log{number}") for number in range(2)]
     yield running
     for server in running:
         server.kill()
@@ -89,7 +42,7 @@ def questions(tmp_path: Path) -> Path:
     return tmp_path / "questions.jsonl"
 
 
-def sample(servers: list[Server], questions: Path, out: Path) -> int:
+def sample(servers: list[ServerProcess], questions: Path, out: Path) -> int:
     asked = ["--problems", str(questions), "--out", str(out), "--model", "tiny", "--concurrency", "2"]
     urls = [server.base_url for server in servers]
     return main(["sample", *asked, "--num_samples", str(SAMPLES), "--samples_a_request", "1", "--base_url", *urls])
@@ -100,7 +53,7 @@ def keys_of(out: Path) -> list[str]:
         return [key for (key,) in connection.execute("SELECT key FROM samples ORDER BY key")]
 
 
-def check_against_one_server(out: Path, servers: list[Server], questions: Path) -> None:
+def check_against_one_server(out: Path, servers: list[ServerProcess], questions: Path) -> None:
     """Complete, each unit once, in the order of the problems: byte for byte what one server alone gives."""
     straight = out.parent / "straight"
     assert sample(servers[:1], questions, straight) == 0
@@ -112,7 +65,9 @@ def check_against_one_server(out: Path, servers: list[Server], questions: Path) 
     assert (counts["in"], counts["out"], counts["rejected"]) == (2 * PICTURES * SAMPLES, 2 * PICTURES * SAMPLES, {})
 
 
-def test_one_of_two_servers_is_killed_and_comes_back(servers: list[Server], questions: Path, tmp_path: Path) -> None:
+def test_one_of_two_servers_is_killed_and_comes_back(
+    servers: list[ServerProcess], questions: Path, tmp_path: Path
+) -> None:
     """Its pictures go to the other meanwhile and to it afterwards; the other's pictures never move."""
     lost, kept = servers
     before: list[set[str]] = []
@@ -144,7 +99,7 @@ def test_one_of_two_servers_is_killed_and_comes_back(servers: list[Server], ques
 
 
 def test_all_killed_is_an_error_that_names_them_and_the_run_goes_on(
-    servers: list[Server],
+    servers: list[ServerProcess],
     questions: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -168,7 +123,7 @@ def test_all_killed_is_an_error_that_names_them_and_the_run_goes_on(
     assert 10 < drawn < 2 * PICTURES * SAMPLES
     assert not (tmp_path / "out" / "groups.jsonl").exists()
     for server in servers:
-        server.port = _free_port()
+        server.port = free_port()
         server.start()
     asked = sum(len(server.asked()) for server in servers)
     assert sample(servers, questions, tmp_path / "out") == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_server import ModelServer, asked_about
 from PIL import Image
+from server_process import free_port
 
 from mpo.multimodal.errors import ConfigError
 from rewards.errors import ServerError
@@ -83,9 +83,7 @@ ALL = [(place, index) for place in range(len(PROBLEMS)) for index in range(2)]
 
 
 def closed_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    return f"http://127.0.0.1:{free_port()}/v1"
 
 
 def test_every_picture_has_its_replica(servers: list[ModelServer]) -> None:
