@@ -46,7 +46,7 @@ class UnreachableError(NoReplyError):
     Args:
         message: what was asked and what came.
         refused: the last attempt got no connection.
-        sent: an attempt before it got one, so the request itself may be what breaks the server.
+        sent: some attempt got one, so the request itself may be what breaks the server.
     """
 
     def __init__(self, message: str, *, refused: bool, sent: bool) -> None:

@@ -24,10 +24,8 @@ from rewards.errors import ServerError
 from rewards.generators.chat_client import ChatClient, NoReplyError, Reply, UnreachableError, checked_url
 from rewards.units import digest
 
-FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S = (
-    1.0,
-    30.0,
-)  # before a dropped replica is asked whether it is back; doubled each time
+FIRST_BACK_OFF_S = 1.0  # before a dropped replica is asked whether it is back; doubled each time
+LONGEST_BACK_OFF_S = 30.0
 ALL_DOWN_S = 300.0  # after so long with no replica at all the run stops
 
 _log = logging.getLogger(__name__)
@@ -199,9 +197,10 @@ class Replicas:
 
     async def _checked(self, client: ChatClient) -> None:
         if self._several and self.model not in (names := await client.models()):
+            serves = ", ".join(repr(name[:60]) for name in names[:5]) or "no model"
             raise ConfigError(
-                f"{client.base_url} serves {', '.join(map(repr, names[:5])) or 'no model'}, not {self.model!r}; "
-                "all servers of a run serve one model under one name"
+                f"{client.base_url} serves {serves}, not {self.model!r}; all servers of a run serve one model under one "
+                "name"
             )
         if self._check is not None:
             await self._check(client)
