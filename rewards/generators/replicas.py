@@ -199,8 +199,8 @@ class Replicas:
         if self._several and self.model not in (names := await client.models()):
             serves = ", ".join(repr(name[:60]) for name in names[:5]) or "no model"
             raise ConfigError(
-                f"{client.base_url} serves {serves}, not {self.model!r}; all servers of a run serve one model under one "
-                "name"
+                f"{client.base_url} serves {serves}, not {self.model!r}; "
+                "all servers of a run serve one model under one name"
             )
         if self._check is not None:
             await self._check(client)
