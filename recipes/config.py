@@ -28,7 +28,9 @@ class SampleConfig:
     problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
     out: Path = field(metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command goes on there"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
-    base_url: str | None = field(default=None, metadata={"help": "server that answers instead, http://host:8000/v1"})
+    base_url: list[str] = field(
+        default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
+    )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
     num_samples: int = field(default=8, metadata={"help": "completions a problem; may be raised later"})
     temperature: float = field(default=1.0, metadata={"help": "0 is greedy"})
@@ -36,7 +38,7 @@ class SampleConfig:
     top_k: int = field(default=0, metadata={"help": "0 is off"})
     max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut and never chosen"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass, in this process"})
-    concurrency: int = field(default=16, metadata={"help": "requests at a time, to a server"})
+    concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
     samples_a_request: int = field(default=0, metadata={"help": "largest n of a request to a server; 0 is all"})
     logprobs: bool = field(default=False, metadata={"help": "keep the log-probability of every sampled token"})
     seed: int = field(default=0, metadata={"help": "the same seed draws the same text"})
@@ -130,10 +132,12 @@ class ScoreConfig:
         default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
     )
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
-    base_url: str | None = field(default=None, metadata={"help": "server that runs the PRM, http://host:8000/v1"})
+    base_url: list[str] = field(
+        default_factory=list, metadata={"help": "server that runs the PRM, http://host:8000/v1, or several"}
+    )
     model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
     read: str = field(default="token_ids", metadata={"help": "of a server: token_ids (vLLM), choice, top (any server)"})
-    concurrency: int = field(default=16, metadata={"help": "requests at a time, to a server"})
+    concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
     visual_dependence: bool = field(
         default=False, metadata={"help": "score with a blank and with another problem's picture too"}

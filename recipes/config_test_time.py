@@ -22,10 +22,14 @@ class AnswerConfig:
     question: str = field(metadata={"help": "what to ask"})
     image: list[Path] = field(default_factory=list, metadata={"help": "pictures, in the order of the prompt"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
-    base_url: str | None = field(default=None, metadata={"help": "server that answers instead, http://host:8000/v1"})
+    base_url: list[str] = field(
+        default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
+    )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
     prm: Path | None = field(default=None, metadata={"help": "folder of a PRM; majority needs none"})
-    prm_base_url: str | None = field(default=None, metadata={"help": "server that runs the PRM, http://host:8000/v1"})
+    prm_base_url: list[str] = field(
+        default_factory=list, metadata={"help": "server that runs the PRM, http://host:8000/v1, or several"}
+    )
     prm_model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
     prm_read: str = field(default="token_ids", metadata={"help": "of its server: token_ids (vLLM), choice, top"})
     n: int = field(default=8, metadata={"help": "candidates; at most so many with error"})
@@ -51,7 +55,9 @@ class BeamSearchConfig:
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     out: Path = field(metadata={"help": "folder for groups.jsonl (one answer a problem) and searches.jsonl"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
-    base_url: str | None = field(default=None, metadata={"help": "server that answers instead, http://host:8000/v1"})
+    base_url: list[str] = field(
+        default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
+    )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
     width: int = field(default=4, metadata={"help": "W, unfinished prefixes kept a problem"})
     expand: int = field(default=4, metadata={"help": "m, continuations of each; W*m at the first step"})
@@ -64,6 +70,6 @@ class BeamSearchConfig:
         default=512, metadata={"help": "of one extension; about a step's length, as what follows the step is cut off"}
     )
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass, in this process"})
-    concurrency: int = field(default=16, metadata={"help": "requests at a time, to a server"})
+    concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
     problems_a_call: int = field(default=64, metadata={"help": "problems searched together"})
     seed: int = field(default=0, metadata={"help": "the same seed finds the same answers"})

@@ -138,8 +138,9 @@ def manifest_of(folder: str | Path) -> dict[str, Any]:
 
 def _defaults(config: Any) -> dict[str, Any]:
     """Every setting that has a default, as it stands in a fingerprint."""
-    known = {f.name: f.default for f in fields(config) if f.name not in NOT_SETTINGS and f.default is not MISSING}
-    made = {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
+    settings = [f for f in fields(config) if f.name not in NOT_SETTINGS]
+    known = {f.name: f.default for f in settings if f.default is not MISSING}
+    made = {f.name: f.default_factory() for f in settings if f.default_factory is not MISSING}
     return json.loads(json.dumps(known | made, default=str))
 
 

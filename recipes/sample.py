@@ -75,7 +75,7 @@ def sample(config: SampleConfig) -> Path:
 
 def checked_params(config: SampleConfig) -> SamplingParams:
     """The sampling settings; ConfigError for what cannot work, before anything is read."""
-    if (config.policy is None) == (config.base_url is None) or (config.base_url is None) != (config.model is None):
+    if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
         raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
     if config.on_change not in ("refuse", "segment"):
         raise ConfigError(f"on_change must be refuse or segment, got {config.on_change!r}")
@@ -98,7 +98,7 @@ def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
 
 def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Generator:
     """The policy in this process, or the client of its server."""
-    if config.base_url is not None and config.model is not None:
+    if config.base_url and config.model is not None:
         try:
             from rewards.generators.openai_generator import OpenAIGenerator
         except ImportError as error:

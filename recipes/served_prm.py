@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
@@ -14,7 +15,7 @@ def prm_of(
     *,
     prm_format: str | None = None,
     batch_rows: int = 32,
-    base_url: str | None = None,
+    base_url: str | Sequence[str] = (),
     model: str | None = None,
     read: str = "token_ids",
     concurrency: int = 16,
@@ -24,10 +25,10 @@ def prm_of(
     Raises:
         ConfigError: a server without a model's name, or the other way round, or without the extra.
     """
-    if (base_url is None) != (model is None):
+    if bool(base_url) != (model is not None):
         missing = "name there (model)" if model is None else "address (base_url)"
         raise ConfigError(f"a PRM behind a server needs its address and its name there, got no {missing}")
-    if base_url is None or model is None:
+    if not base_url or model is None:
         return ModelPRM.load(folder, prm_format=prm_format, batch_rows=batch_rows)
     try:
         from rewards.prm.server_prm import ServerPRM

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,7 +23,8 @@ from typing import Any
 class ModelServer(ThreadingHTTPServer):
     """`with ModelServer() as server: … server.base_url`; `requests` are the bodies it got, `most` at one time.
 
-    `reply` makes the reply to a body; `tokenize` the ids of a text, for a server that has `/tokenize`.
+    `reply` makes the reply to a body; `tokenize` the ids of a text, for a server that has `/tokenize`;
+    `models` the names that it says it serves. What contains `breaks_on` gets a 500.
     """
 
     daemon_threads = True
@@ -35,8 +36,12 @@ class ModelServer(ThreadingHTTPServer):
         delay_s: float = 0.0,
         reply: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         tokenize: Callable[[str], list[int]] | None = None,
+        models: Sequence[str] = (),
+        on_models: Callable[[], None] = lambda: None,
+        port: int = 0,
     ) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.models, self.on_models, self.breaks_on = models, on_models, ""
         self.reply, self.tokenize = reply or scripted_reply, tokenize
         self.faults: list[str] = []
         self.then = "ok"
@@ -69,6 +74,12 @@ def answer(body: dict[str, Any], choice: int) -> str:
     return f"{hashlib.sha256(asked.encode()).hexdigest()[:8]} seed {body['seed']} choice {choice}"
 
 
+def asked_about(body: dict[str, Any]) -> str:
+    """Digest of the first picture of a request, or its question where it has none."""
+    first = body["messages"][0]["content"][0]
+    return first["text"] if "text" in first else hashlib.sha256(first["image_url"]["url"].encode()).hexdigest()[:16]
+
+
 def scripted_reply(body: dict[str, Any]) -> dict[str, Any]:
     """Texts of `answer`, as many as were asked for."""
     choices = []
@@ -92,7 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.paths.append(self.path)
-        self._send(200, b"{}")
+        if self.path == "/v1/models":
+            self.server.on_models()
+        named = {"object": "list", "data": [{"id": name, "object": "model"} for name in self.server.models]}
+        self._send(200, json.dumps(named if self.path == "/v1/models" else {}).encode())
 
     def do_POST(self) -> None:
         server = self.server
@@ -104,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             server.requests.append(body)
             server.headers.append({key.lower(): value for key, value in self.headers.items()})
             fault = server.faults.pop(0) if server.faults else server.then
+            if server.breaks_on and server.breaks_on in json.dumps(body):
+                fault = "500"
             server.active += 1
             server.most = max(server.most, server.active)
         time.sleep(server.delay_s)

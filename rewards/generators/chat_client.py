@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 import openai
 from pydantic import BaseModel
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.errors import ServerError
 
 API_KEY = "OPENAI_API_KEY"
 MAX_REPLY_BYTES = 64 * 2**20
+CONNECT_S = 10.0  # for a connection to one server of several, and for the names of its models
 _REFUSED = (400, 413, 422)  # this request will never do: a prompt too long, a picture that the server cannot read
 _PASSING = (408, 409, 425, 429)  # and every 5xx: try again
 
@@ -38,6 +40,20 @@ class NoReplyError(ServerError):
     """The server gave no usable reply to this request in all attempts."""
 
 
+class UnreachableError(NoReplyError):
+    """There was no connection, no whole reply or a 5xx to the last: the server is down, or fails at this request.
+
+    Args:
+        message: what was asked and what came.
+        refused: the last attempt got no connection.
+        sent: some attempt got one, so the request itself may be what breaks the server.
+    """
+
+    def __init__(self, message: str, *, refused: bool, sent: bool) -> None:
+        super().__init__(message)
+        self.refused, self.sent = refused, sent
+
+
 class ChatClient:
     """Sends chat requests; use it inside one event loop and `close` it there.
 
@@ -46,19 +62,28 @@ class ChatClient:
         attempts: for one request, the first included.
         timeout_s: for one attempt, from connecting to the reply's last byte.
         longest_wait_s: between two attempts, also where the server asks for more (`Retry-After`).
+        one_of_many: another server can take the request, so one that accepts no connection, which is waited for at
+            most `CONNECT_S`, is not tried again.
     """
 
     def __init__(
-        self, base_url: str, *, attempts: int = 6, timeout_s: float = 600.0, longest_wait_s: float = 30.0
+        self,
+        base_url: str,
+        *,
+        attempts: int = 6,
+        timeout_s: float = 600.0,
+        longest_wait_s: float = 30.0,
+        one_of_many: bool = False,
     ) -> None:
         self.base_url = checked_url(base_url)
         self.attempts, self.timeout_s, self.longest_wait_s = attempts, timeout_s, longest_wait_s
+        self.one_of_many = one_of_many
         self._key = os.environ.get(API_KEY, "")
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
             api_key=self._key or "none",  # a local server asks for none, the client for some text
             max_retries=0,
-            timeout=timeout_s,
+            timeout=openai.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)) if one_of_many else timeout_s,
             default_headers={"Accept-Encoding": "identity"},
             http_client=openai.DefaultAsyncHttpxClient(transport=_Capped(), follow_redirects=False),
         )
@@ -72,7 +97,7 @@ class ChatClient:
 
         Raises:
             RequestRefusedError: the server refused this request for good (HTTP 400, 413, 422).
-            NoReplyError: it gave no usable reply in `attempts` attempts.
+            NoReplyError: it gave no usable reply in `attempts` attempts; `UnreachableError` where it gave none at all.
             ServerError: it refuses us (401, 403, 404, a redirect).
         """
         waits = wait_random_exponential(multiplier=0.5, max=self.longest_wait_s)
@@ -82,18 +107,42 @@ class ChatClient:
             asked = getattr(error, "retry_after", None)
             return waits(state) if asked is None else min(asked, self.longest_wait_s)
 
+        sent = False
+
+        def again(error: BaseException) -> bool:
+            nonlocal sent
+            refused = isinstance(error, _PassingError) and error.kind == "refused"
+            sent = sent or not refused
+            return isinstance(error, _PassingError) and not (refused and self.one_of_many)
+
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.attempts),
-            wait=wait,
-            retry=retry_if_exception_type(_PassingError),
-            reraise=True,
+            stop=stop_after_attempt(self.attempts), wait=wait, retry=retry_if_exception(again), reraise=True
         )
         try:
-            return await retrying(self._attempt, body, read)
+            return await retrying(
+                self._attempt, partial(self._client.chat.completions.with_raw_response.create, **body), read
+            )
         except _PassingError as error:
-            raise NoReplyError(
-                f"{self.base_url} gave no usable reply in {self.attempts} attempts, the last time: {error}"
-            ) from error
+            attempts = retrying.statistics["attempt_number"]
+            said = f"{self.base_url} gave no usable reply in {attempts} attempts, the last time: {error}"
+            if error.kind == "unusable":
+                raise NoReplyError(said) from error
+            raise UnreachableError(said, refused=error.kind == "refused", sent=sent) from error
+
+    async def models(self) -> list[str]:
+        """The names that the server gives the models it serves, in one attempt of at most `CONNECT_S`.
+
+        Raises:
+            NoReplyError: it does not say.
+            ServerError: it refuses us.
+        """
+        ask = partial(self._client.get, "/models", cast_to=httpx2.Response)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                found = await self._attempt(ask, _Models.model_validate_json)
+        except (TimeoutError, _PassingError, RequestRefusedError) as error:
+            raise NoReplyError(f"{self.base_url}/models: {error or f'no reply within {CONNECT_S:g} s'}") from error
+        return [row.id for row in found.data]
 
     async def tokenize(self, model: str, text: str) -> list[int] | None:
         """The server's token ids of a text, without special tokens; `None` where it does not tell (vLLM does)."""
@@ -110,17 +159,19 @@ class ChatClient:
         """Close the connections."""
         await self._client.close()
 
-    async def _attempt(self, body: Mapping[str, Any], read: Callable[[bytes], Reply]) -> Reply:
+    async def _attempt(self, send: Callable[[], Awaitable[Any]], read: Callable[[bytes], Reply]) -> Reply:
         try:
             async with asyncio.timeout(self.timeout_s):
-                reply = await self._client.chat.completions.with_raw_response.create(**body)
+                reply = await send()
             return read(reply.content)
         except TimeoutError as error:
-            raise _PassingError(f"no whole reply within {self.timeout_s:g} s") from error
+            raise _PassingError(f"no whole reply within {self.timeout_s:g} s", "broken") from error
         except openai.APIStatusError as error:
             raise self._of_status(error) from error
         except openai.APIConnectionError as error:
-            raise _PassingError(f"{error} {error.__cause__ or ''}".strip()) from error
+            refused = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
+            said = f"{error} {error.__cause__ or ''}".strip()
+            raise _PassingError(said, "refused" if refused else "broken") from error
         except ValueError as error:
             raise _PassingError(f"an unusable reply ({_clipped(str(error))})") from error
 
@@ -130,7 +181,8 @@ class ChatClient:
         if status in _REFUSED:
             return RequestRefusedError(said)
         if status in _PASSING or status >= 500:
-            return _PassingError(said, retry_after=_seconds(error.response.headers.get("Retry-After")))
+            kind: _Kind = "broken" if status >= 500 else "unusable"
+            return _PassingError(said, kind, retry_after=_seconds(error.response.headers.get("Retry-After")))
         if status in (401, 403):  # what it says may repeat a part of the key
             said = f"HTTP {status}; the key is read from the environment variable {API_KEY}"
         return ServerError(f"{self.base_url} refuses requests ({said}); look at base_url, model and key")
@@ -144,12 +196,23 @@ class _Tokenized(BaseModel):
     tokens: list[int]
 
 
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+_Kind = Literal["refused", "broken", "unusable"]  # no connection; no whole reply, or a 5xx; another reply
+
+
 class _PassingError(Exception):
     """What another attempt may mend."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, kind: _Kind = "unusable", *, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.kind, self.retry_after = kind, retry_after
 
 
 class _Capped(httpx2.AsyncHTTPTransport):

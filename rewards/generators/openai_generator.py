@@ -17,15 +17,18 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import assistant_message, user_message
 from rewards.errors import ServerError
-from rewards.generators.chat_client import ChatClient, NoReplyError, RequestRefusedError, checked_url
+from rewards.generators.chat_client import NoReplyError, RequestRefusedError
 from rewards.generators.chat_messages import data_uri, with_pictures
 from rewards.generators.gathering import check_number, gather
+from rewards.generators.replicas import Replicas, checked_urls, request_key
 from rewards.types import Completion, FinishReason, Problem, Sample, SamplingParams
 from rewards.units import derived_seed
 
 GIVE_UP_AFTER = 3  # problems in a row for which the server gave no usable reply
+AHEAD = 4  # requests under way per place at one of several servers, see `Replicas.window`
 
 
 class OpenAIGenerator:
@@ -35,10 +38,11 @@ class OpenAIGenerator:
     as no processor is here to break them up.
 
     Args:
-        base_url: of the API, e.g. `http://127.0.0.1:8000/v1`; the key is read from `OPENAI_API_KEY`.
+        base_url: of the API, e.g. `http://127.0.0.1:8000/v1`, or of several servers of one model; the key is read from
+            `OPENAI_API_KEY`.
         model: the server's name of it.
         params: sampling settings; `top_k` is sent only if it is set, for it is not in OpenAI's own API.
-        concurrency: requests at a time.
+        concurrency: requests at a time, to each server.
         samples_a_request: largest `n` of a request; 0 asks for all samples of a problem at once. A server that ignores
             `n` needs 1.
         logprobs: ask for the log-probability of every token; it also counts the tokens where n > 1.
@@ -48,7 +52,7 @@ class OpenAIGenerator:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         model: str,
         params: SamplingParams,
         *,
@@ -68,7 +72,13 @@ class OpenAIGenerator:
         self.model, self.params = model, params
         self.concurrency, self.samples_a_request, self.logprobs = concurrency, samples_a_request, logprobs
         self._connect = partial(
-            ChatClient, checked_url(base_url), attempts=attempts, timeout_s=timeout_s, longest_wait_s=longest_wait_s
+            Replicas,
+            checked_urls(base_url),
+            model,
+            concurrency=concurrency,
+            attempts=attempts,
+            timeout_s=timeout_s,
+            longest_wait_s=longest_wait_s,
         )
         self.describe = describe
 
@@ -94,9 +104,9 @@ class OpenAIGenerator:
         reply does not stop the others, unless the next ones get none either.
 
         Raises:
-            ConfigError: n is below 1, or above 1 with `temperature` 0.
-            ServerError: the server refuses us, or `GIVE_UP_AFTER` problems in a row got no usable reply; or, when all
-                others are drawn, some got none.
+            ConfigError: n is below 1, or above 1 with `temperature` 0; one of several servers serves another model.
+            ServerError: a server refuses us, all are gone, or `GIVE_UP_AFTER` problems in a row got no usable reply;
+                or, when all others are drawn, some got none.
         """
         check_number(n, self.params)
         starts = list(prefixes) if prefixes is not None else [""] * len(problems)
@@ -110,12 +120,14 @@ class OpenAIGenerator:
         failed: list[str] = []
         in_a_row = 0
         with asyncio.Runner() as runner:
-            client = self._connect()
+            servers = self._connect()
             pending: set[asyncio.Task[list[Sample]]] = set()
+            finished: set[asyncio.Task[list[Sample]]] = set()
             try:
+                runner.run(servers.open())
                 while True:
-                    for request in islice(left, self.concurrency - len(pending)):
-                        pending.add(runner.get_loop().create_task(self._ask(client, request), name=request.problem.id))
+                    for request in islice(left, servers.window(AHEAD) - len(pending)):
+                        pending.add(runner.get_loop().create_task(self._ask(servers, request), name=request.problem.id))
                     if not pending:
                         break
                     finished, pending = runner.run(_first(pending))
@@ -132,7 +144,7 @@ class OpenAIGenerator:
                     if in_a_row >= GIVE_UP_AFTER:
                         break
             finally:
-                runner.run(_stop(pending, client))
+                runner.run(_stop(pending | finished, servers))
         if failed:
             raise ServerError(
                 f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept: the same command goes on"
@@ -143,11 +155,17 @@ class OpenAIGenerator:
         for start in range(0, len(indexes), size):
             yield indexes[start : start + size]
 
-    async def _ask(self, client: ChatClient, request: _Request) -> list[Sample]:
+    async def _ask(self, servers: Replicas, request: _Request) -> list[Sample]:
         seed = derived_seed(request.seed, request.problem, request.indexes[0], request.prefix) >> 32  # 31 bits
         n = len(request.indexes)
         try:
-            reply = await client.ask(self._body(request, seed), lambda content: _read(content, n))
+            reply = await servers.ask(
+                lambda: self._body(request, seed),
+                lambda content: _read(content, n),
+                key=lambda: request_key(
+                    [load_image(image) for image in request.problem.images], request.problem.question
+                ),
+            )
         except RequestRefusedError as error:
             return [Sample(request.place, index, seed, None, f"the server: {error}") for index in request.indexes]
         outcomes = [_outcome(choice, reply.usage if n == 1 else None) for choice in reply.choices]
@@ -245,8 +263,8 @@ async def _first(pending: set[asyncio.Task[list[Sample]]]) -> tuple[set[Any], se
     return await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _stop(pending: set[asyncio.Task[list[Sample]]], client: ChatClient) -> None:
-    for task in pending:
+async def _stop(tasks: set[asyncio.Task[list[Sample]]], servers: Replicas) -> None:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
-    await client.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await servers.close()

@@ -22,14 +22,17 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.messages import Message
 from rewards.errors import ServerError, StepAlignmentError
-from rewards.generators.chat_client import ChatClient, RequestRefusedError, checked_url
+from rewards.generators.chat_client import ChatClient, RequestRefusedError
 from rewards.generators.chat_messages import data_uri, with_pictures
+from rewards.generators.replicas import Replicas, checked_urls, request_key
 from rewards.prm.formats import PRMFormat
 from rewards.prm.model_prm import load_format
 from rewards.prm.rendering import conversations, render
 from rewards.prm.server_readout import READS, Labels, StepReading, StepReply, read_reply, request_of
 from rewards.prm.step_prm import Solution, StepPRM, by_problem
 from rewards.types import StepScores
+
+AHEAD = 32  # as in `openai_generator`, but the steps of all responses to a picture come together
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +41,8 @@ class ServerPRM(StepPRM):
     """Scores every step of a solution with P(correct up to this step), by asking a server.
 
     Args:
-        base_url: of the API, e.g. `http://127.0.0.1:8000/v1`; the key is read from `OPENAI_API_KEY`.
+        base_url: of the API, e.g. `http://127.0.0.1:8000/v1`, or of several servers of the PRM; the key is read from
+            `OPENAI_API_KEY`.
         model: the server's name of the PRM.
         processor: the PRM's processor; its weights are not needed.
         prm_format: how it was trained to be asked, of the `turns` layout.
@@ -46,7 +50,7 @@ class ServerPRM(StepPRM):
             `structured_outputs`; `top` any server, and gives intervals where it does not list a label.
         check_prompts: compare the prompt tokens that the server counts with the PRM's own rendering, at every reply.
             Only for a server that does not count the tokens of pictures should it be off.
-        concurrency: requests at a time.
+        concurrency: requests at a time, to each server.
         attempts, timeout_s, longest_wait_s: of one request, see `ChatClient`.
 
     Raises:
@@ -55,7 +59,7 @@ class ServerPRM(StepPRM):
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         model: str,
         processor: Any,
         prm_format: PRMFormat,
@@ -78,24 +82,39 @@ class ServerPRM(StepPRM):
                 f"expected read of {', '.join(READS)}, concurrency >= 1 and attempts >= 1, "
                 f"got {read!r}, {concurrency}, {attempts}"
             )
-        self.base_url, self.model, self.read = checked_url(base_url), model, read
+        urls = checked_urls(base_url)
+        self.base_url, self.model, self.read = ", ".join(urls), model, read
         self.check_prompts, self.concurrency = check_prompts, concurrency
         self._connect = partial(
-            ChatClient, base_url, attempts=attempts, timeout_s=timeout_s, longest_wait_s=longest_wait_s
+            Replicas,
+            urls,
+            model,
+            concurrency=concurrency,
+            attempts=attempts,
+            timeout_s=timeout_s,
+            longest_wait_s=longest_wait_s,
+            check=self._check_labels,
         )
         texts = (prm_format.positive, prm_format.negative, *([prm_format.neutral] if prm_format.neutral else []))
         self._labels = Labels(texts, prm_format.label_ids(processor.tokenizer))
-        self._labels_checked = self._has_answered = False
+        self._labels_checked: set[str] = set()
+        self._has_answered = False
 
     @classmethod
     def load(
-        cls, path: str | Path, base_url: str, model: str, *, prm_format: str | None = None, **settings: Any
+        cls,
+        path: str | Path,
+        base_url: str | Sequence[str],
+        model: str,
+        *,
+        prm_format: str | None = None,
+        **settings: Any,
     ) -> ServerPRM:
         """The PRM that a server serves, with contract and processor of its folder, whose weights are not read.
 
         Args:
             path: its folder.
-            base_url, model: of the server.
+            base_url, model: of the server or servers.
             prm_format: for a folder without `prm.json`: a name of `rewards.prm.formats.FORMATS` or a YAML file.
             **settings: the other arguments of `ServerPRM`.
         """
@@ -105,9 +124,9 @@ class ServerPRM(StepPRM):
         """All steps of all solutions, `concurrency` at a time.
 
         Raises:
-            ServerError: the server refuses us, gives no usable reply, or refuses everything.
+            ServerError: a server refuses us, gives no usable reply, or refuses everything; all are gone.
             StepAlignmentError: it renders another prompt than the PRM's own chat template.
-            ConfigError: its label tokens are others.
+            ConfigError: its label tokens are others; one of several servers serves another model.
         """
         if not items:
             return []
@@ -127,23 +146,23 @@ class ServerPRM(StepPRM):
     async def _ask_all(self, items: Sequence[Solution], bar: Any) -> list[list[StepReading | DataError]]:
         found: list[list[StepReading | DataError]] = [[_NOT_ASKED] * len(steps) for _, steps in items]
         left = self._requests(items)
-        client = self._connect()
+        servers = self._connect()
 
         async def work() -> None:
             for request in left:  # all workers take from one iterator
-                found[request.solution][request.step] = await self._ask(client, request)
+                found[request.solution][request.step] = await self._ask(servers, request)
                 bar.update()
 
         workers: list[asyncio.Task[None]] = []
         try:
-            await self._check_labels(client)
-            workers += [asyncio.create_task(work()) for _ in range(self.concurrency)]
+            await servers.open()
+            workers += [asyncio.create_task(work()) for _ in range(servers.window(AHEAD))]
             await asyncio.gather(*workers)
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            await client.close()
+            await servers.close()
         return found
 
     def _requests(self, items: Sequence[Solution]) -> Iterator[_Request]:
@@ -152,17 +171,18 @@ class ServerPRM(StepPRM):
             images = [load_image(image) for image in problem.images]
             rendered = render(self.processor, self.format, problem, solutions, images)
             uris = [data_uri(image) for image in images]
+            key = request_key(images, problem.question)
             for steps, row in zip(solutions, rendered, strict=True):
                 turns = conversations(self.processor, self.format, problem, steps, len(images))
                 for step, (messages, position) in enumerate(zip(turns, row.read_positions, strict=True)):
                     where = f"problem {problem.id!r}, step {step}"
-                    yield _Request(place, step, where, with_pictures(messages, uris), position + 1)
+                    yield _Request(place, step, where, key, with_pictures(messages, uris), position + 1)
                 place += 1
 
-    async def _ask(self, client: ChatClient, request: _Request) -> StepReading | DataError:
+    async def _ask(self, servers: Replicas, request: _Request) -> StepReading | DataError:
         body = {"model": self.model, "messages": request.messages, **request_of(self.read, self._labels)}
         try:
-            reply = await client.ask(body, StepReply.model_validate_json)
+            reply = await servers.ask(lambda: body, StepReply.model_validate_json, key=lambda: request.key)
         except RequestRefusedError as error:
             return error
         self._has_answered = True
@@ -176,17 +196,17 @@ class ServerPRM(StepPRM):
         return read_reply(reply, self._labels, self.read)
 
     async def _check_labels(self, client: ChatClient) -> None:
-        """Once: the server's tokenizer, where it can be asked, has the labels as the same tokens."""
-        if self._labels_checked:
+        """Once a server: its tokenizer, where it can be asked, has the labels as the same tokens."""
+        if client.base_url in self._labels_checked:
             return
         for text, token_id in zip(self._labels.texts, self._labels.ids, strict=True):
             ids = await client.tokenize(self.model, text)
             if ids is not None and ids != [token_id]:
                 raise ConfigError(
-                    f"{self.base_url} reads the label {text!r} as the tokens {ids}, the PRM's folder as [{token_id}]; "
-                    "it serves another model than the one in the folder"
+                    f"{client.base_url} reads the label {text!r} as the tokens {ids}, the PRM's folder as "
+                    f"[{token_id}]; it serves another model than the one in the folder"
                 )
-        self._labels_checked = True
+        self._labels_checked.add(client.base_url)
 
 
 @dataclass(frozen=True)
@@ -196,6 +216,7 @@ class _Request:
     solution: int
     step: int
     where: str
+    key: str
     messages: list[Message]
     prompt_tokens: int
 
