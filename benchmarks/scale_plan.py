@@ -86,7 +86,7 @@ def verification(answers: float) -> Cost:
     return Cost(answers, 0.0, core_hours=answers / CHECKS / 3600.0)
 
 
-def monte_carlo(data: Data, model: Model, *, cached: bool = True) -> Cost:
+def monte_carlo(data: Data, model: Model, *, together: int | None = None) -> Cost:
     """K continuations from the end of each step.
 
     A continuation of step i of S writes what is left, (1 − i/S)·R tokens: over the steps (S − 1)/2S·R on the mean.
@@ -94,15 +94,16 @@ def monte_carlo(data: Data, model: Model, *, cached: bool = True) -> Cost:
     Args:
         data: with `steps` and `continuations`.
         model: that continues.
-        cached: the prompt is read once a question and a response once; else both anew for every continuation.
+        together: so many continuations of one step share one reading of the prompt and the steps before. None: a cache
+            keeps both, so a question is read once and a response once.
     """
     drawn = data.samples * data.steps * data.continuations
     new = drawn * data.response * (data.steps - 1) / (2 * data.steps)
-    if cached:
+    if together is None:
         tokens, pictures = data.questions * data.prompt + data.samples * data.response, data.questions
     else:
         before = data.response * (data.steps + 1) / (2 * data.steps)
-        tokens, pictures = drawn * (data.prompt + before), drawn
+        tokens, pictures = drawn / together * (data.prompt + before), drawn / together
     read = forward_flops(model, tokens, patches=pictures * data.patches)
     return Cost(drawn, tokens + new, hours(read, new))
 
@@ -162,8 +163,9 @@ def main() -> None:
     labels = monte_carlo(VISUALPRM400K, model)
     rows: list[tuple[str, str, Cost, int | None]] = [
         ("VisualPRM400K", "sample 4", sampling(VISUALPRM400K, model), None),
-        ("", "Monte-Carlo labels, 16 a step", labels, None),
-        ("", "the same without a prefix cache", monte_carlo(VISUALPRM400K, model, cached=False), None),
+        ("", "label, 16 continuations a step, cached prefixes", labels, None),
+        ("", "the same as `mpo label-steps` reads: once a step", monte_carlo(VISUALPRM400K, model, together=16), None),
+        ("", "the same, prefix read for each", monte_carlo(VISUALPRM400K, model, together=1), None),
         ("", "verify", verification(VISUALPRM400K.samples + labels.pieces), None),
         ("", "train-prm, 128 problems a step", prm_training(VISUALPRM400K, model), 128),
         ("MMPR", "sample 32", sampling(MMPR, model), None),

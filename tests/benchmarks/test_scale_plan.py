@@ -37,14 +37,16 @@ def test_labels() -> None:
     After step i of 5 there are (5 − i)·20 tokens left: 80, 60, 40, 20, 0, 40 on the mean: 128,000 tokens are written.
     With a cache 10·1000 + 40·100 = 14,000 tokens are read, and 20,000 patches: 2·3e9·14,000 + 2e13 = 1.04e14 FLOP.
     Without one a continuation reads 1000 + (20 + 40 + 60 + 80 + 100)/5 = 1,060 tokens and 2,000 patches: 3,200 times
-    2·3e9·1,060 + 2·0.5e9·2,000 = 8.36e12 FLOP.
+    2·3e9·1,060 + 2·0.5e9·2,000 = 8.36e12 FLOP; 200 times that if the 16 of a step read together.
     """
     cached = scale_plan.monte_carlo(DATA, MODEL)
     assert (cached.pieces, cached.tokens) == (3_200, pytest.approx(142_000))
     assert cached.gpu_hours * 3600 == pytest.approx(1.04e14 / 3e14 + 128_000 / 5_000)
-    anew = scale_plan.monte_carlo(DATA, MODEL, cached=False)
+    anew = scale_plan.monte_carlo(DATA, MODEL, together=1)
     assert anew.tokens == pytest.approx(3_200 * 1_060 + 128_000)
     assert anew.gpu_hours * 3600 == pytest.approx(3_200 * 8.36e12 / 3e14 + 25.6)
+    step = scale_plan.monte_carlo(DATA, MODEL, together=16)
+    assert step.gpu_hours * 3600 == pytest.approx(200 * 8.36e12 / 3e14 + 25.6)
 
 
 def test_scoring_and_prm_training() -> None:
