@@ -47,20 +47,6 @@ class EasyVQAConfig:
 
 
 @dataclass
-class OwnConfig:
-    """Section `own` of a run's settings: a model and problems of yours, in place of a world."""
-
-    policy: Path = field(metadata={"help": "model that is sampled and trained; it can answer already"})
-    preference_problems: Path = field(metadata={"help": "questions.jsonl whose samples become pairs, with answers"})
-    test_problems: Path = field(metadata={"help": "questions.jsonl of held-out problems, with answers"})
-    prm: Path | None = field(default=None, metadata={"help": "a ready PRM (with prm.json, or score.prm_format)"})
-    prm_problems: Path | None = field(
-        default=None, metadata={"help": "else: questions.jsonl whose samples train a PRM, with answers"}
-    )
-    prm_model: Path | None = field(default=None, metadata={"help": "model that the PRM starts from; default: policy"})
-
-
-@dataclass
 class WarmStartConfig:
     """`mpo warm-start`: a short supervised stage on demonstrated answers."""
 
@@ -271,6 +257,20 @@ class EnvConfig:
     """`mpo env`: versions, devices and memory, for a bug report."""
 
     json: bool = field(default=False, metadata={"help": "one JSON object instead of lines"})
+
+
+@dataclass
+class OwnConfig:
+    """Section `own` of a run's settings: a model and problems of yours, in place of a world."""
+
+    policy: Path = field(metadata={"help": "model that is sampled and trained; it can answer already"})
+    preference_problems: Path = field(metadata={"help": "questions.jsonl whose samples become pairs, with answers"})
+    test_problems: Path = field(metadata={"help": "questions.jsonl of held-out problems, with answers"})
+    prm: Path | None = field(default=None, metadata={"help": "a ready PRM (with prm.json, or score.prm_format)"})
+    prm_problems: Path | None = field(
+        default=None, metadata={"help": "else: questions.jsonl whose samples train a PRM, with answers"}
+    )
+    prm_model: Path | None = field(default=None, metadata={"help": "model that the PRM starts from; default: policy"})
 
 
 @dataclass
