@@ -63,9 +63,9 @@ def choose_trained(model: Any, config: ModelTraining) -> LoraConfig | None:
     """
     if config.lora_rank:
         return _adapters(model, config)
-    if config.freeze_vision:
-        language: Any = (model.get_decoder(), model.get_output_embeddings())
-        trained = {id(parameter) for part in language for parameter in part.parameters()}
+    head = model.get_output_embeddings()
+    if config.freeze_vision and head is not None:  # a PRM with a label head has none, and no vision
+        trained = {id(parameter) for part in (model.get_decoder(), head) for parameter in part.parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
     return None
@@ -80,11 +80,12 @@ def _adapters(model: Any, config: ModelTraining) -> LoraConfig:
         raise ConfigError(f"lora_targets: {source} has no layer {unknown[0]!r}; all-linear takes every one")
     decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
     only_decoder = rf"(?!{re.escape(decoder)}\.).*"  # matches every name outside
+    head = None if model.get_output_embeddings() is None else r"(.*\.)?lm_head"
     return LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         target_modules="all-linear" if all_linear else config.lora_targets,
-        exclude_modules=only_decoder if config.freeze_vision else r"(.*\.)?lm_head",
+        exclude_modules=only_decoder if config.freeze_vision else head,
     )
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file
+from transformers import Qwen2Config
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model, load_processor, stored_dtype
@@ -20,7 +22,9 @@ from recipes.config import TrainPRMConfig
 from recipes.groups import read_problems
 from recipes.run import MANIFEST, manifest_of
 from recipes.train_prm import train_prm
+from recipes.trained_weights import choose_trained
 from rewards.prm.formats import find_format
+from rewards.prm.label_head import Qwen2ProcessRewardModel
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import row_length
 from rewards.splitting import split_into
@@ -137,3 +141,16 @@ def test_values_that_cannot_work(settings: TrainPRMConfig, capsys: pytest.Captur
         assert message in capsys.readouterr().err
     with pytest.raises(DataError, match=r"no response of .* can be trained on; rejected: \{'longer than"):
         train_prm(replace(settings, max_length=3))
+
+
+def test_a_label_head_is_trained_whatever_is_frozen() -> None:
+    """A text model: there is no vision to freeze, and adapters reach the head's layers too."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = Qwen2ProcessRewardModel(Qwen2Config(num_hidden_layers=2, vocab_size=50, **sizes))
+    config = TrainPRMConfig(Path("g"), Path("m"), Path("o"), freeze_vision=True)
+    assert choose_trained(model, config) is None
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    adapters = choose_trained(model, replace(config, lora_rank=2, freeze_vision=False))
+    trained = [name for name, p in get_peft_model(model, adapters).named_parameters() if p.requires_grad]
+    assert any("score" in name for name in trained)
+    assert all("lora" in name for name in trained)
