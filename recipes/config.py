@@ -11,6 +11,7 @@ from pathlib import Path
 
 from recipes.config_mpo import RoundsConfig as RoundsConfig
 from recipes.config_mpo import TrainMPOConfig as TrainMPOConfig
+from recipes.config_prm import TrainPRMConfig as TrainPRMConfig
 from recipes.config_test_time import AnswerConfig as AnswerConfig
 from recipes.config_test_time import BeamSearchConfig as BeamSearchConfig
 from recipes.config_test_time import BestOfNConfig as BestOfNConfig
@@ -79,35 +80,6 @@ class LabelConfig:
     batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
     seed: int = field(default=0, metadata={"help": "draw"})
     keep_continuations: bool = field(default=False, metadata={"help": "their texts too, for pairs by step_prefix"})
-
-
-@dataclass
-class TrainPRMConfig:
-    """`mpo train-prm`: train a process reward model on labelled steps."""
-
-    groups: Path = field(metadata={"help": "folder with labelled groups"})
-    model: Path = field(metadata={"help": "model to start from"})
-    out: Path = field(metadata={"help": "folder for the PRM"})
-    prm_format: str = field(default="visualprm", metadata={"help": "a row of rewards/prm/formats.py, or a YAML file"})
-    soft_labels: bool = field(default=False, metadata={"help": "label mc itself instead of [mc > threshold]"})
-    threshold: float = field(default=0.0, metadata={"help": "a step is right if mc > threshold"})
-    until_first_error: bool = field(default=False, metadata={"help": "no labels after the first step whose mc is 0"})
-    text_weight: float = field(default=0.0, metadata={"help": "w of the LM loss on right responses; 0 in VisualPRM"})
-    advantage: float | None = field(default=None, metadata={"help": "labels +, =, - of mc_i - mc_{i-1}, within this"})
-    balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
-    max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
-    num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 for all"})
-    injected: int = field(default=0, metadata={"help": "right responses a problem to repeat with one wrong digit"})
-    visual_contrasts: int = field(default=0, metadata={"help": "right responses a problem under another's pictures"})
-    lora_rank: int = field(default=0, metadata={"help": "rank of LoRA adapters, merged at the end; 0 trains all"})
-    save_steps: int = field(default=0, metadata={"help": "steps between checkpoints to go on from; 0 for none"})
-    max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
-    batch_groups: int = field(
-        default=4, metadata={"help": "problems a step over all processes, all their responses together"}
-    )
-    per_device_batch: int = field(default=0, metadata={"help": "problems a micro-batch; 0: a process's whole share"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak, cosine decay"})
-    seed: int = field(default=0, metadata={"help": "order of the rows"})
 
 
 @dataclass
@@ -230,6 +202,20 @@ class EnvConfig:
     """`mpo env`: versions, devices and memory, for a bug report."""
 
     json: bool = field(default=False, metadata={"help": "one JSON object instead of lines"})
+
+
+@dataclass
+class OwnConfig:
+    """Section `own` of a run's settings: a model and problems of yours, in place of a world."""
+
+    policy: Path = field(metadata={"help": "model that is sampled and trained; it can answer already"})
+    preference_problems: Path = field(metadata={"help": "questions.jsonl whose samples become pairs, with answers"})
+    test_problems: Path = field(metadata={"help": "questions.jsonl of held-out problems, with answers"})
+    prm: Path | None = field(default=None, metadata={"help": "a ready PRM (with prm.json, or score.prm_format)"})
+    prm_problems: Path | None = field(
+        default=None, metadata={"help": "else: questions.jsonl whose samples train a PRM, with answers"}
+    )
+    prm_model: Path | None = field(default=None, metadata={"help": "model that the PRM starts from; default: policy"})
 
 
 @dataclass

@@ -10,11 +10,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -23,9 +23,13 @@ from mpo.multimodal.errors import ConfigError, StageError
 from recipes import config as stages
 from recipes.config import EvidenceArguments, PipelineArguments
 
+if TYPE_CHECKING:
+    from recipes.start import Start
+
 SECTIONS: dict[str, type] = {
     "world": stages.WorldConfig,
     "easy_vqa": stages.EasyVQAConfig,
+    "own": stages.OwnConfig,
     "warm_start": stages.WarmStartConfig,
     "prm_sample": stages.SampleConfig,
     "label_steps": stages.LabelConfig,
@@ -39,7 +43,11 @@ SECTIONS: dict[str, type] = {
     "score": stages.ScoreConfig,
     "best_of_n": stages.BestOfNConfig,
 }
-WORLDS = ("world", "easy_vqa")  # sections of which a file has one: where the problems and the first policy come from
+WORLDS = (
+    "world",
+    "easy_vqa",
+    "own",
+)  # sections of which a file has one: where the problems and the first policy come from
 BASELINE_SAMPLES = 4  # a problem, for arms of which only pass@1 is shown
 # arm: (w_p, w_q, w_g), trained on the same pairs with the same steps
 ARMS: dict[str, tuple[float, float, float]] = {
@@ -75,6 +83,10 @@ class Settings:
         self.world = worlds[0] if worlds else WORLDS[0]
         self.sections = {name: loaded.get(name) or {} for name in SECTIONS}
         for name, config_class in SECTIONS.items():
+            if name == "own":  # has paths of the user's, none of the loop's
+                if self.world == name:
+                    self.build(name)
+                continue
             required = [f.name for f in fields(config_class) if f.default is MISSING and f.default_factory is MISSING]
             self.build(name, **dict.fromkeys(required, Path()))  # the loop sets them; here only the keys are checked
 
@@ -103,39 +115,22 @@ def pipeline(arguments: PipelineArguments) -> Path:
 
 
 def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
-    """One seed, from an untrained policy to Best-of-N on held-out problems."""
-    from recipes import easy_vqa
+    """One seed, from the first policy to Best-of-N on held-out problems."""
     from recipes.build_pairs import pairs
-    from recipes.digits import compose as digits
-    from recipes.digits.deepen import deepen_policy
-    from recipes.label_steps import label
     from recipes.sample import sample
     from recipes.score import score
+    from recipes.start import start_of
     from recipes.train_mpo import train_mpo
-    from recipes.train_prm import train_prm
     from recipes.verify import verify
-    from recipes.warm_start import warm_start
 
-    composers: dict[str, Callable[[Any], Path]] = {"world": digits.compose, "easy_vqa": easy_vqa.compose}
-    world = composers[settings.world](settings.build(settings.world, out=run / "world", seed=seed))
-    policy = warm_start(
-        settings.build("warm_start", policy=world / "policy", demonstrations=world, out=run / "policy", seed=seed)
-    )
-
-    drawn = sample(
-        settings.build("prm_sample", policy=policy, problems=world / "prm.jsonl", out=run / "prm_samples", seed=seed)
-    )
-    verified = verify(settings.build("verify", groups=drawn, out=run / "prm_verified"))
-    labelled = label(settings.build("label_steps", groups=verified, policy=policy, out=run / "prm_labelled", seed=seed))
-    checker = deepen_policy(settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed))
-    prm = train_prm(settings.build("train_prm", groups=labelled, model=checker, out=run / "prm", seed=seed))
-
+    start = start_of(settings, run, seed)
+    policy, prm = start.policy, start.prm or _trained_prm(settings, start, run, seed)
     preference = run / "preference"
     drawn = sample(
         settings.build(
             "preference_sample",
             policy=policy,
-            problems=world / "preference.jsonl",
+            problems=start.preference,
             out=preference / "samples",
             seed=seed,
         )
@@ -159,7 +154,26 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
             settings.build("train_mpo", policy=policy, pairs=made, out=run / arm, seed=seed, **weights)
         )
     for arm, model in trained.items():
-        answer(settings, run / "test" / arm, model, world / "test.jsonl", prm, seed, rerank=arm in ("policy", "mpo"))
+        answer(settings, run / "test" / arm, model, start.test, prm, seed, rerank=arm in ("policy", "mpo"))
+
+
+def _trained_prm(settings: Settings, start: Start, run: Path, seed: int) -> Path:
+    """A PRM from Monte-Carlo labels of the policy's own samples."""
+    from recipes.label_steps import label
+    from recipes.sample import sample
+    from recipes.train_prm import train_prm
+    from recipes.verify import verify
+
+    drawn = sample(
+        settings.build(
+            "prm_sample", policy=start.policy, problems=start.prm_problems, out=run / "prm_samples", seed=seed
+        )
+    )
+    verified = verify(settings.build("verify", groups=drawn, out=run / "prm_verified"))
+    labelled = label(
+        settings.build("label_steps", groups=verified, policy=start.policy, out=run / "prm_labelled", seed=seed)
+    )
+    return train_prm(settings.build("train_prm", groups=labelled, model=start.prm_model, out=run / "prm", seed=seed))
 
 
 def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path, seed: int, *, rerank: bool) -> None:

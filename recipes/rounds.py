@@ -21,7 +21,8 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from recipes.build_pairs import pairs
 from recipes.config import RoundsConfig
-from recipes.groups import read_groups, read_problems
+from recipes.groups import read_groups
+from recipes.held_out import check_held_out
 from recipes.pipeline import Settings
 from recipes.run import manifest_of, open_stage
 from recipes.sample import sample
@@ -43,7 +44,7 @@ def rounds(config: RoundsConfig) -> Path:
     if config.rounds < 1:
         raise ConfigError(f"expected --rounds >= 1, got {config.rounds}")
     settings = Settings(config.settings)
-    _check_held_out(config)
+    check_held_out(config.guard, config.problems, names=("--guard", "--problems"))
     inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]
     stage = open_stage("rounds", config, inputs=inputs, grows=("rounds",))
     if stage.complete:
@@ -66,18 +67,6 @@ def rounds(config: RoundsConfig) -> Path:
     _show(rows)
     print(f"policy that is kept: {kept}")
     return stage.finish({"rounds": len(rows) - 1, "stopped": stopped})
-
-
-def _check_held_out(config: RoundsConfig) -> None:
-    trained, guard = (
-        {(p.question, p.images) for p in read_problems(path, on_bad=lambda *_: None).values()}
-        for path in (config.problems, config.guard)
-    )
-    if both := trained & guard:
-        raise ConfigError(
-            f"{len(both)} of {len(guard)} questions of --guard {config.guard} stand in --problems {config.problems} "
-            f"too, e.g. {min(both, key=str)[0][:60]!r}; the guard must be held out: choose others"
-        )
 
 
 def _train(settings: Settings, config: RoundsConfig, policy: Path, folder: Path, number: int) -> Path:

@@ -7,10 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mpo.config import MPOConfig
-from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_processor
 from mpo.trainer import MPOTrainer
@@ -20,11 +18,9 @@ from recipes.model_card import write_policy_card
 from recipes.run import is_first_process, open_stage
 from recipes.tracking import tracking
 from recipes.trained_weights import load_policy, run_dtype, save_policy
-from recipes.training import has_checkpoint, micro_batches, training_defaults
+from recipes.training import has_checkpoint, large_model_training
 from rewards.generators.monitor import SampleMonitor
 from rewards.interchange.trl_rows import problems_in_rows, read_trl_parquet
-
-CHECKPOINTS = 2  # kept; a damaged one is no loss while there is another
 
 
 def train_mpo(config: TrainMPOConfig) -> Path:
@@ -41,7 +37,7 @@ def train_mpo(config: TrainMPOConfig) -> Path:
             looks = {"every": config.sample_every, "max_new_tokens": config.sample_tokens, "seed": config.seed}
             trainer.add_callback(SampleMonitor(trainer, problems, **looks))
         trainer.train(resume_from_checkpoint=saved)
-    save_policy(trainer, config, stage.out, run_dtype(config))
+    save_policy(trainer, config, stage.out, run_dtype(config, config.policy))
     report = trainer.admission["train"]
     counts = {"in": report.rows, "out": report.kept, "rejected": report.rejected}
     if is_first_process():
@@ -72,7 +68,7 @@ def build_trainer(config: TrainMPOConfig, out: Path, rows: Any, **changes: Any) 
         changes: of the trainer's settings.
     """
     args = mpo_config(config, out, len(rows), **changes)
-    model, adapters = load_policy(config, run_dtype(config))
+    model, adapters = load_policy(config, run_dtype(config, config.policy))
     processor = load_processor(config.policy)
     return MPOTrainer(model, args=args, train_dataset=rows, processing_class=processor, peft_config=adapters)
 
@@ -83,25 +79,9 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
     Raises:
         ConfigError: a value that cannot work.
     """
-    if (
-        not 0 <= config.warmup < 1
-        or min(config.epochs, config.per_device_batch, config.lora_rank, config.save_steps) < 0
-    ):
-        raise ConfigError(
-            "expected warmup in [0, 1) and no negative epochs, per_device_batch, lora_rank or save_steps, got "
-            f"{config.warmup}, {config.epochs}, {config.per_device_batch}, {config.lora_rank} and {config.save_steps}"
-        )
-    per_device, accumulation = micro_batches(config.batch_size, config.per_device_batch)
     seen = config.epochs * rows if config.epochs else config.max_steps * config.batch_size
     settings = {
-        **training_defaults(out, config),
-        "max_steps": -1 if config.epochs else config.max_steps,
-        "num_train_epochs": config.epochs or 1,
-        "warmup_steps": config.warmup if config.epochs else max(1, int(config.max_steps * config.warmup)),
-        "per_device_train_batch_size": per_device,
-        "gradient_accumulation_steps": accumulation,
-        "bf16": run_dtype(config) == torch.bfloat16,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        **large_model_training(out, config, batch="batch_size", dtype=run_dtype(config, config.policy)),
         "beta": config.beta,
         "preference_weight": config.preference_weight,
         "quality_weight": config.quality_weight,
@@ -115,8 +95,6 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
         "logging_first_step": True,  # 0.8318 + L_g where policy = reference
         "report_to": config.report_to,
     }
-    if config.save_steps:
-        settings |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": CHECKPOINTS}
     return MPOConfig(**(settings | changes))
 
 

@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from peft import LoraConfig
 from transformers import TrainingArguments
 
-from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_processor
 from recipes.config import TrainPRMConfig
 from recipes.groups import read_groups
 from recipes.model_card import write_prm_card
 from recipes.run import is_first_process, open_stage
-from recipes.training import has_checkpoint, micro_batches, training_defaults
+from recipes.trained_weights import choose_trained, run_dtype, weights_dtype, weights_to
+from recipes.training import has_checkpoint, large_model_training
 from rewards.errors import StepAlignmentError
 from rewards.label_source import EXACT, require_estimates
+from rewards.prm.admission import admit_solutions
 from rewards.prm.contrast import visual_contrasts
 from rewards.prm.formats import PRMFormat, find_format, format_files
 from rewards.prm.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights
@@ -29,9 +30,6 @@ from rewards.prm.perturb import with_wrong_digit
 from rewards.prm.trainer import PRMTrainer
 from rewards.splitting import split_into
 from rewards.types import Rollout, RolloutGroup
-
-# The language model's linear layers in Llama's naming, which Qwen2/3, Mistral, Gemma and InternVL's models share.
-LORA_TARGETS = r"(?!.*(vision|visual)).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 def train_prm(config: TrainPRMConfig) -> Path:
@@ -45,8 +43,15 @@ def train_prm(config: TrainPRMConfig) -> Path:
     _check_advantage(config, prm_format)
     if config.num_problems < 0:
         raise ConfigError(f"--num_problems must be 0 for all, or a number of problems; got {config.num_problems}")
+    dtype = run_dtype(config, config.model)
+    arguments = large_model_training(stage.out, config, batch="batch_groups", dtype=dtype)
     read = read_groups(config.groups)[: config.num_problems or None]
-    groups, rejected = labelled_groups(read, config, prm_format.max_steps)
+    groups, too_many_steps = labelled_groups(read, config, prm_format.max_steps)
+    processor = load_processor(config.model)
+    groups, rejected = admit_solutions(groups, processor, prm_format, max_length=config.max_length)
+    rejected |= {"too many steps": too_many_steps} if too_many_steps else {}
+    if not groups:
+        raise DataError(f"no response of {config.groups} can be trained on; rejected: {rejected}")
     groups = [
         with_injected_errors(group, config.injected, random.Random(f"{config.seed}:{i}"))
         for i, group in enumerate(groups)
@@ -54,28 +59,23 @@ def train_prm(config: TrainPRMConfig) -> Path:
     wanted = config.visual_contrasts
     contrasts = visual_contrasts(groups, wanted, random.Random(config.seed)) if wanted else []
     groups += contrasts
-    per_device, accumulation = micro_batches(config.batch_groups, config.per_device_batch, name="batch_groups")
-    saving = {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 2}
-    arguments = TrainingArguments(
-        **training_defaults(stage.out, config) | (saving if config.save_steps else {}),
-        per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulation,
-        logging_steps=50,
-    )
+    model = load_weights(config.model, prm_format, dtype=weights_dtype(config, dtype))
     trainer = PRMTrainer(
-        load_weights(config.model, prm_format),
-        load_processor(config.model),
+        model,
+        processor,
         prm_format,
-        arguments,
+        TrainingArguments(**arguments, logging_steps=50),
         groups,
         text_weight=config.text_weight,
         class_weights=class_weights(groups) if config.balance_classes else None,
-        peft_config=_lora(config.lora_rank) if config.lora_rank else None,
+        peft_config=choose_trained(model, config),
     )
     trainer.train(resume_from_checkpoint=saved)
+    if not config.lora_rank:
+        weights_to(trainer, dtype)
     trainer.save_model(str(stage.out))
     total = sum(len(group.rollouts) for group in read)
-    counts = {"in": total, "out": total - rejected, "rejected": {"too many steps": rejected} if rejected else {}}
+    counts = {"in": total, "out": total - sum(rejected.values()), "rejected": rejected}
     if is_first_process():
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
         write_prm_card(stage.out, stage.fingerprint, counts, trainer, prm_format)
@@ -127,8 +127,3 @@ def _check_advantage(config: TrainPRMConfig, prm_format: PRMFormat) -> None:
         )
     if config.advantage is not None and (config.injected or config.visual_contrasts):
         raise ConfigError("--injected and --visual_contrasts make labels of the value; leave them out with --advantage")
-
-
-def _lora(rank: int) -> LoraConfig:
-    """On every linear layer of the language model, α = 2·rank; all else stays as it is."""
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS)

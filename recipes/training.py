@@ -11,6 +11,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
 from mpo.multimodal.errors import ConfigError
+from recipes.config_training import ModelTraining
+
+CHECKPOINTS = 2  # kept; a damaged one is no loss while there is another
 
 
 def training_defaults(out: Path, config: Any) -> dict[str, Any]:
@@ -38,6 +41,42 @@ def training_defaults(out: Path, config: Any) -> dict[str, Any]:
         "report_to": "none",
         "logging_nan_inf_filter": False,
     }
+
+
+def large_model_training(out: Path, config: ModelTraining, *, batch: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of `mpo train-mpo` and `mpo train-prm`.
+
+    Args:
+        out: the stage's folder.
+        config: of the stage, with `max_steps`, `learning_rate` and `seed` too.
+        batch: the name of its setting for the rows of an optimizer step.
+        dtype: that the forward pass runs in.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+    if (
+        not 0 <= config.warmup < 1
+        or min(config.epochs, config.per_device_batch, config.lora_rank, config.save_steps) < 0
+    ):
+        raise ConfigError(
+            "expected warmup in [0, 1) and no negative epochs, per_device_batch, lora_rank or save_steps, got "
+            f"{config.warmup}, {config.epochs}, {config.per_device_batch}, {config.lora_rank} and {config.save_steps}"
+        )
+    per_device, accumulation = micro_batches(getattr(config, batch), config.per_device_batch, name=batch)
+    arguments = training_defaults(out, config) | {
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulation,
+        "bf16": dtype == torch.bfloat16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+    if config.epochs:
+        arguments |= {"max_steps": -1, "num_train_epochs": config.epochs, "warmup_steps": config.warmup}
+    else:
+        arguments["warmup_steps"] = max(1, int(arguments["max_steps"] * config.warmup))
+    if config.save_steps:
+        arguments |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": CHECKPOINTS}
+    return arguments
 
 
 def has_checkpoint(out: Path) -> bool:

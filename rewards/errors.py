@@ -8,6 +8,8 @@ from mpo.multimodal.errors import DataError, MPOError
 class StepAlignmentError(DataError):
     """Steps, read positions and scores do not match one to one. Never clipped, never padded."""
 
+    reason = "steps that do not fit the format"
+
 
 class StoreError(MPOError, OSError):
     """A store of work cannot be opened or written: another process writes it, the disk is full, the file is none."""

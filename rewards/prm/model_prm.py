@@ -129,6 +129,7 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
     return contract
 
 
-def load_weights(path: str | Path, prm_format: PRMFormat) -> Any:
+def load_weights(path: str | Path, prm_format: PRMFormat, *, dtype: torch.dtype = torch.float32) -> Any:
     """The model of a checkpoint, with a label head if the format reads one; on the CPU."""
-    return load_label_head(path) if prm_format.readout == "head" else load_model(path)
+    loads = load_label_head if prm_format.readout == "head" else load_model
+    return loads(path, dtype=dtype)

@@ -24,6 +24,7 @@ from mpo.multimodal.messages import (
     user_message,
 )
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, encode_prompts
+from mpo.multimodal.prompt_length import PromptLength
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat, single_token_id
 from rewards.prm.inverse import Frame, OneTurnFrame, TurnsFrame, check_row
@@ -81,6 +82,32 @@ def render(
     return rendered
 
 
+def row_length(
+    processor: Any, prm_format: PRMFormat, problem: Problem, steps: Sequence[Step], count: PromptLength
+) -> int:
+    """Tokens of the row that `render` makes of one solution, images included.
+
+    Args:
+        processor, prm_format, problem, steps: as in `render`.
+        count: of the same processor; it opens an image no further than it has to.
+
+    Raises:
+        StepAlignmentError: steps that `render` refuses.
+        DataError: an image that cannot be used.
+    """
+    _check(processor, prm_format, f"problem {problem.id!r}", steps)
+    if marker := _tag_token(processor, prm_format):
+        problem = replace(problem, question=broken_up(problem.question, marker))
+    if prm_format.layout == "turns":
+        messages = _opening(prm_format, problem, steps[0].text, len(problem.images))
+        text = prompt_text(processor, messages)
+        ids, _ = _later_turns(processor, prm_format, messages, text, steps)
+    else:
+        text = _one_turn_prompt(processor, prm_format, problem, len(problem.images))
+        ids, _ = _step_tokens(processor, prm_format, steps)
+    return count(text, problem.images).total + len(ids)
+
+
 def conversations(
     processor: Any, prm_format: PRMFormat, problem: Problem, steps: Sequence[Step], num_images: int
 ) -> list[list[Message]]:
@@ -129,20 +156,36 @@ def _one_turn(
     images: Sequence[Image.Image],
 ) -> tuple[Frame, list[RenderedSolution]]:
     """Steps inside the assistant's turn; read at each step's last token, or at the tag after it."""
-    messages = [*_system(prm_format), user_message(problem.question, len(images))]
-    prompt = encode_prompt(processor, prompt_text(processor, messages), images)
-    tag = [single_token_id(processor.tokenizer, prm_format.tag)] if prm_format.layout == "tag" else []
-    separator = processor.tokenizer(prm_format.separator, add_special_tokens=False)["input_ids"]
+    prompt = encode_prompt(processor, _one_turn_prompt(processor, prm_format, problem, len(images)), images)
+    start = len(prompt.input_ids)
     rendered = []
     for steps in solutions:
-        ids: list[int] = []
-        positions: list[int] = []
-        for step in steps:
-            ids += processor.tokenizer(step.text, add_special_tokens=False)["input_ids"] + tag
-            positions.append(len(prompt.input_ids) + len(ids) - 1)
-            ids += separator
-        rendered.append(RenderedSolution(prompt, tuple(ids), tuple(positions)))
-    return OneTurnFrame(len(prompt.input_ids), tuple(tag), tuple(separator)), rendered
+        ids, ends = _step_tokens(processor, prm_format, steps)
+        rendered.append(RenderedSolution(prompt, tuple(ids), tuple(start + end for end in ends)))
+    tag, separator = _marks(processor, prm_format)
+    return OneTurnFrame(start, tuple(tag), tuple(separator)), rendered
+
+
+def _one_turn_prompt(processor: Any, prm_format: PRMFormat, problem: Problem, num_images: int) -> str:
+    return prompt_text(processor, [*_system(prm_format), user_message(problem.question, num_images)])
+
+
+def _marks(processor: Any, prm_format: PRMFormat) -> tuple[list[int], list[int]]:
+    """Token ids of the tag behind each step, of the separator behind that."""
+    tag = [single_token_id(processor.tokenizer, prm_format.tag)] if prm_format.layout == "tag" else []
+    return tag, processor.tokenizer(prm_format.separator, add_special_tokens=False)["input_ids"]
+
+
+def _step_tokens(processor: Any, prm_format: PRMFormat, steps: Sequence[Step]) -> tuple[list[int], list[int]]:
+    """Token ids of all steps with their marks, and of each step the last one's index."""
+    tag, separator = _marks(processor, prm_format)
+    ids: list[int] = []
+    ends: list[int] = []
+    for step in steps:
+        ids += processor.tokenizer(step.text, add_special_tokens=False)["input_ids"] + tag
+        ends.append(len(ids) - 1)
+        ids += separator
+    return ids, ends
 
 
 def _turns(
@@ -160,24 +203,35 @@ def _turns(
     for steps, messages, text, prompt in zip(
         solutions, openings, texts, encode_prompts(processor, texts, images), strict=True
     ):
-        ids: list[int] = []
-        positions = [len(prompt.input_ids) - 1]
-        for step in steps[1:]:
-            messages += _next_turns(prm_format, step.text)
-            longer = prompt_text(processor, messages)
-            if not longer.startswith(text):
-                raise StepAlignmentError(f"the chat template of PRM format {prm_format.name!r} rewrites earlier turns")
-            turns = processor.tokenizer(longer[len(text) :], add_special_tokens=False)["input_ids"]
-            if turns[0] != sign:
-                raise StepAlignmentError(
-                    f"PRM format {prm_format.name!r}: the chat template does not put the sign {prm_format.positive!r} "
-                    "first in the assistant's turn, so no position predicts it; use the 'tag' layout"
-                )
-            ids += turns
-            positions.append(len(prompt.input_ids) + len(ids) - 1)
-            text = longer
-        rendered.append(RenderedSolution(prompt, tuple(ids), tuple(positions)))
+        ids, ends = _later_turns(processor, prm_format, messages, text, steps)
+        last = len(prompt.input_ids) - 1
+        positions = (last, *(last + 1 + end for end in ends))
+        rendered.append(RenderedSolution(prompt, tuple(ids), positions))
     return _turns_frame(processor, prm_format, problem, len(images), sign), rendered
+
+
+def _later_turns(
+    processor: Any, prm_format: PRMFormat, messages: list[Message], text: str, steps: Sequence[Step]
+) -> tuple[list[int], list[int]]:
+    """Token ids after the first turn (whose messages and text are given), and the last index of each later step."""
+    sign = single_token_id(processor.tokenizer, prm_format.positive)
+    ids: list[int] = []
+    ends: list[int] = []
+    for step in steps[1:]:
+        messages = [*messages, *_next_turns(prm_format, step.text)]
+        longer = prompt_text(processor, messages)
+        if not longer.startswith(text):
+            raise StepAlignmentError(f"the chat template of PRM format {prm_format.name!r} rewrites earlier turns")
+        turns = processor.tokenizer(longer[len(text) :], add_special_tokens=False)["input_ids"]
+        if turns[0] != sign:
+            raise StepAlignmentError(
+                f"PRM format {prm_format.name!r}: the chat template does not put the sign {prm_format.positive!r} "
+                "first in the assistant's turn, so no position predicts it; use the 'tag' layout"
+            )
+        ids += turns
+        ends.append(len(ids) - 1)
+        text = longer
+    return ids, ends
 
 
 def _turns_frame(processor: Any, prm_format: PRMFormat, problem: Problem, num_images: int, sign: int) -> TurnsFrame:

@@ -147,6 +147,8 @@ class PRMTrainer(WholeStepTrainer):
         if peft_config is not None:
             set_seed(args.seed)  # the adapters' first values
             model = get_peft_model(model, peft_config)
+            if args.gradient_checkpointing:
+                model.enable_input_require_grads()
         collator = PRMCollator(processor, prm_format, shared=shared)
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs

@@ -1,9 +1,11 @@
 """The whole loop, every stage for real, in the smallest setting; then again, to see that nothing is done twice."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from recipes.cli import main
 from recipes.groups import read_groups
@@ -124,3 +126,89 @@ def test_a_guard_that_is_trained_on_is_refused(run, tmp_path, capsys):
     given += ["--problems", run / "world" / "test.jsonl", "--guard", run / "world" / "test.jsonl"]
     assert main(["rounds", *map(str, given)]) == 2
     assert "the guard must be held out" in capsys.readouterr().err
+
+
+def pair_counts(run: Path) -> dict[str, object]:
+    counts = manifest_of(run / "pairs")["counts"]
+    return {name: count for name, count in counts.items() if name != "problems"}  # a path
+
+
+def own_settings(folder: Path, run: Path, *, drop: tuple[str, ...] = (), **own: str) -> Path:
+    """The tiny settings with the world's files as the user's own."""
+    settings = {key: value for key, value in yaml.safe_load(SETTINGS.read_text()).items() if key not in drop}
+    problems = {f"{name}_problems": str(run / "world" / f"{name}.jsonl") for name in ("preference", "test")}
+    settings["own"] = {"policy": str(run / "policy"), **problems, **own}
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_own_model_and_problems(run, tmp_path, ready):
+    """The loop without a world: the same stages on files that are given, down to the page; done once."""
+    drop = ("world", "warm_start", "deepen")
+    if ready:
+        drop = (*drop, "prm_sample", "label_steps", "train_prm")
+        own = {"prm": str(run / "prm")}
+    else:
+        own = {"prm_problems": str(run / "world" / "prm.jsonl"), "prm_model": str(run / "prm_init")}
+    settings = own_settings(tmp_path, run, drop=drop, **own)
+    folder = tmp_path / "run"
+    command = ["pipeline", "--settings", str(settings), "--run_dir", str(folder)]
+    assert main(command) == 0
+    made = {Path(path).parts[0] for path in manifests(folder)}
+    trained = {"prm_samples", "prm_verified", "prm_labelled", "prm"}
+    assert made == {"preference", "pairs", "mpo", "test"} | (set() if ready else trained)
+    fingerprint = manifest_of(folder / "mpo")["fingerprint"]["settings"]
+    assert fingerprint["policy"] == str(run / "policy")
+    if not ready:
+        assert manifest_of(folder / "prm")["fingerprint"]["settings"]["model"] == str(run / "prm_init")
+    summary = json.loads((folder / "summary.json").read_text())
+    cells = {(row["arm"], row["selector"], row["k"]) for row in summary["best_of_n"]}
+    assert {
+        (arm, selector, k) for arm in ("policy", "mpo") for selector in ("prm", "majority") for k in (1, 4)
+    } <= cells
+    assert "<html" in (folder / "report.html").read_text()[:500]
+    assert list((folder / "plots").iterdir())
+    # the same data and seed as in the world's own run: the same pairs
+    assert pair_counts(folder) == pair_counts(run)
+    before = manifests(folder)
+    assert main(command) == 0
+    assert manifests(folder) == before
+
+
+def test_test_problems_that_are_trained_on_are_refused(run, tmp_path, capsys):
+    """Also under another id and another path of the picture: what counts is question and pixels."""
+    rows = [json.loads(line) for line in (run / "world" / "test.jsonl").read_text().splitlines()]
+    row = json.loads((run / "world" / "preference.jsonl").read_text().splitlines()[0])
+    shutil.copytree(run / "world" / "images", tmp_path / "images")
+    moved = tmp_path / "images" / "moved.png"
+    shutil.copy(run / "world" / row["images"][0], moved)
+    rows.append({**row, "id": "mine", "images": ["images/moved.png"]})
+    mixed = tmp_path / "test.jsonl"
+    mixed.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    drop = ("world", "warm_start", "deepen", "prm_sample", "label_steps", "train_prm")
+    settings = own_settings(tmp_path, run, drop=drop, prm=str(run / "prm"), test_problems=str(mixed))
+    command = ["pipeline", "--settings", str(settings), "--run_dir", str(tmp_path / "run")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"1 of 9 questions of own.test_problems {mixed} stand in own.preference_problems" in error
+    assert "'mine'" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("drop", "own", "message"),
+    [
+        (("world",), {"prm": "p"}, "section 'warm_start' has no part in a run from these `own` data"),
+        (("world", "warm_start", "deepen"), {"prm": "p"}, "section 'prm_sample' has no part"),
+        (("world",), {}, "expected one of prm (a ready PRM) and prm_problems (to train one on), got None and None"),
+        (("world",), {"prm": "p", "prm_model": "m"}, "with own.prm none is trained"),
+        ((), {"prm": "p"}, "sections world and own; expected one of them"),
+        (("world",), {"prn": "p"}, "own.prn: Unexpected keyword argument; known keys of own: policy,"),
+    ],
+)
+def test_own_settings_that_cannot_work(run, tmp_path, capsys, drop, own, message):
+    settings = own_settings(tmp_path, run, drop=drop, **own)
+    assert main(["pipeline", "--settings", str(settings), "--run_dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
