@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
-from mpo.multimodal.loading import best_device, load_model, load_processor
+from mpo.multimodal.loading import best_device, load_model, load_processor, stored_dtype
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.scoring import logits_at
 from rewards.prm.formats import PRMFormat, find_format, validated
@@ -57,7 +57,7 @@ class ModelPRM(StepPRM):
 
     @classmethod
     def load(cls, path: str | Path, *, prm_format: str | None = None, batch_rows: int = 32) -> ModelPRM:
-        """Load a PRM that `PRMTrainer` saved, or someone else's.
+        """Load a PRM that `PRMTrainer` saved, or someone else's, in the number type that it is stored in.
 
         Args:
             path: its folder.
@@ -69,7 +69,7 @@ class ModelPRM(StepPRM):
             ConfigError: both are there and differ, or the weights are not those of such a PRM.
         """
         contract = load_format(path, prm_format)
-        model: Any = load_weights(path, contract)
+        model: Any = load_weights(path, contract, dtype=stored_dtype(path))
         return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
 
     def _outcomes(self, items: Sequence[Solution], describe: str) -> list[StepScores]:

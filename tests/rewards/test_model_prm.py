@@ -253,6 +253,19 @@ def test_training_learns_saves_and_loads(tmp_path: Path, policy_folder: Path, pr
     assert [value > 0.5 for value in scores.values] == [True, True, False]
 
 
+def test_a_prm_runs_in_the_type_that_it_is_stored_in(tmp_path: Path, policy_folder: Path) -> None:
+    """16 bits a weight: half the memory, and scores within bfloat16's 3 digits of the float32 ones."""
+    model, processor = load_model(policy_folder), load_processor(policy_folder)
+    full = ModelPRM(model.eval(), processor, VISUALPRM).score_many(ITEMS[:6])
+    model.bfloat16().save_pretrained(tmp_path / "prm")
+    processor.save_pretrained(tmp_path / "prm")
+    save_format(tmp_path / "prm", VISUALPRM)
+    half = ModelPRM.load(tmp_path / "prm")
+    assert half.model.dtype == torch.bfloat16
+    for ours, theirs in zip(half.score_many(ITEMS[:6]), full, strict=True):
+        assert ours.values == pytest.approx(theirs.values, abs=0.02)
+
+
 def test_the_loss_is_the_mean_over_steps(tmp_path: Path, policy_folder: Path) -> None:
     """−m log P(+) − (1 − m) log P(−), soft labels included, from the scores that the same model gives."""
     labels = [(1.0, 0.25, 0.0), (0.0, 0.5), (1.0, 0.125)]
