@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recipes.config_engine import EngineConfig
 from recipes.config_mpo import RoundsConfig as RoundsConfig
 from recipes.config_mpo import TrainMPOConfig as TrainMPOConfig
 from recipes.config_test_time import AnswerConfig as AnswerConfig
@@ -99,7 +100,7 @@ class VerifyConfig:
 
 
 @dataclass
-class LabelConfig:
+class LabelConfig(EngineConfig):
     """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step, fewer on a smaller budget."""
 
     groups: Path = field(metadata={"help": "folder with verified groups"})
@@ -179,7 +180,7 @@ class ConvertConfig:
 
 
 @dataclass
-class ScoreConfig:
+class ScoreConfig(EngineConfig):
     """`mpo score`: step scores and rewards from a PRM."""
 
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})

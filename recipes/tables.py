@@ -110,8 +110,7 @@ def best_of_n_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
     for row in summary["best_of_n"]:
         cells.setdefault((row["label"], row["selector"]), {})[row["k"]] = interval(row)
     rows = [
-        [label, SELECTOR_LABELS[selector], *(by_k.get(k, "–") for k in ks)]
-        for (label, selector), by_k in cells.items()
+        [label, SELECTOR_LABELS[selector], *(by_k.get(k, "–") for k in ks)] for (label, selector), by_k in cells.items()
     ]
     return header, rows
 

@@ -44,7 +44,7 @@ def commands(given: Path, run: Path, *, max_new_tokens: int, verifier: str) -> d
                         "--budget", "sequential", "--batch_rows", 16],
         "score": ["--groups", run / "verify", "--prm", given / "prm", "--batch_rows", 8],
         "pairs": ["--groups", run / "score", "--mmpr", "true"],
-        "convert-data": ["--source", run / "pairs" / "pairs.parquet"],
+        "convert-data": ["trl", "mmpr", "--source", run / "pairs" / "pairs.parquet"],
     }  # fmt: skip
     return {name: [name, *map(str, flags[name]), "--out", str(run / name)] for name in STAGES}
 

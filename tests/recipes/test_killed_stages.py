@@ -67,15 +67,15 @@ def test_a_call_that_was_made_is_not_made_again(given: Path, monkeypatch: pytest
     config = ScoreConfig(verified(given), given / "prm", given.parent / "killed", batch_rows=4)
     straight = score(ScoreConfig(config.groups, config.prm, given.parent / "straight", batch_rows=4))
     batches: list[list[str]] = []
-    score_many = ModelPRM.score_many
+    outcomes = ModelPRM.outcomes
 
     def until_the_fourth(prm: ModelPRM, items: list, **more: str) -> list:
         batches.append([text for _, text in items])
         if len(batches) == 4:
             raise KeyboardInterrupt
-        return score_many(prm, items, **more)
+        return outcomes(prm, items, **more)
 
-    monkeypatch.setattr(ModelPRM, "score_many", until_the_fourth)
+    monkeypatch.setattr(ModelPRM, "outcomes", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         score(config)
     assert not (config.out / MANIFEST).exists()
