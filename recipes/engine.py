@@ -78,15 +78,18 @@ def _on_ray(work: Work, actors: int) -> Iterator[Run]:
         own: dict[str, Any] = {"address": "local", "num_cpus": actors, "object_store_memory": OBJECT_STORE_BYTES}
         given = {} if "RAY_ADDRESS" in os.environ else {**own, "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.WARNING, **given)
+    workers: list[Any] = []
     try:
         options = {"num_cpus": 1, "num_gpus": _gpus_each(actors, ray.cluster_resources())}
         lives = {"max_restarts": -1, "max_task_retries": RETRIES, "scheduling_strategy": "SPREAD"}
         remote: Any = ray.remote(Worker)
         actor = remote.options(**options, **lives)
-        workers = [actor.remote(work, torch.get_num_threads()) for _ in range(actors)]
+        workers += [actor.remote(work, torch.get_num_threads()) for _ in range(actors)]
         yield partial(_spread, workers)
         ray.get([worker.close.remote() for worker in workers])
     finally:
+        for worker in workers:
+            ray.kill(worker)
         if not connected:
             ray.shutdown()
 

@@ -113,7 +113,7 @@ def killed_and_resumed(command: str, settings: dict[str, object], log: Path) -> 
 @pytest.mark.timeout(400)
 def test_scores_of_two_actors_are_those_of_one_process(given: Path, tmp_path: Path) -> None:
     """Same bytes, same calls in the store; an actor and then the driver killed: resumed, identical."""
-    settings: dict[str, object] = {"groups": given / "verified", "prm": given / "prm", "batch_rows": 2}
+    settings: dict[str, object] = {"groups": given / "verified", "prm": given / "prm", "batch_rows": 4}
     settings |= {"visual_dependence": True}
     local, spread = tmp_path / "local", tmp_path / "ray"
     assert start(["score", *flags(**settings, out=local)], tmp_path / "log").wait() == 0
