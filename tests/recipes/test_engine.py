@@ -90,7 +90,7 @@ def workers_of(driver: int) -> list[psutil.Process]:
 
 
 def killed_and_resumed(command: str, settings: dict[str, object], log: Path) -> None:
-    """An actor is killed when some calls are kept, then the driver; nothing stays behind; then the same to the end."""
+    """An actor is killed when some calls are kept, then the driver, whose actors die with it; then the same to the end."""
     out = Path(str(settings["out"]))
     words = [command, *flags(**settings, engine="ray", actors=2)]
     driver = start(words, log, slowly=True)
@@ -98,7 +98,7 @@ def killed_and_resumed(command: str, settings: dict[str, object], log: Path) -> 
     victim = wait_for(lambda: workers_of(driver.pid), "an actor")[0]
     victim.kill()
     wait_for(lambda: len(stored(out)) >= begun + 2, "calls after an actor's death")
-    family = psutil.Process(driver.pid).children(recursive=True)
+    family = workers_of(driver.pid)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
     assert not (out / MANIFEST).exists()
