@@ -60,7 +60,7 @@ class WarmStartConfig:
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(EngineConfig):
     """`mpo sample`: draw N completions a problem, from a policy in this process or behind a server."""
 
     problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})

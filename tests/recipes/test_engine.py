@@ -90,7 +90,7 @@ def workers_of(driver: int) -> list[psutil.Process]:
 
 
 def killed_and_resumed(command: str, settings: dict[str, object], log: Path) -> None:
-    """An actor is killed when some calls are kept, then the driver, whose actors die with it; then the same to the end."""
+    """An actor is killed after some calls, then the driver, whose actors die with it; then the same to the end."""
     out = Path(str(settings["out"]))
     words = [command, *flags(**settings, engine="ray", actors=2)]
     driver = start(words, log, slowly=True)
@@ -135,6 +135,22 @@ def test_labels_of_two_actors_are_those_of_one_process(given: Path, tmp_path: Pa
     assert start(words, tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()[-3000:]
     for name in (GROUPS, "visualprm400k.jsonl"):
         assert (spread / name).read_bytes() == (local / name).read_bytes()
+    assert stored(spread) == stored(local)
+
+
+@pytest.mark.timeout(400)
+def test_samples_of_two_actors_are_those_of_one_process(given: Path, tmp_path: Path) -> None:
+    """Also where N grows: what is added is drawn by the other engine, into the same store."""
+    settings: dict[str, object] = {"problems": given / "questions.jsonl", "policy": given / "policy"}
+    settings |= {"max_new_tokens": 6, "batch_rows": 6, "logprobs": True}
+    local, spread = tmp_path / "local", tmp_path / "ray"
+    assert start(["sample", *flags(**settings, num_samples=3, out=spread)], tmp_path / "log").wait() == 0
+    words = ["sample", *flags(**settings, num_samples=5, out=spread, engine="ray", actors=2)]
+    assert start(words, tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()[-3000:]
+    for number in (3, 5):
+        words = ["sample", *flags(**settings, num_samples=number, out=local)]
+        assert start(words, tmp_path / "log").wait() == 0
+    assert (spread / GROUPS).read_bytes() == (local / GROUPS).read_bytes()
     assert stored(spread) == stored(local)
 
 
