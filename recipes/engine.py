@@ -66,7 +66,9 @@ def _in_this_process(work: Work, actors: int) -> Iterator[Run]:
 @contextmanager
 def _on_ray(work: Work, actors: int) -> Iterator[Run]:
     """Actors of the Ray that RAY_ADDRESS names or that this process is connected to, else of one of our own."""
-    os.environ |= {name: os.environ.get(name, value) for name, value in QUIET_RAY.items()}
+    ours = "RAY_ADDRESS" not in os.environ
+    for name, value in QUIET_RAY.items() if ours else ():
+        os.environ.setdefault(name, value)  # Ray reads them when it is imported
     try:
         import ray
     except ImportError as error:
@@ -76,8 +78,8 @@ def _on_ray(work: Work, actors: int) -> Iterator[Run]:
     connected = ray.is_initialized()
     if not connected:
         own: dict[str, Any] = {"address": "local", "num_cpus": actors, "object_store_memory": OBJECT_STORE_BYTES}
-        given = {} if "RAY_ADDRESS" in os.environ else {**own, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **given)
+        more = {**own, "include_dashboard": False} if ours else {}
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **more)
     workers: list[Any] = []
     try:
         options = {"num_cpus": 1, "num_gpus": _gpus_each(actors, ray.cluster_resources())}
