@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recipes.config_engine import EngineConfig
 from recipes.config_mpo import RoundsConfig as RoundsConfig
 from recipes.config_mpo import TrainMPOConfig as TrainMPOConfig
 from recipes.config_prm import TrainPRMConfig as TrainPRMConfig
@@ -23,7 +24,7 @@ from recipes.config_worlds import WorldConfig as WorldConfig
 
 
 @dataclass
-class SampleConfig:
+class SampleConfig(EngineConfig):
     """`mpo sample`: draw N completions a problem, from a policy in this process or behind a server."""
 
     problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
@@ -65,7 +66,7 @@ class VerifyConfig:
 
 
 @dataclass
-class LabelConfig:
+class LabelConfig(EngineConfig):
     """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step, fewer on a smaller budget."""
 
     groups: Path = field(metadata={"help": "folder with verified groups"})
@@ -94,7 +95,7 @@ class ConvertConfig:
 
 
 @dataclass
-class ScoreConfig:
+class ScoreConfig(EngineConfig):
     """`mpo score`: step scores and rewards from a PRM."""
 
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})

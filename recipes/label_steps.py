@@ -6,7 +6,10 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from mpo.multimodal.loading import load_for_inference, load_processor
 from mpo.multimodal.messages import control_tokens_in
 from recipes.calls import open_calls
 from recipes.config import ExactLabelConfig, LabelConfig
+from recipes.engine import engine
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from rewards.continuations import CONTINUATIONS, KeptContinuations
@@ -25,7 +29,7 @@ from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.math_verifier import MathVerifier
 from rewards.prm.budgets import budget_named
 from rewards.prm.label_cost import CostEstimate, estimate_cost
-from rewards.prm.monte_carlo import label_steps
+from rewards.prm.monte_carlo import Continuer, label_steps
 from rewards.splitting import split_on_blank_lines
 from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
 
@@ -44,31 +48,24 @@ def label(config: LabelConfig) -> Path:
     groups = read_groups(config.groups)
     processor = load_processor(config.policy)
     chosen, rejected = choose_responses(groups, processor, config)
-    with open_calls(stage, processor=processor, groups=chosen) as calls, MathVerifier() as verifier:
-        generator = TransformersGenerator(
-            load_for_inference(config.policy),
-            processor,
-            SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
-            batch_rows=config.batch_rows,
-        )
+    with (
+        open_calls(stage, processor=processor, groups=chosen) as calls,
+        engine(config, partial(_continuer, config)) as run,
+    ):
         settings: dict[str, Any] = {
-            "generator": generator,
-            "verify_many": verifier.verify_many,
             "splitter": split_on_blank_lines,
             "num_continuations": config.num_continuations,
             "seed": config.seed,
             "budget": config.budget,
             "rows_a_call": config.batch_rows,
         }
-        cost = CostEstimate(**calls.once("estimate", lambda: asdict(estimate_cost(chosen, **settings))))
+        cost = CostEstimate(**calls.once("estimate", lambda: asdict(estimate_cost(chosen, run=run, **settings))))
         print(f"label-steps, budget {config.budget}: {cost}", file=sys.stderr)
         if config.keep_continuations:  # with their verdicts, for `mpo pairs --rule step_prefix`
-            both = {name: settings[name] for name in ("generator", "verify_many")}
-            kept = KeptContinuations(stage.out / CONTINUATIONS, stage.fingerprint, **both)
-            settings |= {"generator": kept, "verify_many": kept.verify_many}
+            run = KeptContinuations(stage.out / CONTINUATIONS, stage.fingerprint, run)
         with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
             started = time.monotonic()
-            done = label_steps(chosen, **settings, on_drawn=bar.update, once=calls.once)
+            done = label_steps(chosen, run=run, **settings, on_drawn=bar.update, each=calls.each)
             seconds = round(time.monotonic() - started, 2)
     labelled, rejected = [group for group in done.groups if group.rollouts], rejected + done.rejected
     if not labelled:
@@ -86,6 +83,16 @@ def label(config: LabelConfig) -> Path:
     }
     counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
     return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn})
+
+
+@contextmanager
+def _continuer(config: LabelConfig) -> Iterator[Callable[[Any], Any]]:
+    """What makes one call: the policy, loaded, and a verifier's processes."""
+    params = SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens)
+    with MathVerifier() as verifier:
+        model, processor = load_for_inference(config.policy), load_processor(config.policy)
+        generator = TransformersGenerator(model, processor, params, batch_rows=config.batch_rows)
+        yield Continuer(generator, verifier.verify_many, with_texts=config.keep_continuations)
 
 
 def choose_responses(

@@ -7,7 +7,9 @@ later stages read, is written from the store at the end, in the order of the pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +18,12 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from mpo.multimodal.images import image_sha256, load_image
 from recipes.config import SampleConfig
+from recipes.engine import engine
 from recipes.groups import read_problems, write_groups
 from recipes.quarantine import Quarantine
 from recipes.run import MANIFEST, Stage, open_stage
 from rewards.generators.gathering import check_number
+from rewards.generators.pooled import PooledGenerator, drawn
 from rewards.interchange.sample_rows import write_sample_parquet
 from rewards.other_pictures import swapped
 from rewards.store import OnChange, SampleStore, StoredSample
@@ -77,6 +81,8 @@ def checked_params(config: SampleConfig) -> SamplingParams:
     """The sampling settings; ConfigError for what cannot work, before anything is read."""
     if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
         raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
+    if config.engine != "local" and config.base_url is not None:
+        raise ConfigError("engine ray is for a policy of this process; to a server, raise concurrency instead")
     if config.on_change not in ("refuse", "segment"):
         raise ConfigError(f"on_change must be refuse or segment, got {config.on_change!r}")
     if config.batch_rows < 1 or config.concurrency < 1:
@@ -126,6 +132,22 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
     )
 
 
+@contextmanager
+def _drawing(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Iterator[Generator]:
+    """The generator of this process, which tells of each call at once; or one whose calls several workers make."""
+    if config.engine == "local":
+        yield generator_of(config, params, rows_a_problem)
+    else:
+        with engine(config, partial(_drawer, config, params, rows_a_problem)) as run:
+            yield PooledGenerator(run, problems_a_task=max(1, config.batch_rows // rows_a_problem))
+
+
+@contextmanager
+def _drawer(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Iterator[Callable[[Any], Any]]:
+    """What makes one call: the policy, loaded."""
+    yield partial(drawn, generator_of(config, params, rows_a_problem))
+
+
 def _draw_missing(
     store: SampleStore,
     asked: Sequence[Problem],
@@ -141,8 +163,11 @@ def _draw_missing(
     if len(done) == total:
         return {}
     # As many rows a problem as when this segment began, so that going on cuts the same calls.
-    generator = generator_of(config, params, store.note("rows_a_problem", config.num_samples))
-    with tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar:
+    rows_a_problem = store.note("rows_a_problem", config.num_samples)
+    with (
+        _drawing(config, params, rows_a_problem) as generator,
+        tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar,
+    ):
         for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
             store.add(
                 StoredSample(keys[s.problem][s.index], asked[s.problem].id, s.index, s.seed, s.completion)

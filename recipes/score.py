@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_processor
 from recipes.calls import open_calls
 from recipes.config import ScoreConfig
+from recipes.engine import engine
 from recipes.groups import problems_of, read_groups, write_groups
 from recipes.run import open_stage
 from recipes.served_prm import prm_of
 from rewards.aggregation import AGGREGATIONS
 from rewards.prm.formats import format_files
-from rewards.scoring import StoredScorer, score_groups, score_unseen
+from rewards.scoring import StoredScorer, json_scores, score_groups, score_unseen
 from rewards.types import RolloutGroup
 
 _log = logging.getLogger(__name__)
@@ -32,20 +37,15 @@ def score(config: ScoreConfig) -> Path:
         return stage.out
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
+    if config.engine != "local" and config.base_url is not None:
+        raise ConfigError("engine ray is for a PRM of this process; to a server, raise concurrency instead")
     groups = read_groups(config.groups)
-    with open_calls(stage, processor=load_processor(config.prm), groups=groups) as calls:
-        prm = prm_of(
-            config.prm,
-            prm_format=config.prm_format,
-            batch_rows=config.batch_rows,
-            base_url=config.base_url,
-            model=config.model,
-            read=config.read,
-            concurrency=config.concurrency,
-        )
-        scored, unscored, lacking = _scored(
-            groups, StoredScorer(prm, calls.once, rows_a_call=config.batch_rows), config
-        )
+    with (
+        open_calls(stage, processor=load_processor(config.prm), groups=groups) as calls,
+        engine(config, partial(_scorer, config)) as run,
+    ):
+        stored = StoredScorer(run, calls.each, rows_a_call=config.batch_rows)
+        scored, unscored, lacking = _scored(groups, stored, config)
     total = sum(len(group.rollouts) for group in groups)
     counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(unscored)}
     if config.visual_dependence:
@@ -55,6 +55,21 @@ def score(config: ScoreConfig) -> Path:
         counts["bounded"] = bounded
         _log.warning("%d of %d responses have scores that are only bounds; --read token_ids sees all", bounded, total)
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+@contextmanager
+def _scorer(config: ScoreConfig) -> Iterator[Callable[[Any], Any]]:
+    """What makes one call: the PRM, loaded."""
+    prm = prm_of(
+        config.prm,
+        prm_format=config.prm_format,
+        batch_rows=config.batch_rows,
+        base_url=config.base_url,
+        model=config.model,
+        read=config.read,
+        concurrency=config.concurrency,
+    )
+    yield partial(json_scores, prm)
 
 
 def _scored(

@@ -9,13 +9,15 @@ covers all that its rows say, and the store's fingerprint everything else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rewards.store import Store
 from rewards.units import SCHEMA, digest
 
-Once = Callable[[Any, Callable[[], Any]], Any]  # (what a call is about, the call) → its result
+Run = Callable[[Sequence[Any]], Iterable[tuple[int, Any]]]  # tasks → (place of a task, its result), in any order
+Calls = Sequence[tuple[Any, Any]]  # of each call: what it is about, as a JSON value, and its task
+Each = Callable[[Calls, Run], list[Any]]  # the results of the calls, in their order
 
 
 class CallStore(Store):
@@ -45,14 +47,41 @@ class CallStore(Store):
         Raises:
             StoreError: the file cannot grow.
         """
-        key = digest(SCHEMA, self.segment, about)
+        return self.each([(about, None)], lambda _: [(0, call())])[0]
+
+    def each(self, calls: Calls, run: Run) -> list[Any]:
+        """The results of many calls, in order; each is on the disk before the next one is waited for.
+
+        Args:
+            calls: what tells a call from every other of the fingerprint, and the task that `run` gets.
+            run: makes those that are not here, in any order, one after the other or several at a time; gives JSON.
+
+        Raises:
+            StoreError: the file cannot grow.
+        """
+        keys = [digest(SCHEMA, self.segment, about) for about, _ in calls]
+        missing = {key: task for key, (_, task) in zip(keys, calls, strict=True) if self._result(key) is None}
+        wanted = list(missing)
+        for place, result in run(list(missing.values())) if wanted else ():
+            self._keep("INSERT INTO calls VALUES (?, ?, ?)", [(wanted[place], self.segment, json.dumps(result))])
+        return [json.loads(self._result(key) or "") for key in keys]  # as a later run reads it
+
+    def _result(self, key: str) -> str | None:
         row = self._connection.execute("SELECT result FROM calls WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            row = (json.dumps(call()),)
-            self._keep("INSERT INTO calls VALUES (?, ?, ?)", [(key, self.segment, *row)])
-        return json.loads(row[0])  # as a later run reads it
+        return None if row is None else row[0]
 
 
-def every_time(about: Any, call: Callable[[], Any]) -> Any:
-    """`Once` without a store: makes the call."""
-    return call()
+def each_time(calls: Calls, run: Run) -> list[Any]:
+    """`Each` without a store: makes all calls."""
+    results = dict(run([task for _, task in calls]))
+    return [results[place] for place in range(len(calls))]
+
+
+def in_turn(work: Callable[[Any], Any]) -> Run:
+    """`Run` in this process: one task after the other, each when its result is asked for.
+
+    Example:
+        >>> each_time([("a", 2), ("b", 3)], in_turn(lambda task: task**2))
+        [4, 9]
+    """
+    return lambda tasks: ((place, work(task)) for place, task in enumerate(tasks))

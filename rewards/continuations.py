@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rewards.call_store import Run
 from rewards.errors import StoreError
-from rewards.prm.monte_carlo import VerifyMany
-from rewards.types import Completion, FinishReason, Generator, Problem, Rollout, RolloutGroup, Sample, Verdict
+from rewards.prm.monte_carlo import Task
+from rewards.types import Completion, FinishReason, Rollout, RolloutGroup, Verdict
 
 CONTINUATIONS = "continuations.sqlite"
 _TABLES = (
@@ -28,22 +29,18 @@ _TABLES = (
 
 
 class KeptContinuations:
-    """A generator and a verifier in one, for `label_steps`: what the one draws is kept with what the other says.
+    """A `Run` that keeps what the calls of another one have drawn, with its verdicts.
 
     A call that a killed run makes again replaces its rows, for it draws the same.
 
     Args:
         path: of the file.
         fingerprint: all that the continuations depend on, as JSON values; rows of another one are deleted.
-        generator: draws.
-        verify_many: checks whole answers, prefix ⊕ continuation, in the order of `generate`.
+        run: makes the calls, each with its texts (`Continuer(with_texts=True)`).
     """
 
-    def __init__(
-        self, path: Path, fingerprint: Mapping[str, Any], *, generator: Generator, verify_many: VerifyMany
-    ) -> None:
-        self.path, self._generator, self._verify_many = path, generator, verify_many
-        self._drawn: list[tuple[str, str, int, int, str, str, int]] = []
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any], run: Run) -> None:
+        self.path, self._run = path, run
         made_by = json.dumps(fingerprint, sort_keys=True)
         with closing(sqlite3.connect(path)) as connection, connection:
             for statement in _TABLES:
@@ -53,38 +50,26 @@ class KeptContinuations:
                 connection.execute("DELETE FROM made_by")
                 connection.execute("INSERT INTO made_by VALUES (?)", (made_by,))
 
-    def draw(
-        self,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        prefixes: Sequence[str] | None = None,
-        seed: int,
-        done: Container[tuple[int, int]] = frozenset(),
-    ) -> Iterator[list[Sample]]:
-        """As the generator's; these are not kept."""
-        return self._generator.draw(problems, n, prefixes=prefixes, seed=seed, done=done)
-
-    def generate(
-        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]:
-        """As the generator's; kept by the next `verify_many`."""
-        drawn = self._generator.generate(problems, n, prefixes=prefixes, seed=seed)
-        self._drawn = [
-            (problem.id, prefix, seed, index, made.text, made.finish_reason.value, made.num_tokens)
-            for problem, prefix, row in zip(problems, prefixes or [""] * len(problems), drawn, strict=True)
-            for index, made in enumerate(row)
-        ]
-        return drawn
-
-    def verify_many(self, answers: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """As the verifier's; all of a call's continuations are on the disk when this returns, or none is.
+    def __call__(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
+        """The results without their texts; all of a call's continuations are on the disk then, or none is.
 
         Raises:
             StoreError: the file cannot grow.
         """
-        verdicts = self._verify_many(answers)
-        rows = [(*drawn, verdict.value) for drawn, verdict in zip(self._drawn, verdicts, strict=True)]
+        for place, result in self._run(tasks):
+            self._keep(tasks[place], result)
+            yield place, {name: value for name, value in result.items() if name != "drawn"}
+
+    def _keep(self, task: Task, result: Mapping[str, Any]) -> None:
+        places = [
+            (problem.id, prefix, task.seed, index)
+            for problem, prefix in zip(task.problems, task.prefixes, strict=True)
+            for index in range(task.n)
+        ]
+        rows = [
+            (*place, *made, Verdict(verdict).value)
+            for place, made, verdict in zip(places, result["drawn"], result["verdicts"], strict=True)
+        ]
         try:
             with closing(sqlite3.connect(self.path)) as connection, connection:
                 connection.executemany("INSERT OR REPLACE INTO continuations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -92,7 +77,6 @@ class KeptContinuations:
             raise StoreError(
                 f"{self.path} could not keep {len(rows)} continuations ({error}); look at the disk"
             ) from error
-        return verdicts
 
 
 def with_right_continuations(groups: Iterable[RolloutGroup], path: Path) -> Iterator[RolloutGroup]:

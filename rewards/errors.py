@@ -17,3 +17,7 @@ class StoreError(MPOError, OSError):
 
 class ServerError(MPOError, ConnectionError):
     """A model server refused us, or gave no usable reply in all the attempts that we allow it."""
+
+
+class WorkerError(MPOError, RuntimeError):
+    """A worker process died again and again over one call."""

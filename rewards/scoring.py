@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import DataError
 from rewards.aggregation import aggregate
-from rewards.call_store import Once
+from rewards.call_store import Each, Run
 from rewards.other_pictures import blanked, swapped
 from rewards.types import Aggregator, Problem, ProcessRewardModel, RolloutGroup, StepScores, Unseen
 
@@ -23,18 +22,18 @@ class StoredScorer:
     """A PRM whose calls are kept: scoring the same list goes on where a run was killed, to the same bits.
 
     Args:
-        prm: scores what is not kept yet.
-        once: of the store (`CallStore.once`).
-        rows_a_call: responses a call; the number that `prm` itself takes at a time.
+        run: makes calls: `json_scores` with a PRM, here or on several workers.
+        each: of the store (`CallStore.each`).
+        rows_a_call: responses a call; the number that the PRM itself takes at a time.
         kind: tells these calls from others of the store about the same responses.
     """
 
-    def __init__(self, prm: ProcessRewardModel, once: Once, *, rows_a_call: int, kind: str = "score") -> None:
-        self.prm, self.once, self.rows_a_call, self.kind = prm, once, rows_a_call, kind
+    def __init__(self, run: Run, each: Each, *, rows_a_call: int, kind: str = "score") -> None:
+        self.run, self.each, self.rows_a_call, self.kind = run, each, rows_a_call, kind
 
     def about(self, kind: str) -> StoredScorer:
         """The same PRM and store for calls of another kind, e.g. with other pictures."""
-        return StoredScorer(self.prm, self.once, rows_a_call=self.rows_a_call, kind=kind)
+        return StoredScorer(self.run, self.each, rows_a_call=self.rows_a_call, kind=kind)
 
     def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
         """Step scores of each solution, in order.
@@ -50,17 +49,24 @@ class StoredScorer:
 
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
         """Step scores of each (problem, response), or why it has none; in order."""
-        found: list[StepScores | DataError] = []
+        tasks = [items[start : start + self.rows_a_call] for start in range(0, len(items), self.rows_a_call)]
+        calls = [
+            ([self.kind, [[problem.id, problem.question, text] for problem, text in some]], some) for some in tasks
+        ]
         with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
-            for start in range(0, len(items), self.rows_a_call):
-                some = items[start : start + self.rows_a_call]
-                about = [self.kind, [[problem.id, problem.question, text] for problem, text in some]]
-                found += [_from_json(kept) for kept in self.once(about, partial(self._kept, some))]
-                bar.update(len(some))
-        return found
 
-    def _kept(self, items: Sequence[tuple[Problem, str]]) -> list[Any]:
-        return [o if isinstance(o, str) else [o.values, o.bounds] for o in outcomes(items, self.prm)]
+            def run(missing: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+                bar.update(len(items) - sum(map(len, missing)))
+                for place, result in self.run(missing):
+                    yield place, result
+                    bar.update(len(missing[place]))
+
+            return [_from_json(kept) for results in self.each(calls, run) for kept in results]
+
+
+def json_scores(prm: ProcessRewardModel, items: Sequence[tuple[Problem, str]]) -> list[Any]:
+    """`outcomes` as a JSON value, which `StoredScorer` reads: the work of one call."""
+    return [o if isinstance(o, str) else [o.values, o.bounds] for o in outcomes(items, prm)]
 
 
 def _from_json(kept: Any) -> StepScores | DataError:

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from rewards.call_store import Run
 from rewards.prm.budgets import Budget, Draw, Ending, Place, budget_named
-from rewards.prm.monte_carlo import Continuations, Response, VerifyMany, derived_seed, responses_of
-from rewards.types import Generator, RolloutGroup, Splitter, Verdict
+from rewards.prm.monte_carlo import Continuations, Response, derived_seed, responses_of
+from rewards.types import RolloutGroup, Splitter, Verdict
 
 SAMPLED = 6  # responses of either verdict, at most
 
@@ -51,8 +52,7 @@ class CostEstimate:
 def estimate_cost(
     groups: Sequence[RolloutGroup],
     *,
-    generator: Generator,
-    verify_many: VerifyMany,
+    run: Run,
     splitter: Splitter,
     num_continuations: int,
     seed: int,
@@ -60,15 +60,9 @@ def estimate_cost(
     rows_a_call: int = 1024,
 ) -> CostEstimate:
     """Measure on a sample of responses what `label_steps` with the same arguments will cost."""
-    run, responses = budget_named(budget, num_continuations), responses_of(groups, splitter)
-    costly = [response for response in responses if most(run, [response.ending], num_continuations)]
-    continuations = partial(
-        Continuations,
-        generator=generator,
-        verify_many=verify_many,
-        seed=derived_seed(seed, "estimate"),
-        rows_a_call=rows_a_call,
-    )
+    budgeted, responses = budget_named(budget, num_continuations), responses_of(groups, splitter)
+    costly = [response for response in responses if most(budgeted, [response.ending], num_continuations)]
+    continuations = partial(Continuations, run=run, seed=derived_seed(seed, "estimate"), rows_a_call=rows_a_call)
     rng = random.Random(f"estimate:{seed}")
     at_most, expected, sampled, tokens, seconds = 0, 0.0, 0, 0, 0.0
     for right in (True, False):  # they cost a budget differently
@@ -77,8 +71,8 @@ def estimate_cost(
         if sample:
             continuations(sample)([(0, 0)], 1)  # what a first call costs beyond others is not in the measure
         draw = continuations(sample)
-        used, possible = _replayed(run, sample, draw, num_continuations)
-        limit = most(run, [response.ending for response in some], num_continuations)
+        used, possible = _replayed(budgeted, sample, draw, num_continuations)
+        limit = most(budgeted, [response.ending for response in some], num_continuations)
         at_most += limit
         expected += limit * used / possible if possible else 0.0
         sampled, tokens, seconds = sampled + draw.continuations, tokens + draw.tokens, seconds + draw.seconds

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mpo.multimodal.errors import DataError
-from rewards.call_store import Once, every_time
+from rewards.call_store import Each, Run, each_time
 from rewards.label_source import monte_carlo_source
 from rewards.prm.budgets import Counts, Ending, Place, budget_named, count, is_decided
 from rewards.types import Generator, MonteCarloCount, Problem, Rollout, RolloutGroup, Splitter, Step, Verdict
@@ -59,37 +60,83 @@ class Response:
         return Ending(len(self.steps), self.verdict is Verdict.CORRECT)
 
 
+@dataclass(frozen=True)
+class Task:
+    """One call: n continuations of each prefix, an answer's beginning to the problem of its place."""
+
+    problems: Sequence[Problem]
+    prefixes: Sequence[str]
+    n: int
+    seed: int
+
+
+class Continuer:
+    """Makes one call: draws continuations and has them checked.
+
+    Args:
+        generator: draws.
+        verify_many: checks whole answers (prefix ⊕ continuation).
+        with_texts: whether to give the continuations too, in order, as `drawn`.
+    """
+
+    def __init__(self, generator: Generator, verify_many: VerifyMany, *, with_texts: bool = False) -> None:
+        self.generator, self.verify_many, self.with_texts = generator, verify_many, with_texts
+
+    def __call__(self, task: Task) -> dict[str, Any]:
+        """Verdicts in order, their tokens, and the seconds in the generator; checks are not in them.
+
+        Raises:
+            DataError: generator or verifier gave another number of results than it was asked for.
+        """
+        started = time.monotonic()
+        drawn = self.generator.generate(task.problems, task.n, prefixes=task.prefixes, seed=task.seed)
+        seconds = time.monotonic() - started
+        made = [completion for completions in drawn for completion in completions]
+        answers = [
+            (problem, prefix + completion.text)
+            for problem, prefix, completions in zip(task.problems, task.prefixes, drawn, strict=True)
+            for completion in completions
+        ]
+        verdicts, expected = self.verify_many(answers), len(task.problems) * task.n
+        if not len(answers) == len(verdicts) == expected:
+            raise DataError(
+                f"expected {expected} continuations and as many verdicts, got {len(answers)} and {len(verdicts)}; "
+                "counts would move to other steps"
+            )
+        result = {"verdicts": verdicts, "tokens": sum(c.num_tokens for c in made), "seconds": seconds}
+        texts = {"drawn": [(c.text, c.finish_reason.value, c.num_tokens) for c in made]}
+        return result | texts if self.with_texts else result
+
+
 class Continuations:
-    """Draws continuations from the ends of steps and has them checked: the `Draw` of a budget.
+    """Has continuations drawn from the ends of steps, and checked: the `Draw` of a budget.
 
     Places of one problem are drawn side by side: they share its picture and its prompt, and a server with a prefix
     cache, or a batch, finds them again.
 
     Args:
         responses: what places refer to.
-        generator: draws.
-        verify_many: checks whole answers (prefix ⊕ continuation).
+        run: makes the calls: a `Continuer`, here (`in_turn`) or on several workers.
         seed: changes the draw; every call of the generator has its own, derived from it.
         rows_a_call: continuations a call of the generator, at most (one place's n are never divided).
-        on_drawn: told the number of continuations after each call.
-        once: keeps the verdicts of each call, so that a killed run goes on (`CallStore.once`).
+        on_drawn: told the number of continuations of each call that was made, or was kept.
+        each: keeps the verdicts of each call, so that a killed run goes on (`CallStore.each`).
     """
 
     def __init__(
         self,
         responses: Sequence[Response],
         *,
-        generator: Generator,
-        verify_many: VerifyMany,
+        run: Run,
         seed: int,
         rows_a_call: int = 1024,
         on_drawn: Callable[[int], object] | None = None,
-        once: Once = every_time,
+        each: Each = each_time,
     ) -> None:
-        self.responses, self.generator, self.verify_many = responses, generator, verify_many
-        self.seed, self.rows_a_call, self.on_drawn, self.once = seed, rows_a_call, on_drawn, once
+        self.responses, self.run, self.seed = responses, run, seed
+        self.rows_a_call, self.on_drawn, self.each = rows_a_call, on_drawn or (lambda number: None), each
         self.continuations = self.tokens = self.undecided = self._calls = 0
-        self.seconds = 0.0  # in the generator; checks are not in it
+        self.seconds = 0.0  # in the generator, over all workers; checks are not in it
 
     def __call__(self, places: Sequence[Place], n: int) -> list[list[Verdict]]:
         """n verdicts from each place, in order.
@@ -99,44 +146,33 @@ class Continuations:
         """
         order = sorted(places, key=lambda place: (self.responses[place[0]].group, self._end(place)))
         size = max(1, self.rows_a_call // n)
-        found: dict[Place, list[Verdict]] = {}
-        for start in range(0, len(order), size):
-            some = order[start : start + size]
-            found.update(zip(some, self._draw(some, n), strict=True))
-        return [found[place] for place in places]
+        tasks = [self._task(order[start : start + size], n) for start in range(0, len(order), size)]
+        calls = [(_about(task), task) for task in tasks]
+        found: list[list[Verdict]] = []
+        for task, result in zip(tasks, self.each(calls, partial(self._watched, len(order) * n)), strict=True):
+            verdicts = [Verdict(name) for name in result["verdicts"]]
+            self.continuations += len(verdicts)
+            self.tokens += result["tokens"]
+            self.seconds += result.get("seconds", 0.0)  # not in stores that are older than this entry
+            self.undecided += sum(not is_decided(verdict) for verdict in verdicts)
+            found += [verdicts[i : i + n] for i in range(0, len(task.problems) * n, n)]
+        by_place = dict(zip(order, found, strict=True))
+        return [by_place[place] for place in places]
 
-    def _draw(self, places: Sequence[Place], n: int) -> list[list[Verdict]]:
+    def _task(self, places: Sequence[Place], n: int) -> Task:
         problems = [self.responses[r].problem for r, _ in places]
         prefixes = [self.responses[place[0]].text[: self._end(place)] for place in places]
-        seed, expected = self._call_seed(), len(places) * n
-        asked = [[p.id, p.question, p.answer, prefix] for p, prefix in zip(problems, prefixes, strict=True)]
-        found = self.once(["continue", seed, n, asked], lambda: self._continued(problems, prefixes, n, seed))
-        verdicts = [Verdict(name) for name in found["verdicts"]]
+        seed = self._call_seed()
         self._calls += 1
-        self.continuations += expected
-        self.tokens += found["tokens"]
-        self.undecided += sum(not is_decided(verdict) for verdict in verdicts)
-        if self.on_drawn:
-            self.on_drawn(expected)
-        return [verdicts[i : i + n] for i in range(0, expected, n)]
+        return Task(problems, prefixes, n, seed)
 
-    def _continued(self, problems: Sequence[Problem], prefixes: Sequence[str], n: int, seed: int) -> dict[str, Any]:
-        """One call of the generator, and the verdicts on what it drew."""
-        started = time.monotonic()
-        drawn = self.generator.generate(problems, n, prefixes=prefixes, seed=seed)
-        self.seconds += time.monotonic() - started
-        answers = [
-            (problem, prefix + completion.text)
-            for problem, prefix, completions in zip(problems, prefixes, drawn, strict=True)
-            for completion in completions
-        ]
-        verdicts, expected = self.verify_many(answers), len(problems) * n
-        if not len(answers) == len(verdicts) == expected:
-            raise DataError(
-                f"expected {expected} continuations and as many verdicts, got {len(answers)} and {len(verdicts)}; "
-                "counts would move to other steps"
-            )
-        return {"verdicts": verdicts, "tokens": sum(c.num_tokens for completions in drawn for c in completions)}
+    def _watched(self, total: int, missing: Sequence[Task]) -> Iterator[tuple[int, Any]]:
+        """`run`, with the progress told; what is not missing was kept before."""
+        if kept := total - sum(len(task.problems) * task.n for task in missing):
+            self.on_drawn(kept)
+        for place, result in self.run(missing):
+            yield place, result
+            self.on_drawn(len(missing[place].problems) * missing[place].n)
 
     def _call_seed(self) -> int:
         """The seed itself for the first call; others after it, or a wave would draw the one before it again."""
@@ -150,21 +186,20 @@ class Continuations:
 def label_steps(
     groups: Sequence[RolloutGroup],
     *,
-    generator: Generator,
-    verify_many: VerifyMany,
+    run: Run,
     splitter: Splitter,
     num_continuations: int,
     seed: int,
     budget: str = "full",
     rows_a_call: int = 1024,
     on_drawn: Callable[[int], object] | None = None,
-    once: Once = every_time,
+    each: Each = each_time,
 ) -> Labelled:
     """Fill in `mc` and `label_source` of every rollout.
 
     Args:
         groups: verified rollouts that can be split: no empty text, no control tokens.
-        generator, verify_many, seed, rows_a_call, on_drawn, once: see `Continuations`.
+        run, seed, rows_a_call, on_drawn, each: see `Continuations`.
         splitter: where steps end.
         num_continuations: K, at least 1; VisualPRM takes 16. The end of the last step is not continued: the
             response ends there, so its own verdict is the count, K of K or 0 of K.
@@ -174,18 +209,10 @@ def label_steps(
         ConfigError: an unknown budget, or K below 1.
         DataError: generator or verifier gave another number of results than it was asked for.
     """
-    run = budget_named(budget, num_continuations)
+    budgeted = budget_named(budget, num_continuations)
     responses = responses_of(groups, splitter)
-    draw = Continuations(
-        responses,
-        generator=generator,
-        verify_many=verify_many,
-        seed=seed,
-        rows_a_call=rows_a_call,
-        on_drawn=on_drawn,
-        once=once,
-    )
-    counts = run([response.ending for response in responses], draw, num_continuations)
+    draw = Continuations(responses, run=run, seed=seed, rows_a_call=rows_a_call, on_drawn=on_drawn, each=each)
+    counts = budgeted([response.ending for response in responses], draw, num_continuations)
     source = monte_carlo_source(budget, num_continuations)
     labelled, rejected = _with_counts(groups, responses, counts, num_continuations, source)
     return Labelled(labelled, rejected, draw.continuations, draw.tokens, draw.undecided)
@@ -224,6 +251,11 @@ def _with_counts(
                 rejected["a step without a decided continuation"] += 1
         labelled.append(RolloutGroup(group.problem, tuple(kept)))
     return labelled, rejected
+
+
+def _about(task: Task) -> list[Any]:
+    asked = zip(task.problems, task.prefixes, strict=True)
+    return ["continue", task.seed, task.n, [[p.id, p.question, p.answer, prefix] for p, prefix in asked]]
 
 
 def derived_seed(seed: int, purpose: int | str) -> int:

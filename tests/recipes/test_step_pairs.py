@@ -19,9 +19,11 @@ from run_folders import write_stage
 from recipes.cli import main
 from recipes.groups import read_groups, write_problems
 from recipes.run import MANIFEST, manifest_of
+from rewards.call_store import in_turn
 from rewards.continuations import CONTINUATIONS, KeptContinuations, with_right_continuations
 from rewards.errors import StoreError
 from rewards.interchange.trl_rows import read_trl_parquet
+from rewards.prm.monte_carlo import Continuer, Task
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,12 +107,11 @@ SLOWLY = """
 import sys, time
 from recipes.cli import main
 from rewards.continuations import KeptContinuations
-verify_many = KeptContinuations.verify_many
-def slowly(self, answers):
-    verdicts = verify_many(self, answers)
+keep = KeptContinuations._keep
+def slowly(self, task, result):
+    keep(self, task, result)
     time.sleep(0.5)
-    return verdicts
-KeptContinuations.verify_many = slowly
+KeptContinuations._keep = slowly
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -148,10 +149,9 @@ def test_a_call_made_again_keeps_no_row_twice_and_other_settings_start_empty(lab
             return [[Completion(f"\0{prefix}{seed}{i}", FinishReason.LENGTH) for i in range(n)] for prefix in prefixes]
 
     def call(fingerprint: int, seed: int) -> None:
-        both = {"generator": Fixed(), "verify_many": lambda answers: [C] * len(answers)}
-        store = KeptContinuations(path, {"f": fingerprint}, **both)
-        drawn = store.generate([problem, problem], 2, prefixes=["a", "b"], seed=seed)
-        store.verify_many([(problem, prefix + c.text) for prefix, row in zip("ab", drawn, strict=True) for c in row])
+        run = in_turn(Continuer(Fixed(), lambda answers: [C] * len(answers), with_texts=True))
+        ((_, result),) = KeptContinuations(path, {"f": fingerprint}, run)([Task([problem, problem], "ab", 2, seed)])
+        assert set(result) == {"verdicts", "tokens", "seconds"}
 
     path.parent.mkdir()
     for seed in (0, 0, 1):

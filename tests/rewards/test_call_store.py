@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import FingerprintError
-from rewards.call_store import CallStore, every_time
+from rewards.call_store import CallStore, in_turn
 from rewards.errors import StoreError
-from rewards.scoring import StoredScorer
+from rewards.scoring import StoredScorer, json_scores
 from rewards.types import Problem, StepScores
 
 SETTINGS = {"prm": "a"}
@@ -53,7 +54,25 @@ def test_a_call_is_made_once_and_read_as_it_was(tmp_path: Path) -> None:
     with CallStore(tmp_path / "c.sqlite", SETTINGS) as calls:
         assert calls.once(["score", "a"], call) == first
     assert made == ["call"]
-    assert every_time("x", lambda: 1) + every_time("x", lambda: 2) == 3
+
+
+def test_results_that_come_in_any_order_are_given_in_that_of_the_calls(tmp_path: Path) -> None:
+    """Only what is missing is asked for, a call that occurs twice once; each is kept before the next one is made."""
+    asked: list[list[str]] = []
+
+    def backwards(tasks: Sequence[str]) -> Iterator[tuple[int, str]]:
+        asked.append(list(tasks))
+        for place in reversed(range(len(tasks))):
+            with closing(sqlite3.connect(tmp_path / "c.sqlite")) as connection:
+                (kept,) = connection.execute("SELECT count(*) FROM calls").fetchone()
+            yield place, f"{tasks[place]}, the {kept + 1}."
+
+    with CallStore(tmp_path / "c.sqlite", SETTINGS) as calls:
+        calls.once("b", lambda: "b, before")
+        found = calls.each([(about, about.upper()) for about in "abcca"], backwards)
+        assert found == ["A, the 3.", "b, before", "C, the 2.", "C, the 2.", "A, the 3."]
+        assert calls.each([("a", "A")], backwards) == ["A, the 3."]
+    assert asked == [["A", "C"]]
 
 
 def test_a_call_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -89,7 +108,7 @@ def test_a_resumed_scoring_is_the_straight_one(
     for prm in (first, second):
         with CallStore(path, SETTINGS) as calls:
             try:
-                found = StoredScorer(prm, calls.once, rows_a_call=rows).outcomes(items)
+                found = StoredScorer(in_turn(partial(json_scores, prm)), calls.each, rows_a_call=rows).outcomes(items)
             except RuntimeError:
                 continue
     assert found == straight

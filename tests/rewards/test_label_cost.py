@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from rewards.call_store import in_turn
 from rewards.prm.label_cost import CostEstimate, estimate_cost
-from rewards.prm.monte_carlo import label_steps
+from rewards.prm.monte_carlo import Continuer, label_steps
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
@@ -45,8 +46,7 @@ def groups_of(count: int) -> list[RolloutGroup]:
 
 
 SETTINGS: dict[str, Any] = {
-    "generator": KnownPolicy(),
-    "verify_many": verify,
+    "run": in_turn(Continuer(KnownPolicy(), verify)),
     "splitter": split_on_blank_lines,
     "num_continuations": 16,
 }
@@ -82,7 +82,7 @@ def test_a_slow_first_call_is_not_extrapolated() -> None:
             self.started = True
             return super().generate(problems, n, prefixes=prefixes, seed=seed)
 
-    estimate = estimate_cost(groups_of(400), **SETTINGS | {"generator": Starting()}, seed=0)
+    estimate = estimate_cost(groups_of(400), **SETTINGS | {"run": in_turn(Continuer(Starting(), verify))}, seed=0)
     assert 1e-4 * estimate.at_most <= estimate.seconds < estimate.at_most / estimate.sample * 0.9
 
 

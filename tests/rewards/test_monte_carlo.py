@@ -10,8 +10,9 @@ import pytest
 
 from mpo.multimodal.errors import ConfigError, DataError
 from recipes.digits.world import scenes, to_problem
+from rewards.call_store import in_turn
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
-from rewards.prm.monte_carlo import label_steps
+from rewards.prm.monte_carlo import Continuer, label_steps
 from rewards.splitting import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
@@ -51,8 +52,7 @@ class Table:
 
 def settings(generator: Any, verify_many: Any, seed: int = 0, **changes: Any) -> dict[str, Any]:
     return {
-        "generator": generator,
-        "verify_many": verify_many,
+        "run": in_turn(Continuer(generator, verify_many)),
         "splitter": split_on_blank_lines,
         "num_continuations": K,
         "seed": seed,
