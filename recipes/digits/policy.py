@@ -104,6 +104,11 @@ def _tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
+    return with_roles(tokenizer)
+
+
+def with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows `SPECIAL`, with what each of them is for."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
