@@ -37,7 +37,7 @@ def score(config: ScoreConfig) -> Path:
         return stage.out
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
-    if config.engine != "local" and config.base_url is not None:
+    if config.engine != "local" and config.base_url:
         raise ConfigError("engine ray is for a PRM of this process; to a server, raise concurrency instead")
     groups = read_groups(config.groups)
     with (
