@@ -19,7 +19,7 @@ from mpo.multimodal.text_processor import TextProcessor
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import FORMATS, ORM, QWEN_MATH_PRM, STEP_END, STEP_TAG, VISUALPRM, PRMFormat, find_format
 from rewards.prm.inverse import check_row
-from rewards.prm.model_prm import ModelPRM, load_format, save_format
+from rewards.prm.model_prm import ModelPRM, load_format, load_weights, save_format
 from rewards.prm.rendering import _one_turn, _turns, render
 from rewards.splitting import merge_to_at_most, split_on_blank_lines, steps_of
 from rewards.types import Problem
@@ -101,8 +101,8 @@ def test_qwen_math_prm_golden(qwen: Path) -> None:
 
 
 def test_qwen_math_prm_scores_by_hand(qwen: Path) -> None:
-    """Softmax of the head's two logits at each marker, the second column; N solutions share the prompt."""
-    prm = ModelPRM.load(qwen, prm_format="qwen_math_prm")
+    """Softmax of the head's two logits at each marker, the second column; N solutions share the prompt; in float32."""
+    prm = ModelPRM(load_weights(qwen, QWEN_MATH_PRM).eval(), load_processor(qwen), QWEN_MATH_PRM)
     solutions = ["\n\n".join(STEPS), "\n\n".join([*STEPS[:1], "3 - 2 = 2", "so 2"]), "0"]
     found = prm.score(PROBLEM, solutions)
     marker = prm.processor.tokenizer.convert_tokens_to_ids("<extra_0>")
