@@ -35,6 +35,7 @@ class CallStore(Store):
     """
 
     holds = "results"
+    table = "calls"
     tables = ("CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, segment TEXT NOT NULL, result TEXT NOT NULL)",)
 
     def once(self, about: Any, call: Callable[[], Any]) -> Any:

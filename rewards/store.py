@@ -50,6 +50,7 @@ class Store:
     """
 
     holds = "work"
+    table: str  # of the kept rows, with a column `segment`
     tables: tuple[str, ...] = ()
     way_out = "choose another folder, or delete this one"  # besides going back to the settings of before
 
@@ -115,6 +116,8 @@ class Store:
                 self._connection.execute(statement)
             self._connection.execute("DELETE FROM writer")
             self._connection.execute("INSERT INTO writer VALUES (?, ?)", (os.getpid(), socket.gethostname()))
+        with self._connection:  # settings under which nothing was kept, since the run ended before, bind nobody
+            self._connection.execute(f"DELETE FROM segments WHERE segment NOT IN (SELECT segment FROM {self.table})")
         before = [json.loads(text) for (text,) in self._connection.execute("SELECT fingerprint FROM segments")]
         if before and fingerprint not in before and on_change == "refuse":
             differing = min((differences(other, fingerprint) for other in before), key=len)
@@ -151,7 +154,7 @@ class SampleStore(Store):
         '4'
     """
 
-    holds = "samples"
+    holds = table = "samples"
     tables = (
         "CREATE TABLE IF NOT EXISTS samples (key TEXT PRIMARY KEY, segment TEXT NOT NULL, problem_id TEXT NOT NULL, "
         "sample_index INTEGER NOT NULL, seed INTEGER NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL, "

@@ -51,7 +51,8 @@ def test_a_stage_killed_at_any_failpoint_ends_as_if_left_alone(given: Path) -> N
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    kills = json.loads(done.stdout.splitlines()[1])["failpoints"]["kills"]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"failpoints"')]
+    kills = json.loads(line)["failpoints"]["kills"]
     files = {"mid_export", "before_rename", "after_rename", "before_manifest"}
     assert set(FAILPOINTS) == files | {"before_commit", "after_commit"}
     with_store = {f"{stage}/{point}" for stage in ("sample", "verify", "label-steps", "score") for point in FAILPOINTS}

@@ -87,7 +87,10 @@ def test_a_call_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
-    CallStore(tmp_path / "c.sqlite", SETTINGS).close()
+    with CallStore(tmp_path / "c.sqlite", {"prm": "a wrong path"}):
+        pass  # the run ended before a result: it binds nobody
+    with CallStore(tmp_path / "c.sqlite", SETTINGS) as calls:
+        calls.once("a", lambda: 1)
     with pytest.raises(
         FingerprintError, match=r"holds results of other prm \('a' then, 'b' now\); .*or delete this one"
     ):
