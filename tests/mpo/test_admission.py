@@ -297,6 +297,7 @@ def test_max_length_is_documented_as_a_limit_that_never_cuts() -> None:
 RANKS = """
 import json, sys
 from pathlib import Path
+import torch
 from tiny import preference_row, tiny_config
 from mpo.admission import admit_all
 from mpo.collator import PreferenceCollator
@@ -309,6 +310,8 @@ train, _, reports = admit_all(collator, train=rows, evaluation=None, args=args)
 kept = [row["problem_id"] for row in train]
 found = {"kept": kept, "rejections": reports["train"].rejections, "ranks": args.world_size}
 Path(sys.argv[1], f"{args.process_index}.json").write_text(json.dumps(found))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # else gloo's threads may abort a rank that ends after the other
 """
 
 
