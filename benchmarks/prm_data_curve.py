@@ -14,9 +14,8 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from recipes.best_of_n import RESULTS, best_of_n, within_problem_aucs
 from recipes.config import BestOfNConfig, ScoreConfig
@@ -24,6 +23,7 @@ from recipes.groups import read_groups
 from recipes.pipeline import Settings
 from recipes.run import manifest_of
 from recipes.score import score
+from recipes.summary import Measure, Values, runs_of
 from recipes.train_prm import train_prm
 from rewards.curves import Estimate, mean_with_interval, paired_difference
 
@@ -37,14 +37,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/prm_data_curve"))
     args = parser.parse_args()
     settings = Settings(args.settings)
-    runs = sorted(args.run.glob("seed*")) or [args.run]
+    runs = runs_of(args.run)
     print(f"{'problems':>8}{'responses':>10}  {'AUC in a problem':22}{f'best@{args.k}':22}minus majority@{args.k}")
     for problems in args.problems:
         arms = [_arm(settings, run, args.out / run.name / str(problems), problems, args.k) for run in runs]
-        best, vote = (_averaged([arm[name] for arm in arms]) for name in ("prm", "majority"))
-        aucs = _by_problem([arm["aucs"] for arm in arms])
+        best, vote, aucs = (_over_seeds([arm[name] for arm in arms]) for name in ("prm", "majority", "aucs"))
         responses = round(sum(arm["responses"] for arm in arms) / len(arms))
-        each = ", ".join(f"{np.mean(arm['prm']) - np.mean(arm['majority']):+.3f}" for arm in arms)
+        each = ", ".join(f"{fmean(arm['prm'].values()) - fmean(arm['majority'].values()):+.3f}" for arm in arms)
         print(
             f"{problems or 'all':>8}{responses:>10}  {_shown(mean_with_interval(aucs)):22}"
             f"{_shown(mean_with_interval(best)):22}{_shown(paired_difference(best, vote))}  each seed: {each}",
@@ -58,10 +57,13 @@ def _arm(settings: Settings, run: Path, out: Path, problems: int, k: int) -> dic
     if problems:
         prm = _trained(settings, run, out / "prm", problems)
         scored = score(ScoreConfig(groups=run / "test" / "policy" / "verified", prm=prm, out=out / "scored"))
-    values = json.loads((best_of_n(BestOfNConfig(scored, out / "best_of_n", ks=[k])) / RESULTS).read_text())["values"]
+    results = json.loads((best_of_n(BestOfNConfig(scored, out / "best_of_n", ks=[k])) / RESULTS).read_text())
+    at_k = {
+        name: dict(zip(results["problem_ids"], by_k[str(k)], strict=True)) for name, by_k in results["values"].items()
+    }
     return {
-        "prm": values["prm"][str(k)],
-        "majority": values["majority"][str(k)],
+        "prm": at_k["prm"],
+        "majority": at_k["majority"],
         "aucs": within_problem_aucs(read_groups(scored)),
         "responses": manifest_of(prm)["counts"]["in"],
     }
@@ -74,15 +76,9 @@ def _trained(settings: Settings, run: Path, out: Path, problems: int) -> Path:
     return train_prm(settings.build("train_prm", **given))
 
 
-def _averaged(columns: Sequence[Sequence[float]]) -> list[float]:
-    """Mean over seeds a problem, so that the interval is over problems."""
-    return [float(value) for value in np.mean(np.asarray(columns), axis=0)]
-
-
-def _by_problem(seeds: Sequence[dict[str, float]]) -> list[float]:
-    """Mean over the seeds in which a problem has right and wrong responses."""
-    ids = sorted(set().union(*seeds))
-    return [float(np.mean([seed[one] for seed in seeds if one in seed])) for one in ids]
+def _over_seeds(seeds: Sequence[Values]) -> list[float]:
+    """Mean a problem, over the seeds that have a value for it, so that an interval is over problems."""
+    return list(Measure(dict(enumerate(seeds))).averaged().values())
 
 
 def _shown(estimate: Estimate) -> str:

@@ -50,14 +50,8 @@ REFUSED: dict[str, str] = {
 # Settings of MPO that decide the updates, beside those of `mpo.multimodal.checkpoint.DECISIVE`.
 DECISIVE = (
     *("beta", "preference_weight", "quality_weight", "generation_weight", "label_smoothing", "generation_average"),
-    *(
-        "reward_shift",
-        "reward_shift_momentum",
-        "disable_dropout",
-        "layout",
-        "group_by_prompt",
-        "train_sampling_strategy",
-    ),
+    *("reward_shift", "reward_shift_momentum", "disable_dropout", "layout"),
+    *("group_by_prompt", "train_sampling_strategy"),
 )
 
 _DEFAULTS: dict[str, Any] = {"loss_type": ["sigmoid"], "remove_unused_columns": False}

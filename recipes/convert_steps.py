@@ -5,13 +5,12 @@ A row that breaks its format, or whose picture cannot be decoded, is counted und
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpo.multimodal.errors import ConfigError, DataError, ImageError, StageError
 from mpo.multimodal.files import opened_atomically
@@ -19,6 +18,7 @@ from mpo.multimodal.images import image_sha256, load_image, png_bytes
 from recipes.config import ConvertDataConfig
 from recipes.groups import GROUPS, read_groups, write_groups, write_problems
 from recipes.quarantine import Quarantine
+from rewards.interchange.json_rows import write_rows
 from rewards.interchange.stepwise_rows import (
     STEPWISE,
     Labelled,
@@ -32,6 +32,7 @@ from rewards.types import Problem, Rollout, RolloutGroup
 if TYPE_CHECKING:
     from rewards.types import ImageLike
 
+T = TypeVar("T")
 Items = Iterator[tuple[str, Labelled | DataError]]  # where it stood, and the rollout or what is wrong with it
 
 
@@ -81,38 +82,24 @@ def write_labelled_groups(items: Iterable[tuple[str, Labelled]], out: Path, quar
 
 def write_visualprm(items: Iterable[tuple[str, Labelled]], out: Path, quarantine: Quarantine) -> int:
     """`visualprm400k.jsonl` and `images/`, which hold PNG bytes that we decoded and encoded again."""
-    pictures, written = Pictures(out / "images", encode=True), 0
-    with opened_atomically(out / VISUALPRM400K, "w") as file:
-        for where, (problem, rollout) in items:
-            try:
-                kept = replace(problem, images=tuple(pictures.kept(image) for image in problem.images))
-                row = to_visualprm_row(kept, rollout, image_root=out)
-            except ImageError as error:
-                _reject(quarantine, where, ImageError(f"image: {error}"))
-            except DataError as error:
-                _reject(quarantine, where, DataError(f"steps: {error}"))
-            else:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                written += 1
-    return written
+    pictures = Pictures(out / "images", encode=True)
+
+    def convert(problem: Problem, rollout: Rollout) -> dict[str, Any]:
+        kept = replace(problem, images=tuple(pictures.kept(image) for image in problem.images))
+        return to_visualprm_row(kept, rollout, image_root=out)
+
+    return write_rows(out / VISUALPRM400K, _converted(items, convert, quarantine))
 
 
 def write_stepwise(items: Iterable[tuple[str, Labelled]], out: Path, quarantine: Quarantine) -> int:
     """`stepwise.parquet`."""
 
-    def usable() -> Iterator[Labelled]:
-        for where, (problem, rollout) in items:
-            try:
-                kept = replace(problem, images=tuple(load_image(image) for image in problem.images))
-                to_stepwise_row(kept, rollout)
-            except ImageError as error:
-                _reject(quarantine, where, ImageError(f"image: {error}"))
-            except DataError as error:
-                _reject(quarantine, where, DataError(f"steps: {error}"))
-            else:
-                yield kept, rollout
+    def decode(problem: Problem, rollout: Rollout) -> Labelled:
+        kept = replace(problem, images=tuple(load_image(image) for image in problem.images))
+        to_stepwise_row(kept, rollout)  # raises here what would end the whole file
+        return kept, rollout
 
-    return write_stepwise_parquet(usable(), out / STEPWISE)
+    return write_stepwise_parquet(_converted(items, decode, quarantine), out / STEPWISE)
 
 
 class Pictures:
@@ -175,6 +162,21 @@ def usable_items(items: Items, quarantine: Quarantine) -> Iterator[tuple[str, La
             _reject(quarantine, where, item)
         else:
             yield where, item
+
+
+def _converted(
+    items: Iterable[tuple[str, Labelled]], convert: Callable[[Problem, Rollout], T], quarantine: Quarantine
+) -> Iterator[T]:
+    """What the rollouts become; those that cannot be converted go into the quarantine."""
+    for where, (problem, rollout) in items:
+        try:
+            made = convert(problem, rollout)
+        except ImageError as error:
+            _reject(quarantine, where, ImageError(f"image: {error}"))
+        except DataError as error:
+            _reject(quarantine, where, DataError(f"steps: {error}"))
+        else:
+            yield made
 
 
 def inside(source: Path, name: str) -> Path:

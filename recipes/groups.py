@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, StageError
-from mpo.multimodal.files import opened_atomically, write_atomic
 from mpo.multimodal.images import resolve_inside
 from recipes.run import manifest_of
+from rewards.interchange.json_rows import write_rows
 from rewards.types import (
     Completion,
     FinishReason,
@@ -137,7 +137,7 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
                 "meta": dict(problem.meta),
             }
         )
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_rows(path, rows)
 
 
 def read_groups(folder: str | Path) -> list[RolloutGroup]:
@@ -175,14 +175,10 @@ def problems_of(folder: str | Path) -> Path:
     return Path(os.path.normpath(Path(folder) / counts["problems"]))
 
 
-def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> int:
-    """Write groups, one in memory at a time; problems are named by id only. Returns their number."""
-    written = 0
-    with opened_atomically(folder / GROUPS, "w") as file:
-        for written, group in enumerate(groups, start=1):  # noqa: B007
-            row = {"problem_id": group.problem.id, "rollouts": [_row(rollout) for rollout in group.rollouts]}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return written
+def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
+    """Write groups, one in memory at a time; problems are named by id only."""
+    rows = ({"problem_id": group.problem.id, "rollouts": [_row(r) for r in group.rollouts]} for group in groups)
+    write_rows(folder / GROUPS, rows)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -116,31 +116,12 @@ def pipeline(arguments: PipelineArguments) -> Path:
 
 def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
     """One seed, from the first policy to Best-of-N on held-out problems."""
-    from recipes.build_pairs import pairs
-    from recipes.sample import sample
-    from recipes.score import score
     from recipes.start import start_of
     from recipes.train_mpo import train_mpo
-    from recipes.verify import verify
 
     start = start_of(settings, run, seed)
     policy, prm = start.policy, start.prm or _trained_prm(settings, start, run, seed)
-    preference = run / "preference"
-    drawn = sample(
-        settings.build(
-            "preference_sample",
-            policy=policy,
-            problems=start.preference,
-            out=preference / "samples",
-            seed=seed,
-        )
-    )
-    verified = verify(settings.build("verify", groups=drawn, out=preference / "verified"))
-    pairing = settings.build("pairs", groups=preference / "scored", out=run / "pairs")
-    looked = pairing.min_visual_dependence is not None
-    given = {"groups": verified, "prm": prm, "out": preference / "scored", "visual_dependence": looked}
-    score(settings.build("score", **given))
-    made = pairs(pairing)
+    made = paired(settings, run / "preference", run / "pairs", policy, start.preference, prm, seed)
 
     trained = {"policy": policy}
     for arm in arms:
@@ -155,6 +136,26 @@ def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
         )
     for arm, model in trained.items():
         answer(settings, run / "test" / arm, model, start.test, prm, seed, rerank=arm in ("policy", "mpo"))
+
+
+def paired(settings: Settings, folder: Path, out: Path, policy: Path, problems: Path, prm: Path, seed: int) -> Path:
+    """A policy's own samples of the preference problems, in `folder`, and the pairs that they give, in `out`."""
+    from recipes.build_pairs import pairs
+
+    pairing = settings.build("pairs", groups=folder / "scored", out=out)
+    drawing = settings.build("preference_sample", policy=policy, problems=problems, out=folder / "samples", seed=seed)
+    scored(settings, folder, drawing, prm, visual_dependence=pairing.min_visual_dependence is not None)
+    return pairs(pairing)
+
+
+def scored(settings: Settings, folder: Path, drawing: stages.SampleConfig, prm: Path, **flags: bool) -> Path:
+    """Samples, verified and scored: three folders in `folder`; `flags` are of the scoring."""
+    from recipes.sample import sample
+    from recipes.score import score
+    from recipes.verify import verify
+
+    verified = verify(settings.build("verify", groups=sample(drawing), out=folder / "verified"))
+    return score(settings.build("score", groups=verified, prm=prm, out=folder / "scored", **flags))
 
 
 def _trained_prm(settings: Settings, start: Start, run: Path, seed: int) -> Path:
@@ -180,7 +181,6 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
     """Greedy, sampled and blind answers of one policy; with `rerank`, the PRM's choice among the samples."""
     from recipes.best_of_n import best_of_n
     from recipes.sample import sample
-    from recipes.score import score
     from recipes.verify import verify
 
     greedy = settings.build("test_sample", policy=model, problems=problems, out=out / "greedy_samples", seed=seed)
@@ -189,14 +189,12 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
     verify(settings.build("verify", groups=sample(greedy), out=out / "greedy"))
     verify(settings.build("verify", groups=sample(swapped), out=out / "swapped"))
     drawn = settings.build("test_sample", policy=model, problems=problems, out=out / "samples", seed=seed)
-    if not rerank:
+    if rerank:
+        groups = scored(settings, out, drawn, prm, visual_dependence=True)
+        best_of_n(settings.build("best_of_n", groups=groups, out=out / "best_of_n"))
+    else:
         drawn = replace(drawn, num_samples=min(drawn.num_samples, BASELINE_SAMPLES))
-    verified = verify(settings.build("verify", groups=sample(drawn), out=out / "verified"))
-    if not rerank:
-        return
-    given = {"groups": verified, "prm": prm, "out": out / "scored", "visual_dependence": True}
-    scored = score(settings.build("score", **given))
-    best_of_n(settings.build("best_of_n", groups=scored, out=out / "best_of_n"))
+        verify(settings.build("verify", groups=sample(drawn), out=out / "verified"))
 
 
 def evidence(arguments: EvidenceArguments) -> Path:

@@ -19,17 +19,13 @@ from rich.console import Console
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
-from recipes.build_pairs import pairs
 from recipes.config import RoundsConfig
 from recipes.groups import read_groups
 from recipes.held_out import check_held_out
-from recipes.pipeline import Settings
+from recipes.pipeline import Settings, paired, scored
 from recipes.run import manifest_of, open_stage
-from recipes.sample import sample
-from recipes.score import score
 from recipes.tables import percent, rich_table, short, signed
 from recipes.train_mpo import train_mpo
-from recipes.verify import verify
 from rewards.round_guard import RoundChange, RoundMeasure, compare_rounds, measure_round
 
 RESULTS = "rounds.json"
@@ -72,35 +68,16 @@ def rounds(config: RoundsConfig) -> Path:
 def _train(settings: Settings, config: RoundsConfig, policy: Path, folder: Path, number: int) -> Path:
     """One turn of the loop, with samples of its own: their seed is the run's plus the round's number."""
     seed = config.seed + number
-    pairing = settings.build("pairs", groups=folder / "scored", out=folder / "pairs")
-    looked = pairing.min_visual_dependence is not None
-    _scored(settings, "preference_sample", config, policy, config.problems, folder, seed, visual_dependence=looked)
-    made = pairs(pairing)
+    made = paired(settings, folder, folder / "pairs", policy, config.problems, config.prm, seed)
     return train_mpo(settings.build("train_mpo", policy=policy, pairs=made, out=folder / "policy", seed=seed))
 
 
 def _measure(settings: Settings, config: RoundsConfig, policy: Path, folder: Path) -> RoundMeasure:
     """The guard: the same problems and the same seed at every round."""
-    scored = _scored(settings, "test_sample", config, policy, config.guard, folder / "guard", config.seed)
-    return measure_round(read_groups(scored))
-
-
-def _scored(
-    settings: Settings,
-    section: str,
-    config: RoundsConfig,
-    policy: Path,
-    problems: Path,
-    folder: Path,
-    seed: int,
-    *,
-    visual_dependence: bool = False,
-) -> Path:
-    """A policy's samples, verified and scored: three folders below `folder`."""
-    drawn = sample(settings.build(section, policy=policy, problems=problems, out=folder / "samples", seed=seed))
-    verified = verify(settings.build("verify", groups=drawn, out=folder / "verified"))
-    given = {"groups": verified, "prm": config.prm, "out": folder / "scored", "visual_dependence": visual_dependence}
-    return score(settings.build("score", **given))
+    guard = folder / "guard"
+    given = {"policy": policy, "problems": config.guard, "out": guard / "samples", "seed": config.seed}
+    drawing = settings.build("test_sample", **given)
+    return measure_round(read_groups(scored(settings, guard, drawing, config.prm, visual_dependence=False)))
 
 
 def _row(

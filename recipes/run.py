@@ -25,18 +25,8 @@ MANIFEST = "manifest.json"
 STARTED = "started.json"  # of a stage that goes on where it was killed: whose work lies in the folder
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
-    *(
-        "out",
-        "workers",
-        "engine",
-        "actors",
-        "base_url",
-        "concurrency",
-        "samples_a_request",
-        "problems_a_call",
-        "on_change",
-        "parquet",
-    ),
+    *("out", "workers", "engine", "actors", "base_url", "concurrency", "samples_a_request", "problems_a_call"),
+    *("on_change", "parquet"),
     *("sample_every", "sample_problems", "sample_tokens", "report_to"),
     *("per_device_batch", "gradient_checkpointing", "max_row_tokens", "save_steps"),
 )

@@ -9,7 +9,7 @@ covers all that its rows say, and the store's fingerprint everything else.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rewards.store import Store
@@ -61,11 +61,13 @@ class CallStore(Store):
             StoreError: the file cannot grow.
         """
         keys = [digest(SCHEMA, self.segment, about) for about, _ in calls]
-        missing = {key: task for key, (_, task) in zip(keys, calls, strict=True) if self._result(key) is None}
+        results = {key: self._result(key) for key in keys}
+        missing = {key: task for key, (_, task) in zip(keys, calls, strict=True) if results[key] is None}
         wanted = list(missing)
         for place, result in run(list(missing.values())) if wanted else ():
-            self._keep("INSERT INTO calls VALUES (?, ?, ?)", [(wanted[place], self.segment, json.dumps(result))])
-        return [json.loads(self._result(key) or "") for key in keys]  # as a later run reads it
+            results[wanted[place]] = text = json.dumps(result)
+            self._keep("INSERT INTO calls VALUES (?, ?, ?)", [(wanted[place], self.segment, text)])
+        return [json.loads(results[key] or "") for key in keys]  # as a later run reads it
 
     def _result(self, key: str) -> str | None:
         row = self._connection.execute("SELECT result FROM calls WHERE key = ?", (key,)).fetchone()
@@ -76,6 +78,26 @@ def each_time(calls: Calls, run: Run) -> list[Any]:
     """`Each` without a store: makes all calls."""
     results = dict(run([task for _, task in calls]))
     return [results[place] for place in range(len(calls))]
+
+
+def watched(run: Run, total: int, size: Callable[[Any], int], tell: Callable[[int], object]) -> Run:
+    """A `Run` that tells its progress: of what was kept before, at once; then of each call that is made.
+
+    Args:
+        run: makes the calls.
+        total: of all calls, the kept ones included.
+        size: of a task, in the same unit.
+        tell: is given each number.
+    """
+
+    def watching(missing: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        if kept := total - sum(map(size, missing)):
+            tell(kept)
+        for place, result in run(missing):
+            yield place, result
+            tell(size(missing[place]))
+
+    return watching
 
 
 def in_turn(work: Callable[[Any], Any]) -> Run:

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from PIL import Image
 
-from mpo.multimodal.images import load_image
+from mpo.multimodal.images import image_size
 from rewards.types import Problem
 
 
 def blanked(problem: Problem) -> Problem:
     """The problem with a white picture of the same size in place of each of its own."""
-    sizes = [load_image(image).size for image in problem.images]
+    sizes = [image_size(image) for image in problem.images]
     return replace(problem, images=tuple(Image.new("RGB", size, "white") for size in sizes))
 
 
@@ -25,6 +25,6 @@ def swapped(problems: Sequence[Problem]) -> list[Problem]:
     """
     alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, problem in enumerate(problems):
-        alike.setdefault(tuple(load_image(image).size for image in problem.images), []).append(index)
+        alike.setdefault(tuple(image_size(image) for image in problem.images), []).append(index)
     partner = {i: group[(place + 1) % len(group)] for group in alike.values() for place, i in enumerate(group)}
     return [replace(problem, images=problems[partner[i]].images) for i, problem in enumerate(problems)]

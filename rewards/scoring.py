@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import DataError
 from rewards.aggregation import aggregate
-from rewards.call_store import Each, Run
+from rewards.call_store import Each, Run, watched
 from rewards.other_pictures import blanked, swapped
 from rewards.types import Aggregator, Problem, ProcessRewardModel, RolloutGroup, StepScores, Unseen
 
@@ -41,11 +41,7 @@ class StoredScorer:
         Raises:
             DataError: one has none.
         """
-        found = self.outcomes([(problem, solution) for solution in solutions])
-        for outcome in found:
-            if isinstance(outcome, DataError):
-                raise outcome
-        return [outcome for outcome in found if isinstance(outcome, StepScores)]
+        return [scores_or_raise(outcome) for outcome in self.outcomes([(problem, text) for text in solutions])]
 
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
         """Step scores of each (problem, response), or why it has none; in order."""
@@ -54,13 +50,7 @@ class StoredScorer:
             ([self.kind, [[problem.id, problem.question, text] for problem, text in some]], some) for some in tasks
         ]
         with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
-
-            def run(missing: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-                bar.update(len(items) - sum(map(len, missing)))
-                for place, result in self.run(missing):
-                    yield place, result
-                    bar.update(len(missing[place]))
-
+            run = watched(self.run, len(items), len, bar.update)
             return [_from_json(kept) for results in self.each(calls, run) for kept in results]
 
 
@@ -196,6 +186,13 @@ def _one_problem_a_call(items: Sequence[tuple[Problem, str]], prm: ProcessReward
     for _, some in groupby(items, key=lambda item: id(item[0])):
         problems, texts = zip(*some, strict=True)
         yield from (scores for scores, _ in zip(prm.score(problems[0], texts), texts, strict=True))
+
+
+def scores_or_raise(outcome: StepScores | DataError) -> StepScores:
+    """The scores of a response, or the error in their place raised."""
+    if isinstance(outcome, DataError):
+        raise outcome
+    return outcome
 
 
 def _scores_or_reason(outcome: StepScores | DataError) -> StepScores | str:

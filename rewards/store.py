@@ -116,8 +116,9 @@ class Store:
                 self._connection.execute(statement)
             self._connection.execute("DELETE FROM writer")
             self._connection.execute("INSERT INTO writer VALUES (?, ?)", (os.getpid(), socket.gethostname()))
-        with self._connection:  # settings under which nothing was kept, since the run ended before, bind nobody
-            self._connection.execute(f"DELETE FROM segments WHERE segment NOT IN (SELECT segment FROM {self.table})")
+            # Settings under which nothing was kept, since the run ended before, bind nobody.
+            kept = f"SELECT 1 FROM {self.table} AS row WHERE row.segment = segments.segment"
+            self._connection.execute(f"DELETE FROM segments WHERE NOT EXISTS ({kept})")
         before = [json.loads(text) for (text,) in self._connection.execute("SELECT fingerprint FROM segments")]
         if before and fingerprint not in before and on_change == "refuse":
             differing = min((differences(other, fingerprint) for other in before), key=len)

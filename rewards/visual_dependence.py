@@ -72,9 +72,14 @@ def dependence(rollout: Rollout, other: Other = "blank") -> Dependence | None:
     return Dependence(tuple(seen - without for seen, without in pairs))
 
 
+def _dependences(rollout: Rollout) -> list[Dependence]:
+    """On blank and on swapped pictures, those that are there."""
+    return [one for one in (dependence(rollout, "blank"), dependence(rollout, "swapped")) if one is not None]
+
+
 def step_dependence(rollout: Rollout) -> tuple[float, ...] | None:
     """For each step the smaller of its dependences on blank and swapped pictures, of those that are there."""
-    found = [one.steps for one in (dependence(rollout, "blank"), dependence(rollout, "swapped")) if one is not None]
+    found = [one.steps for one in _dependences(rollout)]
     return tuple(map(min, zip(*found, strict=True))) if found else None
 
 
@@ -83,8 +88,7 @@ def visual_dependence(rollout: Rollout) -> float | None:
 
     It is high only if the response is scored well with its own picture and badly with either of the others.
     """
-    found = (dependence(rollout, "blank"), dependence(rollout, "swapped"))
-    return min((one.mean for one in found if one is not None), default=None)
+    return min((one.mean for one in _dependences(rollout)), default=None)
 
 
 def first_error(
@@ -104,12 +108,12 @@ def first_error(
         >>> first_error(Rollout(Completion("a b c"), step_scores=seen, blank=blank))
         (1, <ErrorKind.PERCEPTION: 'perception'>)
     """
-    found = [one.steps for one in (dependence(rollout, "blank"), dependence(rollout, "swapped")) if one is not None]
+    found = _dependences(rollout)
     scores = rollout.step_scores.values if rollout.step_scores else ()
     low = next((i for i, score in enumerate(scores) if score < threshold), None)
     if low is None or not found:
         return None
-    moves = any(abs(steps[low]) > margin for steps in found)
+    moves = any(abs(one.steps[low]) > margin for one in found)
     return low, ErrorKind.PERCEPTION if moves else ErrorKind.REASONING
 
 

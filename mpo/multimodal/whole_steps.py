@@ -8,6 +8,7 @@ epoch's start, on several ranks only; they run, since all ranks run together, an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from mpo.multimodal.errors import ConfigError
 Batch = dict[str, Any]
 
 
-class WholeStepTrainer(CheckpointedTrainer):
+class WholeStepTrainer(CheckpointedTrainer, ABC):
     """`transformers.Trainer` with counts over the whole step; a subclass says what is counted.
 
     Raises:
@@ -65,13 +66,13 @@ class WholeStepTrainer(CheckpointedTrainer):
         place = {"batch_size": batch_size, "rank": accelerator.process_index, "ranks": accelerator.num_processes}
         return self._counting(batch, rows=own_rows(rows(), **place))
 
+    @abstractmethod
     def _counting(self, batch: Batch, *, rows: int) -> Batch:
         """The batch of which only the first `rows` rows count: in losses, denominators, δ and metrics."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _denominators(self, batches: list[Batch], device: torch.device) -> Any:
         """What the sums of these micro-batches and those of all other ranks are divided by."""
-        raise NotImplementedError
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mpo.multimodal.errors import DataError, StageError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import opened_atomically
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -84,10 +84,12 @@ def problem_id(source: str, question: str, images: Sequence[str] = ()) -> str:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write JSON lines, the file whole or not at all; returns the number of rows."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_atomic(Path(path), "".join(lines))
-    return len(lines)
+    """Write JSON lines, one in memory at a time, the file whole or not at all; returns the number of rows."""
+    written = 0
+    with opened_atomically(Path(path), "w") as file:
+        for written, row in enumerate(rows, start=1):  # noqa: B007
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return written
 
 
 def _texts(path: Path) -> Iterator[tuple[int, Any]]:

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image, png_bytes
 from rewards.interchange.parquet import write_parquet
-from rewards.interchange.visualprm import check_steps
+from rewards.interchange.visualprm import check_steps, valid_row
 from rewards.splitting import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, Verdict
 
@@ -91,12 +91,7 @@ def from_stepwise_row(row: Row) -> Labelled:
     Raises:
         DataError: a column is missing, of the wrong type, or contradicts another; the message begins with its name.
     """
-    try:
-        parsed = _Row.model_validate(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "row"
-        raise DataError(f"{where}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+    parsed = valid_row(_Row, row)
     response = "\n\n".join(parsed.completions) if parsed.response is None else parsed.response
     check_steps(response, parsed.completions, where="completions.{}")
     try:

@@ -23,8 +23,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, ImageError
-from mpo.multimodal.files import write_atomic
 from mpo.multimodal.images import resolve_inside
+from rewards.interchange.json_rows import Model, write_rows
 from rewards.label_source import monte_carlo_source
 from rewards.splitting import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
@@ -104,12 +104,7 @@ def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Ro
     Raises:
         DataError: a field is missing, of the wrong type, or contradicts another; the message begins with its name.
     """
-    try:
-        parsed = _Row.model_validate(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "row"
-        raise DataError(f"{where}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+    parsed = valid_row(_Row, row)
     names = [parsed.image] if isinstance(parsed.image, str) else parsed.image or []
     question = _without_placeholders(parsed.question, len(names))
     try:
@@ -129,9 +124,8 @@ def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Ro
 
 def write_visualprm400k(path: str | Path, groups: Iterable[RolloutGroup], *, image_root: str | Path) -> int:
     """Write labelled groups, one row a rollout; the file appears whole or not at all. Returns the number of rows."""
-    rows = [to_visualprm_row(g.problem, rollout, image_root=image_root) for g in groups for rollout in g.rollouts]
-    write_atomic(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return len(rows)
+    rows = (to_visualprm_row(g.problem, rollout, image_root=image_root) for g in groups for rollout in g.rollouts)
+    return write_rows(path, rows)
 
 
 def read_visualprm400k(
@@ -184,6 +178,20 @@ def _count(step: _StepRow, index: int) -> MonteCarloCount:
             f"{where}.score: expected num_mc_correct / num_mc_total = {found.correct}/{found.total}, got {step.score}"
         )
     return found
+
+
+def valid_row(model: type[Model], row: Any) -> Model:
+    """The row as a pydantic model.
+
+    Raises:
+        DataError: it is not one; names the field and shows what stood there.
+    """
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "row"
+        raise DataError(f"{where}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
 
 
 def check_steps(response: str, steps: Sequence[str], *, where: str) -> None:

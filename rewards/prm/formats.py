@@ -84,8 +84,12 @@ class PRMFormat:
         """
         if self.readout == "head":
             return HEAD_COLUMNS
-        texts = (self.positive, self.negative, *([self.neutral] if self.neutral else []))
-        return tuple(single_token_id(tokenizer, text) for text in texts)
+        return tuple(single_token_id(tokenizer, text) for text in self.label_texts)
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """The positive, the negative and, if there is one, the neutral token's text."""
+        return (self.positive, self.negative, *([self.neutral] if self.neutral else []))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

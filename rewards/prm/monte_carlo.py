@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from mpo.multimodal.errors import DataError
-from rewards.call_store import Each, Run, each_time
+from rewards.call_store import Each, Run, each_time, watched
 from rewards.label_source import monte_carlo_source
 from rewards.prm.budgets import Counts, Ending, Place, budget_named, count, is_decided
 from rewards.types import Generator, MonteCarloCount, Problem, Rollout, RolloutGroup, Splitter, Step, Verdict
@@ -149,7 +148,8 @@ class Continuations:
         tasks = [self._task(order[start : start + size], n) for start in range(0, len(order), size)]
         calls = [(_about(task), task) for task in tasks]
         found: list[list[Verdict]] = []
-        for task, result in zip(tasks, self.each(calls, partial(self._watched, len(order) * n)), strict=True):
+        run = watched(self.run, len(order) * n, lambda task: len(task.problems) * task.n, self.on_drawn)
+        for task, result in zip(tasks, self.each(calls, run), strict=True):
             verdicts = [Verdict(name) for name in result["verdicts"]]
             self.continuations += len(verdicts)
             self.tokens += result["tokens"]
@@ -165,14 +165,6 @@ class Continuations:
         seed = self._call_seed()
         self._calls += 1
         return Task(problems, prefixes, n, seed)
-
-    def _watched(self, total: int, missing: Sequence[Task]) -> Iterator[tuple[int, Any]]:
-        """`run`, with the progress told; what is not missing was kept before."""
-        if kept := total - sum(len(task.problems) * task.n for task in missing):
-            self.on_drawn(kept)
-        for place, result in self.run(missing):
-            yield place, result
-            self.on_drawn(len(missing[place].problems) * missing[place].n)
 
     def _call_seed(self) -> int:
         """The seed itself for the first call; others after it, or a wave would draw the one before it again."""

@@ -95,8 +95,7 @@ class ServerPRM(StepPRM):
             longest_wait_s=longest_wait_s,
             check=self._check_labels,
         )
-        texts = (prm_format.positive, prm_format.negative, *([prm_format.neutral] if prm_format.neutral else []))
-        self._labels = Labels(texts, prm_format.label_ids(processor.tokenizer))
+        self._labels = Labels(prm_format.label_texts, prm_format.label_ids(processor.tokenizer))
         self._labels_checked: set[str] = set()
         self._has_answered = False
 

@@ -11,6 +11,7 @@ from mpo.multimodal.errors import DataError
 from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat
 from rewards.prm.rendering import forbidden_in
+from rewards.scoring import scores_or_raise
 from rewards.splitting import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
 from rewards.types import Problem, Step, StepScores
 
@@ -48,7 +49,7 @@ class StepPRM(ABC):
         Raises:
             DataError: a solution has no scores.
         """
-        return [_scores(outcome) for outcome in self.outcomes(items, describe=describe)]
+        return [scores_or_raise(outcome) for outcome in self.outcomes(items, describe=describe)]
 
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
         """`score_many` with the error of a solution in its place."""
@@ -66,7 +67,7 @@ class StepPRM(ABC):
         """
         limit = self.format.max_steps
         merged = [(problem, merge_to_at_most(steps_of(texts), max_steps=limit)) for problem, texts in items]
-        scores = [_scores(outcome) for outcome in self._outcomes(merged, describe)]
+        scores = [scores_or_raise(outcome) for outcome in self._outcomes(merged, describe)]
         sizes = [merged_size(len(texts), max_steps=limit) for _, texts in items]
         return [
             _spread(found, [i // size for i in range(len(texts))])
@@ -98,12 +99,6 @@ def by_problem(items: Sequence[Solution]) -> Iterator[tuple[Problem, list[tuple[
     for _, group in groupby(items, key=lambda item: (item[0].id, item[0].question, item[0].images)):
         solutions = list(group)
         yield solutions[0][0], [steps for _, steps in solutions]
-
-
-def _scores(outcome: StepScores | DataError) -> StepScores:
-    if isinstance(outcome, DataError):
-        raise outcome
-    return outcome
 
 
 def _spread(scores: StepScores, places: Sequence[int]) -> StepScores:
