@@ -17,11 +17,12 @@ from statistics import fmean
 
 from mpo.multimodal.loading import load_for_inference, load_processor
 from recipes.groups import read_problems
-from rewards.beam_search import BeamSearch
-from rewards.curves import Estimate, best_at_k, mean_with_interval, paired_difference
+from rewards.choosing.beam_search import BeamSearch
+from rewards.choosing.curves import best_at_k
 from rewards.generators.transformers_generator import TransformersGenerator
 from rewards.prm.model_prm import ModelPRM
 from rewards.scoring import score_groups
+from rewards.statistics import Estimate, mean_with_interval, paired_difference
 from rewards.types import Problem, Rollout, RolloutGroup, SamplingParams, Verdict
 from rewards.verification import exact_verifier
 

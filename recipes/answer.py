@@ -15,8 +15,8 @@ from recipes.config import AnswerConfig, SampleConfig
 from recipes.sample import checked_params, generator_of
 from recipes.served_prm import prm_of
 from rewards.aggregation import AGGREGATIONS
-from rewards.answering import Answer, BestOfN
-from rewards.selection import CHOICES
+from rewards.choosing.best_of_n import Answer, BestOfN
+from rewards.choosing.selection import CHOICES
 
 
 def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:

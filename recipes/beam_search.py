@@ -20,7 +20,7 @@ from recipes.quarantine import Quarantine
 from recipes.run import open_stage
 from recipes.sample import checked_params, generator_of, readable
 from rewards.aggregation import AGGREGATIONS
-from rewards.beam_search import BeamSearch, Search, group_of
+from rewards.choosing.beam_search import BeamSearch, Search, group_of
 from rewards.prm.model_prm import ModelPRM
 
 SEARCHES = "searches.jsonl"

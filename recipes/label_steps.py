@@ -30,7 +30,7 @@ from rewards.math_verifier import MathVerifier
 from rewards.prm.budgets import budget_named
 from rewards.prm.label_cost import CostEstimate, estimate_cost
 from rewards.prm.monte_carlo import Continuer, label_steps
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
 
 

@@ -30,7 +30,7 @@ from rewards.prm.benchmark_metrics import evaluate, image_drop
 from rewards.prm.formats import format_files
 from rewards.prm.given_steps import score_given_steps
 from rewards.prm.model_prm import ModelPRM
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Problem, ProcessRewardModel
 
 Read = tuple[list[BenchmarkResponse], Counter[str]]

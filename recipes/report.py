@@ -40,7 +40,6 @@ from recipes.tables import (
     samples_of,
     verdict,
 )
-from rewards.visual_dependence import LOW_SCORE, MARGIN
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
@@ -150,8 +149,6 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
         "yields": yield_rows(summary["pairs"]),
         "pair_dependence": any(row.get("mean_dependence") for row in summary["pairs"]),
         "dependence": [row for row in summary["prm"] if "dependence_right" in row or "dependence_wrong" in row],
-        "low_score": LOW_SCORE,
-        "margin": MARGIN,
         "calibration": calibration_charts(runs),
         "warnings": _warnings(runs, summary),
         "training": _training(runs[0]),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.interchange.trl_rows import read_trl_parquet
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 
 PAIRS = Path("pairs") / "pairs.parquet"
 

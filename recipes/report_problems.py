@@ -15,14 +15,14 @@ from recipes.report_pictures import Picture, pictures_of
 from recipes.report_text import printable
 from recipes.run import MANIFEST
 from rewards.answers import canonical_answer
+from rewards.choosing.selection import majority
+from rewards.choosing.selector_warnings import LEAST_DROP
 from rewards.degeneration import degenerate
 from rewards.errors import StepAlignmentError
 from rewards.label_source import counts_estimate_mc
-from rewards.selection import majority
-from rewards.splitting import split_into, split_on_blank_lines
-from rewards.trust import LEAST_DROP
+from rewards.steps import split_into, split_on_blank_lines
 from rewards.types import Completion, Rollout, RolloutGroup, Verdict
-from rewards.visual_dependence import first_error, step_dependence, visual_dependence
+from rewards.visual_dependence import step_dependence, visual_dependence
 
 LONGEST_STEP = 4000  # characters of a step or question on the page
 LONGEST_LINE = 400  # characters of an answer or id
@@ -43,7 +43,7 @@ VERDICTS = {
 class StepView:
     """One step: its score and the scale's bin, its Monte-Carlo count, whether a pair first differs here.
 
-    `dependence`: how far the score falls without the picture. `error`: of a response's first low step, of which kind.
+    `dependence`: how far the score falls without the picture.
     """
 
     text: str
@@ -52,7 +52,6 @@ class StepView:
     count: str | None = None
     differs: bool = False
     dependence: float | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,7 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
     except StepAlignmentError:
         return [StepView(_clipped(text))]
     views = []
-    dependences, error = step_dependence(rollout), first_error(rollout)
+    dependences = step_dependence(rollout)
     for index, step in enumerate(steps):
         score = scores[index] if scores else values[index] if values else None
         views.append(
@@ -274,7 +273,6 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
                 count=counts[index] if index < len(counts) else None,
                 differs=differs is not None and len(steps) == len(whole) and index == differs,
                 dependence=dependences[index] if dependences else None,
-                error=error[1].value if error is not None and error[0] == index else None,
             )
         )
     return views

@@ -2,8 +2,8 @@
 
 Each round trains on pairs of its own policy's samples, with that policy as the reference. After each comes the guard:
 samples of held-out problems, judged by the verifier (gold) and by the PRM. If the accuracy falls while the PRM's mean
-rises, the round is not kept and no other follows (`rewards/round_guard.py`). Every stage is a folder below `out`, so a
-killed run goes on where it was. A round of the digits world takes about 4 minutes on 2 CPU cores.
+rises, the round is not kept and no other follows (`rewards/choosing/round_guard.py`). Every stage is a folder below
+`out`, so a killed run goes on where it was. A round of the digits world takes about 4 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from recipes.pipeline import Settings, paired, scored
 from recipes.run import manifest_of, open_stage
 from recipes.tables import percent, rich_table, short, signed
 from recipes.train_mpo import train_mpo
-from rewards.round_guard import RoundChange, RoundMeasure, compare_rounds, measure_round
+from rewards.choosing.round_guard import RoundChange, RoundMeasure, compare_rounds, measure_round
 
 RESULTS = "rounds.json"
 

@@ -17,17 +17,18 @@ from typing import Any
 
 from mpo.multimodal.errors import DataError, StageError
 from mpo.multimodal.files import write_atomic
-from recipes.best_of_n import RESAMPLES, RESULTS, SELECTORS, degenerate_shares, within_problem_aucs
+from recipes.best_of_n import RESULTS
 from recipes.groups import read_groups
 from recipes.run import MANIFEST, manifest_of
-from rewards.curves import correctness_of, mean_with_interval, paired_difference
+from rewards.choosing.evaluation import RESAMPLES, SELECTORS, degenerate_shares, within_problem_aucs
 from rewards.degeneration import REASONS
-from rewards.types import RolloutGroup
+from rewards.statistics import mean_with_interval, paired_difference
+from rewards.types import RolloutGroup, correctness_of
 from rewards.visual_dependence import of_group
 
 ARM_LABELS = {"policy": "warm start", "mpo": "MPO", "dpo": "DPO", "dpo_lm": "DPO + LM", "rft": "RFT"}
 BASELINE, TRAINED = "policy", "mpo"
-PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong", "perception")
+PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
 LARGEST_CLAIM_K = 8
 
 Values = dict[str, float]  # problem id → value

@@ -146,7 +146,6 @@ def prm_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
         "AUC, other picture",
         "reward lost with another picture",
         "visual dependence, right / wrong",
-        "perception errors",
     ]
     rows = [
         [
@@ -155,7 +154,6 @@ def prm_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
             interval(row.get("auc_swapped")),
             signed(row["swap_drop"]) if "swap_drop" in row else "–",
             " / ".join(change(row[name]["mean"]) if name in row else "–" for name in _DEPENDENCES),
-            interval(row.get("perception")),
         ]
         for row in summary["prm"]
     ]

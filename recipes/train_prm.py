@@ -28,7 +28,7 @@ from rewards.prm.labels import LabelledGroup, LabelledSolution, LabelRule, class
 from rewards.prm.model_prm import load_weights
 from rewards.prm.perturb import with_wrong_digit
 from rewards.prm.trainer import PRMTrainer
-from rewards.splitting import split_into
+from rewards.steps import split_into
 from rewards.types import Rollout, RolloutGroup
 
 

@@ -22,7 +22,7 @@ from recipes.groups import iter_groups, problems_of, write_groups
 from recipes.run import open_stage
 from rewards.call_store import CallStore
 from rewards.math_verifier import MathVerifier
-from rewards.types import Problem, Rollout, RolloutGroup, Verdict, Verifier
+from rewards.types import Problem, RolloutGroup, Verdict, Verifier, verdict_of
 from rewards.verification import VERIFIERS, verify_many
 from rewards.workers import WorkerVerifier
 
@@ -133,8 +133,3 @@ def _unverifiable(problem: Problem, name: str, *, own: bool) -> str | None:
     if not (problem.answer or "").strip() and (from_row or not own):
         return "no reference answer"
     return None
-
-
-def verdict_of(rollout: Rollout) -> str:
-    """The verdict's name, "none" if there is none: the problem could not be checked."""
-    return rollout.verdict.value if rollout.verdict else "none"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from rewards.answers import extract_final_answer
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, FinishReason
 
 REASONS = ("truncated", "no_final_answer", "repetition")

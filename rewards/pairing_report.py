@@ -6,16 +6,15 @@ the time. Where it does far better, a policy can win by being long, and a PRM ca
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewards.splitting import split_on_blank_lines
+from rewards.statistics import wilson_interval
+from rewards.steps import split_on_blank_lines
 from rewards.types import PreferencePair
 
 EXPLAINS = 0.55  # a ruler explains the pairs if the low end of its interval is above this
-_Z = 1.959964  # 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -133,21 +132,6 @@ class PairAccount:
                 _warning(name, rulers[name], intervals[name]) for name in rulers if intervals[name][0] > EXPLAINS
             ),
         )
-
-
-def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n independent draws (Wilson 1927): honest for few draws and for shares of 0 and 1.
-
-    Example:
-        >>> [round(end, 3) for end in wilson_interval(1.0, 3)], wilson_interval(0.5, 0)
-        ([0.439, 1.0], (0.0, 1.0))
-    """
-    if n == 0:
-        return 0.0, 1.0
-    middle = share + _Z**2 / (2 * n)
-    spread = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    low, high = ((middle + sign * spread) / (1 + _Z**2 / n) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
 
 
 def _warning(ruler: str, share: float, interval: tuple[float, float]) -> str:

@@ -11,7 +11,6 @@ What no pair may contain is kept out in `rewards/eligibility.py`. A truncated re
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections import Counter
@@ -23,6 +22,7 @@ from rewards.eligibility import Eligible, Sides, eligible, pair_of, within_lengt
 from rewards.pairing_report import PairAccount, PairingReport
 from rewards.step_pairs import step_prefix
 from rewards.types import PreferencePair, RolloutGroup, Verdict
+from rewards.units import seed_of
 
 __all__ = [
     "RULES",
@@ -249,8 +249,7 @@ def _within(group: RolloutGroup, candidates: Iterable[Sides], max_ratio: float |
 def _sample(candidates: list[Sides], size: int, problem_id: str) -> list[Sides]:
     if len(candidates) <= size:
         return candidates
-    seed = hashlib.sha256(problem_id.encode("utf-8", "backslashreplace")).digest()
-    return sorted(random.Random(seed).sample(candidates, size))
+    return sorted(random.Random(seed_of(problem_id)).sample(candidates, size))
 
 
 def _each_once(candidates: Iterable[Sides]) -> list[Sides]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from rewards.eligibility import Sides, eligible, pair_of, within_length, without_partner
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import PreferencePair, Rollout, RolloutGroup
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -256,7 +257,6 @@ class PreferencePair:
 Splitter = Callable[[str], tuple[Step, ...]]
 Verifier = Callable[[Problem, str], Verdict]
 Aggregator = Callable[[StepScores], float]
-Selector = Callable[[RolloutGroup], int]
 
 
 class ProcessRewardModel(Protocol):
@@ -290,3 +290,21 @@ class Generator(Protocol):
     ) -> list[list[Completion]]:
         """n completions a problem, in order; each continues its problem's prefix, if there are prefixes."""
         ...
+
+
+def verdict_of(rollout: Rollout) -> str:
+    """The verdict's name, "none" if there is none: the problem could not be checked."""
+    return rollout.verdict.value if rollout.verdict else "none"
+
+
+def correctness_of(group: RolloutGroup) -> tuple[bool, ...]:
+    """Which rollouts are verified correct. Timeouts and verifier errors count as not correct: report their number.
+
+    Raises:
+        DataError: the group is empty or a rollout has not been verified.
+    """
+    if not group.rollouts or any(rollout.verdict is None for rollout in group.rollouts):
+        raise DataError(
+            f"problem {group.problem.id!r}: expected verified rollouts, at least one; run the verifier first"
+        )
+    return tuple(rollout.verdict is Verdict.CORRECT for rollout in group.rollouts)

@@ -6,24 +6,18 @@
 Near 0, the PRM judged the text alone. Both counterfactuals have a weakness: a blank picture is unlike all training
 pictures, and another problem's may show the same; so a response's dependence is the smaller of its two means.
 
-The first step with a low score is a *perception error* if its score moves with another picture, up or down, else a
-*reasoning error*. This reading is ours, and a weak one: a false claim about the picture is mostly false of another
-picture too, so its score may stay low. `docs/rewards.md` has the measured confusion.
+Dependence tells which right steps rest on the picture. It does not tell what kind of error a wrong step is: a false
+claim about the picture is mostly false of another picture too, so its score stays low (`docs/log.md`, 2026-11-25).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from statistics import fmean
 from typing import Literal
 
-from rewards.curves import correctness_of
-from rewards.types import Rollout, RolloutGroup
-
-LOW_SCORE = 0.5  # a step scored below this is held to be wrong
-MARGIN = 0.1  # a score that moves by more than this depends on the picture
+from rewards.types import Rollout, RolloutGroup, correctness_of
 
 Other = Literal["blank", "swapped"]
 
@@ -43,13 +37,6 @@ class Dependence:
     def largest(self) -> float:
         """Of the step whose score moves most, up or down."""
         return max(self.steps, key=abs)
-
-
-class ErrorKind(StrEnum):
-    """What a step with a low score got wrong."""
-
-    PERCEPTION = "perception"  # its score moves with another picture
-    REASONING = "reasoning"  # it is scored low with any picture
 
 
 def dependence(rollout: Rollout, other: Other = "blank") -> Dependence | None:
@@ -91,50 +78,18 @@ def visual_dependence(rollout: Rollout) -> float | None:
     return min((one.mean for one in _dependences(rollout)), default=None)
 
 
-def first_error(
-    rollout: Rollout, *, threshold: float = LOW_SCORE, margin: float = MARGIN
-) -> tuple[int, ErrorKind] | None:
-    """The first step scored below `threshold`: perception if its dependence is beyond ±`margin`, else reasoning.
-
-    Either dependence will do, on the blank or on the swapped picture. Later steps follow from something wrong, so only
-    the first is classified.
-
-    Returns:
-        Its index and kind; `None` if no step is low, or the rollout was not scored without its picture.
-
-    Example:
-        >>> from rewards.types import Completion, StepScores, Unseen
-        >>> seen, blank = StepScores((0.9, 0.2, 0.3)), Unseen(StepScores((0.4, 0.6, 0.3)), 0.43)
-        >>> first_error(Rollout(Completion("a b c"), step_scores=seen, blank=blank))
-        (1, <ErrorKind.PERCEPTION: 'perception'>)
-    """
-    found = _dependences(rollout)
-    scores = rollout.step_scores.values if rollout.step_scores else ()
-    low = next((i for i, score in enumerate(scores) if score < threshold), None)
-    if low is None or not found:
-        return None
-    moves = any(abs(one.steps[low]) > margin for one in found)
-    return low, ErrorKind.PERCEPTION if moves else ErrorKind.REASONING
-
-
 def of_group(group: RolloutGroup) -> Mapping[str, float | None]:
     """What one problem says; `None` where it has no such response.
 
     Returns:
-        `dependence_right`, `dependence_wrong`: mean `visual_dependence` of right and of other responses;
-        `perception`: share of perception errors among the wrong responses' first low steps.
+        `dependence_right`, `dependence_wrong`: mean `visual_dependence` of right and of other responses.
     """
     values: dict[bool, list[float]] = {True: [], False: []}
-    perception = []
     for right, rollout in zip(correctness_of(group), group.rollouts, strict=True):
         value = visual_dependence(rollout)
         if value is not None:
             values[right].append(value)
-        error = first_error(rollout)
-        if error is not None and not right:
-            perception.append(error[1] is ErrorKind.PERCEPTION)
     return {
         "dependence_right": fmean(values[True]) if values[True] else None,
         "dependence_wrong": fmean(values[False]) if values[False] else None,
-        "perception": fmean(perception) if perception else None,
     }

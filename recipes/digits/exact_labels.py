@@ -15,7 +15,7 @@ from recipes.groups import problems_of, read_groups, write_groups
 from recipes.label_steps import choose_responses
 from recipes.run import open_stage
 from rewards.label_source import EXACT
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import MonteCarloCount, Problem, Rollout, RolloutGroup
 
 

@@ -21,7 +21,7 @@ from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image, png_bytes
 from rewards.interchange.parquet import write_parquet
 from rewards.interchange.visualprm import check_steps, valid_row
-from rewards.splitting import split_into
+from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, Verdict
 
 STEPWISE = "stepwise.parquet"

@@ -26,7 +26,7 @@ from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.images import resolve_inside
 from rewards.interchange.json_rows import Model, write_rows
 from rewards.label_source import monte_carlo_source
-from rewards.splitting import split_into
+from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
 VISUALPRM400K = "visualprm400k.jsonl"

@@ -8,7 +8,6 @@ problems only: one that is searched on the test set flatters every PRM by anothe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from mpo.multimodal.errors import ConfigError, DataError
 from rewards.errors import StepAlignmentError
 from rewards.prm.metrics import f1_scores, first_error_f1
 from rewards.types import Problem
+from rewards.units import seed_of
 
 Array = NDArray[np.float64]
 _MORE_DEVELOPMENT = "make the development share larger or give a development file"
@@ -97,8 +97,7 @@ def in_development(problem_id: str, *, share: float, seed: int) -> bool:
     """
     if not 0.0 < share < 1.0:
         raise ConfigError(f"the development share must be in (0, 1), got {share}")
-    digest = hashlib.sha256(f"{seed}\x00{problem_id}".encode("utf-8", "backslashreplace")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return seed_of(seed, problem_id) < share * 2**64
 
 
 def choose_threshold(responses: Sequence[ScoredResponse], *, objective: str) -> tuple[float, float]:

@@ -14,17 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.multimodal.errors import DataError
-from rewards.curves import mean_with_interval, paired_difference, statistic_with_interval
 from rewards.prm.benchmark import ScoredResponse
-from rewards.prm.metrics import (
-    calibration,
-    class_counts,
-    f1_scores,
-    first_error_f1,
-    share,
-    weighted_auc,
-    within_auc,
-)
+from rewards.prm.metrics import calibration, class_counts, f1_scores, first_error_f1, within_auc
+from rewards.statistics import mean_with_interval, paired_difference, share, statistic_with_interval, weighted_auc
 
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rewards.prm.benchmark import BenchmarkResponse, ScoredResponse
-from rewards.splitting import BLANK_LINE, split_on_blank_lines
+from rewards.steps import BLANK_LINE, split_on_blank_lines
 from rewards.types import ProcessRewardModel
 
 

@@ -22,7 +22,7 @@ def with_wrong_digit(solution: LabelledSolution, rng: random.Random) -> Labelled
         rng: picks step, digit and replacement.
 
     Example:
-        >>> from rewards.splitting import split_on_blank_lines
+        >>> from rewards.steps import split_on_blank_lines
         >>> right = LabelledSolution(split_on_blank_lines("Red 7\\n\\nFinal answer: 7"), (1.0, 1.0))
         >>> wrong = with_wrong_digit(right, random.Random(0))
         >>> [step.text for step in wrong.steps], wrong.labels

@@ -12,7 +12,7 @@ from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat
 from rewards.prm.rendering import forbidden_in
 from rewards.scoring import scores_or_raise
-from rewards.splitting import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
+from rewards.steps import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
 from rewards.types import Problem, Step, StepScores
 
 Solution = tuple[Problem, tuple[Step, ...]]

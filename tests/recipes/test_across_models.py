@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_checkpoints import build_qwen2_5_vl
 
 from mpo.admission import admit
 from mpo.collator import PreferenceCollator
@@ -21,6 +20,7 @@ from recipes.run import manifest_of
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.interchange.trl_rows import read_trl_parquet, to_trl_row, write_trl_parquet
 from rewards.types import Completion, PreferencePair, Problem
+from tests.recipes.tiny_checkpoints import build_qwen2_5_vl
 
 # A rule that a random policy meets half the time, so that real samples make real pairs; nothing with a control token.
 CHECKS = """

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import ModelServer
 from rich.console import Console
 
 from recipes.answer import answer
@@ -16,6 +15,7 @@ from recipes.config import AnswerConfig
 from recipes.digits.world import scenes, to_problem
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import save_format
+from tests.model_server import ModelServer
 
 
 @pytest.fixture

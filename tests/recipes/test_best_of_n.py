@@ -1,22 +1,22 @@
 import itertools
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from run_folders import C, U, W, make_groups, make_problems, make_run, write_stage
 
+import rewards
 from mpo.multimodal.errors import ConfigError, DataError
-from recipes.best_of_n import RESULTS, SELECTORS, best_of_n, distinct_at_k, evaluate, vote_at_k, within_problem_aucs
+from recipes.best_of_n import RESULTS, best_of_n
 from recipes.config import BestOfNConfig
 from recipes.groups import problems_of, read_groups
 from recipes.run import manifest_of
-from rewards.answers import canonical_answer
-from rewards.curves import best_at_k, selected_at_k
-from rewards.selection import CHOICES, majority, weighted_vote
-from rewards.selection import SELECTORS as ALL_SELECTORS
+from rewards.choosing.curves import best_at_k
+from rewards.choosing.evaluation import SELECTORS, distinct_at_k, evaluate, within_problem_aucs
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores, Unseen
+from tests.recipes.run_folders import C, U, W, make_groups, make_problems, make_run, write_stage
+from tests.rewards.choosing.definitions import DEFINITIONS, brute_force
 
 
 def group_of(*rows, id="p"):
@@ -74,25 +74,9 @@ def test_auc_counts_ties_half():
     assert within_problem_aucs([group, group_of(("7", C, 0.5), id="all right")]) == {"p": (0.5 + 1 + 1 + 1) / 4}
 
 
-def test_votes_equal_the_selectors():
-    rng = random.Random(0)
-    for index in range(40):
-        rows = []
-        for _ in range(6):
-            answer = rng.choice(["7", "8", "9", None])
-            rows.append((answer, C if answer == "7" else W, rng.choice([0.0, 0.25, 0.5, 1.0])))
-        group = group_of(*rows, id=f"p{index}")
-        weights = [rollout.reward for rollout in group.rollouts]
-        for k in range(1, 7):
-            for weight, select in (([1.0] * 6, majority), (weights, weighted_vote)):
-                expected = selected_at_k(group, select, k, answer_of=canonical_answer)
-                assert vote_at_k(group, weight, k) == pytest.approx(expected), (rows, k, select)
-
-
 def test_every_column_is_the_mean_over_all_subsets():
     """Random groups with unscored rollouts, ties and answers that are missing: the definition, by brute force."""
     rng = random.Random(2)
-    chooser = {**CHOICES, **{name: ALL_SELECTORS[name] for name in ("longest", "shortest", "oracle")}}
     for index in range(30):
         rows = []
         for _ in range(6):
@@ -100,12 +84,20 @@ def test_every_column_is_the_mean_over_all_subsets():
             rows.append((answer, C if answer == "7" else W, rng.choice([0.0, 0.25, 0.5, 1.0, None])))
         group = group_of(*rows, ("7", C, 0.25), id=f"p{index}")
         values = evaluate([group], [1, 3, 7])["values"]
-        for name, k in itertools.product(chooser, (1, 3, 7)):
-            hits = []
-            for subset in itertools.combinations(group.rollouts, k):
-                picked = chooser[name](RolloutGroup(group.problem, subset), canonical_answer)
-                hits.append(subset[picked].verdict is C)
-            assert values[name][str(k)][0] == pytest.approx(np.mean(hits)), (name, k, rows)
+        for (name, select), k in itertools.product(DEFINITIONS.items(), (1, 3, 7)):
+            assert values[name][str(k)][0] == pytest.approx(brute_force(group, select, k)), (name, k, rows)
+
+
+def test_the_library_recomputes_every_published_cell(tmp_path):
+    """Read the groups of a run and its results.json: the public function gives each number, to the last bit."""
+    run = make_run(tmp_path / "run")
+    results = json.loads((run / "test" / "mpo" / "best_of_n" / RESULTS).read_text())
+    groups = read_groups(run / "test" / "mpo" / "scored")
+    for name, k in itertools.product(SELECTORS, results["ks"]):
+        column = [rewards.accuracy_at_k(group, name, k) for group in groups]
+        assert column == results["values"][name][str(k)], (name, k)
+        estimate = rewards.mean_with_interval(column, resamples=2000)
+        assert asdict(estimate) == results["estimates"][name][str(k)], (name, k)
 
 
 def test_stage_writes_results_and_is_not_run_twice(tmp_path):

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
-from run_folders import C, W, make_problems, write_stage
 
 from mpo.multimodal.errors import StageError
 from mpo.multimodal.images import load_image
@@ -22,6 +21,7 @@ from recipes.groups import read_groups, read_problems
 from recipes.run import manifest_of
 from rewards.interchange.stepwise_rows import from_stepwise_row, read_stepwise_parquet, to_stepwise_row
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
+from tests.recipes.run_folders import C, W, make_problems, write_stage
 
 FORMATS = ("groups", "visualprm", "stepwise")
 

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_folders import make_groups, make_problems, score_all, write_stage
 
 from recipes.build_pairs import pairs
 from recipes.calls import CALLS
 from recipes.config import PairsConfig
 from rewards.interchange.trl_rows import read_trl_parquet
 from rewards.pairs import RULES, build_pairs
+from tests.recipes.run_folders import make_groups, make_problems, score_all, write_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_EXPORTS = ("manifest.json", CALLS, f"{CALLS}.lock")  # how long a stage took; when a store was written

@@ -18,7 +18,7 @@ from mpo.multimodal.messages import prompt_text, user_message
 from recipes.digits.policy import IMAGE_TOKENS_A_TILE, build_processor
 from recipes.digits.truth import step_truth
 from recipes.digits.world import INKS, QUESTIONS, SPLITS, Scene, answer_of, scenes, solution, split_indices, to_problem
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Problem
 
 KINDS = st.sampled_from(sorted(QUESTIONS))

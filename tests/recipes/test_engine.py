@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import pytest
-from killing import stored
 
 from mpo.multimodal.errors import ConfigError, DataError
 from recipes.config_engine import EngineConfig
@@ -26,6 +25,7 @@ from recipes.run import MANIFEST, manifest_of
 from rewards.prm.formats import find_format
 from rewards.prm.model_prm import save_format
 from tests.recipes.engine_work import squares
+from tests.recipes.killing import stored
 from tests.recipes.run_folders import make_groups, make_problems, write_stage
 
 ROOT = Path(__file__).parents[2]

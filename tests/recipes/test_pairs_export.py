@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_folders import C, W, make_groups, make_problems, score_all, without_picture, write_stage
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import load_image
@@ -21,6 +20,7 @@ from recipes.run import manifest_of
 from rewards.interchange.mmpr import read_mmpr
 from rewards.interchange.trl_rows import from_trl_row, read_trl_parquet, to_trl_row, trl_features
 from rewards.types import Completion, MonteCarloCount, PreferencePair, Problem, Rollout, RolloutGroup
+from tests.recipes.run_folders import C, W, make_groups, make_problems, score_all, without_picture, write_stage
 
 
 @pytest.fixture(autouse=True)

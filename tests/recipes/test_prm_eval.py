@@ -21,7 +21,7 @@ from recipes.prm_eval import RESULTS, SCORES, blanked, prm_eval
 from recipes.run import manifest_of, open_stage
 from rewards.prm.formats import VISUALPRM
 from rewards.prm.model_prm import ModelPRM, save_format
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
 
 SOURCES = ("MMMU", "MathVision")

@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from run_folders import C, W, make_run, unscored_without_picture, without_picture
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
@@ -22,6 +21,7 @@ from recipes.report_problems import StepView, _steps, problem_views
 from recipes.report_text import printable
 from recipes.summary import summarise
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, StepScores, Unseen
+from tests.recipes.run_folders import C, W, make_run, unscored_without_picture, without_picture
 
 HOSTILE = (
     "</script><script>document.title='pwned'</script>"
@@ -145,7 +145,7 @@ def test_image_blind_picks_are_marked(tmp_path):
 
 
 def test_steps_say_how_much_they_depend_on_the_picture(tmp_path):
-    """0.9 falls to 0.4 and 0.2, by 0.5 at least; the first low step moves up by 0.3: perception; the next is silent."""
+    """0.9 falls to 0.4 and 0.2, by 0.5 at least; the second moves up by 0.3; the third not at all."""
     rollout = Rollout(
         Completion("a\n\nb\n\nc"),
         W,
@@ -156,18 +156,16 @@ def test_steps_say_how_much_they_depend_on_the_picture(tmp_path):
     )
     steps = _steps(rollout, None)
     assert [step.dependence for step in steps] == pytest.approx([0.5, -0.3, 0.0])
-    assert [step.error for step in steps] == [None, "perception", None]
 
     run = make_run(tmp_path / "run")
     html = " ".join(report(run, problems=12).read_text().split())
     assert re.search(r"<small>picture [+−]0\.\d\d</small>", html)
-    assert "<em>perception error?</em>" in html
     assert "<h3>Visual dependence</h3>" in html
     for arm in ("policy", "mpo"):
         folder = run / "test" / arm / "scored"
         write_groups(folder, [unscored_without_picture(group) for group in read_groups(folder)])
     html = report(run, problems=12).read_text()
-    for words in ("<small>picture", "error?</em>", "Visual dependence", "Image-blind"):
+    for words in ("<small>picture", "Visual dependence", "Image-blind"):
         assert words not in html
 
 

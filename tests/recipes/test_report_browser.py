@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import chromium, look, visit
 from PIL import Image
-from run_folders import make_run
 
 from recipes.report import report
+from tests.recipes.browser import chromium, look, visit
+from tests.recipes.run_folders import make_run
 
 CORPUS = json.loads((Path(__file__).parent / "xss_corpus.json").read_text(encoding="utf-8"))
 HUGE = ["<" * 50_000, "\n\n".join(["<b>x"] * 300), "A" * 200_000]

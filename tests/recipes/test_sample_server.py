@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from model_server import ModelServer
 from PIL import Image
 
 from recipes.cli import main
 from recipes.groups import read_groups
 from recipes.run import manifest_of
 from recipes.sample import STORE
+from tests.model_server import ModelServer
 
 
 @pytest.fixture

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import ModelServer
-from run_folders import make_problems, write_stage
-from served_model import ServedModel
 
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
@@ -23,6 +20,9 @@ from recipes.train_prm import train_prm
 from rewards.prm.reward_function import PRMReward
 from rewards.prm.server_prm import ServerPRM
 from rewards.types import Completion, MonteCarloCount, Rollout, RolloutGroup
+from tests.model_server import ModelServer
+from tests.recipes.run_folders import make_problems, write_stage
+from tests.served_model import ServedModel
 
 TEXTS = ["Red is 3\n\nBlue is 9\n\nFinal answer: 12", "Red is 4\n\nFinal answer: 4"]
 COUNTS = [[(4, 4), (3, 4), (2, 4)], [(1, 4), (0, 4)]]

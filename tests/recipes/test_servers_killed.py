@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from server_process import ServerProcess, free_port, until
 
 from recipes.cli import main
 from recipes.groups import read_groups
 from recipes.run import manifest_of
 from recipes.sample import STORE
 from rewards.generators import replicas
+from tests.server_process import ServerProcess, free_port, until
 
 PICTURES, SAMPLES = 30, 2
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from run_folders import write_stage
 
 from recipes.cli import main
 from recipes.groups import read_groups, write_problems
@@ -25,6 +24,7 @@ from rewards.errors import StoreError
 from rewards.interchange.trl_rows import read_trl_parquet
 from rewards.prm.monte_carlo import Continuer, Task
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
+from tests.recipes.run_folders import write_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 C, W = Verdict.CORRECT, Verdict.WRONG

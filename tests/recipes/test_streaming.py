@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from run_folders import make_groups, make_problems, score_all, write_stage
 
 import recipes.build_pairs
 import recipes.sample
@@ -17,6 +16,7 @@ import recipes.verify
 from recipes.config import PairsConfig, SampleConfig, VerifyConfig
 from recipes.groups import GROUPS, iter_groups, read_groups
 from rewards.types import Completion, RolloutGroup, Sample
+from tests.recipes.run_folders import make_groups, make_problems, score_all, write_stage
 
 PROBLEMS = 40
 

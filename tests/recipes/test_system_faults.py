@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from model_server import ModelServer
-from run_folders import write_stage
 
 from recipes.calls import CALLS
 from recipes.cli import main
 from recipes.groups import read_groups, write_problems
 from recipes.run import MANIFEST
 from rewards.types import Completion, Problem, Rollout, RolloutGroup
+from tests.model_server import ModelServer
+from tests.recipes.run_folders import write_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 

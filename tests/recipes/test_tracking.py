@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import wandb
-from wandb_files import artifacts, config, history, records
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
@@ -23,6 +22,7 @@ from recipes.tracking import tracking
 from recipes.train_mpo import train_mpo
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.types import Completion, PreferencePair
+from tests.recipes.wandb_files import artifacts, config, history, records
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBLEMS = [to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", 3, 1))]

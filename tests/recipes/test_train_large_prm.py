@@ -27,7 +27,7 @@ from rewards.prm.formats import find_format
 from rewards.prm.label_head import Qwen2ProcessRewardModel
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import row_length
-from rewards.splitting import split_into
+from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
 from tests.recipes.run_folders import make_problems, write_stage
 

@@ -12,7 +12,7 @@ from recipes.config import TrainPRMConfig
 from recipes.digits.deepen import deepen
 from recipes.train_prm import _check_advantage, labelled_groups, with_injected_errors
 from rewards.prm.formats import find_format
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import ModelServer
 from PIL import Image, PngImagePlugin
 
 from mpo.collator import PreferenceCollator
@@ -29,6 +28,7 @@ from recipes.quarantine import Quarantine
 from rewards.interchange.mmpr import read_mmpr
 from rewards.interchange.visualprm import read_visualprm400k
 from rewards.prm.formats import find_format
+from tests.model_server import ModelServer
 
 ROOT = Path(__file__).resolve().parents[2]
 

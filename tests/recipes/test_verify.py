@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_folders import write_stage
 
 from mpo.multimodal.errors import ConfigError
 from recipes.cli import main
@@ -15,6 +14,7 @@ from recipes.groups import read_groups, write_problems
 from recipes.run import manifest_of
 from recipes.verify import verify
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+from tests.recipes.run_folders import write_stage
 
 C, W, U, E = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE, Verdict.ERROR
 USERS = """

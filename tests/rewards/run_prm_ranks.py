@@ -22,7 +22,7 @@ from recipes.digits.world import scenes, to_problem
 from rewards.prm.formats import STEP_END
 from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.trainer import PRMTrainer
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Problem
 from tests.mpo.tiny import tiny_internvl
 from tests.ranks import FirstGradients, shard, total_of, whole

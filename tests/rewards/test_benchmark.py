@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpo.multimodal.errors import ConfigError, DataError, StageError
-from rewards.curves import statistic_with_interval
 from rewards.errors import StepAlignmentError
 from rewards.interchange.processbench import parse_processbench, read_processbench, write_processbench
 from rewards.interchange.visualprocessbench import (
@@ -30,7 +29,8 @@ from rewards.prm.formats import STEP_TAG, VISUALPRM
 from rewards.prm.given_steps import score_given_steps
 from rewards.prm.metrics import class_counts, f1_scores, first_error_f1
 from rewards.prm.model_prm import ModelPRM
-from rewards.splitting import merge_to_at_most, merged_size, steps_of
+from rewards.statistics import statistic_with_interval
+from rewards.steps import merge_to_at_most, merged_size, steps_of
 from rewards.types import Problem, StepScores
 
 T, F, N = True, False, None

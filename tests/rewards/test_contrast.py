@@ -8,7 +8,7 @@ from PIL import Image
 
 from rewards.prm.contrast import visual_contrasts
 from rewards.prm.labels import LabelledGroup, LabelledSolution
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Problem
 
 RIGHT, WRONG = ("Red is 3\n\nFinal answer: 3", (1.0, 1.0)), ("Red is 4\n\nFinal answer: 4", (0.0, 0.0))

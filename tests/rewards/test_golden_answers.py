@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from golden_answers import GOLDEN, MISSES
 
 from rewards.math_verifier import MathVerifier
 from rewards.types import Problem, Verdict
 from rewards.verification import VERIFIERS, verify_many
+from tests.rewards.golden_answers import GOLDEN, MISSES
 
 ALL = [*((*row, row[3], "") for row in GOLDEN), *((*row[:4], row[4] or Verdict.ERROR, row[5]) for row in MISSES)]
 

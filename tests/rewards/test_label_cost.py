@@ -13,7 +13,7 @@ import pytest
 from rewards.call_store import in_turn
 from rewards.prm.label_cost import CostEstimate, estimate_cost
 from rewards.prm.monte_carlo import Continuer, label_steps
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG

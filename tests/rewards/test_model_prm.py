@@ -24,7 +24,7 @@ from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM, load_format, save_format
 from rewards.prm.trainer import PRMCollator, PRMTrainer
 from rewards.scoring import score_groups
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores
 
 STEP_FORMATS = {row.name: row for row in (VISUALPRM, STEP_TAG, STEP_END)}  # of any tokenizer

@@ -13,7 +13,7 @@ from recipes.digits.world import scenes, to_problem
 from rewards.call_store import in_turn
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.prm.monte_carlo import Continuer, label_steps
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
 C, W, U, T, E = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE, Verdict.TIMEOUT, Verdict.ERROR

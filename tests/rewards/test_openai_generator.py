@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import ModelServer, answer
 from PIL import Image
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -20,6 +19,7 @@ from rewards.generators import chat_client
 from rewards.generators.openai_generator import OpenAIGenerator
 from rewards.types import FinishReason, Problem, Sample, SamplingParams
 from rewards.units import derived_seed
+from tests.model_server import ModelServer, answer
 
 RED = Image.new("RGBA", (3, 2), (255, 0, 0, 255))
 PROBLEMS = [Problem(f"p{i}", f"What is {i}?", (RED,) * (i % 3)) for i in range(6)]

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError
-from rewards.pairing_report import wilson_interval
 from rewards.pairs import (
     RULES,
     Pairing,
@@ -18,6 +17,7 @@ from rewards.pairs import (
     seen_by,
     step_prefix,
 )
+from rewards.statistics import wilson_interval
 from rewards.types import Completion, FinishReason, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
 C, W, U, T, E = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE, Verdict.TIMEOUT, Verdict.ERROR

@@ -14,7 +14,7 @@ from rewards.prm.admission import admit_solutions
 from rewards.prm.formats import find_format
 from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.rendering import render, row_length
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Problem
 
 TEXTS = ["Red is 3\n\nBlue is 9\n\nFinal answer: 12", "Red is 4"]

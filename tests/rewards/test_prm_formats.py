@@ -21,7 +21,7 @@ from rewards.prm.formats import FORMATS, ORM, QWEN_MATH_PRM, STEP_END, STEP_TAG,
 from rewards.prm.inverse import check_row
 from rewards.prm.model_prm import ModelPRM, load_format, load_weights, save_format
 from rewards.prm.rendering import _one_turn, _turns, render
-from rewards.splitting import merge_to_at_most, split_on_blank_lines, steps_of
+from rewards.steps import merge_to_at_most, split_on_blank_lines, steps_of
 from rewards.types import Problem
 from tests.rewards.chat_checkpoints import write_qwen_tokenizer
 from tests.rewards.test_label_head import checkpoint, expected_logits  # noqa: F401  (a fixture)

@@ -18,7 +18,7 @@ from rewards.prm.formats import QWEN_MATH_PRM, STEP_END, VISUALPRM_ADVANTAGE
 from rewards.prm.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights, doubt
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.trainer import PRMTrainer
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import MonteCarloCount, Problem
 
 PROBLEM = Problem("p", "What is the sum of the digits?")

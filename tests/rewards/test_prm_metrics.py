@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.prm.metrics import (
-    auc,
-    calibration,
-    class_counts,
-    f1_scores,
-    first_error_f1,
-    step_metrics,
-    weighted_auc,
-    within_auc,
-)
+from rewards.prm.metrics import calibration, class_counts, f1_scores, first_error_f1, step_metrics, within_auc
+from rewards.statistics import auc, weighted_auc
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 

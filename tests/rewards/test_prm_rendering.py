@@ -14,7 +14,7 @@ from recipes.digits.policy import build_processor
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import STEP_END, STEP_TAG, VISUALPRM, PRMFormat, single_token_id
 from rewards.prm.rendering import RenderedSolution, render
-from rewards.splitting import merge_to_at_most, split_on_blank_lines
+from rewards.steps import merge_to_at_most, split_on_blank_lines
 from rewards.types import Problem
 
 STEP_FORMATS = {row.name: row for row in (VISUALPRM, STEP_TAG, STEP_END)}  # of any tokenizer

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import ModelServer, asked_about
-from served_model import ServedModel
-from server_process import ServerProcess, free_port, until
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
@@ -21,6 +18,9 @@ from rewards.prm.formats import VISUALPRM
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.server_prm import ServerPRM
 from rewards.types import Problem, StepScores
+from tests.model_server import ModelServer, asked_about
+from tests.served_model import ServedModel
+from tests.server_process import ServerProcess, free_port, until
 
 ANSWERS = ["Final answer: 3", "Red is 3\n\nBlue is 9\n\nFinal answer: 12"]
 PROBLEMS = [*(to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", 10, 5))), Problem("t", "5 + 7?")]

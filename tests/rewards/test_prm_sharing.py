@@ -21,7 +21,7 @@ from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import render
 from rewards.prm.sharing import rows_of, spans_of
 from rewards.prm.trainer import PRMCollator, PRMTrainer
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Problem, SamplingParams
 
 STEP_FORMATS = {row.name: row for row in (VISUALPRM, STEP_TAG, STEP_END)}  # of any tokenizer

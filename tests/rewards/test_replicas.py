@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_server import ModelServer, asked_about
 from PIL import Image
-from server_process import free_port
 
 from mpo.multimodal.errors import ConfigError
 from rewards.errors import ServerError
@@ -20,6 +18,8 @@ from rewards.generators import replicas
 from rewards.generators.openai_generator import OpenAIGenerator
 from rewards.generators.replicas import checked_urls, ranked, request_key
 from rewards.types import Problem, Sample, SamplingParams
+from tests.model_server import ModelServer, asked_about
+from tests.server_process import free_port
 
 PROBLEMS = [
     Problem(f"p{i}", f"What is {i}?", (Image.new("RGB", (4, 4), (i // 2 * 20, 0, 0)),) if i < 16 else ())

@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import pytest
 from PIL import Image
-from scripted import RulePRM
 from trl import GRPOConfig, GRPOTrainer
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -20,6 +19,7 @@ from rewards.prm.formats import STEP_END, VISUALPRM
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.reward_function import PRMReward, problem_of, text_of
 from rewards.types import Problem
+from tests.rewards.scripted import RulePRM
 
 PROBLEMS = [to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", 4, 5))]
 TEXTS = ["Red is 3\n\nBlue is 9\n\nFinal answer: 12", "Final answer: 3"]

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from model_server import ModelServer
-from served_model import ServedModel
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_model
@@ -31,6 +29,8 @@ from rewards.prm.server_prm import ServerPRM
 from rewards.prm.server_readout import READS
 from rewards.scoring import score_groups
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores
+from tests.model_server import ModelServer
+from tests.served_model import ServedModel
 
 ANSWERS = [
     "Final answer: 3",

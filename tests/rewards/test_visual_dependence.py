@@ -1,4 +1,4 @@
-"""A PRM that looks depends on the picture, one that does not has dependence 0; steps, responses, errors, scoring."""
+"""A PRM that looks depends on the picture, one that does not has dependence 0; steps, responses, scoring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rewards.errors import StepAlignmentError
 from rewards.pairs import RULES, build_pairs
 from rewards.scoring import BLANK_AT_A_TIME, score_unseen
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, StepScores, Unseen, Verdict
-from rewards.visual_dependence import ErrorKind, dependence, first_error, of_group, visual_dependence
+from rewards.visual_dependence import dependence, of_group, visual_dependence
 
 RIGHT, WRONG = Verdict.CORRECT, Verdict.WRONG
 
@@ -62,19 +62,8 @@ def test_dependence_a_step_and_a_response():
     assert visual_dependence(rollout([0.9, 0.8])) is dependence(rollout([0.9, 0.8])) is None
 
 
-def test_the_first_low_step_is_perception_if_its_score_moves():
-    assert first_error(rollout([0.9, 0.2], [0.9, 0.35])) == (1, ErrorKind.PERCEPTION)
-    assert first_error(rollout([0.9, 0.4], [0.1, 0.2])) == (1, ErrorKind.PERCEPTION)  # up or down
-    assert first_error(rollout([0.9, 0.2], [0.1, 0.25])) == (1, ErrorKind.REASONING)
-    assert first_error(rollout([0.3, 0.2], [0.3, 0.9])) == (0, ErrorKind.REASONING)  # only the first
-    assert first_error(rollout([0.9, 0.5], [0.1, 0.1])) is None  # nothing low
-    assert first_error(rollout([0.9, 0.2], [0.9, 0.2], [0.9, 0.8])) == (1, ErrorKind.PERCEPTION)  # either picture
-    assert first_error(rollout([0.9, 0.2])) is None  # with its own picture only
-    assert first_error(rollout([0.7, 0.2], [0.9, 0.2]), threshold=0.8, margin=0.3) == (0, ErrorKind.REASONING)
-
-
 def test_a_group_says_what_depends_on_the_picture():
-    """Right: .2 and .4. Wrong: .1 with a perception error, 0 with a reasoning error; one low step of a right answer."""
+    """Right: .2 and .4. Wrong: .1 and 0. A response that was not scored says nothing."""
     rollouts = (
         rollout([0.9, 0.9], [0.7, 0.7]),
         rollout([0.9, 0.4], [0.3, 0.2]),
@@ -86,7 +75,6 @@ def test_a_group_says_what_depends_on_the_picture():
     assert found == {
         "dependence_right": pytest.approx(0.3),
         "dependence_wrong": pytest.approx(0.05),
-        "perception": 0.5,
     }
 
 

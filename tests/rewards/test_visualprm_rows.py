@@ -19,7 +19,7 @@ from rewards.interchange.visualprm import (
     write_visualprm400k,
 )
 from rewards.label_source import counts_estimate_mc
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
 ROOT = Path("/data/images").resolve()

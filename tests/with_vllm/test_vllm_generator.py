@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from vllm_server import MODEL, Served
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model, load_processor
@@ -17,6 +16,7 @@ from mpo.multimodal.prefix import encode_prompt, stack_rows
 from rewards.generators.gathering import gather
 from rewards.generators.openai_generator import OpenAIGenerator
 from rewards.types import Completion, FinishReason, Problem, SamplingParams
+from tests.with_vllm.vllm_server import MODEL, Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # the first waits for the server
 

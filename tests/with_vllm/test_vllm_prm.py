@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from vllm_server import MODEL, Served
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
@@ -20,6 +19,7 @@ from rewards.prm.rendering import conversations, render
 from rewards.prm.reward_function import PRMReward
 from rewards.prm.server_prm import ServerPRM
 from rewards.types import Problem, StepScores
+from tests.with_vllm.vllm_server import MODEL, Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # the first waits for the server
 

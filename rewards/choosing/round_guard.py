@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpo.multimodal.errors import DataError
-from rewards.curves import Estimate, correctness_of, mean_with_interval, paired_difference
-from rewards.types import RolloutGroup
+from rewards.statistics import Estimate, mean_with_interval, paired_difference
+from rewards.types import RolloutGroup, correctness_of
 
 
 @dataclass(frozen=True)

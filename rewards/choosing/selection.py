@@ -1,19 +1,17 @@
 """A group of rollouts → the index of the one to answer with.
 
-Every selector has the same signature `(group, answer_of) -> int`, so that tables and reports can loop over
-`SELECTORS`. Blind rulers (first, random, longest, shortest) and the oracle stand beside the real ones: a
-best-of-N number means little without them.
+Every selector has the same signature `(group, answer_of) -> int`. How accurate a selector is among k samples, beside
+blind rulers and the oracle, is computed in `rewards/choosing/evaluation.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable
 
 from mpo.multimodal.errors import DataError
-from rewards.types import RolloutGroup, Verdict
+from rewards.types import RolloutGroup
 
 AnswerOf = Callable[[str], str | None]
 GroupSelector = Callable[[RolloutGroup, AnswerOf], int]
@@ -59,46 +57,6 @@ def weighted_vote(group: RolloutGroup, answer_of: AnswerOf) -> int:
         DataError: the group is empty, or a rollout has no finite reward.
     """
     return _vote(group, answer_of, weights=rewards_of(group))
-
-
-def first(group: RolloutGroup, answer_of: AnswerOf) -> int:
-    """The first sample: what the policy scores without any selection (pass@1)."""
-    _size(group)
-    return 0
-
-
-def random_choice(group: RolloutGroup, answer_of: AnswerOf) -> int:
-    """A uniform choice that depends on the problem's id and nothing else."""
-    digest = hashlib.sha256(group.problem.id.encode("utf-8", "backslashreplace")).digest()
-    return int.from_bytes(digest, "big") % _size(group)
-
-
-def longest(group: RolloutGroup, answer_of: AnswerOf) -> int:
-    """The response with the most characters; ties go to the lowest index."""
-    return max(range(_size(group)), key=lambda i: (len(group.rollouts[i].completion.text), -i))
-
-
-def shortest(group: RolloutGroup, answer_of: AnswerOf) -> int:
-    """The response with the fewest characters; ties go to the lowest index."""
-    return min(range(_size(group)), key=lambda i: (len(group.rollouts[i].completion.text), i))
-
-
-def oracle(group: RolloutGroup, answer_of: AnswerOf) -> int:
-    """The first verified-correct rollout, else 0: the ceiling of any selector (pass@N)."""
-    _size(group)
-    return next((i for i, rollout in enumerate(group.rollouts) if rollout.verdict is Verdict.CORRECT), 0)
-
-
-SELECTORS: dict[str, GroupSelector] = {
-    "best_of_n": best_of_n,
-    "majority": majority,
-    "weighted_vote": weighted_vote,
-    "first": first,
-    "random": random_choice,
-    "longest": longest,
-    "shortest": shortest,
-    "oracle": oracle,
-}
 
 
 def scored_only(select: GroupSelector) -> GroupSelector:

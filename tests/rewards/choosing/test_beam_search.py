@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import ModelServer
-from scripted import RulePRM
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from recipes.digits.world import scenes, to_problem
-from rewards.beam_search import BeamSearch, cut_to_one_step
+from rewards.choosing.beam_search import BeamSearch, cut_to_one_step
 from rewards.generators.openai_generator import OpenAIGenerator
 from rewards.generators.transformers_generator import TransformersGenerator
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import ModelPRM
 from rewards.types import Completion, FinishReason, Problem, Sample, SamplingParams
+from tests.model_server import ModelServer
+from tests.rewards.scripted import RulePRM
 
 DEPTH = 3
 WORDS = "abcd"

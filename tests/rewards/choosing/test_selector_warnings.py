@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recipes.best_of_n import evaluate
-from rewards.trust import (
+from rewards.choosing.evaluation import evaluate
+from rewards.choosing.selector_warnings import (
     image_blind,
     image_drop,
     length_bias,
@@ -103,7 +103,6 @@ def test_an_image_blind_prm_is_flagged():
     same = scored_unseen(groups, groups)  # the same scores with another picture
     assert names(same) == ["image_blind"]
     assert {of_group(group)["dependence_right"] for group in same} <= {0.0, None}
-    assert {of_group(group)["perception"] for group in same} <= {0.0, None}
     assert names(groups) == []  # nobody asked
     nearly = scored_by(answered(), lambda right, text, noise: honest(right, text, noise) - 0.01)
     assert image_blind(scored_unseen(groups, nearly)) is not None

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import load_image
-from rewards.adaptive import MAY_CHANGE, check_stopping, looks
 from rewards.aggregation import aggregate
 from rewards.answers import canonical_answer
+from rewards.choosing.adaptive import MAY_CHANGE, check_stopping, looks
+from rewards.choosing.selection import CHOICES, AnswerOf
 from rewards.scoring import outcomes
-from rewards.selection import CHOICES, AnswerOf
 from rewards.types import (
     Aggregator,
     Completion,
@@ -115,10 +115,10 @@ class BestOfN:
             image: a path or PIL image, several, or `None`.
             question: what to ask.
             n: candidates; with `error`, at most so many.
-            selector: a row of `rewards.selection.CHOICES`: prm, weighted_vote or majority.
-            error: adaptive N (`rewards.adaptive`): stop when more samples would give another final answer with at most
-                this probability; the candidates are the first of those that a fixed n draws, from a policy in
-                this process.
+            selector: a row of `rewards.choosing.selection.CHOICES`: prm, weighted_vote or majority.
+            error: adaptive N (`rewards.choosing.adaptive`): stop when more samples would give another final answer
+                with at most this probability; the candidates are the first of those that a fixed n draws, from a
+                policy in this process.
             seed: the same seed draws the same candidates.
 
         Raises:

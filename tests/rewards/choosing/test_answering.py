@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_server import ModelServer
 from PIL import Image
-from scripted import ListGenerator, RulePRM
 
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from mpo.multimodal.loading import load_model, load_processor
 from recipes.digits.world import scenes, to_problem
-from rewards.answering import BestOfN
+from rewards.choosing.best_of_n import BestOfN
 from rewards.generators.openai_generator import OpenAIGenerator
 from rewards.generators.transformers_generator import TransformersGenerator
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import ModelPRM, save_format
 from rewards.types import SamplingParams
+from tests.model_server import ModelServer
+from tests.rewards.scripted import ListGenerator, RulePRM
 
 TEXTS = ["a\n\nFinal answer: 7", "b\n\nFinal answer: 8", "c\n\nFinal answer: 7", "no idea"]
 SCORES = {"a": 0.25, "b": 1.0, "c": 0.25, "no idea": 0.125}

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mpo.multimodal.errors import DataError
-from rewards.round_guard import RoundMeasure, compare_rounds, measure_round
+from rewards.choosing.round_guard import RoundMeasure, compare_rounds, measure_round
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from rewards.curves import Estimate, correctness_of, mean_with_interval, paired_difference
-from rewards.types import RolloutGroup
+from rewards.statistics import Estimate, mean_with_interval, paired_difference
+from rewards.types import RolloutGroup, correctness_of
 
 LENGTH_SHARE = 0.7  # of equally right pairs: a PRM that prefers the longer (shorter) one more often chooses by length
 LEAST_DROP = 0.02  # of the mean reward of right responses under another picture

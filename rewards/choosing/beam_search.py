@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mpo.multimodal.errors import ConfigError
-from rewards.answering import score_new
-from rewards.splitting import split_on_blank_lines
+from rewards.choosing.best_of_n import score_new
+from rewards.steps import split_on_blank_lines
 from rewards.types import (
     Aggregator,
     Completion,

@@ -9,8 +9,15 @@ import pytest
 from scipy import stats
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.adaptive import MAY_CHANGE, best_may_change, looks, replay, vote_may_change, weighted_vote_may_change
 from rewards.answers import canonical_answer
+from rewards.choosing.adaptive import (
+    MAY_CHANGE,
+    best_may_change,
+    looks,
+    replay,
+    vote_may_change,
+    weighted_vote_may_change,
+)
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.splitting import merge_to_at_most, split_on_blank_lines
+from rewards.steps import merge_to_at_most, split_on_blank_lines
 
 WHITESPACE_HEAVY = st.text(alphabet=st.sampled_from("ab\n\n\n \t\r\x0b\x0c\x85\u00a0\u2028"), min_size=1, max_size=60)
 TEXTS = (WHITESPACE_HEAVY | st.text(min_size=1)).filter(lambda text: text.strip() != "")

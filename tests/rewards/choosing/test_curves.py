@@ -8,20 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.answers import canonical_answer
-from rewards.curves import (
-    best_at_k,
-    correctness_of,
-    mean_with_interval,
-    paired_difference,
-    pass_at_k,
-    ranked_at_k,
-    ranking,
-    selected_at_k,
-    statistic_with_interval,
-)
-from rewards.selection import SELECTORS
-from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+from rewards.choosing.curves import best_at_k, pass_at_k, ranked_at_k, ranking, vote_at_k
+from rewards.choosing.evaluation import SELECTORS, accuracy_at_k
+from rewards.choosing.selection import best_of_n
+from rewards.statistics import mean_with_interval, paired_difference, statistic_with_interval
+from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict, correctness_of
+from tests.rewards.choosing.definitions import DEFINITIONS, brute_force
 
 ROWS = st.lists(
     st.tuples(st.booleans(), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from(["1", "22", "333", None])),
@@ -44,41 +36,23 @@ def group_of(rows, id="p"):
     )
 
 
-def brute_force(group, select, k):
-    """The definition: the mean over all k-subsets of whether the selected rollout is correct."""
-    hits = []
-    for subset in itertools.combinations(group.rollouts, k):
-        picked = select(RolloutGroup(group.problem, subset), canonical_answer)
-        hits.append(subset[picked].verdict is Verdict.CORRECT)
-    return sum(hits) / len(hits)
-
-
 @settings(max_examples=60, deadline=None)
 @given(ROWS)
-def test_closed_forms_equal_the_definition(rows):
+def test_every_selector_at_k_equals_the_definition(rows):
     group = group_of(rows)
-    correct, rewards = correctness_of(group), [rollout.reward for rollout in group.rollouts]
-    lengths = [len(rollout.completion.text) for rollout in group.rollouts]
-    for k in range(1, len(rows) + 1):
-        assert pass_at_k(correct, k) == pytest.approx(brute_force(group, SELECTORS["oracle"], k), abs=1e-12)
-        assert best_at_k(rewards, correct, k) == pytest.approx(brute_force(group, SELECTORS["best_of_n"], k), abs=1e-12)
-        orders = {
-            "longest": ranking(lengths),
-            "shortest": ranking([-length for length in lengths]),
-            "first": list(range(len(rows))),
-        }
-        for name, order in orders.items():
-            expected = brute_force(group, SELECTORS[name], k)
-            assert ranked_at_k(order, correct, k) == pytest.approx(expected, abs=1e-12), name
+    for (name, select), k in itertools.product(DEFINITIONS.items(), range(1, len(rows) + 1)):
+        assert accuracy_at_k(group, name, k) == pytest.approx(brute_force(group, select, k), abs=1e-12), name
+    assert accuracy_at_k(group, "first", len(rows)) == float(rows[0][0])
+    assert accuracy_at_k(group, "random", 1) == pytest.approx(sum(c for c, *_ in rows) / len(rows))
 
 
 @settings(max_examples=30, deadline=None)
 @given(ROWS)
-def test_selected_at_k_is_exact_when_subsets_are_few(rows):
+def test_best_at_k_equals_the_definition(rows):
     group = group_of(rows)
-    for name, k in itertools.product(("majority", "weighted_vote", "best_of_n"), range(1, len(rows) + 1)):
-        exact = brute_force(group, SELECTORS[name], k)
-        assert selected_at_k(group, SELECTORS[name], k, answer_of=canonical_answer) == pytest.approx(exact), name
+    correct, rewards = correctness_of(group), [rollout.reward for rollout in group.rollouts]
+    for k in range(1, len(rows) + 1):
+        assert best_at_k(rewards, correct, k) == pytest.approx(brute_force(group, best_of_n, k), abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=20))
@@ -109,17 +83,14 @@ def test_golden_values():
 
 def test_sampled_subsets_are_seeded_and_close_to_exact():
     rng = np.random.default_rng(1)
-    rows = [(bool(rng.random() < 0.4), float(rng.random()), str(rng.integers(3))) for _ in range(14)]
-    group = group_of(rows)
-    rewards, correct = [rollout.reward for rollout in group.rollouts], correctness_of(group)
+    answers = [str(answer) for answer in rng.integers(3, size=14)]
+    correct, weights = [answer == "1" for answer in answers], rng.random(14).tolist()
     assert math.comb(14, 7) == 3432
-    estimate = selected_at_k(group, SELECTORS["best_of_n"], 7, answer_of=canonical_answer, max_subsets=1000)
-    assert estimate == selected_at_k(group, SELECTORS["best_of_n"], 7, answer_of=canonical_answer, max_subsets=1000)
-    assert estimate == pytest.approx(best_at_k(rewards, correct, 7), abs=0.06)  # 4 standard errors of 0.5/√1000
-    few = {
-        selected_at_k(group_of(rows, id=f"p{i}"), SELECTORS["majority"], 7, answer_of=canonical_answer, max_subsets=9)
-        for i in range(20)
-    }
+    exact = vote_at_k(answers, weights, correct, 7, seed="p", max_subsets=3432)
+    estimate = vote_at_k(answers, weights, correct, 7, seed="p", max_subsets=1000)
+    assert estimate == vote_at_k(answers, weights, correct, 7, seed="p", max_subsets=1000)
+    assert estimate == pytest.approx(exact, abs=0.06)  # 4 standard errors of 0.5/√1000
+    few = {vote_at_k(answers, [1.0] * 14, correct, 7, seed=f"p{i}", max_subsets=9) for i in range(20)}
     assert len(few) > 1  # another problem id draws other subsets
 
 
@@ -132,12 +103,19 @@ def test_k_outside_the_group_is_refused(k):
     with pytest.raises(ConfigError, match=message):
         best_at_k([0.1, 0.2, 0.3], correct, k)
     with pytest.raises(ConfigError, match=message):
-        selected_at_k(group_of([(True, 0.5, "1")] * 3), SELECTORS["majority"], k, answer_of=canonical_answer)
+        vote_at_k(["1"] * 3, [1.0] * 3, correct, k, seed="p")
+    for name in SELECTORS:
+        with pytest.raises(ConfigError, match="number of rollouts"):
+            accuracy_at_k(group_of([(True, 0.5, "1")] * 3), name, k)
 
 
 def test_bad_data_is_refused():
     with pytest.raises(DataError, match="permutation"):
         ranked_at_k([0, 0], [True, False], 1)
+    with pytest.raises(DataError, match="as many answers"):
+        vote_at_k(["1"], [1.0, 1.0], [True, False], 1, seed="p")
+    with pytest.raises(ConfigError, match="unknown selector 'best'"):
+        accuracy_at_k(group_of([(True, 0.5, "1")]), "best", 1)
     with pytest.raises(DataError, match="finite rewards"):
         best_at_k([0.1, float("nan")], [True, False], 1)
     with pytest.raises(DataError, match="run the verifier first"):

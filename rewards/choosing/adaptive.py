@@ -27,9 +27,10 @@ from scipy.special import betaln, gammaln
 
 from mpo.multimodal.errors import ConfigError
 from rewards.answers import canonical_answer
-from rewards.curves import correctness_of, mean_with_interval, paired_difference, ranking
-from rewards.selection import CHOICES, AnswerOf
-from rewards.types import RolloutGroup
+from rewards.choosing.curves import ranking
+from rewards.choosing.selection import CHOICES, AnswerOf
+from rewards.statistics import mean_with_interval, paired_difference
+from rewards.types import RolloutGroup, correctness_of
 
 ERROR = 0.05
 
@@ -143,7 +144,7 @@ def replay(
     Args:
         groups: verified groups of at least n rollouts, scored unless `selector` is "majority".
         n: largest number of samples.
-        selector: a row of `rewards.selection.CHOICES`.
+        selector: a row of `rewards.choosing.selection.CHOICES`.
         error: probability of another final answer at which to stop, in (0, 1).
         wave: samples between two looks.
         orders: random orders a problem.
