@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 from mpo.multimodal.loading import load_for_inference, load_processor
-from recipes.groups import read_problems
+from recipes.stage.groups import read_problems
 from rewards.choosing.beam_search import BeamSearch
 from rewards.choosing.curves import best_at_k
 from rewards.generators.transformers_generator import TransformersGenerator

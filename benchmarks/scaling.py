@@ -20,8 +20,8 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from recipes.config_engine import EngineConfig
-from recipes.engine import engine
+from recipes.config import EngineConfig
+from recipes.stage.engine import engine
 from rewards.call_store import CallStore
 from rewards.scoring import StoredScorer
 from rewards.types import Problem

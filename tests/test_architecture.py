@@ -399,3 +399,76 @@ def test_torch_free_modules_do_not_load_torch() -> None:
     lazy = [p for p in SOURCES if p.endswith("__init__.py") or p == "recipes/cli.py"]
     report = import_report([module_name(p) for p in sorted({*torch_free_files(), *lazy})], "no-torch")
     assert not report, report
+
+
+# --- the rooms of recipes ------------------------------------------------------------------------------------------
+
+# A room may import the rooms below it: what stands on one line does not import each other.
+FLOORS = [
+    ["loop"],
+    ["report", "worlds"],
+    ["data", "training", "answering"],
+    ["stage"],
+    ["config"],
+]
+ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def stage_modules() -> set[str]:
+    """The modules behind the commands, without the loop, whose business it is to call them."""
+    from recipes.cli import COMMANDS
+
+    return {module for module, *_ in COMMANDS.values() if not module.startswith("recipes.loop.")}
+
+
+def upward_import(path: str, name: str) -> bool:
+    """Whether a file of a room of `recipes` imports a room above or beside it, or the command line."""
+    room = path.split("/")[1].removesuffix(".py")
+    if room not in ROOMS or not within(name, "recipes"):
+        return False
+    target = name.split(".")[1] if "." in name else ""
+    if target == room or not target:
+        return False
+    return ROOMS.get(target, -1) <= ROOMS[room]
+
+
+def stage_to_stage(path: str, name: str, stages: set[str]) -> bool:
+    """Whether one command's module imports another's."""
+    own = module_name(path)
+    return own in stages and any(within(name, other) for other in stages - {own})
+
+
+def test_the_rules_of_the_rooms_catch() -> None:
+    stages = {"recipes.data.sample", "recipes.data.verify"}
+    assert stage_to_stage("recipes/data/sample.py", "recipes.data.verify.verify", stages)
+    assert not stage_to_stage("recipes/data/sample.py", "recipes.stage.folder.open_stage", stages)
+    assert not stage_to_stage("recipes/stage/policies.py", "recipes.data.verify.verify", stages)
+    assert upward_import("recipes/stage/folder.py", "recipes.data.sample.sample")
+    assert upward_import("recipes/data/sample.py", "recipes.training.weights.save_policy")
+    assert upward_import("recipes/data/sample.py", "recipes.cli.main")
+    assert upward_import("recipes/config.py", "recipes.stage.folder.PAIRS")
+    assert not upward_import("recipes/loop/rounds.py", "recipes.report.page.report")
+    assert not upward_import("recipes/data/sample.py", "recipes.data.policies.generator_of")
+    assert not upward_import("recipes/cli.py", "recipes.loop.pipeline.pipeline")
+
+
+@pytest.mark.parametrize("path", files("recipes"))
+def test_rooms_import_downwards_and_no_stage_a_stage(path: str) -> None:
+    names = [name for _, name in imports(tree_of(path), path=path)]
+    bad = [name for name in names if upward_import(path, name) or stage_to_stage(path, name, stage_modules())]
+    assert not bad, f"{path}: {bad}; what two stages need stands in rewards/ or recipes/stage/"
+
+
+def test_the_rooms_are_few() -> None:
+    """What meets a newcomer: at most 14 entries side by side."""
+    for package in ("recipes",):
+        entries = [p for p in (ROOT / package).iterdir() if p.name != "__pycache__"]
+        assert len(entries) <= 14, sorted(p.name for p in entries)
+        unknown = {p.stem for p in entries if package == "recipes"} - {
+            *ROOMS,
+            "cli",
+            "__init__",
+            "accelerate",
+            "configs",
+        }
+        assert not unknown, f"rooms without a floor: {sorted(unknown)}"

@@ -19,10 +19,12 @@ from pydantic import BaseModel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.text import one_line
 from rewards.errors import ServerError
 
 API_KEY = "OPENAI_API_KEY"
 MAX_REPLY_BYTES = 64 * 2**20
+LONGEST_MESSAGE = 200  # characters of what a server said, in an error
 CONNECT_S = 10.0  # for a connection to one server of several, and for the names of its models
 _REFUSED = (400, 413, 422)  # this request will never do: a prompt too long, a picture that the server cannot read
 _PASSING = (408, 409, 425, 429)  # and every 5xx: try again
@@ -173,7 +175,7 @@ class ChatClient:
             said = f"{error} {error.__cause__ or ''}".strip()
             raise _PassingError(said, "refused" if refused else "broken") from error
         except ValueError as error:
-            raise _PassingError(f"an unusable reply ({_clipped(str(error))})") from error
+            raise _PassingError(f"an unusable reply ({one_line(str(error), LONGEST_MESSAGE)})") from error
 
     def _of_status(self, error: openai.APIStatusError) -> Exception:
         status = error.status_code
@@ -189,7 +191,7 @@ class ChatClient:
 
     def _said(self, error: openai.APIStatusError) -> str:
         text = error.message
-        return _clipped(text.replace(self._key, "***") if self._key else text)
+        return one_line(text.replace(self._key, "***") if self._key else text, LONGEST_MESSAGE)
 
 
 class _Tokenized(BaseModel):
@@ -272,7 +274,3 @@ def checked_url(url: str) -> str:
 def _seconds(header: str | None) -> float | None:
     """`Retry-After` in seconds; `None` for a date or nonsense."""
     return float(header) if header and header.isascii() and header.isdigit() else None
-
-
-def _clipped(text: str) -> str:
-    return " ".join(text.split())[:200]

@@ -19,7 +19,7 @@ from transformers import (
 
 from mpo.multimodal.errors import ConfigError
 from mpo.trainer import MPOTrainer
-from recipes.digits.policy import build_processor
+from recipes.worlds.digits.policy import build_processor
 from tests.mpo.tiny import preference_rows, tiny_config
 from tests.mpo.tiny_models import NOT_SHARING, tiny_model
 

@@ -23,7 +23,7 @@ from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.scoring import response_logps
 from mpo.preflight import StepZero, histogram, preflight
 from mpo.trainer import MPOTrainer
-from recipes.digits.policy import PolicySize, build_policy
+from recipes.worlds.digits.policy import PolicySize, build_policy
 from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,8 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 
 from mpo.multimodal.loading import load_model
-from recipes.digits.policy import build_processor
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.policy import build_processor
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.prm.formats import STEP_END
 from rewards.prm.labels import LabelledGroup, LabelledSolution
 from rewards.prm.trainer import PRMTrainer

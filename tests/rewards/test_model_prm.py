@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from mpo.multimodal.errors import ConfigError, DataError, StageError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.vision import IMAGES
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import FORMATS, STEP_END, STEP_TAG, VISUALPRM, PRMFormat
 from rewards.prm.labels import LabelledGroup, LabelledSolution

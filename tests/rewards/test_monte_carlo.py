@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mpo.multimodal.errors import ConfigError, DataError
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.call_store import in_turn
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.prm.monte_carlo import Continuer, label_steps

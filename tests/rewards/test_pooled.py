@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.generators.pooled import DrawTask, PooledGenerator, drawn
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 

@@ -293,7 +293,7 @@ def test_every_wrong_position_is_an_error(processor: Any, prm_format: PRMFormat)
 
 def test_a_template_that_changes_a_step_is_an_error() -> None:
     """A chat template that lowers or cuts text would score something else than what was asked."""
-    from recipes.digits.policy import build_processor
+    from recipes.worlds.digits.policy import build_processor
 
     processor = build_processor()
     processor.chat_template = processor.chat_template.replace("{{ block['text'] }}", "{{ block['text'] | lower }}")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mpo.multimodal.errors import ConfigError
-from recipes.digits.policy import build_processor
+from recipes.worlds.digits.policy import build_processor
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import STEP_END, STEP_TAG, VISUALPRM, PRMFormat, single_token_id
 from rewards.prm.rendering import RenderedSolution, render

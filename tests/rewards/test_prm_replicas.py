@@ -12,8 +12,8 @@ import pytest
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
-from recipes.digits.policy import build_processor
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.policy import build_processor
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.prm.formats import VISUALPRM
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.server_prm import ServerPRM

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from mpo.multimodal.loading import load_for_inference, load_model
 from mpo.multimodal.packing import LAYOUT
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.generators.transformers_generator import TransformersGenerator
 from rewards.prm.formats import STEP_END, STEP_TAG, VISUALPRM
 from rewards.prm.labels import LabelledGroup, LabelledSolution

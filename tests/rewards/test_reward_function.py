@@ -13,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_model, load_processor
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.aggregation import aggregate
 from rewards.prm.formats import STEP_END, VISUALPRM
 from rewards.prm.model_prm import ModelPRM

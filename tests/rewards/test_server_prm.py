@@ -18,8 +18,8 @@ import torch
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_model
-from recipes.digits.policy import build_processor
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.policy import build_processor
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.aggregation import aggregate
 from rewards.errors import ServerError, StepAlignmentError
 from rewards.prm.formats import ORM, STEP_END, STEP_TAG, VISUALPRM, VISUALPRM_ADVANTAGE, PRMFormat

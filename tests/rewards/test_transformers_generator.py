@@ -13,7 +13,7 @@ from PIL import Image
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.messages import control_tokens_in
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Completion, FinishReason, Problem
 

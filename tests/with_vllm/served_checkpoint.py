@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.prefix import stack_rows
-from recipes.digits import policy
-from recipes.digits.policy import PolicySize, build_policy
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits import policy
+from recipes.worlds.digits.policy import PolicySize, build_policy
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.prm.formats import VISUALPRM
 from rewards.prm.model_prm import save_format
 from rewards.prm.rendering import render

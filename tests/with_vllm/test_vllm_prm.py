@@ -11,7 +11,7 @@ import pytest
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.aggregation import aggregate
 from rewards.generators.chat_messages import data_uri, with_pictures
 from rewards.prm.model_prm import ModelPRM

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from mpo.multimodal.loading import load_model, load_processor
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.choosing.best_of_n import BestOfN
 from rewards.generators.openai_generator import OpenAIGenerator
 from rewards.generators.transformers_generator import TransformersGenerator

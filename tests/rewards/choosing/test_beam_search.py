@@ -11,7 +11,7 @@ import pytest
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.choosing.beam_search import BeamSearch, cut_to_one_step
 from rewards.generators.openai_generator import OpenAIGenerator
 from rewards.generators.transformers_generator import TransformersGenerator
