@@ -22,8 +22,8 @@ from typing import Any
 
 from recipes.config import EngineConfig
 from recipes.stage.engine import engine
-from rewards.call_store import CallStore
-from rewards.scoring import StoredScorer
+from rewards.kept.calls import CallStore
+from rewards.scoring.groups import StoredScorer
 from rewards.types import Problem
 
 ROWS_A_CALL = 64

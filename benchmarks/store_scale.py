@@ -37,7 +37,8 @@ from recipes.data.sample import sample
 from recipes.data.verify import verify
 from recipes.stage.folder import MANIFEST
 from recipes.stage.groups import write_problems
-from rewards.types import Completion, Problem, Sample
+from rewards.sampling.generator import Sample
+from rewards.types import Completion, Problem
 
 PICTURES = 500  # different ones; problems share them
 ROWS_A_CALL = 64  # samples that the generator gives at a time: one transaction of the store

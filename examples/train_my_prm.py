@@ -16,7 +16,7 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from rewards import Problem
 from rewards.prm.formats import VISUALPRM
-from rewards.prm.labels import LabelledGroup, LabelledSolution
+from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.trainer import PRMTrainer
 from rewards.steps import split_into

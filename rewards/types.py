@@ -9,13 +9,13 @@ a `RolloutGroup` is one problem with all its rollouts. Two rollouts of a group m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.errors import DataError
 from rewards.errors import StepAlignmentError
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Problem:
         images: local paths or PIL images, in the order in which they stand before the question.
         answer: the reference answer, or `None` where nobody knows it.
         meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
-            `rewards.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by `choice`).
+            `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by
+            `choice`).
     """
 
     id: str
@@ -51,22 +52,6 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # the policy ended its turn
     LENGTH = "length"  # cut at the token limit: never a chosen response
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to draw: `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 sample from the whole distribution."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0 < self.max_new_tokens):
-            raise ConfigError(
-                f"expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1, got {self}"
-            )
 
 
 @dataclass(frozen=True)
@@ -85,25 +70,6 @@ class Completion:
     finish_reason: FinishReason = FinishReason.STOP
     num_tokens: int = 0
     token_logprobs: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One outcome of a generator: completion `index` of a problem, or why there is none.
-
-    Attributes:
-        problem: place of the problem in the sequence that was asked.
-        index: of the sample, from 0.
-        seed: that it was drawn with; a server's request may draw several samples with one seed.
-        completion: the response; `None` if it was refused.
-        reason: why it was refused, e.g. a prompt that is too long for the server.
-    """
-
-    problem: int
-    index: int
-    seed: int
-    completion: Completion | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,7 +130,7 @@ class Verdict(StrEnum):
 class MonteCarloCount:
     """`correct` of `total` continuations from a step's end reached the right answer.
 
-    Under a budget that stops early, `correct > 0` is all that it says (`rewards/label_source.py`).
+    Under a budget that stops early, `correct > 0` is all that it says (`rewards/prm/labelling/source.py`).
     """
 
     correct: int
@@ -196,8 +162,8 @@ class Rollout:
 
     Attributes:
         mc: counts for the end of each step.
-        label_source: where they come from, which says what they may be used for (`rewards/label_source.py`).
-        blank: scored with a white picture of the same size (`rewards/visual_dependence.py`).
+        label_source: where they come from, which says what they may be used for (`rewards/prm/labelling/source.py`).
+        blank: scored with a white picture of the same size (`rewards/scoring/visual_dependence.py`).
         swapped: scored with another problem's picture.
     """
 
@@ -264,31 +230,6 @@ class ProcessRewardModel(Protocol):
 
     def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
         """Step scores of each solution, in order."""
-        ...
-
-
-class Generator(Protocol):
-    """Draws completions of a policy: `generate` all at once, `draw` as they come, without those that are done."""
-
-    def draw(
-        self,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        prefixes: Sequence[str] | None = None,
-        seed: int,
-        done: Container[tuple[int, int]] = frozenset(),
-    ) -> Iterator[list[Sample]]:
-        """Samples 0 … n-1 of each problem, in any order, each once, but those (problem, index) that are `done`.
-
-        A sample is the same whatever is done before, on a backend that can promise it.
-        """
-        ...
-
-    def generate(
-        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]:
-        """n completions a problem, in order; each continues its problem's prefix, if there are prefixes."""
         ...
 
 

@@ -22,7 +22,7 @@ MAX_LINES = 330  # "about 300"; a table of settings may be longer
 LONG_TABLES = {"recipes/config.py"}
 
 TRL_ALLOWED = {"mpo/config.py", "mpo/trainer.py", "mpo/multimodal/logps.py"}
-GENERATION_FILE = "rewards/generators/transformers_generator.py"
+GENERATION_FILE = "rewards/sampling/transformers_generator.py"
 MODEL_CALL_FILES = {"mpo/multimodal/scoring.py", GENERATION_FILE}
 LOADING_FILE = "mpo/multimodal/loading.py"
 IMAGE_FILE = "mpo/multimodal/images.py"
@@ -31,10 +31,10 @@ TORCH_FREE_NAMED = [
     "mpo/multimodal/errors.py",
     "mpo/multimodal/images.py",
     "mpo/multimodal/messages.py",
-    "rewards/prm/benchmark.py",
-    "rewards/prm/benchmark_metrics.py",
-    "rewards/prm/given_steps.py",
-    "rewards/prm/metrics.py",
+    "rewards/prm/evaluating/benchmark.py",
+    "rewards/prm/evaluating/benchmark_metrics.py",
+    "rewards/prm/evaluating/given_steps.py",
+    "rewards/prm/evaluating/metrics.py",
 ]
 
 MODEL_NAMES = {"model", "policy_model", "reference_model", "ref_model", "base_model", "prm_model", "language_model"}
@@ -55,9 +55,14 @@ def files(*folders: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*.py"))
 
 
+TORCH_FOLDERS = ("rewards/prm/", "rewards/conversion/")
+TORCH_BACKENDS = ("transformers_generator", "row_sampler")
+
+
 def torch_free_files() -> list[str]:
-    """`rewards` outside `prm/` and `generators/`, and the named files."""
-    rewards = [p for p in files("rewards") if not p.startswith(("rewards/prm/", "rewards/generators/"))]
+    """`rewards` outside `prm/`, `conversion/` and the sampling backends, and the named files."""
+    backends = {f"rewards/sampling/{name}.py" for name in TORCH_BACKENDS}
+    rewards = [p for p in files("rewards") if not p.startswith(TORCH_FOLDERS) and p not in backends]
     return rewards + [p for p in TORCH_FREE_NAMED if (ROOT / p).exists()]
 
 
@@ -461,7 +466,7 @@ def test_rooms_import_downwards_and_no_stage_a_stage(path: str) -> None:
 
 def test_the_rooms_are_few() -> None:
     """What meets a newcomer: at most 14 entries side by side."""
-    for package in ("recipes",):
+    for package in ("recipes", "rewards"):
         entries = [p for p in (ROOT / package).iterdir() if p.name != "__pycache__"]
         assert len(entries) <= 14, sorted(p.name for p in entries)
         unknown = {p.stem for p in entries if package == "recipes"} - {

@@ -14,9 +14,9 @@ from mpo.multimodal.errors import ConfigError
 from recipes.config import AnswerConfig, SampleConfig
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.prms import prm_of
-from rewards.aggregation import AGGREGATIONS
 from rewards.choosing.best_of_n import Answer, BestOfN
 from rewards.choosing.selection import CHOICES
+from rewards.scoring.aggregation import AGGREGATIONS
 
 
 def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:

@@ -19,9 +19,9 @@ from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
-from rewards.aggregation import AGGREGATIONS
 from rewards.choosing.beam_search import BeamSearch, Search, group_of
 from rewards.prm.model_prm import ModelPRM
+from rewards.scoring.aggregation import AGGREGATIONS
 
 SEARCHES = "searches.jsonl"
 

@@ -24,12 +24,12 @@ from recipes.stage.groups import read_groups
 from recipes.stage.numbers import Header, Rows, interval, rich_table, signed
 from rewards.interchange.processbench import read_processbench
 from rewards.interchange.visualprocessbench import read_visualprocessbench
-from rewards.other_pictures import blanked, swapped
-from rewards.prm.benchmark import BenchmarkResponse, ScoredResponse, choose_threshold, in_development
-from rewards.prm.benchmark_metrics import evaluate, image_drop
+from rewards.prm.evaluating.benchmark import BenchmarkResponse, ScoredResponse, choose_threshold, in_development
+from rewards.prm.evaluating.benchmark_metrics import evaluate, image_drop
+from rewards.prm.evaluating.given_steps import score_given_steps
 from rewards.prm.formats import format_files
-from rewards.prm.given_steps import score_given_steps
 from rewards.prm.model_prm import ModelPRM
+from rewards.scoring.other_images import blanked, swapped
 from rewards.steps import split_on_blank_lines
 from rewards.types import Problem, ProcessRewardModel
 

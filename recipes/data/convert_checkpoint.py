@@ -7,7 +7,7 @@ from pathlib import Path
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ConvertConfig
 from recipes.stage.folder import open_stage
-from rewards.prm.convert import convert_checkpoint, open_checkpoint
+from rewards.conversion.convert import convert_checkpoint, open_checkpoint
 
 
 def convert(config: ConvertConfig) -> Path:

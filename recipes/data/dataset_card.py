@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData
 
 from mpo.multimodal.files import write_atomic
 from recipes.stage.cards import CARD, provenance, table
-from rewards.pairing_report import PairingReport
+from rewards.pairing.report import PairingReport
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

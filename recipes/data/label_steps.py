@@ -20,15 +20,15 @@ from recipes.stage.engine import engine
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
-from rewards.continuations import CONTINUATIONS, KeptContinuations
-from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
-from rewards.math_verifier import MathVerifier
-from rewards.prm.budgets import budget_named
-from rewards.prm.label_cost import CostEstimate, estimate_cost
+from rewards.prm.labelling.budgets import budget_named
+from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations
+from rewards.prm.labelling.cost import CostEstimate, estimate_cost
+from rewards.prm.labelling.monte_carlo import Continuer, label_steps
 from rewards.prm.labelling.responses import choose_responses
-from rewards.prm.monte_carlo import Continuer, label_steps
+from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.steps import split_on_blank_lines
+from rewards.verifying.math_verifier import MathVerifier
 
 
 def label(config: LabelConfig) -> Path:

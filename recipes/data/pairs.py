@@ -16,11 +16,11 @@ from recipes.config import PairsConfig
 from recipes.data.dataset_card import write_card
 from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.groups import iter_groups, problems_of
-from rewards.continuations import CONTINUATIONS, with_right_continuations
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
-from rewards.pairing_report import PairingReport
-from rewards.pairs import RULES, Pairing, prm_margin, seen_by
+from rewards.pairing.report import PairingReport
+from rewards.pairing.rules import RULES, Pairing, prm_margin, seen_by
+from rewards.prm.labelling.continuations import CONTINUATIONS, with_right_continuations
 from rewards.types import PreferencePair, RolloutGroup
 
 REPORT = "report.json"
@@ -110,8 +110,8 @@ def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[
 def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
     """Continue half responses without their images; the policy loads only here."""
     from mpo.multimodal.loading import load_for_inference, load_processor
-    from rewards.dropout_ntp import dropout_ntp
-    from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
+    from rewards.pairing.dropout_ntp import dropout_ntp
+    from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 
     assert config.policy is not None  # checked before the stage opened
     processor = load_processor(config.policy)

@@ -1,8 +1,9 @@
 """`mpo sample`: N completions a problem, each with why it ended.
 
-Every completion is in the stage's store (`rewards/store.py`) as soon as it is drawn. A run that was killed goes on with
-the same command and draws only what is missing; a larger `num_samples` adds to what is there. `groups.jsonl`, which the
-later stages read, is written from the store at the end, in the order of the problems and of the sample indexes.
+Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed goes
+on with the same command and draws only what is missing; a larger `num_samples` adds to what is there. `groups.jsonl`,
+which the later stages read, is written from the store at the end, in the order of the problems and of the sample
+indexes.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
-from rewards.generators.pooled import PooledGenerator, drawn
 from rewards.interchange.sample_rows import write_sample_parquet
-from rewards.other_pictures import swapped
-from rewards.store import OnChange, SampleStore, StoredSample
-from rewards.types import Generator, Problem, Rollout, RolloutGroup, SamplingParams
-from rewards.units import digest, problem_key, unit_key
+from rewards.kept.keys import digest, problem_key, unit_key
+from rewards.kept.store import OnChange, SampleStore, StoredSample
+from rewards.sampling.generator import Generator, SamplingParams
+from rewards.sampling.pooled import PooledGenerator, drawn
+from rewards.scoring.other_images import swapped
+from rewards.types import Problem, Rollout, RolloutGroup
 
 STORE = "samples.sqlite"
 PARQUET = "samples.parquet"

@@ -18,9 +18,9 @@ from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
 from recipes.stage.prms import prm_of
-from rewards.aggregation import AGGREGATIONS
 from rewards.prm.formats import format_files
-from rewards.scoring import StoredScorer, json_scores, score_groups, score_unseen
+from rewards.scoring.aggregation import AGGREGATIONS
+from rewards.scoring.groups import StoredScorer, json_scores, score_groups, score_unseen
 from rewards.types import RolloutGroup
 
 _log = logging.getLogger(__name__)

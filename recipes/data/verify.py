@@ -1,8 +1,8 @@
 """`mpo verify`: one verdict a rollout; trouble of the checker is its own verdict, never `wrong`.
 
-A problem whose `meta["verifier"]` names a row of `rewards.verification.VERIFIERS` is checked with that one, so that one
-file may mix charts, documents and multiple choice; `--verifier` is for all the others. A data row can only pick from
-that table: a callable of yours is imported because the flag names it, never because a row does.
+A problem whose `meta["verifier"]` names a row of `rewards.verifying.verification.VERIFIERS` is checked with that one,
+so that one file may mix charts, documents and multiple choice; `--verifier` is for all the others. A data row can
+only pick from that table: a callable of yours is imported because the flag names it, never because a row does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from recipes.config import VerifyConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import iter_groups, problems_of, write_groups
 from recipes.stage.kept_calls import open_calls
-from rewards.call_store import CallStore
-from rewards.math_verifier import MathVerifier
+from rewards.kept.calls import CallStore
 from rewards.types import Problem, RolloutGroup, Verdict, Verifier, verdict_of
-from rewards.verification import VERIFIERS, verify_many
-from rewards.workers import WorkerVerifier
+from rewards.verifying.math_verifier import MathVerifier
+from rewards.verifying.verification import VERIFIERS, verify_many
+from rewards.verifying.workers import WorkerVerifier
 
 GROUPS_AT_A_TIME = 256  # in memory, handed to the workers in one piece, and kept in one piece
 

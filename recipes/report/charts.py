@@ -16,7 +16,7 @@ from recipes.report.summary import BASELINE, TRAINED, label
 from recipes.stage.folder import MANIFEST
 from recipes.stage.groups import read_groups
 from recipes.stage.numbers import percent
-from rewards.prm.metrics import Calibration, calibration
+from rewards.prm.evaluating.metrics import Calibration, calibration
 from rewards.types import Verdict
 
 HISTOGRAM_BINS = 31

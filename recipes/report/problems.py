@@ -14,15 +14,15 @@ from recipes.report.pairs import PairTexts, first_difference, read_pairs
 from recipes.report.pictures import Picture, pictures_of
 from recipes.stage.folder import MANIFEST
 from recipes.stage.groups import read_groups
-from rewards.answers import canonical_answer
 from rewards.choosing.selection import majority
 from rewards.choosing.selector_warnings import LEAST_DROP
-from rewards.degeneration import degenerate
 from rewards.errors import StepAlignmentError
-from rewards.label_source import counts_estimate_mc
+from rewards.prm.labelling.source import counts_estimate_mc
+from rewards.scoring.visual_dependence import step_dependence, visual_dependence
 from rewards.steps import split_into, split_on_blank_lines
 from rewards.types import Completion, Rollout, RolloutGroup, Verdict
-from rewards.visual_dependence import step_dependence, visual_dependence
+from rewards.verifying.answers import canonical_answer
+from rewards.verifying.degeneration import degenerate
 
 LONGEST_STEP = 4000  # characters of a step or question on the page
 LONGEST_LINE = 400  # characters of an answer or id

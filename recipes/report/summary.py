@@ -20,10 +20,10 @@ from mpo.multimodal.files import write_atomic
 from recipes.stage.folder import MANIFEST, RESULTS, manifest_of
 from recipes.stage.groups import read_groups
 from rewards.choosing.evaluation import RESAMPLES, SELECTORS, degenerate_shares, within_problem_aucs
-from rewards.degeneration import REASONS
+from rewards.scoring.visual_dependence import of_group
 from rewards.statistics import mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
-from rewards.visual_dependence import of_group
+from rewards.verifying.degeneration import REASONS
 
 ARM_LABELS = {"policy": "warm start", "mpo": "MPO", "dpo": "DPO", "dpo_lm": "DPO + LM", "rft": "RFT"}
 BASELINE, TRAINED = "policy", "mpo"

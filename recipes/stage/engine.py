@@ -18,8 +18,8 @@ from typing import Any
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import EngineConfig
-from rewards.call_store import Run, in_turn
 from rewards.errors import WorkerError
+from rewards.kept.calls import Run, in_turn
 
 # Loads what is needed, gives what makes one call (task → JSON value), and puts it away. It is sent to the workers, so
 # it is a function of a module, or a `functools.partial` of one with settings.

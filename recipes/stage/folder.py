@@ -19,7 +19,7 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError, FingerprintError, StageError
 from mpo.multimodal.failpoints import reach
 from mpo.multimodal.files import write_atomic
-from rewards.store import differences
+from rewards.kept.store import differences
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"  # of a stage that goes on where it was killed: whose work lies in the folder

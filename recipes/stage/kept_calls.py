@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.stage.folder import Stage
-from rewards.call_store import CallStore
+from rewards.kept.calls import CallStore
+from rewards.kept.keys import digest
 from rewards.types import RolloutGroup
-from rewards.units import digest
 
 CALLS = "calls.sqlite"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import SampleConfig
-from rewards.generators.gathering import check_number
-from rewards.types import Generator, SamplingParams
+from rewards.sampling.generator import Generator, SamplingParams, check_number
 
 
 def checked_params(config: SampleConfig) -> SamplingParams:
@@ -27,7 +26,7 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
     """The policy in this process, or the client of its server."""
     if config.base_url and config.model is not None:
         try:
-            from rewards.generators.openai_generator import OpenAIGenerator
+            from rewards.sampling.openai_generator import OpenAIGenerator
         except ImportError as error:
             raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
 
@@ -40,7 +39,7 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
             logprobs=config.logprobs,
         )
     from mpo.multimodal.loading import load_for_inference, load_processor
-    from rewards.generators.transformers_generator import TransformersGenerator
+    from rewards.sampling.transformers_generator import TransformersGenerator
 
     assert config.policy is not None
     return TransformersGenerator(

@@ -14,9 +14,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.images import load_image
-from rewards.degeneration import REASONS, degeneration_faults
-from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
+from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Completion, Problem
+from rewards.verifying.degeneration import REASONS, degeneration_faults
 
 DRAWS = {"greedy": 0.0, "sampled": 1.0}  # name → temperature
 SAMPLES = "samples.jsonl"

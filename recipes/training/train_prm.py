@@ -20,13 +20,13 @@ from recipes.training.arguments import has_checkpoint, large_model_training
 from recipes.training.model_card import write_prm_card
 from recipes.training.weights import choose_trained, run_dtype, weights_dtype, weights_to
 from rewards.errors import StepAlignmentError
-from rewards.label_source import EXACT, require_estimates
 from rewards.prm.admission import admit_solutions
-from rewards.prm.contrast import visual_contrasts
 from rewards.prm.formats import PRMFormat, find_format, format_files
-from rewards.prm.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights
+from rewards.prm.labelling.contrast import visual_contrasts
+from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights
+from rewards.prm.labelling.perturb import with_wrong_digit
+from rewards.prm.labelling.source import EXACT, require_estimates
 from rewards.prm.model_prm import load_weights
-from rewards.prm.perturb import with_wrong_digit
 from rewards.prm.trainer import PRMTrainer
 from rewards.steps import split_into
 from rewards.types import Rollout, RolloutGroup

@@ -26,11 +26,11 @@ import numpy as np
 from scipy.special import betaln, gammaln
 
 from mpo.multimodal.errors import ConfigError
-from rewards.answers import canonical_answer
 from rewards.choosing.curves import ranking
 from rewards.choosing.selection import CHOICES, AnswerOf
 from rewards.statistics import mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
+from rewards.verifying.answers import canonical_answer
 
 ERROR = 0.05
 

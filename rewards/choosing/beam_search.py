@@ -15,17 +15,9 @@ from dataclasses import dataclass, field
 
 from mpo.multimodal.errors import ConfigError
 from rewards.choosing.best_of_n import score_new
+from rewards.sampling.generator import Generator
 from rewards.steps import split_on_blank_lines
-from rewards.types import (
-    Aggregator,
-    Completion,
-    FinishReason,
-    Generator,
-    Problem,
-    ProcessRewardModel,
-    Rollout,
-    RolloutGroup,
-)
+from rewards.types import Aggregator, Completion, FinishReason, Problem, ProcessRewardModel, Rollout, RolloutGroup
 
 
 @dataclass

@@ -14,22 +14,13 @@ from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import load_image
-from rewards.aggregation import aggregate
-from rewards.answers import canonical_answer
 from rewards.choosing.adaptive import MAY_CHANGE, check_stopping, looks
 from rewards.choosing.selection import CHOICES, AnswerOf
-from rewards.scoring import outcomes
-from rewards.types import (
-    Aggregator,
-    Completion,
-    Generator,
-    Problem,
-    ProcessRewardModel,
-    Rollout,
-    RolloutGroup,
-    SamplingParams,
-    StepScores,
-)
+from rewards.sampling.generator import Generator, SamplingParams
+from rewards.scoring.aggregation import aggregate
+from rewards.scoring.groups import outcomes
+from rewards.types import Aggregator, Completion, Problem, ProcessRewardModel, Rollout, RolloutGroup, StepScores
+from rewards.verifying.answers import canonical_answer
 
 if TYPE_CHECKING:
     from rewards.types import ImageLike
@@ -74,7 +65,7 @@ class BestOfN:
         prm: scores them: any `ProcessRewardModel`, or the folder of one; `None` for the majority alone. A `ModelPRM`
             prepares its model in place, which changes no other call: it may be the generator's own.
         params: sampling settings of a policy that is loaded from a folder; a generator has its own.
-        aggregation: a name of `rewards.aggregation.AGGREGATIONS`, or a callable of its shape.
+        aggregation: a name of `rewards.scoring.aggregation.AGGREGATIONS`, or a callable of its shape.
         answer_of: text → canonical final answer, for votes and for adaptive N.
         wave: with adaptive N, samples drawn between two looks. A `TransformersGenerator` of your own needs
             `rows_a_problem=wave`, else every wave draws the earlier ones again.
@@ -170,7 +161,7 @@ def score_new(
 ) -> list[Rollout]:
     """The rollouts with step scores and reward; without a PRM, and where it cannot read one, as they are.
 
-    A PRM may say what it cannot read, see `rewards.scoring.outcomes`.
+    A PRM may say what it cannot read, see `rewards.scoring.groups.outcomes`.
     """
     if prm is None:
         return list(rollouts)
@@ -193,7 +184,7 @@ def _images(image: ImageLike | Sequence[ImageLike] | None) -> tuple[ImageLike, .
 
 def _loaded_policy(path: str | Path, params: SamplingParams | None, wave: int) -> Generator:
     from mpo.multimodal.loading import load_for_inference, load_processor
-    from rewards.generators.transformers_generator import TransformersGenerator
+    from rewards.sampling.transformers_generator import TransformersGenerator
 
     settings = params or SamplingParams()
     return TransformersGenerator(load_for_inference(path), load_processor(path), settings, rows_a_problem=wave)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.units import seed_of
+from rewards.kept.keys import seed_of
 
 MAX_SUBSETS = 128  # a vote at k is exact up to so many k-subsets, and sampled with a seed beyond
 

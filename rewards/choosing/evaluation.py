@@ -16,13 +16,13 @@ from functools import lru_cache
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.answers import canonical_answer
 from rewards.choosing.adaptive import ERROR, MAY_CHANGE, replay
 from rewards.choosing.curves import pass_at_k, ranked_at_k, ranking, vote_at_k
 from rewards.choosing.selector_warnings import image_drop, length_preference, selector_regret, trust_warnings
-from rewards.degeneration import REASONS, degenerate
 from rewards.statistics import Estimate, auc, mean_with_interval
 from rewards.types import Rollout, RolloutGroup, correctness_of, verdict_of
+from rewards.verifying.answers import canonical_answer
+from rewards.verifying.degeneration import REASONS, degenerate
 
 RESAMPLES = 2000  # bootstrap, a cell of the table
 ORDERS = 4  # in which each problem's samples are replayed for adaptive N

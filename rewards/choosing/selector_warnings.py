@@ -140,7 +140,7 @@ def image_drop(groups: Sequence[RolloutGroup]) -> Estimate | None:
     """How far the mean reward of a problem's right responses falls when they are scored with another picture.
 
     Args:
-        groups: verified, and scored with the pictures of other problems too (`rewards.scoring.score_unseen`).
+        groups: verified, and scored with the pictures of other problems too (`rewards.scoring.groups.score_unseen`).
 
     Returns:
         Over the problems with a right response that was scored so; `None` if there are none.

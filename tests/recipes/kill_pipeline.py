@@ -214,7 +214,7 @@ def _import_what_stages_need() -> None:
     import recipes.data.sample
     import recipes.data.score
     import recipes.data.verify
-    import rewards.generators.transformers_generator  # noqa: F401
+    import rewards.sampling.transformers_generator  # noqa: F401
 
     torch.set_num_threads(1)
     recipes.data.verify.GROUPS_AT_A_TIME = PROBLEMS_A_CALL

@@ -30,7 +30,7 @@ def run(kills: int, arguments: list[str]) -> dict[str, object]:
         import recipes.training.train_mpo  # noqa: F401
 
         return killed_until_done(arguments, kills, lambda: newest_checkpoint(out), delay=0.1)
-    import rewards.generators.transformers_generator  # noqa: F401
+    import rewards.sampling.transformers_generator  # noqa: F401
 
     return killed_until_done(arguments, kills, lambda: len(stored(out)), delay=0.2, pause=0.3)
 

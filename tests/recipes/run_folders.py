@@ -17,7 +17,7 @@ from recipes.config import BestOfNConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_problems, write_groups, write_problems
 from rewards.interchange.trl_rows import write_trl_parquet
-from rewards.pairs import build_pairs
+from rewards.pairing.rules import build_pairs
 from rewards.types import (
     Completion,
     FinishReason,

@@ -12,12 +12,12 @@ import pytest
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
 from recipes.worlds.digits.world import scenes, to_problem
-from rewards.aggregation import aggregate
-from rewards.generators.chat_messages import data_uri, with_pictures
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import conversations, render
 from rewards.prm.reward_function import PRMReward
 from rewards.prm.server_prm import ServerPRM
+from rewards.sampling.chat_messages import data_uri, with_pictures
+from rewards.scoring.aggregation import aggregate
 from rewards.types import Problem, StepScores
 from tests.with_vllm.vllm_server import MODEL, Served
 

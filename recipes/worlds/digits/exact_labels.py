@@ -13,8 +13,8 @@ from recipes.config import ExactLabelConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.worlds.digits.truth import step_truth
-from rewards.label_source import EXACT
 from rewards.prm.labelling.responses import choose_responses
+from rewards.prm.labelling.source import EXACT
 from rewards.steps import split_on_blank_lines
 from rewards.types import MonteCarloCount, Problem, Rollout, RolloutGroup
 

@@ -10,7 +10,7 @@ import pytest
 from recipes.cli import main
 from rewards.prm.model_prm import ModelPRM
 from rewards.types import Problem
-from tests.rewards.chat_checkpoints import QWEN, write_chat_checkpoint
+from tests.rewards.conversion.chat_checkpoints import QWEN, write_chat_checkpoint
 
 
 def test_convert_a_reward_model(tmp_path: Path) -> None:

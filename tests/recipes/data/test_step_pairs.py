@@ -18,11 +18,11 @@ from PIL import Image
 from recipes.cli import main
 from recipes.stage.folder import MANIFEST, manifest_of
 from recipes.stage.groups import read_groups, write_problems
-from rewards.call_store import in_turn
-from rewards.continuations import CONTINUATIONS, KeptContinuations, with_right_continuations
 from rewards.errors import StoreError
 from rewards.interchange.trl_rows import read_trl_parquet
-from rewards.prm.monte_carlo import Continuer, Task
+from rewards.kept.calls import in_turn
+from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations, with_right_continuations
+from rewards.prm.labelling.monte_carlo import Continuer, Task
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
 from tests.recipes.run_folders import write_stage
 
@@ -106,7 +106,7 @@ def test_without_the_texts_there_is_no_pair(labelled: Path, tmp_path: Path, caps
 SLOWLY = """
 import sys, time
 from recipes.cli import main
-from rewards.continuations import KeptContinuations
+from rewards.prm.labelling.continuations import KeptContinuations
 keep = KeptContinuations._keep
 def slowly(self, task, result):
     keep(self, task, result)

@@ -15,7 +15,8 @@ import recipes.data.sample
 import recipes.data.verify
 from recipes.config import PairsConfig, SampleConfig, VerifyConfig
 from recipes.stage.groups import GROUPS, iter_groups, read_groups
-from rewards.types import Completion, RolloutGroup, Sample
+from rewards.sampling.generator import Sample
+from rewards.types import Completion, RolloutGroup
 from tests.recipes.run_folders import make_groups, make_problems, score_all, write_stage
 
 PROBLEMS = 40

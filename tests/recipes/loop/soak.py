@@ -19,7 +19,7 @@ from PIL import Image
 from rewards.interchange.mmpr import read_mmpr, write_mmpr
 from rewards.interchange.stepwise_rows import read_stepwise_parquet, write_stepwise_parquet
 from rewards.interchange.trl_rows import from_trl_row, read_trl_parquet, write_trl_parquet
-from rewards.store import SampleStore, StoredSample
+from rewards.kept.store import SampleStore, StoredSample
 from rewards.types import Completion, MonteCarloCount, PreferencePair, Problem, Rollout
 
 

@@ -14,7 +14,7 @@ from recipes.config import PairsConfig
 from recipes.data.pairs import pairs
 from recipes.stage.kept_calls import CALLS
 from rewards.interchange.trl_rows import read_trl_parquet
-from rewards.pairs import RULES, build_pairs
+from rewards.pairing.rules import RULES, build_pairs
 from tests.recipes.run_folders import make_groups, make_problems, score_all, write_stage
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,8 +11,8 @@ from recipes.cli import main
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups
 from rewards.interchange.trl_rows import read_trl_parquet
-from rewards.other_pictures import blanked
 from rewards.prm.model_prm import ModelPRM
+from rewards.scoring.other_images import blanked
 
 SETTINGS = Path(__file__).parents[1] / "digits_tiny.yaml"
 

@@ -49,12 +49,12 @@ def given(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> Path
 SLOWLY = """
 import sys, time
 from recipes.cli import main
-import rewards.store
-keep = rewards.store.Store._keep
+import rewards.kept.store
+keep = rewards.kept.store.Store._keep
 def slowly(store, statement, rows):
     keep(store, statement, rows)
     time.sleep(0.2)
-rewards.store.Store._keep = slowly
+rewards.kept.store.Store._keep = slowly
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -16,7 +16,7 @@ from recipes.cli import main
 from recipes.data.sample import STORE
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups
-from rewards.generators import replicas
+from rewards.sampling import replicas
 from tests.server_process import ServerProcess, free_port, until
 
 PICTURES, SAMPLES = 30, 2

@@ -15,8 +15,8 @@ from recipes.data.verify import verify
 from recipes.stage.folder import manifest_of, open_stage
 from recipes.stage.groups import read_groups, write_groups, write_problems
 from recipes.worlds.digits.exact_labels import label_exactly
-from rewards.other_pictures import swapped
 from rewards.prm.labelling.responses import choose_responses
+from rewards.scoring.other_images import swapped
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 

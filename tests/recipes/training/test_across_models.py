@@ -17,8 +17,8 @@ from mpo.multimodal.loading import load_model, load_processor
 from recipes.cli import main
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups
-from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.interchange.trl_rows import read_trl_parquet, to_trl_row, write_trl_parquet
+from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Completion, PreferencePair, Problem
 from tests.recipes.tiny_checkpoints import build_qwen2_5_vl
 

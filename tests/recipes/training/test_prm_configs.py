@@ -20,7 +20,7 @@ from recipes.stage.groups import read_groups, read_problems
 from rewards.interchange.visualprm import write_visualprm400k
 from rewards.types import Completion, MonteCarloCount, Rollout, RolloutGroup
 from tests.recipes.run_folders import make_problems
-from tests.rewards.chat_checkpoints import INTERNLM2, QWEN, write_chat_checkpoint
+from tests.rewards.conversion.chat_checkpoints import INTERNLM2, QWEN, write_chat_checkpoint
 
 FOLDER = Path(__file__).resolve().parents[3] / "recipes" / "configs"
 # settings → command, and the paths that are given beside them

@@ -20,10 +20,10 @@ from mpo.multimodal.loading import load_model
 from mpo.trainer import MPOTrainer
 from recipes.training.sample_monitor import SAMPLES, Sample, SampleMonitor, rates
 from recipes.worlds.digits.world import scenes, to_problem
-from rewards.degeneration import REASONS
-from rewards.generators.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.interchange.trl_rows import problems_in_rows, to_trl_row
+from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Completion, PreferencePair, Problem
+from rewards.verifying.degeneration import REASONS
 
 PROBLEMS = [
     *(to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", 2, 1))),

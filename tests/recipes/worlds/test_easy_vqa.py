@@ -16,7 +16,7 @@ from recipes.stage.groups import read_groups, read_problems
 from recipes.worlds.easy_vqa import Question, compose, facts_of, load_package, split_by_picture
 from rewards.interchange.trl_rows import read_trl_parquet
 from rewards.types import Verdict
-from rewards.verification import exact_verifier
+from rewards.verifying.verification import exact_verifier
 
 CONFIG = Path(__file__).parents[3] / "recipes" / "configs" / "easy_vqa.yaml"
 SMALLER = {

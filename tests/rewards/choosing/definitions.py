@@ -2,9 +2,9 @@
 
 import itertools
 
-from rewards.answers import canonical_answer
 from rewards.choosing.selection import CHOICES
 from rewards.types import RolloutGroup, Verdict
+from rewards.verifying.answers import canonical_answer
 
 
 def brute_force(group, select, k):

@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.answers import canonical_answer
 from rewards.choosing.adaptive import (
     MAY_CHANGE,
     best_may_change,
@@ -19,6 +18,7 @@ from rewards.choosing.adaptive import (
     weighted_vote_may_change,
 )
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+from rewards.verifying.answers import canonical_answer
 
 
 def group_of(answers, rewards=None, id="p", right="1"):

@@ -12,11 +12,11 @@ from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from mpo.multimodal.loading import load_model, load_processor
 from recipes.worlds.digits.world import scenes, to_problem
 from rewards.choosing.best_of_n import BestOfN
-from rewards.generators.openai_generator import OpenAIGenerator
-from rewards.generators.transformers_generator import TransformersGenerator
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import ModelPRM, save_format
-from rewards.types import SamplingParams
+from rewards.sampling.generator import SamplingParams
+from rewards.sampling.openai_generator import OpenAIGenerator
+from rewards.sampling.transformers_generator import TransformersGenerator
 from tests.model_server import ModelServer
 from tests.rewards.scripted import ListGenerator, RulePRM
 

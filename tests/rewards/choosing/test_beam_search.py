@@ -13,11 +13,12 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from recipes.worlds.digits.world import scenes, to_problem
 from rewards.choosing.beam_search import BeamSearch, cut_to_one_step
-from rewards.generators.openai_generator import OpenAIGenerator
-from rewards.generators.transformers_generator import TransformersGenerator
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import ModelPRM
-from rewards.types import Completion, FinishReason, Problem, Sample, SamplingParams
+from rewards.sampling.generator import Sample, SamplingParams
+from rewards.sampling.openai_generator import OpenAIGenerator
+from rewards.sampling.transformers_generator import TransformersGenerator
+from rewards.types import Completion, FinishReason, Problem
 from tests.model_server import ModelServer
 from tests.rewards.scripted import RulePRM
 

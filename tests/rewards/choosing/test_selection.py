@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import DataError
-from rewards.answers import canonical_answer
 from rewards.choosing.selection import CHOICES, best_of_n, majority, weighted_vote
 from rewards.types import Completion, Problem, Rollout, RolloutGroup
+from rewards.verifying.answers import canonical_answer
 
 SELECTORS = {"best_of_n": best_of_n, "majority": majority, "weighted_vote": weighted_vote}
 EVERY = {**SELECTORS, **{f"mpo answer: {name}": select for name, select in CHOICES.items()}}

@@ -17,8 +17,8 @@ from rewards.choosing.selector_warnings import (
     over_optimisation,
     selector_regret,
 )
+from rewards.scoring.visual_dependence import of_group
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores, Unseen, Verdict
-from rewards.visual_dependence import of_group
 
 KS = [1, 2, 4, 8]
 

@@ -1,0 +1,1 @@
+"""Is the final answer right? Reading answers, verifiers, killable workers."""
