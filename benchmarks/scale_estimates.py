@@ -3,7 +3,7 @@
     python -m benchmarks.scale_estimates
 
 Weights, gradients and optimizer states are counted on the full model on the meta device. A decoder layer's activations
-are counted by `mpo.memory` on one layer of the real width. Everything else is stated in `docs/scale.md`.
+are counted by `mpo.doctor.memory` on one layer of the real width. Everything else is stated in `docs/scale.md`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from mpo.memory import Activations, MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
+from mpo.doctor.memory import Activations, MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
 from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.packing import pack_rows
 from mpo.multimodal.prefix import EncodedPrompt

@@ -24,16 +24,17 @@ from mpo.admission import admit_all
 from mpo.collator import PreferenceCollator, first_pairs
 from mpo.config import DECISIVE, MPOConfig
 from mpo.finite import FiniteGuard
-from mpo.forward import cached_reference, chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
+from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
+from mpo.layout import PromptSharing
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.monitors import RunMonitor
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.ranks import check_pictures, check_whole_weights
 from mpo.multimodal.whole_steps import WholeStepTrainer
+from mpo.reference_run import cached_reference
 from mpo.reward_shift import RewardShift
 from mpo.sampler import PromptGroupSampler, TokenBalancedSampler, seed_of, token_balanced
-from mpo.sharing import PromptSharing
 
 REWARD_SHIFT_FILE = "reward_shift.json"
 

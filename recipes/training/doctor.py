@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mpo.memory import MemoryEstimate
+from mpo.doctor.memory import MemoryEstimate
+from mpo.doctor.preflight import Preflight, histogram, preflight
 from mpo.multimodal.errors import ConfigError
-from mpo.preflight import Preflight, histogram, preflight
 from recipes.config import TrainMPOConfig
 from recipes.training.mpo_run import build_trainer, mpo_config, read_pairs
 

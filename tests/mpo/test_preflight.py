@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 
-from mpo.memory import Activations, MemoryEstimate, count_activations
+from mpo.doctor.memory import Activations, MemoryEstimate, count_activations
+from mpo.doctor.preflight import StepZero, histogram, preflight
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.scoring import response_logps
-from mpo.preflight import StepZero, histogram, preflight
 from mpo.trainer import MPOTrainer
 from recipes.worlds.digits.policy import PolicySize, build_policy
 from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl

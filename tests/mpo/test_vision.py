@@ -117,7 +117,7 @@ def test_vision_passes_a_pair(tmp_path: Path, layout: str, peft: bool) -> None:
 @pytest.mark.parametrize("peft", [False, True])
 def test_shared_features_change_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peft: bool) -> None:
     shared, calls = run(tmp_path / "shared", frozen=True, peft=peft)
-    monkeypatch.setattr("mpo.sharing.share_frozen_vision", lambda *models: False)
+    monkeypatch.setattr("mpo.layout.share_frozen_vision", lambda *models: False)
     apart, more = run(tmp_path / "apart", frozen=True, peft=peft)
     assert len(more) == 2 * len(calls)
     for ours, theirs in zip(shared.state.log_history, apart.state.log_history, strict=True):
