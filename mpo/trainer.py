@@ -195,7 +195,7 @@ class MPOTrainer(WholeStepTrainer):
         return (total, {}) if return_outputs else total
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Trainer calls this once an optimizer step, after the last backward and before `optimizer.step`."""
+        """Trainer calls this once per optimizer step, after the last backward and before `optimizer.step`."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         # A GradScaler (fp16) skips the steps whose gradient overflowed: there, that is no error.
         known = None if self.accelerator.scaler is not None else grad_norm
@@ -257,7 +257,7 @@ class MPOTrainer(WholeStepTrainer):
         return {**super()._run_settings(), **{name: given.get(name) for name in DECISIVE}}
 
     def _row_contents(self) -> Iterator[Any]:
-        """The responses; pictures are not decoded."""
+        """The responses; images are not decoded."""
         rows: Any = self.train_dataset
         rows = rows.select_columns(["chosen", "rejected"]) if hasattr(rows, "select_columns") else rows
         yield from ([row.get("chosen"), row.get("rejected")] for row in rows)

@@ -79,7 +79,7 @@ class MathVerifier:
         return self.verify_many([(problem, text)])[0]
 
     def verify_many(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Check many completions, `workers` at a time; one verdict a pair, in order. Raises as `verify`."""
+        """Check many completions, `workers` at a time; one verdict per pair, in order. Raises as `verify`."""
         keys = [(reference_of(problem), canonical_answer(text)) for problem, text in pairs]
         asked = dict.fromkeys((gold, answer) for gold, answer in keys if answer is not None)
         unsure = []

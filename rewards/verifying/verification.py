@@ -1,4 +1,4 @@
-r"""Completion → Verdict of its final answer: one function a kind of question, and the table of them.
+r"""Completion → Verdict of its final answer: one function per kind of question, and the table of them.
 
 A verifier's trouble (a reference that it cannot read, a check that hangs) is `ERROR` or `TIMEOUT`, never `WRONG`.
 `VERIFIERS` is a plain dict; any callable of the type `Verifier` is accepted in place of a name.
@@ -170,7 +170,7 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verify_many(verifier: Verifier, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-    """One verdict a pair, in order; a verifier that raises gives `ERROR`, logged with the problem's id.
+    """One verdict per pair, in order; a verifier that raises gives `ERROR`, logged with the problem's id.
 
     A verifier with a `verify_many` of its own (`MathVerifier`, `WorkerVerifier`) is given all pairs at once.
     """

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[LoraConfig | None, bool | None]] = {
     "lora": (LORA, None),
     "lora checkpointing": (LORA, False),
 }
-PICTURES_ON_ONE_RANK = "pictures on one rank"
+PICTURES_ON_ONE_RANK = "images on one rank"
 
 
 def step(case: str, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
