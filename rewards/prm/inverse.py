@@ -43,7 +43,7 @@ class OneTurnFrame:
 
 @dataclass(frozen=True)
 class TurnsFrame:
-    """Around a user turn per step: `head` right before the first, `before` each later one, `after` each; then `sign`."""
+    """Around one user turn per step: `head` before the first, `before` each later one, `after` each, then `sign`."""
 
     head: str
     before: str
