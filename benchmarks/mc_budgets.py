@@ -6,7 +6,7 @@ agree only so far, whatever the budget. Agreement is over the steps of the respo
 step left out, since no run draws from it.
 
     python benchmarks/mc_budgets.py
-    python benchmarks/mc_budgets.py --problems 20 --samples 3  # the table of docs/rewards.md, 10 to 20 minutes per seed
+    python benchmarks/mc_budgets.py --problems 20 --samples 3  # the table of docs/prm.md, 10 to 20 minutes per seed
 """
 
 from __future__ import annotations
