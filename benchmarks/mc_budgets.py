@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="responses per problem")
     parser.add_argument("--k", type=int, default=16, help="continuations per step")
     parser.add_argument("--warm_start", type=int, default=600, help="steps of supervised training")
-    parser.add_argument("--folder", type=Path, help="keep the runs here, and go on from what is there")
+    parser.add_argument("--folder", type=Path, help="keep the runs here, and continue from what is there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)

@@ -66,7 +66,7 @@ def split_into(text: str, number: int) -> tuple[Step, ...]:
     for size in range(len(steps), 0, -1):
         if len(merged := merge_to_at_most(steps, max_steps=size)) == number:
             return merged
-    raise StepAlignmentError(f"a response of {len(steps)} steps cannot be joined to {number}: {text[:60]!r}")
+    raise StepAlignmentError(f"a response of {len(steps)} steps cannot be merged into {number}: {text[:60]!r}")
 
 
 def merge_to_at_most(steps: Sequence[Step], *, max_steps: int = 12) -> tuple[Step, ...]:

@@ -33,9 +33,9 @@ class Problem:
     Attributes:
         id: unique within a dataset.
         question: the text that the policy is asked, without image placeholders.
-        images: local paths or PIL images, in the order in which they stand before the question.
+        images: local paths or PIL images, in the order in which they precede the question.
         answer: the reference answer, or `None` where nobody knows it.
-        meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
+        meta: whatever else the dataset gives (strings, numbers, lists); carried along. Read are `verifier`, a name of
             `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by
             `choice`).
     """
@@ -61,7 +61,7 @@ class Completion:
     Attributes:
         text: what was generated, without a prefix that it continues.
         finish_reason: why it ended.
-        num_tokens: tokens generated, end-of-turn included; 0 where a server did not say.
+        num_tokens: tokens generated, end-of-turn included; 0 if a server did not report it.
         token_logprobs: natural log-probability of each generated token under the policy itself (temperature 1, all
             tokens allowed), where it was asked for.
     """
@@ -130,7 +130,7 @@ class Verdict(StrEnum):
 class MonteCarloCount:
     """`correct` of `total` continuations from a step's end reached the right answer.
 
-    Under a budget that stops early, `correct > 0` is all that it says (`rewards/prm/labelling/source.py`).
+    Under a budget that stops early, `correct > 0` is all that it tells (`rewards/prm/labelling/source.py`).
     """
 
     correct: int
@@ -150,7 +150,7 @@ class MonteCarloCount:
 
 @dataclass(frozen=True)
 class Unseen:
-    """What the PRM says of a response when it is shown an image that is not the problem's."""
+    """The PRM's scores of a response when it is shown an image that is not the problem's."""
 
     step_scores: StepScores
     reward: float
@@ -162,7 +162,7 @@ class Rollout:
 
     Attributes:
         mc: counts for the end of each step.
-        label_source: where they come from, which says what they may be used for (`rewards/prm/labelling/source.py`).
+        label_source: where they come from, which decides what they may be used for (`rewards/prm/labelling/source.py`).
         blank: scored with a white image of the same size (`rewards/scoring/visual_dependence.py`).
         swapped: scored with another problem's image.
     """
@@ -226,10 +226,10 @@ Aggregator = Callable[[StepScores], float]
 
 
 class ProcessRewardModel(Protocol):
-    """Scores the steps of candidate solutions of one problem."""
+    """Scores the steps of candidate responses to one problem."""
 
     def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
-        """Step scores of each solution, in order."""
+        """Step scores of each response, in order."""
         ...
 
 

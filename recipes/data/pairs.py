@@ -73,7 +73,7 @@ def _at_least_one(
     if not report.pairs and report.rejected_rollouts.get("no_visual_dependence"):
         raise DataError(
             f"min_visual_dependence={config.min_visual_dependence} needs scores without the image, and "
-            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
+            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave the option out"
         )
     if not report.pairs:
         raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
@@ -85,7 +85,7 @@ def _check(config: PairsConfig) -> None:
     if (config.rule == DROPOUT) != (config.policy is not None):
         raise ConfigError(
             f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
-            "the other rules take none"
+            "the other rules take no policy"
         )
     if config.rule == DROPOUT and config.min_visual_dependence is not None:
         raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")

@@ -1,4 +1,4 @@
-"""`mpo verify`: one verdict per rollout; trouble of the checker is its own verdict, never `wrong`.
+"""`mpo verify`: one verdict per rollout; a failure of the checker is a verdict of its own, never `wrong`.
 
 A problem whose `meta["verifier"]` names a row of `rewards.verifying.verification.VERIFIERS` is checked with that one,
 so that one file may mix charts, documents and multiple choice; `--verifier` is for all the others. A data row can
@@ -34,7 +34,7 @@ def verify(config: VerifyConfig) -> Path:
 
     A problem that cannot be checked (no reference answer for a verifier of ours, an unknown verifier's name) keeps its
     rollouts as they are, without verdict, and is counted under `unverified`. Verdicts are in `calls.sqlite` as soon as
-    those of some hundred problems are there: after a kill the same command goes on.
+    those of some hundred problems are kept: after a kill the same command continues.
     """
     default = _named(config)
     stage = open_stage("verify", config, inputs=[config.groups])

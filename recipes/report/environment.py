@@ -48,7 +48,7 @@ def environment(config: EnvConfig) -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """The report as plain data; None stands for what is not there."""
+    """The report as plain data; None means that something does not exist."""
     return {
         "mpo-prm": {"version": _version("mpo-prm"), **_commit(CHECKOUT)},
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -67,7 +67,7 @@ def describe() -> dict[str, Any]:
 
 
 def _usable_cores() -> int | None:
-    """Cores that this process may run on; None where the system does not say."""
+    """Cores that this process may run on; None if the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -128,7 +128,7 @@ def _gib(size: int) -> float:
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
-    """One line per entry, without those that are not there."""
+    """One line per entry, without missing ones."""
     lines = []
     for name, value in report.items():
         entries = value if isinstance(value, list) else [value]

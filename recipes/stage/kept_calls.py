@@ -1,4 +1,4 @@
-"""What a stage has computed so far: `calls.sqlite` in its folder, with which a killed stage goes on."""
+"""What a stage has computed so far: `calls.sqlite` in its folder, with which a killed stage continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_calls(stage: Stage, *, processor: Any = None, groups: Iterable[RolloutG
         groups: whose images they depend on.
 
     Raises:
-        FingerprintError: what is there was computed from something else, which is named.
+        FingerprintError: what the store holds was computed from something else, which is named.
     """
     fingerprint = stage.by_content()
     if processor is not None:
@@ -34,7 +34,7 @@ def open_calls(stage: Stage, *, processor: Any = None, groups: Iterable[RolloutG
 
 
 def _pictures(groups: Iterable[RolloutGroup]) -> str:
-    """Content key of all image files, as they lie on the disk."""
+    """Content key of all image files, as they are on the disk."""
     paths = dict.fromkeys(Path(str(image)) for group in groups for image in group.problem.images)
     return digest([_file_digest(path) for path in paths])[:16]
 

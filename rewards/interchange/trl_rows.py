@@ -28,7 +28,7 @@ def to_trl_row(pair: PreferencePair) -> Row:
 
     Returns:
         `images` (as the problem holds them, in order), `prompt`, `chosen`, `rejected`; `chosen_truncated` and
-        `rejected_truncated`, which say that a response gets no end-of-turn token; `problem_id` and `source`.
+        `rejected_truncated`, which mark a response that gets no end-of-turn token; `problem_id` and `source`.
 
     Example:
         >>> from rewards.types import Completion, Problem
@@ -59,7 +59,7 @@ def from_trl_row(row: Row) -> PreferencePair:
     TRL's format allows more than a pair of ours holds: one user turn, images before one text, one assistant turn.
 
     Raises:
-        DataError: the row says something else, an image cannot be decoded, or a side is empty or both are equal.
+        DataError: the row holds something else, an image cannot be decoded, or a side is empty or both are equal.
     """
     from mpo.multimodal.images import load_image
 

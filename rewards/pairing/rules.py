@@ -48,19 +48,19 @@ def correctness(
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """Verified-right against verified-wrong, a random sample of all combinations (MMPR, arXiv 2411.10442, §2.2).
 
-    Format negatives stand apart, as in MMPR: right against responses without a final answer is a sample of its own,
+    Format negatives are kept apart, as in MMPR: right against responses without a final answer is a sample of its own,
     with the source "correctness_format".
 
     Args:
         group: rollouts with verdicts.
         max_pairs: pairs per problem at most, of each of the two kinds; MMPR takes 15.
         format_negatives: a response without a final answer may be rejected.
-        max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one.
+        max_length_ratio: the longer side of a pair has at most this many times the characters of the shorter one.
         min_visual_dependence: of a right response, at least (`rewards/scoring/visual_dependence.py`); else it is on
             no side.
 
     Returns:
-        Pairs, sampled with a seed from the problem's id; and reason → rollouts that could stand on no side.
+        Pairs, sampled with a seed from the problem's id; and reason → rollouts that could take no side.
     """
     sides = eligible(group, format_negatives=format_negatives, min_visual_dependence=min_visual_dependence)
     found: list[PreferencePair] = []
@@ -236,7 +236,7 @@ def build_pairs(
 
 
 def seen_by(pairings: Iterable[Pairing], groups: Iterable[RolloutGroup]) -> Iterator[RolloutGroup]:
-    """The same groups, one at a time; each pairing has each of them counted as it passes."""
+    """The same groups, one at a time; each is counted for each pairing as it passes."""
     every = list(pairings)
     for group in groups:
         for pairing in every:
@@ -255,7 +255,7 @@ def _sample(candidates: list[Sides], size: int, problem_id: str) -> list[Sides]:
 
 
 def _each_once(candidates: Iterable[Sides]) -> list[Sides]:
-    """The candidates in their order without those that use an index again."""
+    """The candidate pairs in their order without those that use an index again."""
     used: set[int] = set()
     kept = []
     for both in candidates:
@@ -276,14 +276,14 @@ def _reward(group: RolloutGroup, index: int) -> float:
 
 
 def _with_lonely(sides: Eligible, candidates: Iterable[Sides], reason: str, *, one_side: bool = False) -> Counter[str]:
-    """The rejects, and the eligible rollouts that stand in no candidate although there are two sides."""
+    """The rejects, and the eligible rollouts that are in no candidate pair although there are two sides."""
     two = bool(sides.right and (sides.wrong or sides.unparsable))
     lonely = without_partner(sides.all, candidates) if two or one_side else 0
     return sides.rejects + Counter({reason: lonely} if lonely else {})
 
 
 def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
-    """One reason per problem: a side without partner, else what its verdicts say, else the most frequent reject."""
+    """One reason per problem: a side without partner, else what its verdicts show, else the most frequent reject."""
     if not group.rollouts:
         return "no_rollouts"
     if lonely := sorted(reason for reason in rejects if reason.startswith("no_partner")):

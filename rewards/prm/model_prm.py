@@ -1,7 +1,7 @@
 """A process reward model in this process: load it, score N responses, pick the best.
 
 The folder that holds a PRM holds its contract, `prm.json`, so whoever scores it asks as its trainer asked. Someone
-else's PRM has none, and is asked as a row of `rewards.prm.formats` says.
+else's PRM has none, and is prompted as a row of `rewards.prm.formats` defines.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ CONTRACT = "prm.json"
 
 
 class ModelPRM(StepPRM):
-    """Scores every step of a solution with P(correct up to this step).
+    """Scores every step of a response with P(correct up to this step).
 
-    The solutions of one problem share its prompt: question and images go through the model once for all of them
-    (`mpo.multimodal.packing`), where the model can read such rows; else each solution is a row of its own.
+    The responses to one problem share its prompt: question and images go through the model once for all of them
+    (`mpo.multimodal.packing`), where the model can read such rows; otherwise each response is a row of its own.
 
     Args:
         model: an image-text-to-text model, in eval mode, on its device; it is prepared in place.
         processor: its processor.
         prm_format: how it was trained to be asked.
-        batch_rows: solutions per forward pass.
-        max_pass_tokens: solutions that share a prompt and hold more tokens are read in several passes; the prompt is
+        batch_rows: responses per forward pass.
+        max_pass_tokens: responses that share a prompt and hold more tokens are read in several passes; the prompt is
             read in the first, and its keys and values are kept for the others.
     """
 
@@ -62,7 +62,7 @@ class ModelPRM(StepPRM):
         Args:
             path: its folder.
             prm_format: for a folder without `prm.json`: a name of `rewards.prm.formats.FORMATS` or a YAML file.
-            batch_rows: solutions per forward pass.
+            batch_rows: responses per forward pass.
 
         Raises:
             StageError: the folder has no `prm.json` and no format is given.
@@ -92,7 +92,7 @@ class ModelPRM(StepPRM):
 
     @torch.inference_mode()
     def _logits(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[Tensor]:
-        """Label logits of the steps of several problems' solutions, in order: (steps of a row, labels) each."""
+        """Label logits of the steps of several problems' responses, in order: (steps of a row, labels) each."""
         inputs, positions = rows_of(rendered, self.processor, shared=self.shares)
         if LAYOUT in inputs and len(rendered) > 1 and inputs["input_ids"].numel() > self.max_pass_tokens:
             return [logits for some in rendered for logits in self._logits([some])]
@@ -106,7 +106,7 @@ def save_format(path: str | Path, prm_format: PRMFormat) -> None:
 
 
 def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
-    """The contract of a PRM folder; `given`, a row's name or a YAML file, stands in where the folder has none.
+    """The contract of a PRM folder; `given`, a row's name or a YAML file, is used if the folder has none.
 
     Raises:
         StageError: there is neither.
@@ -116,7 +116,8 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
     if not file.exists():
         if given is None:
             raise StageError(
-                f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first, or say with "
+                f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first, or use "
+                "--prm_format "
                 "--prm_format how someone else's PRM is asked"
             )
         return find_format(given)
@@ -125,7 +126,9 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is not a PRM contract: {error}") from error
     if given is not None and find_format(given) != contract:
-        raise ConfigError(f"{file} says how this PRM is asked, and prm_format={given} says otherwise; leave it out")
+        raise ConfigError(
+            f"{file} defines how this PRM is prompted, and prm_format={given} differs from it; leave it out"
+        )
     return contract
 
 

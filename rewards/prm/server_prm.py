@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class ServerPRM(StepPRM):
-    """Scores every step of a solution with P(correct up to this step), by asking a server.
+    """Scores every step of a response with P(correct up to this step), by asking a server.
 
     Args:
         base_url: of the API, e.g. `http://127.0.0.1:8000/v1`, or of several servers of the PRM; the key is read from
@@ -74,7 +74,8 @@ class ServerPRM(StepPRM):
         super().__init__(processor, prm_format)
         if prm_format.layout != "turns":
             raise ConfigError(
-                f"PRM format {prm_format.name!r}: a server is read at the end of a prompt, where only the turns layout "
+                f"PRM format {prm_format.name!r}: a server can be read only at the end of a prompt, as the turns "
+                "layout "
                 f"reads; score a PRM of the {prm_format.layout} layout in this process"
             )
         if read not in READS or concurrency < 1 or attempts < 1:
@@ -120,7 +121,7 @@ class ServerPRM(StepPRM):
         return cls(base_url, model, load_processor(path), load_format(path, prm_format), **settings)
 
     def _outcomes(self, items: Sequence[Solution], describe: str) -> list[StepScores | DataError]:
-        """All steps of all solutions, `concurrency` at a time.
+        """All steps of all responses, `concurrency` at a time.
 
         Raises:
             ServerError: a server refuses us, gives no usable reply, or refuses everything; all are gone.
@@ -137,7 +138,7 @@ class ServerPRM(StepPRM):
             found = runner.run(self._ask_all(items, bar))
         refused = [error for row in found for error in row if isinstance(error, RequestRefusedError)]
         if refused and not self._has_answered:
-            raise ServerError(f"{self.base_url} refused every request, the first: {refused[0]}; look at model and read")
+            raise ServerError(f"{self.base_url} refused every request, the first: {refused[0]}; check model and read")
         if refused:
             _log.warning("the server refused %d steps, the first: %s", len(refused), refused[0])
         return [_step_scores(row) for row in found]
@@ -195,7 +196,7 @@ class ServerPRM(StepPRM):
         return read_reply(reply, self._labels, self.read)
 
     async def _check_labels(self, client: ChatClient) -> None:
-        """Once a server: its tokenizer, where it can be asked, has the labels as the same tokens."""
+        """Once per server: its tokenizer, if it can be asked, has the labels as the same tokens."""
         if client.base_url in self._labels_checked:
             return
         for text, token_id in zip(self._labels.texts, self._labels.ids, strict=True):
@@ -203,14 +204,14 @@ class ServerPRM(StepPRM):
             if ids is not None and ids != [token_id]:
                 raise ConfigError(
                     f"{client.base_url} reads the label {text!r} as the tokens {ids}, the PRM's folder as "
-                    f"[{token_id}]; it serves another model than the one in the folder"
+                    f"[{token_id}]; the server runs another model than the one in the folder"
                 )
         self._labels_checked.add(client.base_url)
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One step of one solution; `prompt_tokens` is the length of its prompt in the PRM's own rendering."""
+    """One step of one response; `prompt_tokens` is the length of its prompt in the PRM's own rendering."""
 
     solution: int
     step: int
@@ -224,7 +225,7 @@ _NOT_ASKED = DataError("was not asked")
 
 
 def _step_scores(row: Sequence[StepReading | DataError]) -> StepScores | DataError:
-    """The scores of a solution's steps, with intervals if one is not exact; or its first error."""
+    """The scores of a response's steps, with intervals if one is not exact; or its first error."""
     readings = []
     for found in row:
         if isinstance(found, DataError):

@@ -19,7 +19,7 @@ Solution = tuple[Problem, tuple[Step, ...]]
 
 
 class StepPRM(ABC):
-    """Scores every step of a solution with P(correct up to this step).
+    """Scores every step of a response with P(correct up to this step).
 
     Args:
         processor: the PRM's processor.
@@ -40,19 +40,19 @@ class StepPRM(ABC):
         return "control token" if forbidden_in(self.processor, self.format, text) else None
 
     def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
-        """Step scores of each solution of one problem, in order."""
+        """Step scores of each response to one problem, in order."""
         return self.score_many([(problem, solution) for solution in solutions])
 
     def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
-        """Step scores of many solutions of many problems, in order; `describe` names a progress bar.
+        """Step scores of many responses to many problems, in order; `describe` names a progress bar.
 
         Raises:
-            DataError: a solution has no scores.
+            DataError: a response has no scores.
         """
         return [scores_or_raise(outcome) for outcome in self.outcomes(items, describe=describe)]
 
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
-        """`score_many` with the error of a solution in its place."""
+        """`score_many` with the error of a response in its place."""
         return list(self._outcomes([(problem, self.steps(text)) for problem, text in items], describe))
 
     def score_steps(self, items: Sequence[tuple[Problem, Sequence[str]]], *, describe: str = "") -> list[StepScores]:
@@ -62,7 +62,7 @@ class StepPRM(ABC):
         merged step's end). An error then lowers every member of its group, those before it included.
 
         Args:
-            items: problems with the texts of a solution's steps, in order.
+            items: problems with the texts of a response's steps, in order.
             describe: names a progress bar.
         """
         limit = self.format.max_steps
@@ -81,7 +81,7 @@ class StepPRM(ABC):
 
         Args:
             problem: what was asked.
-            responses: candidate answers.
+            responses: candidate responses.
             how: aggregation of step scores, a name of `rewards.scoring.aggregation.AGGREGATIONS`.
             return_scores: give the scores too.
         """
@@ -91,11 +91,11 @@ class StepPRM(ABC):
 
     @abstractmethod
     def _outcomes(self, items: Sequence[Solution], describe: str) -> Sequence[StepScores | DataError]:
-        """One score per step of each solution, in order, or why there are none."""
+        """One score per step of each response, in order, or why there are none."""
 
 
 def by_problem(items: Sequence[Solution]) -> Iterator[tuple[Problem, list[tuple[Step, ...]]]]:
-    """Neighbouring solutions of one problem together; one id with two images is two problems."""
+    """Neighbouring responses to one problem together; one id with two images is two problems."""
     for _, group in groupby(items, key=lambda item: (item[0].id, item[0].question, item[0].images)):
         solutions = list(group)
         yield solutions[0][0], [steps for _, steps in solutions]

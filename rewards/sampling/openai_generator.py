@@ -148,7 +148,7 @@ class OpenAIGenerator:
                 runner.run(_stop(pending | finished, servers))
         if failed:
             raise ServerError(
-                f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept: the same command goes on"
+                f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept; run the same command to continue"
             )
 
     def _cut(self, indexes: list[int]) -> Iterator[list[int]]:
@@ -245,7 +245,9 @@ def _read(content: bytes, n: int) -> _ReplyRow:
     reply = _ReplyRow.model_validate_json(content)
     choices = sorted(reply.choices, key=lambda choice: choice.index)
     if [choice.index for choice in choices] != list(range(n)):
-        raise ValueError(f"asked for n={n} choices, got {len(choices)}; where a server ignores n, ask for 1 a request")
+        raise ValueError(
+            f"asked for n={n} choices, got {len(choices)}; if the server ignores n, set samples_a_request=1"
+        )
     return _ReplyRow(choices=choices, usage=reply.usage)
 
 

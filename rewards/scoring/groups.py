@@ -19,7 +19,7 @@ BLANK_AT_A_TIME = 64  # problems whose blank images are in memory together
 
 
 class StoredScorer:
-    """A PRM whose calls are kept: scoring the same list goes on where a run was killed, to the same bits.
+    """A PRM whose calls are kept: scoring the same list continues where a run was killed, with the same bits.
 
     Args:
         run: makes calls: `json_scores` with a PRM, here or on several workers.
@@ -36,7 +36,7 @@ class StoredScorer:
         return StoredScorer(self.run, self.each, rows_a_call=self.rows_a_call, kind=kind)
 
     def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
-        """Step scores of each solution, in order.
+        """Step scores of each response, in order.
 
         Raises:
             DataError: one has none.
@@ -169,7 +169,7 @@ def outcomes(
 ) -> list[StepScores | str]:
     """Step scores of each (problem, response), or in a few words why it has none; in order.
 
-    A PRM needs `score` alone. One that can say more (`rewards.prm.step_prm.StepPRM`) is asked for more: by `unscorable`
+    A PRM needs `score` alone. One that can do more (`rewards.prm.step_prm.StepPRM`) is asked for more: by `unscorable`
     which responses it cannot read, by `outcomes` for many problems in one call, a `DataError` in place of no scores.
     """
     unscorable: Callable[[str], str | None] = getattr(prm, "unscorable", lambda text: None)

@@ -1,4 +1,4 @@
-"""Which responses get step labels: at most so many per problem, right and wrong ones balanced."""
+"""Which responses get step labels: a limited number per problem, right and wrong ones balanced."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
 def choose_responses(
     groups: list[RolloutGroup], processor: object, *, responses: int, mixed_only: bool, seed: int
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    """At most `responses` a problem, right and wrong ones balanced, no text twice, nothing that cannot be scored.
+    """At most `responses` per problem, right and wrong ones balanced, no text twice, nothing that cannot be scored.
 
     With `mixed_only`, a problem whose usable responses are all right or all wrong gives none: a PRM that sees
     mostly such problems learns how hard an image is, not which step is wrong.
     """
     if responses < 2:
-        raise ConfigError(f"responses must be at least 2, one right and one wrong, got {responses}")
+        raise ConfigError(f"responses must be at least 2 (one right and one wrong), got {responses}")
     rng = random.Random(seed)
     chosen: list[RolloutGroup] = []
     rejected: Counter[str] = Counter()
