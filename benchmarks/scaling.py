@@ -1,4 +1,4 @@
-"""Rows a second of `--engine ray` with 1, 2 and 4 workers, and of one process.
+"""Rows per second of `--engine ray` with 1, 2 and 4 workers, and of one process.
 
 The PRM is replaced by one that takes a fixed time per call without a processor, as one on a GPU of its own or behind
 a server does. The rest is real: the cut into calls, Ray, the store with one transaction per call. So what is measured

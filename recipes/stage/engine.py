@@ -72,7 +72,7 @@ def _on_ray(work: Work, actors: int) -> Iterator[Run]:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"engine ray needs the extra: pip install 'mpo-prm[ray]' ({error})") from error
+        raise ConfigError(f"engine ray needs the extra: pip install -e '.[ray]' ({error})") from error
     import torch
 
     connected = ray.is_initialized()

@@ -28,7 +28,7 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
         try:
             from rewards.sampling.openai_generator import OpenAIGenerator
         except ImportError as error:
-            raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
+            raise ConfigError(f"a server needs the extra: pip install -e '.[server]' ({error})") from error
 
         return OpenAIGenerator(
             config.base_url,

@@ -75,7 +75,7 @@ def load_package() -> tuple[dict[tuple[str, int], list[Question]], dict[str, dic
     try:
         import easy_vqa
     except ImportError as error:
-        raise ConfigError(f"easy-vqa needs the extra: pip install 'mpo-prm[easy-vqa]' ({error})") from error
+        raise ConfigError(f"easy-vqa needs the extra: pip install -e '.[easy-vqa]' ({error})") from error
 
     rows = {"train": easy_vqa.get_train_questions(), "test": easy_vqa.get_test_questions()}
     questions = defaultdict(list)

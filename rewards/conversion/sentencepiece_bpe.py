@@ -158,5 +158,5 @@ def _module(name: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"a SentencePiece tokenizer needs the packages sentencepiece and protobuf ({error}); "
-            "install them with: pip install 'mpo-prm[convert]'"
+            "install them with: pip install -e '.[convert]'"
         ) from error

@@ -136,7 +136,7 @@ def _write(folder: Path, number: int, held: dict[str, Tensor]) -> list[str]:
 
 
 def _unfinished(number: int) -> str:
-    """The number of files is known only at the end, and stands in their names."""
+    """The number of files is known only at the end, and is part of their names."""
     return f"shard-{number:05d}.tmp"
 
 

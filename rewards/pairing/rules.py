@@ -148,7 +148,7 @@ class Pairing:
         max_pairs: pairs per problem at most, at least 1.
         format_negatives: a response without a final answer may be rejected.
         max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
-        min_visual_dependence: in [-1, 1]; a right response whose score depends on the image by less stands on no
+        min_visual_dependence: in [-1, 1]; a right response whose score depends on the image by less takes no
             side (`rewards/scoring/visual_dependence.py`), nor one that was not scored without it. None: no limit.
 
     Raises:
