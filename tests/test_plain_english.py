@@ -38,7 +38,11 @@ BANNED: dict[str, tuple[str, str]] = {
     "an other": (r"\ban other\b", "another"),
     "picture": (r"\bpictures?\b", "image"),
     "so many": (r"\b(?:at most|the first|else|on|up to) so (?:many|much)\b|\bso many times\b", "this many"),
-    "solution": (r"\bsolutions?\b(?! process\b)", "response"),
+    "solution": (  # but for the part of a response that follows a thinking model's thought
+        r"\b(?:each|every|many|candidate|several|all|N|\d+) solutions?\b|\bsolutions (?:of|to|behind|for)\b|"
+        r"\bsolution after solution\b|\bstep of a solution\b",
+        "response",
+    ),
     "candidate": (r"\bcandidates?\b(?! (?:responses?|pairs?|answers?|thresholds?)\b)", "response"),
     "says not": (r"\bsays? not\b", "does not say"),
     "go without": (r"\b(?:go|goes) without\b", "cannot be combined with"),
@@ -55,6 +59,7 @@ ALLOWED = {
     ("a step", "rows a number"),
     ("a step", "calls a step wrong"),
     ("read up", "to be read up to the first error"),
+    ("picture", "consistent with the picture above"),  # a response that a benchmark quotes
 }
 
 
@@ -74,7 +79,7 @@ def complaints(text: str) -> list[tuple[str, str]]:
 
 
 def python_texts(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, text) of every docstring, string with a space in it, and run of comments."""
+    """(line, text) of every docstring, comment, and string with a space in it that is no regular expression."""
     source = path.read_text(encoding="utf-8")
     inside: set[int] = set()
     for node in ast.walk(ast.parse(source)):
@@ -83,7 +88,7 @@ def python_texts(path: Path) -> Iterator[tuple[int, str]]:
             parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
             yield node.lineno, "".join(str(part) for part in parts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            yield node.lineno, node.value if " " in node.value else ""
+            yield node.lineno, node.value if " " in node.value and "(?" not in node.value else ""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string.lstrip("# ")
@@ -143,6 +148,7 @@ def test_something_is_read() -> None:
         ("so many", "with `error`, at most so many."),
         ("so many", "it has at most so many times the characters"),
         ("solution", "Step scores of each solution, in order."),
+        ("solution", "N solutions behind one prompt"),
         ("candidate", "Draw n candidates and choose one."),
         ("says not", "they say not what is right"),
         ("go without", "advantage labels go without class_weights"),
@@ -171,6 +177,7 @@ def test_every_form_is_planted() -> None:
         ">>> solutions = picture",
         "scores the steps of candidate responses to one problem",
         "the resolution of bfloat16",
+        "A thinking model writes its thought and then its solution.",
         "There are so many ways to write it.",
         "one seed per row, 4 bytes per weight",
     ],
