@@ -119,7 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:
-        print("interrupted; finished stages and stored work are kept, the same command goes on", file=sys.stderr)
+        print(
+            "interrupted; finished stages and stored work are kept; run the same command to continue", file=sys.stderr
+        )
         return 130
     return 0
 

@@ -45,7 +45,7 @@ class ModelTraining:
     )
     save_steps: int = field(
         default=0,
-        metadata={"help": "steps from one checkpoint to the next; the same command goes on there; 0 for none"},
+        metadata={"help": "steps from one checkpoint to the next, from which the same command resumes; 0 for none"},
     )
 
 
@@ -120,7 +120,9 @@ class SampleConfig(EngineConfig):
     """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 
     problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
-    out: Path = field(metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command goes on there"})
+    out: Path = field(
+        metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command resumes an interrupted run"}
+    )
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
@@ -320,7 +322,7 @@ class PipelineArguments:
     settings: Path = field(
         metadata={"help": "YAML file with a section per stage, e.g. recipes/configs/digits_demo.yaml"}
     )
-    run_dir: Path = field(metadata={"help": "folder of the run; running again goes on where it stopped"})
+    run_dir: Path = field(metadata={"help": "folder of the run; the same command resumes where it stopped"})
     seed: int = field(default=0, metadata={"help": "seed of everything but the held-out problems"})
     arms: list[str] = field(default_factory=lambda: ["mpo"], metadata={"help": "mpo, dpo, rft, dpo_lm"})
 
@@ -350,7 +352,7 @@ class TrainPRMConfig(ModelTraining):
     advantage: float | None = field(default=None, metadata={"help": "labels +, =, - of mc_i - mc_{i-1}, within this"})
     balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
     max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
-    num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 for all"})
+    num_problems: int = field(default=0, metadata={"help": "train on this many of the first problems; 0 for all"})
     injected: int = field(default=0, metadata={"help": "right responses per problem to repeat with one wrong digit"})
     visual_contrasts: int = field(default=0, metadata={"help": "right responses per problem under another's images"})
     max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
@@ -419,12 +421,14 @@ class BestOfNConfig:
 
     groups: Path = field(metadata={"help": "folder with verified and scored groups"})
     out: Path = field(metadata={"help": "folder for results.json"})
-    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of candidates"})
+    ks: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of responses to choose among"}
+    )
 
 
 @dataclass
 class AnswerConfig:
-    """`mpo answer`: one question, N candidates, the best of them."""
+    """`mpo answer`: one question, N responses, the best of them."""
 
     question: str = field(metadata={"help": "what to ask"})
     image: list[Path] = field(default_factory=list, metadata={"help": "images, in the order of the prompt"})
@@ -439,18 +443,21 @@ class AnswerConfig:
     )
     prm_model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
     prm_read: str = field(default="token_ids", metadata={"help": "of its server: token_ids (vLLM), choice, top"})
-    n: int = field(default=8, metadata={"help": "candidates; at most so many with error"})
+    n: int = field(default=8, metadata={"help": "responses; with error, at most this many"})
     selector: str = field(default="prm", metadata={"help": "prm, weighted_vote or majority"})
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
     error: float | None = field(
-        default=None, metadata={"help": "adaptive N: stop when more candidates change the answer at most so probably"}
+        default=None,
+        metadata={
+            "help": "adaptive N: stop once the probability that more responses would change the answer is at most this"
+        },
     )
-    wave: int = field(default=4, metadata={"help": "with error: candidates between two looks"})
-    temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
+    wave: int = field(default=4, metadata={"help": "with error: responses between two looks"})
+    temperature: float = field(default=1.0, metadata={"help": "of the responses"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
     top_k: int = field(default=0, metadata={"help": "0 is off"})
     max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same candidates"})
+    seed: int = field(default=0, metadata={"help": "the same seed draws the same responses"})
     json: bool = field(default=False, metadata={"help": "print one JSON object instead of a table"})
 
 
@@ -460,7 +467,7 @@ class BeamSearchConfig:
 
     problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
-    out: Path = field(metadata={"help": "folder for groups.jsonl (one answer a problem) and searches.jsonl"})
+    out: Path = field(metadata={"help": "folder for groups.jsonl, with one response per problem, and searches.jsonl"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
@@ -468,7 +475,7 @@ class BeamSearchConfig:
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
     width: int = field(default=4, metadata={"help": "W, unfinished prefixes kept per problem"})
     expand: int = field(default=4, metadata={"help": "m, continuations of each; W*m at the first step"})
-    max_rounds: int = field(default=12, metadata={"help": "steps of an answer at most"})
+    max_rounds: int = field(default=12, metadata={"help": "most steps of a response"})
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
     temperature: float = field(default=1.0, metadata={"help": "of the continuations"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
