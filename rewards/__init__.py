@@ -13,7 +13,6 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Aggregator",
         "Completion",
         "FinishReason",
-        "Generator",
         "MonteCarloCount",
         "PreferencePair",
         "Problem",
@@ -63,6 +62,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "rewards.choosing.evaluation": ("SELECTORS", "accuracy_at_k", "evaluate"),
     "rewards.statistics": ("Estimate", "mean_with_interval", "paired_difference"),
     "rewards.choosing.selector_warnings": ("TrustWarning", "selector_regret", "trust_warnings"),
+    "rewards.sampling.generator": ("Generator",),
     "rewards.pairing.limits": ("Limits",),
     "rewards.pairing.rules": (
         "RULES",

@@ -23,7 +23,7 @@ from rewards.errors import ServerError
 from rewards.kept.keys import derived_seed
 from rewards.sampling.chat_client import NoReplyError, RequestRefusedError
 from rewards.sampling.chat_messages import data_uri, with_pictures
-from rewards.sampling.generator import Sample, SamplingParams, check_number, gather
+from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
 from rewards.types import Completion, FinishReason, Problem
 
@@ -31,7 +31,7 @@ GIVE_UP_AFTER = 3  # problems in a row for which the server gave no usable reply
 AHEAD = 4  # requests under way per place at one of several servers, see `Replicas.window`
 
 
-class OpenAIGenerator:
+class OpenAIGenerator(Generator):
     """Draws n completions per problem from a model behind an OpenAI-compatible server.
 
     The server's chat template renders the question. It must not take control tokens in a question's text for structure,
@@ -82,13 +82,6 @@ class OpenAIGenerator:
         )
         self.describe = describe
 
-    def generate(
-        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]:
-        """n completions for each problem, in order; arguments and errors are those of `draw`."""
-        samples = self.draw(problems, n, prefixes=prefixes, seed=seed)
-        return gather(samples, problems, n, describe=self.describe)
-
     def draw(
         self,
         problems: Sequence[Problem],
@@ -98,8 +91,7 @@ class OpenAIGenerator:
         seed: int,
         done: Container[tuple[int, int]] = frozenset(),
     ) -> Iterator[list[Sample]]:
-        """Samples 0 … n-1 of each problem, request by request as the replies come; see
-        `rewards.sampling.generator.Generator`.
+        """Samples 0 … n-1 of each problem, request by request as the replies come; arguments are `Generator.draw`'s.
 
         A request that the server refuses gives samples without completion, with its reason. One that gets no usable
         reply does not stop the others, unless the next ones get none either.

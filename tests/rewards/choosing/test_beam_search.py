@@ -15,7 +15,7 @@ from recipes.worlds.digits.world import scenes, to_problem
 from rewards.choosing.beam_search import BeamSearch, cut_to_one_step
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import ModelPRM
-from rewards.sampling.generator import Sample, SamplingParams
+from rewards.sampling.generator import Generator, Sample, SamplingParams
 from rewards.sampling.openai_generator import OpenAIGenerator
 from rewards.sampling.transformers_generator import TransformersGenerator
 from rewards.types import Completion, FinishReason, Problem
@@ -28,7 +28,7 @@ VALUE = {"a": 0.4, "b": 0.9, "c": 0.1, "d": 0.6}
 PROBLEM = Problem("p", "?")
 
 
-class TreeGenerator:
+class TreeGenerator(Generator):
     """Sample i of a prefix takes branch i mod 4 at the next step, then branch 0; every path has DEPTH steps."""
 
     def __init__(self) -> None:
@@ -41,9 +41,6 @@ class TreeGenerator:
             for index in range(n):
                 text = "\n\n".join([WORDS[index % 4], *"a" * (left - 1)])
                 yield [Sample(place, index, seed, Completion(text, FinishReason.STOP, left))]
-
-    def generate(self, problems: Any, n: int, *, prefixes: Any = None, seed: int) -> list[list[Completion]]:
-        raise NotImplementedError
 
 
 class TreePRM(RulePRM):
