@@ -18,7 +18,7 @@ from rewards.prm.model_prm import ModelPRM
 from rewards.sampling.generator import Generator, Sample, SamplingParams
 from rewards.sampling.openai_generator import OpenAIGenerator
 from rewards.sampling.transformers_generator import TransformersGenerator
-from rewards.types import Completion, FinishReason, Problem
+from rewards.types import Completion, FinishReason, Problem, StepScores
 from tests.model_server import ModelServer
 from tests.rewards.scripted import RulePRM
 
@@ -46,8 +46,8 @@ class TreeGenerator(Generator):
 class TreePRM(RulePRM):
     """As RulePRM, but a prefix that ends in a blank line has no empty step."""
 
-    def score(self, problem: Problem, solutions: Any) -> Any:
-        return super().score(problem, [text.strip() for text in solutions])
+    def outcomes(self, items: Any, *, describe: str = "") -> Any:
+        return super().outcomes([(problem, text.strip()) for problem, text in items])
 
 
 def test_a_tree_by_hand() -> None:
@@ -67,10 +67,8 @@ def test_a_full_width_is_exhaustive_search() -> None:
     """A PRM under which the greedy first step is wrong: only a wide enough beam finds the best path."""
 
     class LatePRM(TreePRM):
-        def score(self, problem: Problem, solutions: Any) -> Any:
-            from rewards.types import StepScores
-
-            return [StepScores((late(text.strip().split("\n\n")),)) for text in solutions]
+        def outcomes(self, items: Any, *, describe: str = "") -> Any:
+            return [StepScores((late(text.strip().split("\n\n")),)) for _, text in items]
 
     def late(steps: list[str]) -> float:
         if steps[:2] == ["c", "d"]:
