@@ -25,7 +25,7 @@ from rewards.errors import ServerError, StepAlignmentError
 from rewards.prm.formats import PRMFormat
 from rewards.prm.model_prm import load_format
 from rewards.prm.rendering import conversations, render
-from rewards.prm.server_readout import READS, Labels, StepReading, StepReply, read_reply, request_of
+from rewards.prm.server_readout import READS, Labels, StepReading, read_reply, request_of, step_reply
 from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.sampling.chat_client import ChatClient, RequestRefusedError
 from rewards.sampling.chat_messages import data_uri, with_pictures
@@ -181,7 +181,7 @@ class ServerPRM(StepPRM):
     async def _ask(self, servers: Replicas, request: _Request) -> StepReading | DataError:
         body = {"model": self.model, "messages": request.messages, **request_of(self.read, self._labels)}
         try:
-            reply = await servers.ask(lambda: body, StepReply.model_validate_json, key=lambda: request.key)
+            reply = await servers.ask(lambda: body, step_reply, key=lambda: request.key)
         except RequestRefusedError as error:
             return error
         self._has_answered = True
