@@ -25,7 +25,7 @@ from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.rows import prepare_sharing, rows_of
-from rewards.prm.step_prm import Solution, StepPRM, by_problem
+from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.types import StepScores
 
 CONTRACT = "prm.json"
@@ -35,7 +35,7 @@ class ModelPRM(StepPRM):
     """Scores every step of a response with P(correct up to this step).
 
     The responses to one problem share its prompt: question and images go through the model once for all of them
-    (`mpo.multimodal.packing`), where the model can read such rows; otherwise each response is a row of its own.
+    (`mpo.multimodal.packing`), where the model can read such rows; else each response is a row of its own.
 
     Args:
         model: an image-text-to-text model, in eval mode, on its device; it is prepared in place.
@@ -72,7 +72,7 @@ class ModelPRM(StepPRM):
         model: Any = load_weights(path, contract, dtype=stored_dtype(path))
         return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
 
-    def _outcomes(self, items: Sequence[Solution], describe: str) -> list[StepScores]:
+    def _scores(self, items: Sequence[CutResponse], describe: str) -> list[StepScores]:
         scores: list[StepScores] = []
         with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
             for start in range(0, len(items), self.batch_rows):
@@ -81,7 +81,7 @@ class ModelPRM(StepPRM):
                 bar.update(len(batch))
         return scores
 
-    def _score_batch(self, items: Sequence[Solution]) -> list[StepScores]:
+    def _score_batch(self, items: Sequence[CutResponse]) -> list[StepScores]:
         rendered: list[list[RenderedSolution]] = []
         for problem, steps in by_problem(items):
             images = [load_image(image) for image in problem.images]
