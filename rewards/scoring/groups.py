@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import DataError
 from rewards.kept.calls import Each, Run, watched
 from rewards.scoring.aggregation import aggregate
-from rewards.scoring.other_images import blanked, swapped
+from rewards.scoring.other_images import blanked, partners, showing
 from rewards.types import Aggregator, Problem, ProcessRewardModel, RolloutGroup, StepScores, Unseen
 
 BLANK_AT_A_TIME = 64  # problems whose blank images are in memory together
@@ -101,7 +101,7 @@ def score_unseen(
     groups: Sequence[RolloutGroup],
     prm: ProcessRewardModel,
     *,
-    picture: str,
+    image: str,
     how: str | Aggregator = "mean",
     describe: str = "",
 ) -> tuple[list[RolloutGroup], Counter[str]]:
@@ -115,21 +115,28 @@ def score_unseen(
         describe: names a progress bar.
 
     Returns:
-        The groups; and reason → number of scored rollouts that keep `None` there: "no image", "no other image of
-        its size", or why the PRM could not score them.
+        The groups; and reason → number of scored rollouts that keep `None` there: "no image", "no other image", or
+        why the PRM could not score them.
     """
     done: list[RolloutGroup] = []
     lacking: Counter[str] = Counter()
     problems = [group.problem for group in groups]
-    others = swapped(problems) if picture == "swapped" else problems
+    other = partners(problems) if image == "swapped" else [None] * len(problems)
     with tqdm(total=len(groups), desc=describe, unit="problem", disable=not describe) as bar:
         for start in range(0, len(groups), BLANK_AT_A_TIME):
-            part, asked = groups[start : start + BLANK_AT_A_TIME], others[start : start + BLANK_AT_A_TIME]
-            if picture == "blank":
-                asked = [blanked(problem) for problem in asked]
-            done += _with_unseen(part, asked, prm, picture, how, lacking)
+            part = groups[start : start + BLANK_AT_A_TIME]
+            asked = [
+                blanked(group.problem) if image == "blank" else _shown(group.problem, problems, other[start + row])
+                for row, group in enumerate(part)
+            ]
+            done += _with_unseen(part, asked, prm, image, how, lacking)
             bar.update(len(part))
     return done, lacking
+
+
+def _shown(problem: Problem, problems: Sequence[Problem], partner: int | None) -> Problem:
+    """The problem under its partner's images; as it is where it has none."""
+    return problem if partner is None else showing(problem, problems[partner])
 
 
 def _with_unseen(
@@ -147,7 +154,7 @@ def _with_unseen(
         if problem.images != group.problem.images:
             places += own
         elif own:
-            lacking["no other image of its size" if group.problem.images else "no image"] += len(own)
+            lacking["no other image" if group.problem.images else "no image"] += len(own)
     items = [(asked[row], groups[row].rollouts[index].completion.text) for row, index in places]
     found: dict[tuple[int, int], Unseen] = {}
     for place, outcome in zip(places, outcomes(items, prm), strict=True):
