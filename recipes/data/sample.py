@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import opened_atomically
 from mpo.multimodal.images import image_sha256, load_image, png_bytes
+from mpo.multimodal.messages import template_of
 from recipes.config import SampleConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import MANIFEST, Stage, open_stage
@@ -124,7 +125,7 @@ def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
     if config.policy is not None:
         from mpo.multimodal.loading import load_processor
 
-        fingerprint["template"] = digest(load_processor(config.policy).chat_template)[:16]
+        fingerprint["template"] = digest(template_of(load_processor(config.policy)))[:16]
     return fingerprint
 
 
