@@ -80,7 +80,7 @@ def _scored(
     lacking: Counter[str] = Counter()
     for image in ("blank", "swapped") if config.visual_dependence else ():
         describe = f"score, {image} image"
-        stored = prm.about(image)
+        stored = prm.for_image(image)
         scored, reasons = score_unseen(scored, stored, image=image, how=config.aggregation, describe=describe)
         lacking |= reasons  # a response without an image lacks both
     return scored, unscored, lacking

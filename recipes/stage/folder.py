@@ -68,15 +68,16 @@ class Stage:
             assert counts["in"] == counts["out"] + sum(counts["rejected"].values()), (self.name, counts)
         if not is_first_process():
             return self.out
+        seconds = round(time.monotonic() - self.started, 2)
         manifest = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
             "counts": dict(counts),
-            "seconds": round(time.monotonic() - self.started, 2),
+            "seconds": seconds,
         }
         reach("before_manifest")
         write_atomic(self.out / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        line = closing_line(self.name, counts, self.out, seconds=manifest["seconds"], note=note)
+        line = closing_line(self.name, counts, self.out, seconds=seconds, note=note)
         print(line, file=sys.stderr)
         return self.out
 
