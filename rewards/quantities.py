@@ -5,9 +5,8 @@ Only the unit is read by a library (pint), and only from a short run of letters:
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ _VALUE = re.compile(
     rf"(?:(?<![\w)}}])(?P<sign>[+-])\s*)?(?:(?P<whole>\d{{1,9}})(?:\s+|\s?-\s?|\s*\+\s*|\s*&\s*)(?=\d{{1,6}}\s*/))?(?P<number>{_NUMBER})(?P<power>{_POWER})"
     rf"(?:\s*/\s*(?P<below>{_NUMBER}))?"
 )
-_SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "hundred": 1e2, "mn": 1e6, "bn": 1e9, "lakh": 1e5, "crore": 1e7}
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "mn": 10**6, "bn": 10**9, "lakh": 10**5, "crore": 10**7}
 _MACROS = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*\{([^{}]*)\}|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;: ]|~|\\q?quad"
 )
@@ -75,11 +74,22 @@ _MIN_SHOUTED = 13  # "5!" may be a factorial; nobody leaves 17! as an answer
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number, its unit as written ("" where there is none), and whether the number was written as an integer."""
+    """A number as answers state it.
+
+    Attributes:
+        value: finite.
+        unit: as written, "" where there is none.
+        integer: whether the number was written as an integer.
+        exact: the value as written, without rounding.
+        decimal: whether it was written with decimals, which may have been rounded.
+    """
+
 
     value: float
     unit: str = ""
     integer: bool = False
+    exact: Fraction = field(default=Fraction(0), repr=False, compare=False)
+    decimal: bool = field(default=False, repr=False, compare=False)
 
 
 def read_quantity(text: str) -> Quantity | None:
@@ -118,15 +128,22 @@ def _read(text: str) -> Quantity | None:
     if unit and plain[match.end() : match.end() + 1].isalpha() and _parsed(unit) is None and unit not in _SIGNED:
         return None  # "2x" is a formula
     scale, _, rest = after.partition(" ")
-    factor = _SCALES.get(scale.casefold(), 1.0)
-    if factor != 1.0:
+    factor = Fraction(_SCALES.get(scale.casefold(), 1))
+    if factor != 1:
         unit = _unit_text(rest.strip())
     if unit in ("cent", "cents"):
-        unit, factor = "$", factor / 100
-    number, integer = _value(match)
-    value = number * factor
-    integer = value.is_integer() and (integer or factor > 1.0)
-    return Quantity(value, currency or unit, integer) if math.isfinite(value) else None
+        unit, factor = "$", Fraction(1, 100)
+    exact = _value(match)
+    if exact is None:
+        return None
+    exact *= factor
+    decimal = "." in decimal_text(match["number"]) and match["below"] is None
+    try:
+        value = float(exact)
+    except OverflowError:
+        return None
+    integer = exact.denominator == 1 and not (match["power"] or match["below"] or (decimal and factor == 1))
+    return Quantity(value, currency or unit, integer, exact, decimal)
 
 
 def stated_number(sentence: str) -> str | None:
@@ -144,7 +161,11 @@ def stated_number(sentence: str) -> str | None:
         return None
     for words in (False, True):
         plain, currency = _plain(sentence, words=words)
-        stated = [match for match in _VALUE.finditer(plain) if not _in_word(plain, match)]
+        stated = [
+            match
+            for match in _VALUE.finditer(plain)
+            if not _in_word(plain, match) and not _BOUND.search(plain[: match.start()])
+        ]
         if len(stated) > 1:
             result = [match for match in stated if _AFTER_EQUALS.search(plain[: match.start()])]
             others = [match for match in stated if not _OPERAND.search(plain[: match.start()])]
@@ -157,9 +178,9 @@ def stated_number(sentence: str) -> str | None:
 
 
 def _with_unit(plain: str, match: re.Match[str], currency: str) -> str | None:
-    """The number and the unit behind it; None for a bound such as "less than 5"."""
+    """The number and the unit behind it; None for a bound such as "5 or more"."""
     after = re.split(r"[.,;:!?()]|\d", plain[match.end() :], maxsplit=1)[0].strip()
-    if _BOUND.search(plain[: match.start()]) or _BEHIND_HEDGED.match(after):
+    if _BEHIND_HEDGED.match(after):
         return None
     words = after.split()[:3]
     names = (" ".join(words[:count]) for count in range(len(words), 0, -1))
@@ -258,19 +279,19 @@ def decimal_text(number: str) -> str:
     return number.replace(",", "")
 
 
-def _value(match: re.Match[str]) -> tuple[float, bool]:
-    """The number that was matched, not finite if it is out of range or divided by zero; whether it is an integer."""
-    written = decimal_text(match["number"])
-    number = float(written)
+def _value(match: re.Match[str]) -> Fraction | None:
+    """The number that was matched; None if it is divided by zero."""
+    number = Fraction(decimal_text(match["number"]))
     power = re.search(r"[+-]?\d+(?=\s*[})]?$)", match["power"])
     if power:
-        number *= float(f"1e{power[0]}")
+        number *= Fraction(10) ** int(power[0])
     if match["below"] is not None:
-        below = float(decimal_text(match["below"]))
-        number = number / below if below else math.nan
-    number += float(match["whole"] or 0)
-    integer = not match["power"] and match["below"] is None and "." not in written
-    return (-number if match["sign"] == "-" else number), integer
+        below = Fraction(decimal_text(match["below"]))
+        if not below:
+            return None
+        number /= below
+    number += int(match["whole"] or 0)
+    return -number if match["sign"] == "-" else number
 
 
 def _unit_text(after: str) -> str:

@@ -60,10 +60,10 @@ def _lettered(question: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8192)
 def plain_text(text: str) -> str:
-    """In lower case, without dress, articles, trailing punctuation and blanks that say nothing.
+    r"""In lower case, without dress, articles, trailing punctuation and blanks that say nothing.
 
     Example:
-        >>> plain_text("The **Strix Aluco**."), plain_text("70^\\\\circ")
+        >>> plain_text("The **Strix Aluco**."), plain_text(r"70^\circ")
         ('strix aluco', '70°')
     """
     text = undressed(text).casefold()
@@ -71,7 +71,8 @@ def plain_text(text: str) -> str:
         text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
         text = re.sub(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree", "°", text).replace("\\left", "").replace("\\right", "")
         text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"\s*°", "°", text.replace("$", "").strip().strip("!?.;:,。"))
+    text = text.replace("$", "").replace("**", "").replace("`", "")
+    text = re.sub(r"\s*°", "°", text.strip().strip("!?.;:,。"))
     return " ".join(_ARTICLE.sub("", text).split()) or text
 
 

@@ -165,7 +165,7 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
                 found.append((opened[0], token.end(), text[opened[1] : token.start()].strip()))
             elif opened is not None:  # holds another box: that one is the answer
                 found[-1] = (opened[0], token.end(), found[-1][2])
-        elif token[0][-1] == "{":
+        elif token[0][-1] == "{" and len(token[0]) > 2:
             stack.append((token.start(), token.end()))
     found += [(m.start(), m.end(), m[1].rstrip(".,;")) for m in _BARE_BOX.finditer(text)]
     return sorted(box for box in found if box[2])

@@ -54,7 +54,7 @@ class Answer:
     dress: tuple[str, ...] = ()
 
 
-_LETTER = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?[A-Z][)\]]?(?:[.):,]\s.*)?", re.DOTALL)
+_LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\([A-Za-z]\)|\[[A-Z]\]|[A-Z](?:[.):,]|$))(?:\s.*)?", re.DOTALL)
 _YES_NO = re.compile(r"(?:yes|no|true|false)\b.*", re.IGNORECASE | re.DOTALL)
 _FORMULA = re.compile(r"\\[A-Za-z]|[=^_+*/<>≤≥≠∞π√±∪∩∈]|\d\s*[-:]\s*\d|^[(\[{].*,.*[)\]}]$")
 _SPECIAL_END = re.compile(r"(?:\s*(?:<\|[A-Za-z_]{2,24}\|>|</s>|<eos>|<end_of_turn>))+\s*\Z")
@@ -76,7 +76,7 @@ def kind_of(value: str) -> Kind:
 
     Example:
         >>> [str(kind_of(value)) for value in ("B", "(b) 12", "12 cm", "x^2", "No", "Paris")]
-        ['letter', 'text', 'number', 'math', 'yes or no', 'text']
+        ['letter', 'letter', 'number', 'math', 'yes or no', 'text']
     """
     if len(value) <= 200 and _LETTER.fullmatch(value):
         return Kind.LETTER
