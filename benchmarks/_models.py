@@ -16,7 +16,7 @@ def build_internvl(folder: Path, *, hidden: int, layers: int, tiles: int) -> dic
     import torch
     from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration
 
-    from recipes.digits.policy import build_processor
+    from recipes.worlds.digits.policy import build_processor
 
     processor = build_processor()
     processor.image_seq_length = TOKENS_A_TILE

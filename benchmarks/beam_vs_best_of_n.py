@@ -16,14 +16,16 @@ from pathlib import Path
 from statistics import fmean
 
 from mpo.multimodal.loading import load_for_inference, load_processor
-from recipes.groups import read_problems
-from rewards.beam_search import BeamSearch
-from rewards.curves import Estimate, best_at_k, mean_with_interval, paired_difference
-from rewards.generators.transformers_generator import TransformersGenerator
+from recipes.stage.groups import read_problems
+from rewards.choosing.beam_search import BeamSearch
+from rewards.choosing.curves import best_at_k
 from rewards.prm.model_prm import ModelPRM
-from rewards.scoring import score_groups
-from rewards.types import Problem, Rollout, RolloutGroup, SamplingParams, Verdict
-from rewards.verification import exact_verifier
+from rewards.sampling.generator import SamplingParams
+from rewards.sampling.transformers_generator import TransformersGenerator
+from rewards.scoring.groups import score_groups
+from rewards.statistics import Estimate, mean_with_interval, paired_difference
+from rewards.types import Problem, Rollout, RolloutGroup, Verdict
+from rewards.verifying.verification import exact_verifier
 
 
 def main() -> None:

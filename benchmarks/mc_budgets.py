@@ -18,14 +18,14 @@ from pathlib import Path
 from statistics import mean
 
 from recipes.config import ExactLabelConfig, LabelConfig, SampleConfig, VerifyConfig, WarmStartConfig, WorldConfig
-from recipes.digits.compose import compose
-from recipes.digits.exact_labels import label_exactly
-from recipes.groups import read_groups
-from recipes.label_steps import label
-from recipes.run import manifest_of
-from recipes.sample import sample
-from recipes.verify import verify
-from recipes.warm_start import warm_start
+from recipes.data.label_steps import label
+from recipes.data.sample import sample
+from recipes.data.verify import verify
+from recipes.stage.folder import manifest_of
+from recipes.stage.groups import read_groups
+from recipes.training.warm_start import warm_start
+from recipes.worlds.digits.compose import compose
+from recipes.worlds.digits.exact_labels import label_exactly
 from rewards.types import Verdict
 
 RUNS = {"full": "full", "full again": "full", "sequential": "sequential", "bisect": "bisect"}  # row: budget

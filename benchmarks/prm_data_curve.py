@@ -17,15 +17,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from recipes.best_of_n import RESULTS, best_of_n, within_problem_aucs
+from recipes.answering.best_of_n import best_of_n
 from recipes.config import BestOfNConfig, ScoreConfig
-from recipes.groups import read_groups
-from recipes.pipeline import Settings
-from recipes.run import manifest_of
-from recipes.score import score
-from recipes.summary import Measure, Values, runs_of
-from recipes.train_prm import train_prm
-from rewards.curves import Estimate, mean_with_interval, paired_difference
+from recipes.data.score import score
+from recipes.loop.settings import Settings
+from recipes.report.summary import Measure, Values, runs_of
+from recipes.stage.folder import RESULTS, manifest_of
+from recipes.stage.groups import read_groups
+from recipes.training.train_prm import train_prm
+from rewards.choosing.evaluation import within_problem_aucs
+from rewards.statistics import Estimate, mean_with_interval, paired_difference
 
 
 def main() -> None:

@@ -23,10 +23,11 @@ import torch
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_for_inference, load_processor
 from mpo.multimodal.messages import prompt_text, user_message
-from recipes.digits.policy import build_policy
-from recipes.digits.world import scenes, to_problem
-from rewards.generators.transformers_generator import TransformersGenerator
-from rewards.types import Problem, SamplingParams
+from recipes.worlds.digits.policy import build_policy
+from recipes.worlds.digits.world import scenes, to_problem
+from rewards.sampling.generator import SamplingParams
+from rewards.sampling.transformers_generator import TransformersGenerator
+from rewards.types import Problem
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from recipes.config_engine import EngineConfig
-from recipes.engine import engine
-from rewards.call_store import CallStore
-from rewards.scoring import StoredScorer
+from recipes.config import EngineConfig
+from recipes.stage.engine import engine
+from rewards.kept.calls import CallStore
+from rewards.scoring.groups import StoredScorer
 from rewards.types import Problem
 
 ROWS_A_CALL = 64

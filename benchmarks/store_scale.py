@@ -30,14 +30,15 @@ import datasets  # noqa: F401  imported here, so that libraries count as held fr
 import pyarrow.parquet  # noqa: F401
 from PIL import Image
 
-import recipes.sample
-from recipes.build_pairs import pairs
+import recipes.data.sample
 from recipes.config import PairsConfig, SampleConfig, VerifyConfig
-from recipes.groups import write_problems
-from recipes.run import MANIFEST
-from recipes.sample import sample
-from recipes.verify import verify
-from rewards.types import Completion, Problem, Sample
+from recipes.data.pairs import pairs
+from recipes.data.sample import sample
+from recipes.data.verify import verify
+from recipes.stage.folder import MANIFEST
+from recipes.stage.groups import write_problems
+from rewards.sampling.generator import Sample
+from rewards.types import Completion, Problem
 
 PICTURES = 500  # different ones; problems share them
 ROWS_A_CALL = 64  # samples that the generator gives at a time: one transaction of the store
@@ -144,7 +145,7 @@ def sample_parts(config: SampleConfig) -> list[Part]:
     """Drawing into the store and writing the exports, apart; before that, problems and pictures are read."""
     generator = InstantGenerator()
     start = clocks()
-    with Memory() as memory, patch.object(recipes.sample, "generator_of", lambda *_: generator):
+    with Memory() as memory, patch.object(recipes.data.sample, "generator_of", lambda *_: generator):
         sample(config)
         end = clocks()
     spans = {

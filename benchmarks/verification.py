@@ -26,8 +26,8 @@ from collections import Counter
 from collections.abc import Callable
 from statistics import median
 
-from rewards.math_verifier import MathVerifier, compare
 from rewards.types import Problem, Verdict
+from rewards.verifying.math_verifier import MathVerifier, compare
 
 HANG = r"\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)}-4\right)}-5}{16}"
 Pair = tuple[str, str]  # reference, final answer

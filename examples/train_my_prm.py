@@ -16,10 +16,10 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from rewards import Problem
 from rewards.prm.formats import VISUALPRM
-from rewards.prm.labels import LabelledGroup, LabelledSolution
+from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.trainer import PRMTrainer
-from rewards.splitting import split_into
+from rewards.steps import split_into
 
 model, file, out = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 steps = int(sys.argv[4]) if len(sys.argv) > 4 else 100

@@ -22,6 +22,7 @@ from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from mpo.multimodal.prompt_length import PromptLength
+from mpo.multimodal.text import one_line
 from mpo.rows import Row
 
 EXAMPLES = 3  # rows named for each reason
@@ -72,8 +73,8 @@ class AdmissionReport:
         lines = [f"{name}: {self.rows} rows in = {self.kept} kept + {len(self.rejections)} rejected"]
         for reason, number in self.rejected.items():
             some = [rejection for rejection in self.rejections if rejection.reason == reason][:EXAMPLES]
-            names = ", ".join(_printable(rejection.name, 40) for rejection in some) + ", …" * (number > EXAMPLES)
-            lines.append(f"{number:>5} {reason} ({names}); the first: {_printable(some[0].message, 200)}")
+            names = ", ".join(one_line(rejection.name, 40) for rejection in some) + ", …" * (number > EXAMPLES)
+            lines.append(f"{number:>5} {reason} ({names}); the first: {one_line(some[0].message, 200)}")
         return lines
 
 
@@ -235,9 +236,3 @@ def _without(rows: Any, rejected: set[int]) -> Any:
     if isinstance(rows, datasets.Dataset):
         return rows.select(kept)
     return [rows[index] for index in kept] if isinstance(rows, list) else Subset(rows, kept)
-
-
-def _printable(text: str, width: int) -> str:
-    """Data in a line of a log: no control characters, at most `width` characters."""
-    safe = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
-    return safe if len(safe) <= width else safe[: width - 1] + "…"

@@ -13,54 +13,81 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any
 
+from mpo.multimodal.text import one_line
+
 # command: (module, function, config class in recipes.config, one line of help), in the order of the loop
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
-    "world": ("recipes.digits.compose", "compose", "WorldConfig", "compose the digit problems and an untrained policy"),
+    "world": (
+        "recipes.worlds.digits.compose",
+        "compose",
+        "WorldConfig",
+        "compose the digit problems and an untrained policy",
+    ),
     "warm-start": (
-        "recipes.warm_start",
+        "recipes.training.warm_start",
         "warm_start",
         "WarmStartConfig",
         "supervised training on demonstrated answers",
     ),
-    "sample": ("recipes.sample", "sample", "SampleConfig", "draw N answers a problem"),
-    "verify": ("recipes.verify", "verify", "VerifyConfig", "check final answers"),
-    "easy-vqa": ("recipes.easy_vqa", "compose", "EasyVQAConfig", "problems of the package easy-vqa, and a policy"),
-    "label-steps": ("recipes.label_steps", "label", "LabelConfig", "Monte-Carlo labels for steps"),
+    "sample": ("recipes.data.sample", "sample", "SampleConfig", "draw N answers a problem"),
+    "verify": ("recipes.data.verify", "verify", "VerifyConfig", "check final answers"),
+    "easy-vqa": (
+        "recipes.worlds.easy_vqa",
+        "compose",
+        "EasyVQAConfig",
+        "problems of the package easy-vqa, and a policy",
+    ),
+    "label-steps": ("recipes.data.label_steps", "label", "LabelConfig", "Monte-Carlo labels for steps"),
     "label-exact": (
-        "recipes.digits.exact_labels",
+        "recipes.worlds.digits.exact_labels",
         "label_exactly",
         "ExactLabelConfig",
         "the digit world's own labels for steps",
     ),
     "deepen": (
-        "recipes.digits.deepen",
+        "recipes.worlds.digits.deepen",
         "deepen_policy",
         "DeepenConfig",
         "a deeper model for the digits' PRM to start from",
     ),
-    "train-prm": ("recipes.train_prm", "train_prm", "TrainPRMConfig", "train a process reward model"),
-    "convert": ("recipes.convert", "convert", "ConvertConfig", "a checkpoint of the hub into native classes"),
-    "score": ("recipes.score", "score", "ScoreConfig", "step scores and rewards"),
-    "pairs": ("recipes.build_pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
+    "train-prm": ("recipes.training.train_prm", "train_prm", "TrainPRMConfig", "train a process reward model"),
+    "convert": (
+        "recipes.data.convert_checkpoint",
+        "convert",
+        "ConvertConfig",
+        "a checkpoint of the hub into native classes",
+    ),
+    "score": ("recipes.data.score", "score", "ScoreConfig", "step scores and rewards"),
+    "pairs": ("recipes.data.pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
     "convert-data": (
-        "recipes.convert_data",
+        "recipes.data.convert_data",
         "convert_data",
         "ConvertDataConfig",
         "FROM TO: preference pairs or labelled steps into another format",
     ),
-    "train-mpo": ("recipes.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
-    "doctor": ("recipes.doctor", "doctor", "TrainMPOConfig", "what `train-mpo` would do with its settings, beforehand"),
-    "rounds": ("recipes.rounds", "rounds", "RoundsConfig", "sample → pairs → MPO again and again, with a guard"),
-    "best-of-n": ("recipes.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
-    "answer": ("recipes.answer", "answer", "AnswerConfig", "one question, the best of N answers"),
-    "beam-search": ("recipes.beam_search", "beam_search", "BeamSearchConfig", "answers found step by step with a PRM"),
-    "prm-eval": ("recipes.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
-    "report": ("recipes.report", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
-    "view": ("recipes.view", "view", "ViewConfig", "the page at an address of this machine"),
-    "env": ("recipes.environment", "environment", "EnvConfig", "versions, devices and memory, for a bug report"),
-    "pipeline": ("recipes.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
+    "train-mpo": ("recipes.training.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
+    "doctor": (
+        "recipes.training.doctor",
+        "doctor",
+        "TrainMPOConfig",
+        "what `train-mpo` would do with its settings, beforehand",
+    ),
+    "rounds": ("recipes.loop.rounds", "rounds", "RoundsConfig", "sample → pairs → MPO again and again, with a guard"),
+    "best-of-n": ("recipes.answering.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
+    "answer": ("recipes.answering.answer", "answer", "AnswerConfig", "one question, the best of N answers"),
+    "beam-search": (
+        "recipes.answering.beam_search",
+        "beam_search",
+        "BeamSearchConfig",
+        "answers found step by step with a PRM",
+    ),
+    "prm-eval": ("recipes.answering.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
+    "report": ("recipes.report.page", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
+    "view": ("recipes.report.view", "view", "ViewConfig", "the page at an address of this machine"),
+    "env": ("recipes.report.environment", "environment", "EnvConfig", "versions, devices and memory, for a bug report"),
+    "pipeline": ("recipes.loop.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
     "evidence": (
-        "recipes.pipeline",
+        "recipes.loop.pipeline",
         "evidence",
         "EvidenceArguments",
         "the whole loop with all baselines, several seeds",
@@ -136,8 +163,7 @@ def _help() -> str:
 
 
 def _refuse(message: str, *, code: int = 2) -> int:
-    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(message.split()))
-    print(f"mpo: {line}", file=sys.stderr)
+    print(f"mpo: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -9,18 +9,108 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recipes.config_engine import EngineConfig
-from recipes.config_mpo import RoundsConfig as RoundsConfig
-from recipes.config_mpo import TrainMPOConfig as TrainMPOConfig
-from recipes.config_prm import TrainPRMConfig as TrainPRMConfig
-from recipes.config_test_time import AnswerConfig as AnswerConfig
-from recipes.config_test_time import BeamSearchConfig as BeamSearchConfig
-from recipes.config_test_time import BestOfNConfig as BestOfNConfig
-from recipes.config_worlds import DeepenConfig as DeepenConfig
-from recipes.config_worlds import EasyVQAConfig as EasyVQAConfig
-from recipes.config_worlds import ExactLabelConfig as ExactLabelConfig
-from recipes.config_worlds import WarmStartConfig as WarmStartConfig
-from recipes.config_worlds import WorldConfig as WorldConfig
+
+@dataclass
+class EngineConfig:
+    """Where calls are made; what they give does not depend on it."""
+
+    engine: str = field(default="local", kw_only=True, metadata={"help": "local, or ray: several workers"})
+    actors: int = field(default=2, kw_only=True, metadata={"help": "workers of engine ray, each loads the model"})
+
+
+@dataclass(kw_only=True)
+class ModelTraining:
+    """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
+
+    epochs: float = field(default=0.0, metadata={"help": "passes over the rows, instead of max_steps; 0 is off"})
+    warmup: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
+    per_device_batch: int = field(default=0, metadata={"help": "rows of a micro-batch; 0: all of a process's at once"})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "the pass runs in float32 or bfloat16; auto: the checkpoint's. Trained weights are float32"},
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "compute activations again to save memory"})
+    lora_rank: int = field(default=0, metadata={"help": "train adapters of this rank only; 0 trains the weights"})
+    lora_alpha: int = field(default=32, metadata={"help": "the adapters' output is scaled by lora_alpha / lora_rank"})
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "layers that get adapters, e.g. q_proj v_proj; the LM head never does"},
+    )
+    freeze_vision: bool = field(default=False, metadata={"help": "train the language model only"})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "most tokens of a prompt with a response, images included; longer ones are rejected and counted"
+        },
+    )
+    save_steps: int = field(
+        default=0,
+        metadata={"help": "steps from one checkpoint to the next; the same command goes on there; 0 for none"},
+    )
+
+
+@dataclass
+class WorldConfig:
+    """`mpo world`: compose the digit problems and write an untrained policy."""
+
+    out: Path = field(metadata={"help": "folder to write: <split>.jsonl, images/, policy/"})
+    seed: int = field(default=0, metadata={"help": "which problems, and the policy's initial weights"})
+    num_warm_start: int = field(default=1500, metadata={"help": "demonstrated problems"})
+    num_prm: int = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
+    num_preference: int = field(default=800, metadata={"help": "problems whose samples become pairs"})
+    num_development: int = field(default=200, metadata={"help": "problems on which choices are made"})
+    vision_steps: int = field(default=300, metadata={"help": "steps of vision pretraining on warm-start scans"})
+    num_test: int = field(default=500, metadata={"help": "held-out problems, for the published table only"})
+    solutions: int = field(default=4, metadata={"help": "demonstrated answers a warm-start problem"})
+
+
+@dataclass
+class EasyVQAConfig:
+    """`mpo easy-vqa`: problems of the package easy-vqa and an untrained policy."""
+
+    out: Path = field(metadata={"help": "folder to write: <split>.jsonl, images/, policy/"})
+    seed: int = field(default=0, metadata={"help": "which questions, and the policy's initial weights"})
+    num_warm_start: int = field(default=1500, metadata={"help": "demonstrated questions"})
+    num_prm: int = field(default=500, metadata={"help": "questions whose samples train the PRM"})
+    num_preference: int = field(default=500, metadata={"help": "questions whose samples become pairs"})
+    num_development: int = field(default=200, metadata={"help": "questions on which choices are made"})
+    num_test: int = field(default=500, metadata={"help": "questions of the package's test split"})
+    solutions: int = field(default=2, metadata={"help": "demonstrated answers a warm-start question"})
+
+
+@dataclass
+class WarmStartConfig:
+    """`mpo warm-start`: a short supervised stage on demonstrated answers."""
+
+    policy: Path = field(metadata={"help": "model to train"})
+    demonstrations: Path = field(metadata={"help": "folder with groups.jsonl of right answers"})
+    out: Path = field(metadata={"help": "folder for the trained policy"})
+    max_steps: int = field(default=800, metadata={"help": "optimizer steps"})
+    batch_size: int = field(default=32, metadata={"help": "answers a step"})
+    learning_rate: float = field(default=2e-3, metadata={"help": "peak, cosine decay"})
+    seed: int = field(default=0, metadata={"help": "order of the rows"})
+
+
+@dataclass
+class ExactLabelConfig:
+    """`mpo label-exact`: the digits world's own step labels; an upper bound for Monte-Carlo ones."""
+
+    groups: Path = field(metadata={"help": "folder with verified groups of the digits world"})
+    policy: Path = field(metadata={"help": "model whose control tokens no response may contain"})
+    out: Path = field(metadata={"help": "folder for the labelled groups"})
+    responses: int = field(default=8, metadata={"help": "responses labelled a problem; right and wrong ones balanced"})
+    mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
+    seed: int = field(default=0, metadata={"help": "choice of the responses"})
+
+
+@dataclass
+class DeepenConfig:
+    """`mpo deepen`: the digits policy with more layers, for its PRM to start from."""
+
+    policy: Path = field(metadata={"help": "model to deepen"})
+    out: Path = field(metadata={"help": "folder for the deeper model"})
+    extra_layers: int = field(default=2, metadata={"help": "decoder layers added on top"})
+    seed: int = field(default=0, metadata={"help": "their initial weights"})
 
 
 @dataclass
@@ -237,3 +327,149 @@ class EvidenceArguments:
     run_dir: Path = field(metadata={"help": "folder; one run a seed inside"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
     jobs: int = field(default=1, metadata={"help": "seeds at a time, one process each with its share of the cores"})
+
+
+@dataclass
+class TrainPRMConfig(ModelTraining):
+    """`mpo train-prm`: train a process reward model on labelled steps."""
+
+    groups: Path = field(metadata={"help": "folder with labelled groups"})
+    model: Path = field(metadata={"help": "model to start from"})
+    out: Path = field(metadata={"help": "folder for the PRM"})
+    prm_format: str = field(default="visualprm", metadata={"help": "a row of rewards/prm/formats.py, or a YAML file"})
+    soft_labels: bool = field(default=False, metadata={"help": "label mc itself instead of [mc > threshold]"})
+    threshold: float = field(default=0.0, metadata={"help": "a step is right if mc > threshold"})
+    until_first_error: bool = field(default=False, metadata={"help": "no labels after the first step whose mc is 0"})
+    text_weight: float = field(default=0.0, metadata={"help": "w of the LM loss on right responses; 0 in VisualPRM"})
+    advantage: float | None = field(default=None, metadata={"help": "labels +, =, - of mc_i - mc_{i-1}, within this"})
+    balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
+    max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
+    num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 for all"})
+    injected: int = field(default=0, metadata={"help": "right responses a problem to repeat with one wrong digit"})
+    visual_contrasts: int = field(default=0, metadata={"help": "right responses a problem under another's pictures"})
+    max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
+    batch_groups: int = field(
+        default=4, metadata={"help": "problems a step over all processes, all their responses together"}
+    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak, cosine decay"})
+    seed: int = field(default=0, metadata={"help": "order of the rows"})
+
+
+@dataclass
+class TrainMPOConfig(ModelTraining):
+    """`mpo train-mpo`: Mixed Preference Optimization; weights (1, 0, 0) are DPO, (0, 0, 1) the LM loss alone."""
+
+    policy: Path = field(metadata={"help": "model to train; as it is given, it is the reference too"})
+    pairs: Path = field(metadata={"help": "folder with pairs.parquet, or a parquet file"})
+    out: Path = field(metadata={"help": "folder for the trained policy"})
+    max_steps: int = field(default=200, metadata={"help": "optimizer steps"})
+    batch_size: int = field(default=16, metadata={"help": "pairs a step, over all micro-batches and processes"})
+    learning_rate: float = field(default=2e-4, metadata={"help": "peak, cosine decay"})
+    beta: float = field(default=0.1, metadata={"help": "β of the implicit reward"})
+    preference_weight: float = field(default=0.8, metadata={"help": "w_p"})
+    quality_weight: float = field(default=0.2, metadata={"help": "w_q"})
+    generation_weight: float = field(default=1.0, metadata={"help": "w_g"})
+    group_by_prompt: bool = field(
+        default=False, metadata={"help": "keep the pairs of a prompt together, so that they share it"}
+    )
+    balance_tokens: bool = field(
+        default=False,
+        metadata={"help": "micro-batches of one length, even over processes; without an epoch's incomplete step"},
+    )
+    max_row_tokens: int | None = field(
+        default=None, metadata={"help": "longest packed row; a prompt with more responses is repeated"}
+    )
+    seed: int = field(default=0, metadata={"help": "order of the rows"})
+    sample_every: int = field(default=0, metadata={"help": "steps from one look at samples to the next; 0 for none"})
+    sample_problems: int = field(default=8, metadata={"help": "problems of the pairs asked at each look"})
+    sample_tokens: int = field(default=128, metadata={"help": "tokens of a sample at most"})
+    report_to: str = field(
+        default="none", metadata={"help": "none, wandb (WANDB_MODE=offline keeps it here), tensorboard or trackio"}
+    )
+
+
+@dataclass
+class RoundsConfig:
+    """`mpo rounds`: sample, score, pair and train again and again, until the guard says that it no longer helps."""
+
+    settings: Path = field(
+        metadata={
+            "help": "YAML file with a section a stage: preference_sample, verify, score, pairs, train_mpo, test_sample"
+        }
+    )
+    policy: Path = field(metadata={"help": "model of the first round"})
+    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    problems: Path = field(metadata={"help": "questions.jsonl whose samples become pairs, with answers"})
+    guard: Path = field(metadata={"help": "questions.jsonl of held-out problems with answers, for the guard alone"})
+    out: Path = field(metadata={"help": "folder for rounds.json and a folder a round"})
+    rounds: int = field(default=3, metadata={"help": "at most; may be raised later"})
+    seed: int = field(default=0, metadata={"help": "of the draws and the training"})
+
+
+@dataclass
+class BestOfNConfig:
+    """`mpo best-of-n`: every selector at every k, with intervals."""
+
+    groups: Path = field(metadata={"help": "folder with verified and scored groups"})
+    out: Path = field(metadata={"help": "folder for results.json"})
+    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of candidates"})
+
+
+@dataclass
+class AnswerConfig:
+    """`mpo answer`: one question, N candidates, the best of them."""
+
+    question: str = field(metadata={"help": "what to ask"})
+    image: list[Path] = field(default_factory=list, metadata={"help": "pictures, in the order of the prompt"})
+    policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
+    base_url: list[str] = field(
+        default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
+    )
+    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    prm: Path | None = field(default=None, metadata={"help": "folder of a PRM; majority needs none"})
+    prm_base_url: list[str] = field(
+        default_factory=list, metadata={"help": "server that runs the PRM, http://host:8000/v1, or several"}
+    )
+    prm_model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
+    prm_read: str = field(default="token_ids", metadata={"help": "of its server: token_ids (vLLM), choice, top"})
+    n: int = field(default=8, metadata={"help": "candidates; at most so many with error"})
+    selector: str = field(default="prm", metadata={"help": "prm, weighted_vote or majority"})
+    aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
+    error: float | None = field(
+        default=None, metadata={"help": "adaptive N: stop when more candidates change the answer at most so probably"}
+    )
+    wave: int = field(default=4, metadata={"help": "with error: candidates between two looks"})
+    temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
+    top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
+    top_k: int = field(default=0, metadata={"help": "0 is off"})
+    max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut"})
+    seed: int = field(default=0, metadata={"help": "the same seed draws the same candidates"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object instead of a table"})
+
+
+@dataclass
+class BeamSearchConfig:
+    """`mpo beam-search`: answers found step by step, guided by a PRM."""
+
+    problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
+    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    out: Path = field(metadata={"help": "folder for groups.jsonl (one answer a problem) and searches.jsonl"})
+    policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
+    base_url: list[str] = field(
+        default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
+    )
+    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    width: int = field(default=4, metadata={"help": "W, unfinished prefixes kept a problem"})
+    expand: int = field(default=4, metadata={"help": "m, continuations of each; W*m at the first step"})
+    max_rounds: int = field(default=12, metadata={"help": "steps of an answer at most"})
+    aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
+    temperature: float = field(default=1.0, metadata={"help": "of the continuations"})
+    top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
+    top_k: int = field(default=0, metadata={"help": "0 is off"})
+    max_new_tokens: int = field(
+        default=512, metadata={"help": "of one extension; about a step's length, as what follows the step is cut off"}
+    )
+    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass, in this process"})
+    concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
+    problems_a_call: int = field(default=64, metadata={"help": "problems searched together"})
+    seed: int = field(default=0, metadata={"help": "the same seed finds the same answers"})

@@ -9,12 +9,13 @@ a `RolloutGroup` is one problem with all its rollouts. Two rollouts of a group m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.errors import DataError
 from rewards.errors import StepAlignmentError
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     ImageLike = str | Path | Image.Image
 
 
+def _text_of(answer: Any) -> str:
+    return str(answer).lower() if isinstance(answer, bool) else str(answer)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question about zero or more images.
@@ -33,9 +38,11 @@ class Problem:
         id: unique within a dataset.
         question: the text that the policy is asked, without image placeholders.
         images: local paths or PIL images, in the order in which they stand before the question.
-        answer: the reference answer, or `None` where nobody knows it.
+        answer: the reference answer, or `None` where nobody knows it. A number or a truth value becomes its text; of a
+            list of accepted answers the first stays and all of them go to `meta["answers"]`.
         meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
-            `rewards.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by `choice`).
+            `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by
+            `choice`).
     """
 
     id: str
@@ -44,28 +51,21 @@ class Problem:
     answer: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.answer is None or isinstance(self.answer, str):
+            return
+        several = self.answer if isinstance(self.answer, list | tuple) else [self.answer]
+        texts = [_text_of(one) for one in several if one is not None]
+        object.__setattr__(self, "answer", texts[0] if texts else None)
+        if len(texts) > 1:
+            object.__setattr__(self, "meta", {**self.meta, "answers": texts})
+
 
 class FinishReason(StrEnum):
     """Why a completion ended."""
 
     STOP = "stop"  # the policy ended its turn
     LENGTH = "length"  # cut at the token limit: never a chosen response
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to draw: `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 sample from the whole distribution."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.temperature < math.inf and 0 < self.top_p <= 1 and self.top_k >= 0 < self.max_new_tokens):
-            raise ConfigError(
-                f"expected temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1, got {self}"
-            )
 
 
 @dataclass(frozen=True)
@@ -84,25 +84,6 @@ class Completion:
     finish_reason: FinishReason = FinishReason.STOP
     num_tokens: int = 0
     token_logprobs: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One outcome of a generator: completion `index` of a problem, or why there is none.
-
-    Attributes:
-        problem: place of the problem in the sequence that was asked.
-        index: of the sample, from 0.
-        seed: that it was drawn with; a server's request may draw several samples with one seed.
-        completion: the response; `None` if it was refused.
-        reason: why it was refused, e.g. a prompt that is too long for the server.
-    """
-
-    problem: int
-    index: int
-    seed: int
-    completion: Completion | None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +144,7 @@ class Verdict(StrEnum):
 class MonteCarloCount:
     """`correct` of `total` continuations from a step's end reached the right answer.
 
-    Under a budget that stops early, `correct > 0` is all that it says (`rewards/label_source.py`).
+    Under a budget that stops early, `correct > 0` is all that it says (`rewards/prm/labelling/source.py`).
     """
 
     correct: int
@@ -195,8 +176,8 @@ class Rollout:
 
     Attributes:
         mc: counts for the end of each step.
-        label_source: where they come from, which says what they may be used for (`rewards/label_source.py`).
-        blank: scored with a white picture of the same size (`rewards/visual_dependence.py`).
+        label_source: where they come from, which says what they may be used for (`rewards/prm/labelling/source.py`).
+        blank: scored with a white picture of the same size (`rewards/scoring/visual_dependence.py`).
         swapped: scored with another problem's picture.
     """
 
@@ -256,7 +237,6 @@ class PreferencePair:
 Splitter = Callable[[str], tuple[Step, ...]]
 Verifier = Callable[[Problem, str], Verdict]
 Aggregator = Callable[[StepScores], float]
-Selector = Callable[[RolloutGroup], int]
 
 
 class ProcessRewardModel(Protocol):
@@ -267,26 +247,19 @@ class ProcessRewardModel(Protocol):
         ...
 
 
-class Generator(Protocol):
-    """Draws completions of a policy: `generate` all at once, `draw` as they come, without those that are done."""
+def verdict_of(rollout: Rollout) -> str:
+    """The verdict's name, "none" if there is none: the problem could not be checked."""
+    return rollout.verdict.value if rollout.verdict else "none"
 
-    def draw(
-        self,
-        problems: Sequence[Problem],
-        n: int,
-        *,
-        prefixes: Sequence[str] | None = None,
-        seed: int,
-        done: Container[tuple[int, int]] = frozenset(),
-    ) -> Iterator[list[Sample]]:
-        """Samples 0 … n-1 of each problem, in any order, each once, but those (problem, index) that are `done`.
 
-        A sample is the same whatever is done before, on a backend that can promise it.
-        """
-        ...
+def correctness_of(group: RolloutGroup) -> tuple[bool, ...]:
+    """Which rollouts are verified correct. Timeouts and verifier errors count as not correct: report their number.
 
-    def generate(
-        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]:
-        """n completions a problem, in order; each continues its problem's prefix, if there are prefixes."""
-        ...
+    Raises:
+        DataError: the group is empty or a rollout has not been verified.
+    """
+    if not group.rollouts or any(rollout.verdict is None for rollout in group.rollouts):
+        raise DataError(
+            f"problem {group.problem.id!r}: expected verified rollouts, at least one; run the verifier first"
+        )
+    return tuple(rollout.verdict is Verdict.CORRECT for rollout in group.rollouts)

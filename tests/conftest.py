@@ -27,7 +27,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def processor() -> Any:
     """The digits world's real InternVL processor; a test that changes it builds its own."""
-    from recipes.digits.policy import build_processor
+    from recipes.worlds.digits.policy import build_processor
 
     return build_processor()
 
@@ -35,7 +35,7 @@ def processor() -> Any:
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny InternVL on disk: real class, real processor, random weights."""
-    from recipes.digits.policy import PolicySize, build_policy
+    from recipes.worlds.digits.policy import PolicySize, build_policy
 
     size = PolicySize(vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=2, heads=2)
     return build_policy(tmp_path_factory.mktemp("policy"), seed=0, size=size)

@@ -18,7 +18,7 @@ import mpo
 import rewards
 
 sys.path.insert(0, str(Path(__file__).parent / "recipes"))
-from browser import chromium, look, visit
+from tests.recipes.report.browser import chromium, look, visit
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADED = re.compile(r"<(?:script|img|iframe|source|video|audio)[^>]*?\ssrc=[\"']?([^\"'\s>]+)", re.IGNORECASE)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mpo.multimodal.errors import DataError
 from rewards.interchange.json_rows import problem_id, read_rows, usable_text, validated, write_rows
-from rewards.prm.benchmark import BenchmarkResponse
+from rewards.prm.evaluating.benchmark import BenchmarkResponse
 from rewards.types import Problem
 
 

@@ -4,7 +4,7 @@ TRL's own columns (up to 1.13; the type is gone from later versions) are `prompt
 `labels` (one bool a step, mc > 0). Ours follow them, and readers that do not know them may leave them out: `images`
 (PNG bytes), `scores`, `mc_correct`, `mc_total`, `response` (the steps as they stood, with what was between them),
 `answer`, `verdict`, `problem_id`, `label_source`. A file with TRL's three columns alone is read too; its labels are
-one of one or none of one, of the source `given`: hard labels, no estimates of mc (`rewards/label_source.py`).
+one of one or none of one, of the source `given`: hard labels, no estimates of mc (`rewards/prm/labelling/source.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image, png_bytes
 from rewards.interchange.parquet import write_parquet
 from rewards.interchange.visualprm import check_steps, valid_row
-from rewards.splitting import split_into
+from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, Verdict
 
 STEPWISE = "stepwise.parquet"

@@ -8,8 +8,9 @@ A line of the file is what InternVL's released labelling pipeline writes
 
 `image` is a path inside a root folder, or a list of them; `question` is the whole prompt with `<image>` where the
 picture stands, `question_orig` the same without; `score` is num_mc_correct / num_mc_total; a step of the file may be
-several of the response's, merged. Our rows say three things more, which other readers skip: `problem_id`, `verdict` and
-`label_source`. Where that is not `mc:full:…` or `exact`, only `score > 0` may be read (`rewards/label_source.py`).
+several of the response's, merged. Our rows say three things more, which other readers skip: `problem_id`, `verdict`
+and `label_source`. Where that is not `mc:full:…` or `exact`, only `score > 0` may be read
+(`rewards/prm/labelling/source.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.images import resolve_inside
 from rewards.interchange.json_rows import Model, write_rows
-from rewards.label_source import monte_carlo_source
-from rewards.splitting import split_into
+from rewards.prm.labelling.source import monte_carlo_source
+from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
 VISUALPRM400K = "visualprm400k.jsonl"

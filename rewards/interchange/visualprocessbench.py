@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.images import load_image, resolve_inside
 from rewards.interchange.json_rows import problem_id, read_rows, usable_text, validated, write_rows
-from rewards.prm.benchmark import BenchmarkResponse
+from rewards.prm.evaluating.benchmark import BenchmarkResponse
 from rewards.types import Problem
 
 PLACEHOLDER = "<image>"

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.prompt_length import PromptLength
 from rewards.prm.formats import PRMFormat
-from rewards.prm.labels import LabelledGroup
+from rewards.prm.labelling.labels import LabelledGroup
 from rewards.prm.rendering import row_length
 
 

@@ -24,7 +24,7 @@ from rewards.prm.formats import PRMFormat, find_format, validated
 from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, render
-from rewards.prm.sharing import prepare_sharing, rows_of
+from rewards.prm.rows import prepare_sharing, rows_of
 from rewards.prm.step_prm import Solution, StepPRM, by_problem
 from rewards.types import StepScores
 

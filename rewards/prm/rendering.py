@@ -33,7 +33,7 @@ from rewards.types import Problem, Step
 
 @dataclass(frozen=True)
 class RenderedSolution:
-    """One solution as tokens, and where to read; `rewards.prm.sharing.rows_of` makes rows of them.
+    """One solution as tokens, and where to read; `rewards.prm.rows.rows_of` makes rows of them.
 
     Attributes:
         prompt: the part that is encoded with the images.

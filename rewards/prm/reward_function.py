@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.aggregation import AGGREGATIONS
-from rewards.scoring import score_groups
+from rewards.scoring.aggregation import AGGREGATIONS
+from rewards.scoring.groups import score_groups
 from rewards.types import Aggregator, Completion, Problem, ProcessRewardModel, Rollout, RolloutGroup
 
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -22,7 +22,7 @@ class PRMReward:
 
     Args:
         prm: any, e.g. `ModelPRM.load(path)`, or `ServerPRM` for one behind a server.
-        how: aggregation of step scores, a name of `rewards.aggregation.AGGREGATIONS` or a callable.
+        how: aggregation of step scores, a name of `rewards.scoring.aggregation.AGGREGATIONS` or a callable.
 
     Raises:
         ConfigError: `how` names no aggregation.

@@ -22,14 +22,14 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.messages import Message
 from rewards.errors import ServerError, StepAlignmentError
-from rewards.generators.chat_client import ChatClient, RequestRefusedError
-from rewards.generators.chat_messages import data_uri, with_pictures
-from rewards.generators.replicas import Replicas, checked_urls, request_key
 from rewards.prm.formats import PRMFormat
 from rewards.prm.model_prm import load_format
 from rewards.prm.rendering import conversations, render
 from rewards.prm.server_readout import READS, Labels, StepReading, StepReply, read_reply, request_of
 from rewards.prm.step_prm import Solution, StepPRM, by_problem
+from rewards.sampling.chat_client import ChatClient, RequestRefusedError
+from rewards.sampling.chat_messages import data_uri, with_pictures
+from rewards.sampling.replicas import Replicas, checked_urls, request_key
 from rewards.types import StepScores
 
 AHEAD = 32  # as in `openai_generator`, but the steps of all responses to a picture come together

@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from mpo.multimodal.errors import DataError
-from rewards.aggregation import aggregate
 from rewards.prm.formats import PRMFormat
 from rewards.prm.rendering import forbidden_in
-from rewards.scoring import scores_or_raise
-from rewards.splitting import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
+from rewards.scoring.aggregation import aggregate
+from rewards.scoring.groups import scores_or_raise
+from rewards.steps import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
 from rewards.types import Problem, Step, StepScores
 
 Solution = tuple[Problem, tuple[Step, ...]]
@@ -82,7 +82,7 @@ class StepPRM(ABC):
         Args:
             problem: what was asked.
             responses: candidate answers.
-            how: aggregation of step scores, a name of `rewards.aggregation.AGGREGATIONS`.
+            how: aggregation of step scores, a name of `rewards.scoring.aggregation.AGGREGATIONS`.
             return_scores: give the scores too.
         """
         rewards = [aggregate(scores, how=how) for scores in self.score(problem, responses)]

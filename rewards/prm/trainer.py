@@ -31,13 +31,13 @@ from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.ranks import check_pictures
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens
 from mpo.multimodal.whole_steps import WholeStepTrainer
+from rewards.prm.evaluating.metrics import step_metrics
 from rewards.prm.formats import PRMFormat
-from rewards.prm.labels import LabelledGroup
-from rewards.prm.metrics import step_metrics
+from rewards.prm.labelling.labels import LabelledGroup
 from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
 from rewards.prm.rendering import render
-from rewards.prm.sharing import prepare_sharing, rows_of, spans_of
+from rewards.prm.rows import prepare_sharing, rows_of, spans_of
 
 
 class PRMCollator:
@@ -111,7 +111,7 @@ class PRMTrainer(WholeStepTrainer):
         args: training arguments; `remove_unused_columns` must be False.
         train_groups: labelled groups.
         text_weight: w of L_text, at least 0; a label head has no text to learn.
-        class_weights: w₊ and w₋, e.g. of `rewards.prm.labels.class_weights`; None is 1 and 1.
+        class_weights: w₊ and w₋, e.g. of `rewards.prm.labelling.labels.class_weights`; None is 1 and 1.
         peft_config: adapters to put around the model, e.g. `peft.LoraConfig`. Checkpoints hold the adapters alone;
             `save_model` merges them into the weights, after which this trainer trains no further.
 

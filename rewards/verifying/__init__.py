@@ -1,1 +1,1 @@
-"""Response → its final answer → a verdict; and when two final answers mean the same."""
+"""Is the final answer right? Reading answers, verifiers, killable workers; and when two answers mean the same."""

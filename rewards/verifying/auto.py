@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rewards.answers import references_of
-from rewards.math_verifier import MathVerifier
-from rewards.quantities import read_quantity
+from rewards.verifying.answers import references_of
+from rewards.verifying.math_verifier import MathVerifier
+from rewards.verifying.quantities import read_quantity
 from rewards.types import Problem, Verdict
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
 from rewards.verifying.numbers import NumberVerifier

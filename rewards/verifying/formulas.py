@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.quantities import Quantity, read_quantity, unit_factor
+from rewards.verifying.quantities import Quantity, read_quantity, unit_factor
 from rewards.types import Verdict
 from rewards.verifying.dress import balanced_end, undressed
 from rewards.verifying.number_words import digits_for_words

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rewards.quantities import Quantity, read_quantity, stated_number, unit_factor
+from rewards.verifying.quantities import Quantity, read_quantity, stated_number, unit_factor
 from rewards.types import Problem
 from rewards.verifying.options import plain_text
 from rewards.verifying.places import first_sentence

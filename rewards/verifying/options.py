@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from rewards.quantities import read_quantity, unit_factor
+from rewards.verifying.quantities import read_quantity, unit_factor
 from rewards.types import Problem
 from rewards.verifying.dress import undressed
 

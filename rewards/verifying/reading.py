@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from rewards.verifying.dress import undress
 from rewards.verifying.places import contradict, first_sentence, statements, without_thought
-from rewards.quantities import read_quantity, stated_number
+from rewards.verifying.quantities import read_quantity, stated_number
 
 MAX_BARE_CHARACTERS = 80  # a longer response without any marker is reasoning, not an answer
 

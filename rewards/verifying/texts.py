@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from rewards.answers import references_of
+from rewards.verifying.answers import references_of
 from rewards.types import Problem, Verdict
 from rewards.verifying.dress import undressed
 from rewards.verifying.number_words import digits_for_words

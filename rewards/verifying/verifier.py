@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from mpo.multimodal.errors import DataError
-from rewards.answers import references_of
+from rewards.verifying.answers import references_of
 from rewards.types import Problem, Verdict
 from rewards.verifying.places import first_sentence
 from rewards.verifying.reading import Answer, Kind, Missing, candidates

@@ -17,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 from mpo.admission import AdmissionReport, PairLength, admit, lengths
 from mpo.collator import PreferenceCollator
@@ -27,6 +26,7 @@ from mpo.multimodal.images import png_bytes
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.prompt_length import PromptLength
 from mpo.trainer import MPOTrainer
+from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 ROOT = Path(__file__).resolve().parents[2]
 EOT = "<|im_end|>"
@@ -298,7 +298,7 @@ RANKS = """
 import json, sys
 from pathlib import Path
 import torch
-from tiny import preference_row, tiny_config
+from tests.mpo.tiny import preference_row, tiny_config
 from mpo.admission import admit_all
 from mpo.collator import PreferenceCollator
 from mpo.multimodal.loading import load_processor

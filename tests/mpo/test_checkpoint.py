@@ -12,13 +12,13 @@ from typing import Any
 
 import kill_run
 import pytest
-from kill_run import KILLS, STEPS, train
 from safetensors.torch import load_file
-from tiny import preference_rows, tiny_config, tiny_internvl
 
 from mpo.multimodal.checkpoint import MANIFEST, faults_of, newest_complete, write_manifest
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
+from tests.mpo.kill_run import KILLS, STEPS, train
+from tests.mpo.tiny import preference_rows, tiny_config, tiny_internvl
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVING: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}

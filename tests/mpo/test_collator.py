@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny import preference_row, preference_rows, tiny_internvl
 
 from mpo.collator import PreferenceCollator
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.vision import IMAGES
+from tests.mpo.tiny import preference_row, preference_rows, tiny_internvl
 
 BOS, EOT, PAD, __ = "<|im_start|>", "<|im_end|>", "<|endoftext|>", None  # __: label −100
 

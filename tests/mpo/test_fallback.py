@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import preference_rows, tiny_config
-from tiny_models import NOT_SHARING, tiny_model
 from transformers import (
     Lfm2VlImageProcessor,
     Lfm2VlProcessor,
@@ -21,7 +19,9 @@ from transformers import (
 
 from mpo.multimodal.errors import ConfigError
 from mpo.trainer import MPOTrainer
-from recipes.digits.policy import build_processor
+from recipes.worlds.digits.policy import build_processor
+from tests.mpo.tiny import preference_rows, tiny_config
+from tests.mpo.tiny_models import NOT_SHARING, tiny_model
 
 TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message.role }}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import preference_rows, tiny_internvl
 
 from mpo.collator import PreferenceCollator
 from mpo.forward import model_inputs, pair_logps, prepare_models
@@ -14,6 +13,7 @@ from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.vision import IMAGES
 from mpo.types import PairLogps
+from tests.mpo.tiny import preference_rows, tiny_internvl
 
 PAIRS = torch.tensor([[0, 1], [2, 3]])
 

@@ -17,7 +17,7 @@ from mpo.multimodal.messages import (
     system_message,
     user_message,
 )
-from recipes.digits.policy import build_processor
+from recipes.worlds.digits.policy import build_processor
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 

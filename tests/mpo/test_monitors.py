@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import preference_rows, tiny_config, tiny_internvl
 
 from mpo.monitors import PATIENCE, TOLERANCE, chosen_changes, stays_below
 from mpo.multimodal.messages import prompt_text, response_ids, user_message
 from mpo.trainer import MPOTrainer
+from tests.mpo.tiny import preference_rows, tiny_config, tiny_internvl
 
 DPO = {"preference_weight": 1.0, "quality_weight": 0.0, "generation_weight": 0.0}
 

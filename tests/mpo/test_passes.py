@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import SHARING, packed_row, prepared
 
 from mpo.multimodal import shared_prefix
 from mpo.multimodal.merged import can_merge, merged_attention
@@ -15,6 +14,7 @@ from mpo.multimodal.packing import LAYOUT, PackedLayout, paired_rows
 from mpo.multimodal.passes import row_passes
 from mpo.multimodal.scoring import logits_at
 from mpo.multimodal.vision import encode_images_once
+from tests.mpo.tiny_models import SHARING, packed_row, prepared
 
 LENGTHS = (5, 1, 7, 3)  # of the responses
 

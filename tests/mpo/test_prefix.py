@@ -19,8 +19,8 @@ from mpo.multimodal.logps import enable_chunked_logps, sum_logps
 from mpo.multimodal.messages import prompt_text, response_ids, user_message
 from mpo.multimodal.prefix import IGNORED, EncodedPrompt, encode_prompt, encode_prompts, stack_rows
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, response_logps
-from recipes.digits.policy import build_processor
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits.policy import build_processor
+from recipes.worlds.digits.world import scenes, to_problem
 
 X = -100
 

@@ -16,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
-from tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 from mpo.memory import Activations, MemoryEstimate, count_activations
 from mpo.multimodal.errors import ConfigError
@@ -24,7 +23,8 @@ from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.scoring import response_logps
 from mpo.preflight import StepZero, histogram, preflight
 from mpo.trainer import MPOTrainer
-from recipes.digits.policy import PolicySize, build_policy
+from recipes.worlds.digits.policy import PolicySize, build_policy
+from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 ROOT = Path(__file__).resolve().parents[2]
 LORA = LoraConfig(target_modules=["q_proj", "v_proj"], r=2)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import preference_rows, tiny_config, tiny_internvl
 from transformers import BitsAndBytesConfig
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.trainer import MPOTrainer
+from tests.mpo.tiny import preference_rows, tiny_config, tiny_internvl
 
 pytest.importorskip("bitsandbytes")
 

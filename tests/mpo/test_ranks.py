@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import run_ranks
 import torch
-from run_ranks import CASES, RESUMED, SAVED, STEPS
 
+from tests.mpo.run_ranks import CASES, RESUMED, SAVED, STEPS
 from tests.ranks import assert_same_run, launched
 
 BY_ACCELERATE = ("full", "full paired", "lora", "lora paired")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from peft import LoraConfig
 from PIL import Image
-from tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 from transformers import AutoTokenizer
 
 import mpo.forward
@@ -22,6 +21,7 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.reference import ReferenceCache, digest_of_processor, digest_of_weights, precompute
 from mpo.trainer import MPOTrainer
+from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 MADE_BY = {"weights": "w", "processor": "p", "dtype": "torch.float32"}
 

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 from benchmarks.packing import balanced_steps, figures, pair_lengths, random_steps
 from mpo.multimodal.errors import ConfigError
 from mpo.sampler import PromptGroupSampler
 from mpo.trainer import MPOTrainer
+from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=30), st.integers(0, 99))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import run_sharded
 import torch
-from run_sharded import CASES
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.ranks import check_whole_weights
+from tests.mpo.run_sharded import CASES
 from tests.ranks import launched
 
 

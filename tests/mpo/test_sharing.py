@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import preference_row, preference_rows, tiny_config, tiny_internvl
-from tiny_models import NOT_SHARING, SHARING, VARIANTS, differences, packed_batch, prepared, tiny_model
 
 from mpo.collator import PreferenceCollator
 from mpo.multimodal import shared_prefix
@@ -22,6 +20,8 @@ from mpo.multimodal.scoring import response_logps
 from mpo.multimodal.shared_prefix import NAME, why_not_shared
 from mpo.sharing import PromptSharing
 from mpo.trainer import MPOTrainer
+from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
+from tests.mpo.tiny_models import NOT_SHARING, SHARING, VARIANTS, differences, packed_batch, prepared, tiny_model
 
 
 @pytest.mark.parametrize("name", SHARING)

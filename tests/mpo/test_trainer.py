@@ -11,11 +11,11 @@ import datasets
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 from mpo.multimodal.errors import ConfigError, NonFiniteLossError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
+from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 
 LORA = LoraConfig(target_modules=["q_proj", "v_proj"], r=2)
 LORA_OF_THE_DOCSTRING = LoraConfig(target_modules="all-linear", exclude_modules="lm_head", r=2)

@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from tiny import preference_rows, tiny_internvl
 from trl import DPOConfig, DPOTrainer
 
 from mpo.collator import PreferenceCollator
@@ -18,6 +17,7 @@ from mpo.losses import mpo_loss
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.vision import IMAGES
 from mpo.types import LossWeights, PairLogps
+from tests.mpo.tiny import preference_rows, tiny_internvl
 
 PREFERENCE, QUALITY, GENERATION = LossWeights(1, 0, 0), LossWeights(0, 1, 0), LossWeights(0, 0, 1)
 MPO_OF_TRL = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}

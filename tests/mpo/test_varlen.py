@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import SHARING, packed_batch, prepared
 from torch import Tensor
 
 from mpo.multimodal import shared_prefix, varlen
@@ -15,6 +14,7 @@ from mpo.multimodal.packing import LAYOUT, PackedLayout
 from mpo.multimodal.scoring import response_logps
 from mpo.multimodal.varlen import can_use_varlen, varlen_attention
 from mpo.sharing import PromptSharing
+from tests.mpo.tiny_models import SHARING, packed_batch, prepared
 
 
 def kernel(

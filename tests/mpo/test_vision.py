@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import preference_rows, tiny_config, tiny_internvl
-from tiny_models import SHARING, packed_batch, prepared, tiny_model
 
 from mpo.forward import prepare_models
 from mpo.multimodal.loading import load_model
@@ -18,6 +16,8 @@ from mpo.multimodal.prefix import EncodedPrompt
 from mpo.multimodal.scoring import response_logps
 from mpo.multimodal.vision import IMAGES, RowImages, encode_images_once, share_frozen_vision
 from mpo.trainer import MPOTrainer
+from tests.mpo.tiny import preference_rows, tiny_config, tiny_internvl
+from tests.mpo.tiny_models import SHARING, packed_batch, prepared, tiny_model
 
 
 def count_calls(model: Any) -> list[int]:

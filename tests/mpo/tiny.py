@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mpo.config import MPOConfig
-from recipes.digits.policy import PolicySize, build_policy
+from recipes.worlds.digits.policy import PolicySize, build_policy
 
 SIZE = PolicySize(vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=2, heads=2)
 

@@ -115,8 +115,8 @@ def differences(straight: Path, killed: Path) -> list[str]:
 def prepare(given: Path) -> None:
     """A world, a policy that is sometimes right, and a PRM in form: what the stages start from."""
     from recipes.config import WarmStartConfig, WorldConfig
-    from recipes.digits.compose import compose
-    from recipes.warm_start import warm_start
+    from recipes.training.warm_start import warm_start
+    from recipes.worlds.digits.compose import compose
 
     sizes = {"num_warm_start": 40, "num_prm": 2, "num_preference": 16, "num_development": 2, "num_test": 2}
     world = compose(WorldConfig(given / "world", **sizes, vision_steps=60))
@@ -208,16 +208,16 @@ def _counts(folder: Path) -> dict[str, Any]:
 def _import_what_stages_need() -> None:
     import torch
 
-    import recipes.build_pairs
-    import recipes.convert_data
-    import recipes.label_steps
-    import recipes.sample
-    import recipes.score
-    import recipes.verify
-    import rewards.generators.transformers_generator  # noqa: F401
+    import recipes.data.convert_data
+    import recipes.data.label_steps
+    import recipes.data.pairs
+    import recipes.data.sample
+    import recipes.data.score
+    import recipes.data.verify
+    import rewards.sampling.transformers_generator  # noqa: F401
 
     torch.set_num_threads(1)
-    recipes.verify.GROUPS_AT_A_TIME = PROBLEMS_A_CALL
+    recipes.data.verify.GROUPS_AT_A_TIME = PROBLEMS_A_CALL
 
 
 if __name__ == "__main__":

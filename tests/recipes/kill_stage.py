@@ -27,10 +27,10 @@ def run(kills: int, arguments: list[str]) -> dict[str, object]:
     torch.set_num_threads(1)
     out = Path(arguments[arguments.index("--out") + 1])
     if arguments[0] == "train-mpo":
-        import recipes.train_mpo  # noqa: F401
+        import recipes.training.train_mpo  # noqa: F401
 
         return killed_until_done(arguments, kills, lambda: newest_checkpoint(out), delay=0.1)
-    import rewards.generators.transformers_generator  # noqa: F401
+    import rewards.sampling.transformers_generator  # noqa: F401
 
     return killed_until_done(arguments, kills, lambda: len(stored(out)), delay=0.2, pause=0.3)
 

@@ -100,7 +100,7 @@ def stored(folder: Path) -> list[str]:
 
 
 def _rest_after_commits(seconds: float) -> None:
-    from rewards.store import Store
+    from rewards.kept.store import Store
 
     keep = Store._keep
 

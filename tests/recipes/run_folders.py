@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.best_of_n import best_of_n
+from recipes.answering.best_of_n import best_of_n
 from recipes.config import BestOfNConfig
-from recipes.groups import read_problems, write_groups, write_problems
-from recipes.run import open_stage
+from recipes.stage.folder import open_stage
+from recipes.stage.groups import read_problems, write_groups, write_problems
 from rewards.interchange.trl_rows import write_trl_parquet
-from rewards.pairs import build_pairs
+from rewards.pairing.rules import build_pairs
 from rewards.types import (
     Completion,
     FinishReason,

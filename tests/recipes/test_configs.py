@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from tiny_checkpoints import BUILDERS
 
 from mpo.multimodal.loading import load_model
 from recipes.cli import _prepare, main
 from recipes.config import TrainMPOConfig
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.types import Completion, PreferencePair, Problem
+from tests.recipes.tiny_checkpoints import BUILDERS
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 # settings → family

@@ -12,8 +12,8 @@ import torch
 
 from recipes.cli import main
 from recipes.config import WarmStartConfig, WorldConfig
-from recipes.groups import problems_of
-from recipes.run import manifest_of
+from recipes.stage.folder import manifest_of
+from recipes.stage.groups import problems_of
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 # README's defaults are for real models; these flags only make the commands short.
@@ -29,8 +29,8 @@ SHORT = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as README's reader has it: questions with pictures, and a model that is sometimes right."""
-    from recipes.digits.compose import compose
-    from recipes.warm_start import warm_start
+    from recipes.training.warm_start import warm_start
+    from recipes.worlds.digits.compose import compose
 
     folder = tmp_path_factory.mktemp("readme")
     sizes = {"num_warm_start": 40, "num_prm": 16, "num_preference": 2, "num_test": 2, "vision_steps": 60}

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from recipes.digits.policy import CHAT_TEMPLATE, build_processor
+from recipes.worlds.digits.policy import CHAT_TEMPLATE, build_processor
 
 TEXT = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -27,7 +27,7 @@ PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}  # of Qwen: pixel
 
 def build_internvl(folder: Path) -> Path:
     """The digits world's policy."""
-    from recipes.digits.policy import PolicySize, build_policy
+    from recipes.worlds.digits.policy import PolicySize, build_policy
 
     size = PolicySize(vision_hidden=32, vision_layers=1, text_hidden=32, text_layers=2, heads=2)
     return build_policy(folder, seed=0, size=size)

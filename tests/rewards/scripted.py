@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 
-from rewards.types import Completion, FinishReason, Problem, Sample, StepScores
+from rewards.sampling.generator import Sample
+from rewards.types import Completion, FinishReason, Problem, StepScores
 
 
 class ListGenerator:

@@ -20,13 +20,13 @@ from transformers import PreTrainedTokenizerFast
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.prefix import stack_rows
-from recipes.digits import policy
-from recipes.digits.policy import PolicySize, build_policy
-from recipes.digits.world import scenes, to_problem
+from recipes.worlds.digits import policy
+from recipes.worlds.digits.policy import PolicySize, build_policy
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.prm.formats import VISUALPRM
 from rewards.prm.model_prm import save_format
 from rewards.prm.rendering import render
-from rewards.splitting import split_on_blank_lines
+from rewards.steps import split_on_blank_lines
 
 SIZE = PolicySize(vision_hidden=128, vision_layers=1, text_hidden=128, text_layers=2, heads=4)
 SHARPER = 3.0

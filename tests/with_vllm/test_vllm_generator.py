@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from vllm_server import MODEL, Served
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.messages import prompt_text, user_message
 from mpo.multimodal.prefix import encode_prompt, stack_rows
-from rewards.generators.gathering import gather
-from rewards.generators.openai_generator import OpenAIGenerator
-from rewards.types import Completion, FinishReason, Problem, SamplingParams
+from rewards.sampling.generator import SamplingParams, gather
+from rewards.sampling.openai_generator import OpenAIGenerator
+from rewards.types import Completion, FinishReason, Problem
+from tests.with_vllm.vllm_server import MODEL, Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # the first waits for the server
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import httpx2
 import pytest
-from vllm_server import MODEL, Served
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
-from recipes.digits.world import scenes, to_problem
-from rewards.aggregation import aggregate
-from rewards.generators.chat_messages import data_uri, with_pictures
+from recipes.worlds.digits.world import scenes, to_problem
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import conversations, render
 from rewards.prm.reward_function import PRMReward
 from rewards.prm.server_prm import ServerPRM
+from rewards.sampling.chat_messages import data_uri, with_pictures
+from rewards.scoring.aggregation import aggregate
 from rewards.types import Problem, StepScores
+from tests.with_vllm.vllm_server import MODEL, Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # the first waits for the server
 

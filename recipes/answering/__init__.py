@@ -1,0 +1,1 @@
+"""Test time: one answer, best of N, beam search, how good a PRM is."""

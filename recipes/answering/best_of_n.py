@@ -1,0 +1,43 @@
+"""`mpo best-of-n`: every selector at every k, per problem and with intervals, beside blind rulers and the oracle.
+
+Everything is an expectation over random k-subsets of a problem's N rollouts. A rollout that the PRM could not read
+(control tokens, empty text) has no reward. It stays a candidate: ranked last (reward −∞) by `prm` and `orm`, with
+weight 0 in the weighted vote, a full voter in the majority, and counted as `unscored`.
+
+At the end it prints what speaks against the PRM's choices (`rewards/choosing/selector_warnings.py`); `results.json`
+keeps it as `warnings`.
+
+The digits world takes a few seconds (500 problems, N = 16).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from mpo.multimodal.files import write_atomic
+from recipes.config import BestOfNConfig
+from recipes.stage.folder import RESULTS, open_stage
+from recipes.stage.groups import problems_of, read_groups
+from rewards.choosing.evaluation import evaluate
+
+
+def best_of_n(config: BestOfNConfig) -> Path:
+    """Evaluate all selectors and write `results.json`; see the module's first lines for unscored rollouts.
+
+    Raises:
+        ConfigError: a k is below 1 or above the number of rollouts.
+        DataError: there are no groups, rollouts without verdicts, or no rewards at all.
+    """
+    stage = open_stage("best-of-n", config, inputs=[config.groups])
+    if stage.complete:
+        return stage.out
+    groups = read_groups(config.groups)
+    results = evaluate(groups, config.ks, where=str(config.groups))
+    write_atomic(stage.out / RESULTS, json.dumps(results) + "\n")
+    for warning in results["warnings"]:
+        print(f"warning: {config.groups}: {warning['message']}", file=sys.stderr)
+    total = sum(len(group.rollouts) for group in groups)
+    counts = {"in": total, "out": total, "rejected": {}, "unscored": results["unscored"]}
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))})

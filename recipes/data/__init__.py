@@ -1,0 +1,1 @@
+"""From problems to pairs: sample, verify, label steps, score, pair, convert."""

@@ -1,0 +1,205 @@
+"""Labelled steps between our groups, rows of VisualPRM400K and TRL's stepwise rows.
+
+A row that breaks its format, or whose picture cannot be decoded, is counted under the field that is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mpo.multimodal.errors import ConfigError, DataError, ImageError, StageError
+from mpo.multimodal.files import opened_atomically
+from mpo.multimodal.images import image_sha256, load_image, png_bytes
+from recipes.config import ConvertDataConfig
+from recipes.stage.groups import GROUPS, read_groups, write_groups, write_problems
+from recipes.stage.quarantine import Quarantine
+from rewards.interchange.json_rows import write_rows
+from rewards.interchange.stepwise_rows import (
+    STEPWISE,
+    Labelled,
+    read_stepwise_parquet,
+    to_stepwise_row,
+    write_stepwise_parquet,
+)
+from rewards.interchange.visualprm import VISUALPRM400K, read_visualprm400k, to_visualprm_row
+from rewards.types import Problem, Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from rewards.types import ImageLike
+
+T = TypeVar("T")
+Items = Iterator[tuple[str, Labelled | DataError]]  # where it stood, and the rollout or what is wrong with it
+
+
+def read_labelled_groups(config: ConvertDataConfig) -> Items:
+    """Every rollout of a finished stage; one without labels is an error."""
+    for group in read_groups(config.source):
+        for index, rollout in enumerate(group.rollouts):
+            where = f"{group.problem.id}:{index}"
+            yield where, (group.problem, rollout) if rollout.mc else DataError("labels: a rollout without step counts")
+
+
+def read_visualprm(config: ConvertDataConfig) -> Items:
+    """Rows of a JSON-lines file, or of one in a folder; their images lie below `image_root`, or beside the file."""
+    file = inside(config.source, VISUALPRM400K)
+    root = config.image_root or file.parent
+    if not root.is_dir():
+        raise StageError(f"image_root {root} is not a folder; expected the one that the paths start from")
+    return ((f"{file.name}:{number}", row) for number, row in read_visualprm400k(file, image_root=root))
+
+
+def read_stepwise(config: ConvertDataConfig) -> Items:
+    """Rows of a Parquet file, or of one in a folder."""
+    file = inside(config.source, STEPWISE)
+    return ((f"{file.name}:{number}", row) for number, row in read_stepwise_parquet(file))
+
+
+def write_labelled_groups(items: Iterable[tuple[str, Labelled]], out: Path, quarantine: Quarantine) -> int:
+    """`groups.jsonl`, `problems.jsonl` and `images/`, for `mpo train-prm`; rows of one problem are put together."""
+    pictures = Pictures(out / "images")
+    problems: dict[str, Problem] = {}
+    rollouts: dict[str, list[Rollout]] = {}
+    for where, (problem, rollout) in items:
+        try:
+            kept = replace(problem, images=tuple(pictures.kept(image) for image in problem.images))
+        except ImageError as error:
+            _reject(quarantine, where, ImageError(f"image: {error}"))
+            continue
+        if problems.setdefault(kept.id, kept) != kept:
+            message = f"problem_id: {kept.id!r} is the id of another question, answer or picture before"
+            _reject(quarantine, where, DataError(message))
+            continue
+        rollouts.setdefault(kept.id, []).append(rollout)
+    write_problems(out / "problems.jsonl", problems.values())
+    write_groups(out, (RolloutGroup(problems[id_], tuple(some)) for id_, some in rollouts.items()))
+    return sum(map(len, rollouts.values()))
+
+
+def write_visualprm(items: Iterable[tuple[str, Labelled]], out: Path, quarantine: Quarantine) -> int:
+    """`visualprm400k.jsonl` and `images/`, which hold PNG bytes that we decoded and encoded again."""
+    pictures = Pictures(out / "images", encode=True)
+
+    def convert(problem: Problem, rollout: Rollout) -> dict[str, Any]:
+        kept = replace(problem, images=tuple(pictures.kept(image) for image in problem.images))
+        return to_visualprm_row(kept, rollout, image_root=out)
+
+    return write_rows(out / VISUALPRM400K, _converted(items, convert, quarantine))
+
+
+def write_stepwise(items: Iterable[tuple[str, Labelled]], out: Path, quarantine: Quarantine) -> int:
+    """`stepwise.parquet`."""
+
+    def decode(problem: Problem, rollout: Rollout) -> Labelled:
+        kept = replace(problem, images=tuple(load_image(image) for image in problem.images))
+        to_stepwise_row(kept, rollout)  # raises here what would end the whole file
+        return kept, rollout
+
+    return write_stepwise_parquet(_converted(items, decode, quarantine), out / STEPWISE)
+
+
+class Pictures:
+    """Each picture is decoded once, so that a damaged one costs its own rows and no training run, and kept.
+
+    Args:
+        folder: where they are kept.
+        encode: as PNG, under the hash of their pixels. Without it, a file is kept as it is, by a hard link where the
+            file system has one: 400,000 JPEG files would grow fivefold.
+    """
+
+    def __init__(self, folder: Path, *, encode: bool = False) -> None:
+        self.folder, self.encode = folder, encode
+        self._known: dict[Path, Path | ImageError] = {}
+
+    def kept(self, image: ImageLike) -> Path:
+        """The picture's place in the folder.
+
+        Raises:
+            ImageError: it cannot be decoded.
+        """
+        if not isinstance(image, str | Path):
+            return self._encoded(image)
+        path = Path(image).resolve()
+        if path not in self._known:
+            try:
+                self._known[path] = self._encoded(path) if self.encode else self._as_it_is(path)
+            except ImageError as error:
+                self._known[path] = error
+        found = self._known[path]
+        if isinstance(found, ImageError):
+            raise found
+        return found
+
+    def _encoded(self, image: ImageLike) -> Path:
+        decoded = load_image(image)
+        place = self.folder / f"{image_sha256(decoded)[:32]}.png"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            with opened_atomically(place, "wb") as file:
+                file.write(png_bytes(decoded))
+        return place
+
+    def _as_it_is(self, path: Path) -> Path:
+        name = image_sha256(load_image(path))[:32]
+        place = self.folder / f"{name}{path.suffix}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        try:
+            os.link(path, place)
+        except OSError:
+            shutil.copyfile(path, place)
+        return place
+
+
+def usable_items(items: Items, quarantine: Quarantine) -> Iterator[tuple[str, Labelled]]:
+    """The rollouts; faults go into the quarantine."""
+    for where, item in items:
+        if isinstance(item, DataError):
+            _reject(quarantine, where, item)
+        else:
+            yield where, item
+
+
+def _converted(
+    items: Iterable[tuple[str, Labelled]], convert: Callable[[Problem, Rollout], T], quarantine: Quarantine
+) -> Iterator[T]:
+    """What the rollouts become; those that cannot be converted go into the quarantine."""
+    for where, (problem, rollout) in items:
+        try:
+            made = convert(problem, rollout)
+        except ImageError as error:
+            _reject(quarantine, where, ImageError(f"image: {error}"))
+        except DataError as error:
+            _reject(quarantine, where, DataError(f"steps: {error}"))
+        else:
+            yield made
+
+
+def inside(source: Path, name: str) -> Path:
+    """The file that a path means: itself, or the one of that name in a folder."""
+    file = source / name if source.is_dir() else source
+    if not file.is_file():
+        raise ConfigError(f"{file} is not a file; expected it, or a folder with {name}")
+    return file
+
+
+def _reject(quarantine: Quarantine, where: str, fault: DataError) -> None:
+    """Under the field that is wrong, with which each message begins."""
+    field, _, _ = str(fault).partition(":")
+    quarantine.add(where, field if len(field) <= 40 else "row", str(fault))
+
+
+READERS: dict[str, tuple[Callable[[ConvertDataConfig], Items], str]] = {
+    "groups": (read_labelled_groups, GROUPS),
+    "visualprm": (read_visualprm, VISUALPRM400K),
+    "stepwise": (read_stepwise, STEPWISE),
+}
+WRITERS: dict[str, tuple[Callable[[Iterable[tuple[str, Labelled]], Path, Quarantine], int], str]] = {
+    "groups": (write_labelled_groups, GROUPS),
+    "visualprm": (write_visualprm, VISUALPRM400K),
+    "stepwise": (write_stepwise, STEPWISE),
+}

@@ -1,0 +1,149 @@
+"""`mpo pairs`: verified and scored rollouts → TRL vision-preference rows, with the account of what was dropped."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.files import write_atomic
+from recipes.config import PairsConfig
+from recipes.data.dataset_card import write_card
+from recipes.stage.folder import PAIRS, Stage, open_stage
+from recipes.stage.groups import iter_groups, problems_of
+from rewards.interchange.mmpr import write_mmpr
+from rewards.interchange.trl_rows import write_trl_parquet
+from rewards.pairing.report import PairingReport
+from rewards.pairing.rules import RULES, Pairing, prm_margin, seen_by
+from rewards.prm.labelling.continuations import CONTINUATIONS, with_right_continuations
+from rewards.types import PreferencePair, RolloutGroup
+
+REPORT = "report.json"
+DROPOUT = "dropout_ntp"
+
+_log = logging.getLogger(__name__)
+
+
+def pairs(config: PairsConfig) -> Path:
+    """Write `pairs.parquet`, which `MPOTrainer` and TRL's `DPOTrainer` both read, `report.json` and a data set card.
+
+    With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give. Pairs
+    go to the file problem by problem; all of them are in memory only with `mmpr` or `dropout_ntp`.
+    """
+    _check(config)
+    stage = open_stage("pairs", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
+    if stage.complete:
+        return stage.out
+    compared = {name: Pairing(name, **_limits(config)) for name in RULES}
+    groups = seen_by(compared.values(), iter_groups(config.groups))
+    if config.rule == DROPOUT:
+        every, dropout = _dropout(list(groups), config)
+        found, report_of = iter(every), lambda: dropout
+    else:
+        pairing = _pairing(config)
+        found = (pair for group in _continued(groups, config) for pair in pairing.pairs_of(group))
+        report_of = pairing.report
+    found = _at_least_one(found, report_of, config)
+    if config.mmpr:
+        every = list(found)
+        found = iter(every)
+    write_trl_parquet(found, stage.out / PAIRS)
+    report = report_of()
+    for warning in report.warnings:
+        _log.warning("%s", warning)
+    table = {name: other.report() for name, other in compared.items()}
+    _describe(stage, report, {**table, config.rule: report} if config.rule in table else table)
+    if config.mmpr:
+        _export_mmpr(stage, every, report)
+    counts = {"in": report.problems_in, "out": report.problems_with_pairs, "rejected": dict(report.dropped)}
+    return stage.finish({**counts, "pairs": report.pairs, "problems": str(problems_of(config.groups))})
+
+
+def _at_least_one(
+    found: Iterator[PreferencePair], report_of: Callable[[], PairingReport], config: PairsConfig
+) -> Iterator[PreferencePair]:
+    """The same pairs; DataError at the end, before a file takes its name, where there is none."""
+    yield from found
+    report = report_of()
+    if not report.pairs and report.rejected_rollouts.get("no_visual_dependence"):
+        raise DataError(
+            f"min_visual_dependence={config.min_visual_dependence} needs scores without the picture, and "
+            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
+        )
+    if not report.pairs:
+        raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
+
+
+def _check(config: PairsConfig) -> None:
+    if config.rule not in (*RULES, DROPOUT):
+        raise ConfigError(f"unknown pairing rule {config.rule!r}: expected one of {', '.join([*RULES, DROPOUT])}")
+    if (config.rule == DROPOUT) != (config.policy is not None):
+        raise ConfigError(
+            f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
+            "the other rules take none"
+        )
+    if config.rule == DROPOUT and config.min_visual_dependence is not None:
+        raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
+
+
+def _pairing(config: PairsConfig) -> Pairing:
+    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else config.rule
+    return Pairing(rule, **_limits(config))
+
+
+def _limits(config: PairsConfig) -> dict[str, Any]:
+    names = ("max_pairs", "format_negatives", "max_length_ratio", "min_visual_dependence")
+    return {name: getattr(config, name) for name in names}
+
+
+def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[RolloutGroup]:
+    """For `step_prefix`, with the continuations that `mpo label-steps --keep_continuations` left in the folder."""
+    kept = config.groups / CONTINUATIONS
+    return with_right_continuations(groups, kept) if config.rule == "step_prefix" and kept.is_file() else groups
+
+
+def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
+    """Continue half responses without their images; the policy loads only here."""
+    from mpo.multimodal.loading import load_for_inference, load_processor
+    from rewards.pairing.dropout_ntp import dropout_ntp
+    from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
+
+    assert config.policy is not None  # checked before the stage opened
+    processor = load_processor(config.policy)
+    tokenizer = processor.tokenizer
+    generator = TransformersGenerator(
+        load_for_inference(config.policy),
+        processor,
+        SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
+        batch_rows=config.batch_rows,
+        describe="continue without images",
+    )
+    return dropout_ntp(
+        groups,
+        generator=generator,
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        max_pairs=config.max_pairs,
+        max_length_ratio=config.max_length_ratio,
+        seed=config.seed,
+    )
+
+
+def _describe(stage: Stage, report: PairingReport, table: dict[str, PairingReport]) -> None:
+    """The report with what every rule would give, and the card."""
+    rows = {name: {"pairs": r.pairs, "problems_with_pairs": r.problems_with_pairs} for name, r in table.items()}
+    write_atomic(stage.out / REPORT, json.dumps({**asdict(report), "yields": rows}, indent=2) + "\n")
+    provenance = {**stage.fingerprint, "stage": stage.name}
+    write_card(stage.out, pairs=report.pairs, data_file=PAIRS, fingerprint=provenance, report=report, yields=table)
+
+
+def _export_mmpr(stage: Stage, found: list[PreferencePair], report: PairingReport) -> None:
+    folder = stage.out / "mmpr"
+    written, rejected = write_mmpr(found, folder)
+    provenance = {**stage.fingerprint, "stage": stage.name}
+    write_card(folder, pairs=written, data_file="meta.json", fingerprint=provenance, report=report, rejected=rejected)

@@ -1,0 +1,142 @@
+"""`mpo sample`: N completions a problem, each with why it ended.
+
+Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed goes
+on with the same command and draws only what is missing; a larger `num_samples` adds to what is there. `groups.jsonl`,
+which the later stages read, is written from the store at the end, in the order of the problems and of the sample
+indexes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from tqdm.auto import tqdm
+
+from mpo.multimodal.errors import DataError
+from recipes.config import SampleConfig
+from recipes.stage.engine import engine
+from recipes.stage.folder import MANIFEST, Stage, open_stage
+from recipes.stage.groups import read_problems, write_groups
+from recipes.stage.policies import checked_params, generator_of
+from recipes.stage.quarantine import Quarantine, readable
+from rewards.interchange.sample_rows import write_sample_parquet
+from rewards.kept.keys import digest, problem_key, unit_key
+from rewards.kept.store import OnChange, SampleStore, StoredSample
+from rewards.sampling.generator import Generator, SamplingParams
+from rewards.sampling.pooled import PooledGenerator, drawn
+from rewards.scoring.other_images import swapped
+from rewards.types import Problem, Rollout, RolloutGroup
+
+STORE = "samples.sqlite"
+PARQUET = "samples.parquet"
+
+
+def sample(config: SampleConfig) -> Path:
+    """Draw what the store lacks, and write `groups.jsonl`.
+
+    Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose picture cannot be decoded and
+    one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
+    """
+    params = checked_params(config)
+    inputs = [path for path in (config.policy, config.problems) if path is not None]
+    stage = open_stage("sample", config, inputs=inputs, grows=("num_samples",), refuse=config.on_change == "refuse")
+    parquet = stage.out / PARQUET
+    if stage.complete and (parquet.exists() or not config.parquet):
+        return stage.out
+    quarantine = Quarantine()
+    every = read_problems(config.problems, on_bad=quarantine.add).values()
+    problems, image_digests = readable(every, quarantine)
+    asked = swapped(problems) if config.swap_images else problems
+    with SampleStore(
+        stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
+    ) as store:
+        (stage.out / MANIFEST).unlink(missing_ok=True)
+        keys = [
+            [
+                unit_key(store.segment, problem_key(problem, [image_digests[image] for image in problem.images]), index)
+                for index in range(config.num_samples)
+            ]
+            for problem in asked
+        ]
+        refused = _draw_missing(store, asked, keys, config, params)
+        for id, reason in refused.items():
+            quarantine.add(id, "refused by the server" if config.base_url else "refused by the processor", reason)
+        quarantine.write(stage.out)
+        kept = [(problem, row) for problem, row in zip(problems, keys, strict=True) if problem.id not in refused]
+        if not kept:
+            details = "; ".join(row["detail"] for row in quarantine.rows[:3])
+            raise DataError(f"no problem of {config.problems} could be sampled: {quarantine.counts()}: {details}")
+        write_groups(stage.out, _groups(store, kept))
+        if config.parquet or parquet.exists():
+            write_sample_parquet(_groups(store, kept), parquet)
+        out, rejected = config.num_samples * len(kept), quarantine.counts(times=config.num_samples)
+        counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
+        return stage.finish({**counts, "problems": str(config.problems)})
+
+
+def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
+    """All that a sample depends on besides its problem: settings, inputs by content, the prompt template."""
+    fingerprint = {key: value for key, value in stage.by_content().items() if key != "num_samples"}
+    if config.policy is not None:
+        from mpo.multimodal.loading import load_processor
+
+        fingerprint["template"] = digest(load_processor(config.policy).chat_template)[:16]
+    return fingerprint
+
+
+@contextmanager
+def _drawing(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Iterator[Generator]:
+    """The generator of this process, which tells of each call at once; or one whose calls several workers make."""
+    if config.engine == "local":
+        yield generator_of(config, params, rows_a_problem)
+    else:
+        with engine(config, partial(_drawer, config, params, rows_a_problem)) as run:
+            yield PooledGenerator(run, problems_a_task=max(1, config.batch_rows // rows_a_problem))
+
+
+@contextmanager
+def _drawer(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Iterator[Callable[[Any], Any]]:
+    """What makes one call: the policy, loaded."""
+    yield partial(drawn, generator_of(config, params, rows_a_problem))
+
+
+def _draw_missing(
+    store: SampleStore,
+    asked: Sequence[Problem],
+    keys: Sequence[Sequence[str]],
+    config: SampleConfig,
+    params: SamplingParams,
+) -> dict[str, str]:
+    """Draw the units that are not in the store, keep them as they come; id → reason of each problem refused."""
+    stored = store.keys()
+    done = {(place, index) for place, row in enumerate(keys) for index, key in enumerate(row) if key in stored}
+    total = len(asked) * config.num_samples
+    refused: dict[int, str] = {}
+    if len(done) == total:
+        return {}
+    # As many rows a problem as when this segment began, so that going on cuts the same calls.
+    rows_a_problem = store.note("rows_a_problem", config.num_samples)
+    with (
+        _drawing(config, params, rows_a_problem) as generator,
+        tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar,
+    ):
+        for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
+            store.add(
+                StoredSample(keys[s.problem][s.index], asked[s.problem].id, s.index, s.seed, s.completion)
+                for s in samples
+                if s.completion is not None
+            )
+            refused |= {s.problem: s.reason for s in samples if s.completion is None}
+            bar.update(len(samples))
+    return {asked[place].id: reason for place, reason in refused.items()}
+
+
+def _groups(store: SampleStore, kept: Iterable[tuple[Problem, Sequence[str]]]) -> Iterator[RolloutGroup]:
+    """The samples of each problem, read from the store when their turn comes."""
+    for problem, row in kept:
+        found = store.completions(row)
+        yield RolloutGroup(problem, tuple(Rollout(found[key]) for key in row))

@@ -1,0 +1,92 @@
+"""`mpo score`: step scores and one reward a rollout; with `--visual_dependence`, the same without the picture."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.loading import load_processor
+from recipes.config import ScoreConfig
+from recipes.stage.engine import engine
+from recipes.stage.folder import open_stage
+from recipes.stage.groups import problems_of, read_groups, write_groups
+from recipes.stage.kept_calls import open_calls
+from recipes.stage.prms import prm_of
+from rewards.prm.formats import format_files
+from rewards.scoring.aggregation import AGGREGATIONS
+from rewards.scoring.groups import StoredScorer, json_scores, score_groups, score_unseen
+from rewards.types import RolloutGroup
+
+_log = logging.getLogger(__name__)
+
+
+def score(config: ScoreConfig) -> Path:
+    """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted.
+
+    With `visual_dependence` the same again with blank and with other problems' pictures, into the same groups.
+    Each batch's scores are in `calls.sqlite` as soon as they are there: after a kill the same command goes on.
+    """
+    stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
+    if stage.complete:
+        return stage.out
+    if config.aggregation not in AGGREGATIONS:
+        raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
+    if config.engine != "local" and config.base_url:
+        raise ConfigError("engine ray is for a PRM of this process; to a server, raise concurrency instead")
+    groups = read_groups(config.groups)
+    with (
+        open_calls(stage, processor=load_processor(config.prm), groups=groups) as calls,
+        engine(config, partial(_scorer, config)) as run,
+    ):
+        stored = StoredScorer(run, calls.each, rows_a_call=config.batch_rows)
+        scored, unscored, lacking = _scored(groups, stored, config)
+    total = sum(len(group.rollouts) for group in groups)
+    counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(unscored)}
+    if config.visual_dependence:
+        counts["without_other_picture"] = dict(lacking)
+    write_groups(stage.out, scored)
+    if bounded := _bounded(scored):
+        counts["bounded"] = bounded
+        _log.warning("%d of %d responses have scores that are only bounds; --read token_ids sees all", bounded, total)
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+
+
+@contextmanager
+def _scorer(config: ScoreConfig) -> Iterator[Callable[[Any], Any]]:
+    """What makes one call: the PRM, loaded."""
+    prm = prm_of(
+        config.prm,
+        prm_format=config.prm_format,
+        batch_rows=config.batch_rows,
+        base_url=config.base_url,
+        model=config.model,
+        read=config.read,
+        concurrency=config.concurrency,
+    )
+    yield partial(json_scores, prm)
+
+
+def _scored(
+    groups: list[RolloutGroup], prm: StoredScorer, config: ScoreConfig
+) -> tuple[list[RolloutGroup], Counter[str], Counter[str]]:
+    """The scored groups; why some responses have no score, and why some have none without their picture."""
+    scored, unscored = score_groups(groups, prm, how=config.aggregation, describe="score")
+    lacking: Counter[str] = Counter()
+    for picture in ("blank", "swapped") if config.visual_dependence else ():
+        describe = f"score, {picture} picture"
+        stored = prm.about(picture)
+        scored, reasons = score_unseen(scored, stored, picture=picture, how=config.aggregation, describe=describe)
+        lacking |= reasons  # a response without a picture lacks both
+    return scored, unscored, lacking
+
+
+def _bounded(groups: list[RolloutGroup]) -> int:
+    """Responses with a step whose score lies in an interval."""
+    scores = [rollout.step_scores for group in groups for rollout in group.rollouts]
+    return sum(found is not None and found.bounds is not None for found in scores)

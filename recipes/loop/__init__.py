@@ -1,0 +1,1 @@
+"""The loop: stages in order, one settings file, several rounds."""

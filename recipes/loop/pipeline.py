@@ -1,0 +1,145 @@
+"""`mpo pipeline` and `mpo evidence`: the loop as one paragraph of stages.
+
+The policy's own samples are verified and continued step by step, the counts train a process reward model, that
+model picks chosen and rejected answers, MPO trains the policy on them, and the same model picks the best of N.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpo.multimodal.errors import ConfigError, StageError
+from recipes.config import EvidenceArguments, PipelineArguments
+from recipes.loop.chains import paired, scored
+from recipes.loop.settings import Settings
+
+if TYPE_CHECKING:
+    from recipes.loop.start import Start
+
+BASELINE_SAMPLES = 4  # a problem, for arms of which only pass@1 is shown
+# arm: (w_p, w_q, w_g), trained on the same pairs with the same steps
+ARMS: dict[str, tuple[float, float, float]] = {
+    "mpo": (0.8, 0.2, 1.0),
+    "dpo": (1.0, 0.0, 0.0),
+    "rft": (0.0, 0.0, 1.0),
+    "dpo_lm": (1.0, 0.0, 1.0),
+}
+
+
+def pipeline(arguments: PipelineArguments) -> Path:
+    """Run every stage that is not yet complete, then summarise and write the page."""
+    settings = Settings(arguments.settings)
+    if unknown := sorted(set(arguments.arms) - set(ARMS)):
+        raise ConfigError(f"unknown arm {unknown[0]!r}: expected some of {', '.join(ARMS)}")
+    loop(settings, arguments.run_dir, arguments.seed, arguments.arms)
+    return _publish([arguments.run_dir], arguments.run_dir)
+
+
+def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
+    """One seed, from the first policy to Best-of-N on held-out problems."""
+    from recipes.loop.start import start_of
+    from recipes.training.train_mpo import train_mpo
+
+    start = start_of(settings, run, seed)
+    policy, prm = start.policy, start.prm or _trained_prm(settings, start, run, seed)
+    made = paired(settings, run / "preference", run / "pairs", policy, start.preference, prm, seed)
+
+    trained = {"policy": policy}
+    for arm in arms:
+        preference_weight, quality_weight, generation_weight = ARMS[arm]
+        weights = {
+            "preference_weight": preference_weight,
+            "quality_weight": quality_weight,
+            "generation_weight": generation_weight,
+        }
+        trained[arm] = train_mpo(
+            settings.build("train_mpo", policy=policy, pairs=made, out=run / arm, seed=seed, **weights)
+        )
+    for arm, model in trained.items():
+        answer(settings, run / "test" / arm, model, start.test, prm, seed, rerank=arm in ("policy", "mpo"))
+
+
+def _trained_prm(settings: Settings, start: Start, run: Path, seed: int) -> Path:
+    """A PRM from Monte-Carlo labels of the policy's own samples."""
+    from recipes.data.label_steps import label
+    from recipes.data.sample import sample
+    from recipes.data.verify import verify
+    from recipes.training.train_prm import train_prm
+
+    drawn = sample(
+        settings.build(
+            "prm_sample", policy=start.policy, problems=start.prm_problems, out=run / "prm_samples", seed=seed
+        )
+    )
+    verified = verify(settings.build("verify", groups=drawn, out=run / "prm_verified"))
+    labelled = label(
+        settings.build("label_steps", groups=verified, policy=start.policy, out=run / "prm_labelled", seed=seed)
+    )
+    return train_prm(settings.build("train_prm", groups=labelled, model=start.prm_model, out=run / "prm", seed=seed))
+
+
+def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path, seed: int, *, rerank: bool) -> None:
+    """Greedy, sampled and blind answers of one policy; with `rerank`, the PRM's choice among the samples."""
+    from recipes.answering.best_of_n import best_of_n
+    from recipes.data.sample import sample
+    from recipes.data.verify import verify
+
+    greedy = settings.build("test_sample", policy=model, problems=problems, out=out / "greedy_samples", seed=seed)
+    greedy = replace(greedy, temperature=0.0, num_samples=1)
+    swapped = replace(greedy, out=out / "swapped_samples", swap_images=True)
+    verify(settings.build("verify", groups=sample(greedy), out=out / "greedy"))
+    verify(settings.build("verify", groups=sample(swapped), out=out / "swapped"))
+    drawn = settings.build("test_sample", policy=model, problems=problems, out=out / "samples", seed=seed)
+    if rerank:
+        groups = scored(settings, out, drawn, prm, visual_dependence=True)
+        best_of_n(settings.build("best_of_n", groups=groups, out=out / "best_of_n"))
+    else:
+        drawn = replace(drawn, num_samples=min(drawn.num_samples, BASELINE_SAMPLES))
+        verify(settings.build("verify", groups=sample(drawn), out=out / "verified"))
+
+
+def evidence(arguments: EvidenceArguments) -> Path:
+    """Every arm, every seed, one table; seeds run in their own processes, `jobs` at a time."""
+    Settings(arguments.settings)
+    if arguments.jobs < 1 or len(set(arguments.seeds)) < len(arguments.seeds):
+        raise ConfigError(f"expected jobs >= 1 and different seeds, got {arguments.jobs} and {arguments.seeds}")
+    runs = [arguments.run_dir / f"seed{seed}" for seed in arguments.seeds]
+    commands = [_command(arguments.settings, run, seed) for seed, run in zip(arguments.seeds, runs, strict=True)]
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        codes = list(pool.map(lambda command: _run_alone(command, threads), commands))
+    if any(codes):
+        failed = [str(run) for run, code in zip(runs, codes, strict=True) if code]
+        raise StageError(f"these runs failed, see above; run the same command again to go on: {', '.join(failed)}")
+    return _publish(runs, arguments.run_dir)
+
+
+def _publish(runs: list[Path], folder: Path) -> Path:
+    """`summary.json`, the page, and the tables in the terminal."""
+    from recipes.report.page import report
+    from recipes.report.summary import write_summary
+    from recipes.report.tables import print_summary
+
+    summary = write_summary(runs, folder / "summary.json")
+    page = report(folder)
+    print_summary(json.loads(summary.read_text()))
+    print(f"report: {page}")
+    return page
+
+
+def _command(settings: Path, run: Path, seed: int) -> list[str]:
+    flags = {"--settings": settings, "--run_dir": run, "--seed": seed}
+    words = [str(word) for pair in flags.items() for word in pair]
+    return [sys.executable, "-m", "recipes.cli", "pipeline", *words, "--arms", *ARMS]
+
+
+def _run_alone(command: list[str], threads: int) -> int:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return subprocess.run(command, env=environment, check=False).returncode

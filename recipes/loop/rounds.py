@@ -1,0 +1,120 @@
+"""`mpo rounds`: sample → verify → score → pairs → MPO, and again from the policy that came out.
+
+Each round trains on pairs of its own policy's samples, with that policy as the reference. After each comes the guard:
+samples of held-out problems, judged by the verifier (gold) and by the PRM. If the accuracy falls while the PRM's mean
+rises, the round is not kept and no other follows (`rewards/choosing/round_guard.py`). Every stage is a folder below
+`out`, so a killed run goes on where it was. A round of the digits world takes about 4 minutes on 2 CPU cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.files import write_atomic
+from recipes.config import RoundsConfig
+from recipes.loop.chains import paired, scored
+from recipes.loop.held_out import check_held_out
+from recipes.loop.settings import Settings
+from recipes.stage.folder import manifest_of, open_stage
+from recipes.stage.groups import read_groups
+from recipes.stage.numbers import percent, rich_table, short, signed
+from recipes.training.train_mpo import train_mpo
+from rewards.choosing.round_guard import RoundChange, RoundMeasure, compare_rounds, measure_round
+
+RESULTS = "rounds.json"
+
+
+def rounds(config: RoundsConfig) -> Path:
+    """Run up to `config.rounds` rounds; `rounds.json` has every round's numbers and names the policy that is kept.
+
+    Raises:
+        ConfigError: fewer than one round, settings that the loop sets itself, or a guard that is trained on.
+    """
+    if config.rounds < 1:
+        raise ConfigError(f"expected --rounds >= 1, got {config.rounds}")
+    settings = Settings(config.settings)
+    check_held_out(config.guard, config.problems, names=("--guard", "--problems"))
+    inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]
+    stage = open_stage("rounds", config, inputs=inputs, grows=("rounds",))
+    if stage.complete:
+        return stage.out
+    kept, measured = config.policy, _measure(settings, config, config.policy, stage.out / "round0")
+    rows = [_row(0, measured, None, 0, config.policy, stage.out)]
+    stopped = False
+    for number in range(1, config.rounds + 1):
+        folder = stage.out / f"round{number}"
+        policy = _train(settings, config, kept, folder, number)
+        now = _measure(settings, config, policy, folder)
+        change = compare_rounds(measured, now)
+        rows.append(_row(number, now, change, manifest_of(folder / "pairs")["counts"]["pairs"], policy, stage.out))
+        if stopped := change.over_optimised:
+            print(f"rounds: stopped at round {number}: {_why(change)}", file=sys.stderr)
+            break
+        kept, measured = policy, now
+    result = {"rounds": rows, "stopped": stopped, "policy": os.path.relpath(kept, stage.out)}
+    write_atomic(stage.out / RESULTS, json.dumps(result, indent=2) + "\n")
+    _show(rows)
+    print(f"policy that is kept: {kept}")
+    return stage.finish({"rounds": len(rows) - 1, "stopped": stopped})
+
+
+def _train(settings: Settings, config: RoundsConfig, policy: Path, folder: Path, number: int) -> Path:
+    """One turn of the loop, with samples of its own: their seed is the run's plus the round's number."""
+    seed = config.seed + number
+    made = paired(settings, folder, folder / "pairs", policy, config.problems, config.prm, seed)
+    return train_mpo(settings.build("train_mpo", policy=policy, pairs=made, out=folder / "policy", seed=seed))
+
+
+def _measure(settings: Settings, config: RoundsConfig, policy: Path, folder: Path) -> RoundMeasure:
+    """The guard: the same problems and the same seed at every round."""
+    guard = folder / "guard"
+    given = {"policy": policy, "problems": config.guard, "out": guard / "samples", "seed": config.seed}
+    drawing = settings.build("test_sample", **given)
+    return measure_round(read_groups(scored(settings, guard, drawing, config.prm, visual_dependence=False)))
+
+
+def _row(
+    number: int, measured: RoundMeasure, change: RoundChange | None, made: int, policy: Path, out: Path
+) -> dict[str, Any]:
+    gold, reward = measured.estimates()
+    return {
+        "round": number,
+        "policy": os.path.relpath(policy, out),
+        "pairs": made,
+        "gold": asdict(gold),
+        "reward": asdict(reward),
+        "change": asdict(change) if change else None,
+    }
+
+
+def _why(change: RoundChange) -> str:
+    noise = "beyond" if change.beyond_noise else "within"
+    gold, reward = signed(asdict(change.gold)), signed(asdict(change.reward))
+    return (
+        f"the accuracy on the guard's problems fell ({gold} points) while the PRM's mean rose ({reward}), {noise} the "
+        "intervals' noise. The policy of the round before is kept; a PRM trained on this round's samples may go further"
+    )
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    header = ["round", "pairs", "gold", "change", "PRM", "change "]
+    cells = [
+        [
+            str(row["round"]),
+            str(row["pairs"] or "–"),
+            short(row["gold"]),
+            signed(row["change"]["gold"]) if row["change"] else "–",
+            percent(row["reward"]["mean"]),
+            signed(row["change"]["reward"]) if row["change"] else "–",
+        ]
+        for row in rows
+    ]
+    Console().print(rich_table("Rounds, per cent on the guard's problems", header, cells))

@@ -1,0 +1,83 @@
+"""Where a run of `mpo pipeline` starts: in an embedded world, after its warm start, or at the user's model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpo.multimodal.errors import ConfigError
+from recipes.loop.held_out import check_held_out
+
+if TYPE_CHECKING:
+    from recipes.loop.settings import Settings
+
+WORLD_ONLY = ("warm_start", "deepen")
+PRM_TRAINING = ("prm_sample", "label_steps", "train_prm")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the loop needs before its first sample.
+
+    Attributes:
+        policy: the model that is sampled, trained and held against itself.
+        preference, test: problems whose samples become pairs; held-out problems.
+        prm: a ready PRM; None if the loop trains one, on samples of `prm_problems`, from `prm_model`.
+        prm_problems, prm_model: None with a ready PRM.
+    """
+
+    policy: Path
+    preference: Path
+    test: Path
+    prm: Path | None = None
+    prm_problems: Path | None = None
+    prm_model: Path | None = None
+
+
+def start_of(settings: Settings, run: Path, seed: int) -> Start:
+    """The start that the settings name; a world is composed, and its policy warmed up."""
+    return own_start(settings) if settings.world == "own" else _world_start(settings, run, seed)
+
+
+def own_start(settings: Settings) -> Start:
+    """The user's files as they stand in the section `own`.
+
+    Raises:
+        ConfigError: neither or both of `prm` and `prm_problems`, a section that would not be used, or test problems
+            that stand in another file.
+        StageError: a file that is not there.
+    """
+    own = settings.build("own")
+    if (own.prm is None) == (own.prm_problems is None):
+        raise ConfigError(
+            f"{settings.path}: own: expected one of prm (a ready PRM) and prm_problems (to train one on), got "
+            f"{own.prm} and {own.prm_problems}"
+        )
+    if own.prm is not None and own.prm_model is not None:
+        raise ConfigError(f"{settings.path}: own.prm_model is what a PRM starts from; with own.prm none is trained")
+    unused = [*WORLD_ONLY, *(PRM_TRAINING if own.prm else ())]
+    if idle := [name for name in unused if settings.sections[name]]:
+        raise ConfigError(f"{settings.path}: section {idle[0]!r} has no part in a run from these `own` data; remove it")
+    for name in ("preference_problems", "prm_problems"):
+        if others := getattr(own, name):
+            check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"))
+    model = None if own.prm else own.prm_model or own.policy
+    return Start(own.policy, own.preference_problems, own.test_problems, own.prm, own.prm_problems, model)
+
+
+def _world_start(settings: Settings, run: Path, seed: int) -> Start:
+    from recipes.training.warm_start import warm_start
+    from recipes.worlds import easy_vqa
+    from recipes.worlds.digits import compose as digits
+    from recipes.worlds.digits.deepen import deepen_policy
+
+    composers: dict[str, Callable[[Any], Path]] = {"world": digits.compose, "easy_vqa": easy_vqa.compose}
+    world = composers[settings.world](settings.build(settings.world, out=run / "world", seed=seed))
+    policy = warm_start(
+        settings.build("warm_start", policy=world / "policy", demonstrations=world, out=run / "policy", seed=seed)
+    )
+    checker = deepen_policy(settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed))
+    problems = {"prm_problems": world / "prm.jsonl", "test": world / "test.jsonl"}
+    return Start(policy, world / "preference.jsonl", **problems, prm_model=checker)

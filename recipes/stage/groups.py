@@ -1,0 +1,272 @@
+"""Problems and rollout groups as JSON lines: what one stage writes and the next reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mpo.multimodal.errors import DataError, StageError
+from mpo.multimodal.images import resolve_inside
+from recipes.stage.folder import manifest_of
+from rewards.interchange.json_rows import write_rows
+from rewards.types import (
+    Completion,
+    FinishReason,
+    MonteCarloCount,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    StepScores,
+    Unseen,
+    Verdict,
+)
+
+GROUPS = "groups.jsonl"
+MAX_LINE_BYTES = 10 << 20  # of a problem
+
+OnBad = Callable[[str, str, str], None]  # (file:line, kind of fault, detail)
+
+
+class _ProblemRow(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+    id: str
+    question: str
+    images: list[str] = []
+    answer: str | None = None
+    meta: dict[str, Any] = {}
+
+
+class _UnseenRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    step_scores: list[float]
+    reward: float
+
+
+class _RolloutRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    text: str
+    finish_reason: FinishReason
+    num_tokens: int
+    token_logprobs: list[float] | None = None
+    verdict: Verdict | None = None
+    step_scores: list[float] | None = None
+    step_score_bounds: list[tuple[float, float]] | None = None  # of scores that a server told in part
+    reward: float | None = None
+    mc: list[tuple[int, int]] | None = None
+    label_source: str | None = None  # absent in files that were written before there was more than one budget
+    blank: _UnseenRow | None = None
+    swapped: _UnseenRow | None = None
+
+
+class _GroupRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    problem_id: str
+    rollouts: list[_RolloutRow]
+
+
+def read_problems(path: str | Path, *, on_bad: OnBad | None = None) -> dict[str, Problem]:
+    """Problems by id, in file order.
+
+    A line is `{"id", "question", "images": [paths inside the file's folder], "answer", "meta"}`; `image` (one path)
+    is accepted for `images`.
+
+    Args:
+        path: the file.
+        on_bad: called with (file:line, kind of fault, detail) for a bad line, and the rest goes on; without it the
+            first bad line raises.
+
+    Raises:
+        StageError: no such file.
+        DataError: a line that is not such an object, is over `MAX_LINE_BYTES`, holds what UTF-8 or JSON cannot, uses
+            an id again, or names an image outside the folder; the message names the line.
+    """
+    path = Path(path)
+    problems: dict[str, Problem] = {}
+    for number, line in _lines(path):
+        try:
+            problem = _problem(line, path, number)
+            if problem.id in problems:
+                raise DataError(f"{path}:{number}: id {problem.id!r} occurs twice; ids must be unique")
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(f"{path.name}:{number}", "bad row", str(error))
+        else:
+            problems[problem.id] = problem
+    return problems
+
+
+def _problem(line: bytes, path: Path, number: int) -> Problem:
+    with _naming(path, number):
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"a line of {len(line)} bytes; expected at most {MAX_LINE_BYTES}")
+    row = _parsed(line, path, number, parse_constant=_refuse_constant)
+    if isinstance(row, dict) and "image" in row and "images" not in row:
+        row["images"] = row["image"] if isinstance(row["image"], list) else [row["image"]]
+    found = _validate(_ProblemRow, row, path, number)
+    with _naming(path, number):
+        images = tuple(resolve_inside(image, path.parent) for image in found.images)
+    return Problem(found.id, found.question, images, found.answer, found.meta)
+
+
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    """Write problems whose images are paths inside the file's folder.
+
+    Raises:
+        DataError: an image is no path, or lies outside the folder.
+    """
+    rows = []
+    root = path.parent.resolve()
+    for problem in problems:
+        for image in problem.images:
+            if not isinstance(image, str | Path) or not Path(image).resolve().is_relative_to(root):
+                raise DataError(f"problem {problem.id!r}: image {image!r} is not a file inside {root}; save it there")
+        images = [str(Path(str(image)).resolve().relative_to(root)) for image in problem.images]
+        rows.append(
+            {
+                "id": problem.id,
+                "question": problem.question,
+                "images": images,
+                "answer": problem.answer,
+                "meta": dict(problem.meta),
+            }
+        )
+    write_rows(path, rows)
+
+
+def read_groups(folder: str | Path) -> list[RolloutGroup]:
+    """All groups that a stage wrote, in memory; raises what `iter_groups` raises."""
+    return list(iter_groups(folder))
+
+
+def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
+    """The groups that a stage wrote, one at a time, with the problems that its manifest names (all in memory).
+
+    Raises:
+        StageError: the stage has not finished.
+        DataError: a damaged line or an unknown problem.
+    """
+    folder = Path(folder)
+    problems = read_problems(problems_of(folder), on_bad=lambda *_: None)  # `mpo sample` has reported them
+    seen: set[str] = set()
+    for number, line in _lines(folder / GROUPS):
+        group = _validate(_GroupRow, _parsed(line, folder / GROUPS, number), folder / GROUPS, number)
+        if group.problem_id not in problems:
+            raise DataError(f"{folder / GROUPS}:{number}: no problem {group.problem_id!r} in {problems_of(folder)}")
+        with _naming(folder / GROUPS, number):
+            rollouts = tuple(_rollout(rollout) for rollout in group.rollouts)
+        if group.problem_id in seen:
+            raise DataError(f"{folder / GROUPS}:{number}: problem {group.problem_id!r} occurs twice")
+        seen.add(group.problem_id)
+        yield RolloutGroup(problems[group.problem_id], rollouts)
+
+
+def problems_of(folder: str | Path) -> Path:
+    """The problems file behind a groups folder."""
+    counts = manifest_of(folder)["counts"]
+    if "problems" not in counts:
+        raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
+    return Path(os.path.normpath(Path(folder) / counts["problems"]))
+
+
+def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
+    """Write groups, one in memory at a time; problems are named by id only."""
+    rows = ({"problem_id": group.problem.id, "rollouts": [_row(r) for r in group.rollouts]} for group in groups)
+    write_rows(folder / GROUPS, rows)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    if not path.is_file():
+        raise StageError(f"{path} is not a file; expected one JSON object a line")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line
+
+
+def _parsed(line: bytes, path: Path, number: int, **options: Any) -> Any:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), **options)
+        json.dumps(row, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{number}: not JSON ({' '.join(str(error).split())[:200]})") from error
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+@contextmanager
+def _naming(path: Path, number: int) -> Iterator[None]:
+    """Put file and line in front of what is wrong with a value."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(f"{path}:{number}: {error}") from error
+
+
+def _validate(model: Any, row: Any, path: Path, number: int) -> Any:
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the line"
+        raise DataError(f"{path}:{number}: {where}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+
+
+def _rollout(row: _RolloutRow) -> Rollout:
+    return Rollout(
+        Completion(
+            row.text,
+            row.finish_reason,
+            row.num_tokens,
+            None if row.token_logprobs is None else tuple(row.token_logprobs),
+        ),
+        row.verdict,
+        _step_scores(row),
+        row.reward,
+        tuple(MonteCarloCount(*count) for count in row.mc) if row.mc is not None else None,
+        row.label_source,
+        _unseen(row.blank),
+        _unseen(row.swapped),
+    )
+
+
+def _unseen(row: _UnseenRow | None) -> Unseen | None:
+    return Unseen(StepScores(tuple(row.step_scores)), row.reward) if row is not None else None
+
+
+def _step_scores(row: _RolloutRow) -> StepScores | None:
+    if row.step_scores is None:
+        return None
+    return StepScores(tuple(row.step_scores), tuple(row.step_score_bounds) if row.step_score_bounds else None)
+
+
+def _row(rollout: Rollout) -> Mapping[str, Any]:
+    completion = rollout.completion
+    row = {
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "num_tokens": completion.num_tokens,
+        "token_logprobs": completion.token_logprobs,
+        "verdict": rollout.verdict,
+        "step_scores": list(rollout.step_scores.values) if rollout.step_scores else None,
+        "step_score_bounds": rollout.step_scores.bounds if rollout.step_scores else None,
+        "reward": rollout.reward,
+        "mc": [(count.correct, count.total) for count in rollout.mc] if rollout.mc else None,
+        "label_source": rollout.label_source,
+        "blank": _unseen_row(rollout.blank),
+        "swapped": _unseen_row(rollout.swapped),
+    }
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _unseen_row(unseen: Unseen | None) -> Mapping[str, Any] | None:
+    return {"step_scores": list(unseen.step_scores.values), "reward": unseen.reward} if unseen else None

@@ -1,0 +1,52 @@
+"""Which policy answers: a model in this process, or one or several servers."""
+
+from __future__ import annotations
+
+from mpo.multimodal.errors import ConfigError
+from recipes.config import SampleConfig
+from rewards.sampling.generator import Generator, SamplingParams, check_number
+
+
+def checked_params(config: SampleConfig) -> SamplingParams:
+    """The sampling settings; ConfigError for what cannot work, before anything is read."""
+    if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
+        raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
+    if config.engine != "local" and config.base_url:
+        raise ConfigError("engine ray is for a policy of this process; to a server, raise concurrency instead")
+    if config.on_change not in ("refuse", "segment"):
+        raise ConfigError(f"on_change must be refuse or segment, got {config.on_change!r}")
+    if config.batch_rows < 1 or config.concurrency < 1:
+        raise ConfigError(f"expected batch_rows and concurrency >= 1, got {config.batch_rows}, {config.concurrency}")
+    params = SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
+    check_number(config.num_samples, params)
+    return params
+
+
+def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Generator:
+    """The policy in this process, or the client of its server."""
+    if config.base_url and config.model is not None:
+        try:
+            from rewards.sampling.openai_generator import OpenAIGenerator
+        except ImportError as error:
+            raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
+
+        return OpenAIGenerator(
+            config.base_url,
+            config.model,
+            params,
+            concurrency=config.concurrency,
+            samples_a_request=config.samples_a_request,
+            logprobs=config.logprobs,
+        )
+    from mpo.multimodal.loading import load_for_inference, load_processor
+    from rewards.sampling.transformers_generator import TransformersGenerator
+
+    assert config.policy is not None
+    return TransformersGenerator(
+        load_for_inference(config.policy),
+        load_processor(config.policy),
+        params,
+        batch_rows=config.batch_rows,
+        rows_a_problem=rows_a_problem,
+        keep_logprobs=config.logprobs,
+    )

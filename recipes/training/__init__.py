@@ -1,0 +1,1 @@
+"""Training: warm start, PRM, MPO, and what a run would do beforehand."""

@@ -1,0 +1,105 @@
+"""What every training stage of a recipe shares: its arguments, how a step is cut, whether a killed run can go on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
+from mpo.multimodal.errors import ConfigError
+from recipes.config import ModelTraining
+
+CHECKPOINTS = 2  # kept; a damaged one is no loss while there is another
+
+
+def training_defaults(out: Path, config: Any) -> dict[str, Any]:
+    """Cosine schedule, no checkpoints in mid-stage, nothing sent anywhere, the accelerator if there is one.
+
+    Args:
+        out: the stage's folder.
+        config: a stage config with `max_steps`, `learning_rate` and `seed`.
+    """
+    accelerated = torch.accelerator.is_available()
+    return {
+        "output_dir": str(out),
+        "max_steps": config.max_steps,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, config.max_steps // 20),
+        "weight_decay": 0.05,
+        "seed": config.seed,
+        "bf16": False,  # tiny models train in float32 everywhere
+        "use_cpu": not accelerated,
+        "dataloader_pin_memory": accelerated,
+        "gradient_checkpointing": False,
+        "remove_unused_columns": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_nan_inf_filter": False,
+    }
+
+
+def large_model_training(out: Path, config: ModelTraining, *, batch: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of `mpo train-mpo` and `mpo train-prm`.
+
+    Args:
+        out: the stage's folder.
+        config: of the stage, with `max_steps`, `learning_rate` and `seed` too.
+        batch: the name of its setting for the rows of an optimizer step.
+        dtype: that the forward pass runs in.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+    if (
+        not 0 <= config.warmup < 1
+        or min(config.epochs, config.per_device_batch, config.lora_rank, config.save_steps) < 0
+    ):
+        raise ConfigError(
+            "expected warmup in [0, 1) and no negative epochs, per_device_batch, lora_rank or save_steps, got "
+            f"{config.warmup}, {config.epochs}, {config.per_device_batch}, {config.lora_rank} and {config.save_steps}"
+        )
+    per_device, accumulation = micro_batches(getattr(config, batch), config.per_device_batch, name=batch)
+    arguments = training_defaults(out, config) | {
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulation,
+        "bf16": dtype == torch.bfloat16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+    if config.epochs:
+        arguments |= {"max_steps": -1, "num_train_epochs": config.epochs, "warmup_steps": config.warmup}
+    else:
+        arguments["warmup_steps"] = max(1, int(arguments["max_steps"] * config.warmup))
+    if config.save_steps:
+        arguments |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": CHECKPOINTS}
+    return arguments
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a save has finished in this folder; the trainer checks its files when it resumes."""
+    return any(out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}"))
+
+
+def micro_batches(batch_size: int, per_device: int = 0, *, name: str = "batch_size") -> tuple[int, int]:
+    """(rows a micro-batch, micro-batches a step) of each process, which together make a step of `batch_size` rows.
+
+    Args:
+        batch_size: rows of an optimizer step, over all processes.
+        per_device: rows a micro-batch; 0 takes a process's whole share.
+        name: of the setting, for the error.
+
+    Raises:
+        ConfigError: the step cannot be cut so.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    size = per_device or batch_size // processes
+    if size < 1 or batch_size % (size * processes):
+        raise ConfigError(
+            f"{name}={batch_size} rows a step cannot be cut into micro-batches of {size} on {processes} processes: it "
+            "must be a multiple of per_device_batch x processes"
+        )
+    return size, batch_size // (size * processes)

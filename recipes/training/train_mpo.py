@@ -1,0 +1,40 @@
+"""`mpo train-mpo`: Mixed Preference Optimization on pairs (arXiv 2411.10442)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mpo.multimodal.files import write_atomic
+from recipes.config import TrainMPOConfig
+from recipes.stage.folder import is_first_process, open_stage
+from recipes.training.arguments import has_checkpoint
+from recipes.training.model_card import write_policy_card
+from recipes.training.mpo_run import build_trainer, read_pairs
+from recipes.training.sample_monitor import SampleMonitor
+from recipes.training.tracking import tracking
+from recipes.training.weights import run_dtype, save_policy
+from rewards.interchange.trl_rows import problems_in_rows
+
+
+def train_mpo(config: TrainMPOConfig) -> Path:
+    """Train `config.policy` against itself as it is given; write the policy, its processor and the log."""
+    saved = has_checkpoint(config.out) if config.save_steps else None
+    stage = open_stage("train-mpo", config, inputs=[config.policy, config.pairs], work=saved)
+    if stage.complete:
+        return stage.out
+    rows = read_pairs(config)
+    with tracking(config.report_to, stage.out, name=f"train-mpo {stage.out.name}"):
+        trainer = build_trainer(config, stage.out, rows)
+        if config.sample_every:
+            problems = problems_in_rows(rows, config.sample_problems)
+            looks = {"every": config.sample_every, "max_new_tokens": config.sample_tokens, "seed": config.seed}
+            trainer.add_callback(SampleMonitor(trainer, problems, **looks))
+        trainer.train(resume_from_checkpoint=saved)
+    save_policy(trainer, config, stage.out, run_dtype(config, config.policy))
+    report = trainer.admission["train"]
+    counts = {"in": report.rows, "out": report.kept, "rejected": report.rejected}
+    if is_first_process():
+        write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
+        write_policy_card(stage.out, stage.fingerprint, counts, trainer)
+    return stage.finish(counts)

@@ -1,0 +1,129 @@
+"""`mpo train-prm`: a process reward model from Monte-Carlo step labels."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.files import write_atomic
+from mpo.multimodal.loading import load_processor
+from recipes.config import TrainPRMConfig
+from recipes.stage.folder import is_first_process, open_stage
+from recipes.stage.groups import read_groups
+from recipes.training.arguments import has_checkpoint, large_model_training
+from recipes.training.model_card import write_prm_card
+from recipes.training.weights import choose_trained, run_dtype, weights_dtype, weights_to
+from rewards.errors import StepAlignmentError
+from rewards.prm.admission import admit_solutions
+from rewards.prm.formats import PRMFormat, find_format, format_files
+from rewards.prm.labelling.contrast import visual_contrasts
+from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights
+from rewards.prm.labelling.perturb import with_wrong_digit
+from rewards.prm.labelling.source import EXACT, require_estimates
+from rewards.prm.model_prm import load_weights
+from rewards.prm.trainer import PRMTrainer
+from rewards.steps import split_into
+from rewards.types import Rollout, RolloutGroup
+
+
+def train_prm(config: TrainPRMConfig) -> Path:
+    """Train from `config.model`; write weights, processor and the contract `prm.json`."""
+    saved = has_checkpoint(config.out) if config.save_steps else None
+    inputs = [config.groups, config.model, *format_files(config.prm_format)]
+    stage = open_stage("train-prm", config, inputs=inputs, work=saved)
+    if stage.complete:
+        return stage.out
+    prm_format = find_format(config.prm_format)
+    _check_advantage(config, prm_format)
+    if config.num_problems < 0:
+        raise ConfigError(f"--num_problems must be 0 for all, or a number of problems; got {config.num_problems}")
+    dtype = run_dtype(config, config.model)
+    arguments = large_model_training(stage.out, config, batch="batch_groups", dtype=dtype)
+    read = read_groups(config.groups)[: config.num_problems or None]
+    groups, too_many_steps = labelled_groups(read, config, prm_format.max_steps)
+    processor = load_processor(config.model)
+    groups, rejected = admit_solutions(groups, processor, prm_format, max_length=config.max_length)
+    rejected |= {"too many steps": too_many_steps} if too_many_steps else {}
+    if not groups:
+        raise DataError(f"no response of {config.groups} can be trained on; rejected: {rejected}")
+    groups = [
+        with_injected_errors(group, config.injected, random.Random(f"{config.seed}:{i}"))
+        for i, group in enumerate(groups)
+    ]
+    wanted = config.visual_contrasts
+    contrasts = visual_contrasts(groups, wanted, random.Random(config.seed)) if wanted else []
+    groups += contrasts
+    model = load_weights(config.model, prm_format, dtype=weights_dtype(config, dtype))
+    trainer = PRMTrainer(
+        model,
+        processor,
+        prm_format,
+        TrainingArguments(**arguments, logging_steps=50),
+        groups,
+        text_weight=config.text_weight,
+        class_weights=class_weights(groups) if config.balance_classes else None,
+        peft_config=choose_trained(model, config),
+    )
+    trainer.train(resume_from_checkpoint=saved)
+    if not config.lora_rank:
+        weights_to(trainer, dtype)
+    trainer.save_model(str(stage.out))
+    total = sum(len(group.rollouts) for group in read)
+    counts = {"in": total, "out": total - sum(rejected.values()), "rejected": rejected}
+    if is_first_process():
+        write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
+        write_prm_card(stage.out, stage.fingerprint, counts, trainer, prm_format)
+    return stage.finish({**counts, "visual contrasts": sum(len(group.solutions) for group in contrasts)})
+
+
+def labelled_groups(
+    groups: Sequence[RolloutGroup], config: TrainPRMConfig, max_steps: int
+) -> tuple[list[LabelledGroup], int]:
+    """Counts → labels; and how many responses have more steps than the format takes.
+
+    A format of one step (an outcome reward model) takes the whole response with its last count.
+    """
+    rule = LabelRule(config.soft_labels, config.threshold, config.until_first_error, config.max_doubt, config.advantage)
+    if rule.needs:
+        require_estimates((rollout for group in groups for rollout in group.rollouts), use=rule.needs)
+    labelled, rejected = [], 0
+    for group in groups:
+        solutions = [_labelled(group, rollout, rule, whole=max_steps == 1) for rollout in group.rollouts]
+        kept = tuple(solution for solution in solutions if len(solution.steps) <= max_steps)
+        rejected += len(solutions) - len(kept)
+        if kept:
+            labelled.append(LabelledGroup(group.problem, kept))
+    return labelled, rejected
+
+
+def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -> LabelledGroup:
+    """The group, and up to `count` of its right responses again with one wrong digit."""
+    right = [solution for solution in group.solutions if solution.ends_right]
+    copies = [with_wrong_digit(solution, rng) for solution in rng.sample(right, min(count, len(right)))]
+    return replace(group, solutions=(*group.solutions, *(copy for copy in copies if copy)))
+
+
+def _labelled(group: RolloutGroup, rollout: Rollout, rule: LabelRule, *, whole: bool) -> LabelledSolution:
+    if rollout.mc is None:
+        raise StepAlignmentError(
+            f"problem {group.problem.id!r} has a rollout without step labels; run `mpo label-steps`"
+        )
+    counts = rollout.mc[-1:] if whole else rollout.mc
+    labels = rule.labels(counts, exact=rollout.label_source == EXACT)
+    return LabelledSolution(split_into(rollout.completion.text, len(counts)), labels)
+
+
+def _check_advantage(config: TrainPRMConfig, prm_format: PRMFormat) -> None:
+    if (config.advantage is not None) != bool(prm_format.neutral):
+        raise ConfigError(
+            "advantage labels have three signs: give --advantage with a format that has a neutral token "
+            f"(visualprm_advantage), and with no other; got {config.advantage} with {prm_format.name!r}"
+        )
+    if config.advantage is not None and (config.injected or config.visual_contrasts):
+        raise ConfigError("--injected and --visual_contrasts make labels of the value; leave them out with --advantage")

@@ -1,0 +1,79 @@
+"""`mpo warm-start`: supervised training on demonstrated answers, with TRL's SFTTrainer.
+
+The collator is ours, so that a row is tokenised exactly as sampling, scoring and MPO tokenise it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from trl import SFTConfig, SFTTrainer
+
+from mpo.multimodal.images import load_image
+from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.messages import prompt_text, response_ids, user_message
+from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
+from recipes.config import WarmStartConfig
+from recipes.stage.folder import open_stage
+from recipes.stage.groups import read_groups
+from recipes.training.arguments import training_defaults
+from rewards.types import Problem
+
+
+def warm_start(config: WarmStartConfig) -> Path:
+    """Train `config.policy` on the demonstrations; write model and processor to `config.out`."""
+    stage = open_stage("warm-start", config, inputs=[config.policy, config.demonstrations])
+    if stage.complete:
+        return stage.out
+    groups = read_groups(config.demonstrations)
+    problems = [group.problem for group in groups]
+    rows = [
+        {"problem": index, "response": rollout.completion.text}
+        for index, group in enumerate(groups)
+        for rollout in group.rollouts
+    ]
+    processor = load_processor(config.policy)
+    arguments = SFTConfig(
+        **training_defaults(stage.out, config),
+        per_device_train_batch_size=config.batch_size,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        completion_only_loss=False,
+        logging_steps=50,
+    )
+    trainer = SFTTrainer(
+        model=load_model(config.policy),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+        data_collator=DemonstrationCollator(processor, problems),
+    )
+    trainer.train()
+    trainer.save_model(str(stage.out))
+    return stage.finish({"in": len(rows), "out": len(rows), "rejected": {}})
+
+
+class DemonstrationCollator:
+    """Rows `{problem, response}` → inputs and labels; each problem's picture is encoded once a run."""
+
+    def __init__(self, processor: Any, problems: Sequence[Problem]) -> None:
+        self.processor, self.problems = processor, problems
+        self._encoded: dict[int, EncodedPrompt] = {}
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Model inputs and labels; only the answers are supervised."""
+        prompts = [self._prompt(row["problem"]) for row in rows]
+        answers = [response_ids(self.processor, row["response"]) for row in rows]
+        return stack_rows(prompts, answers, pad_token_id=self.processor.tokenizer.pad_token_id)
+
+    def _prompt(self, index: int) -> EncodedPrompt:
+        if index not in self._encoded:
+            problem = self.problems[index]
+            text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
+            images = [load_image(image) for image in problem.images]
+            self._encoded[index] = encode_prompt(self.processor, text, images)
+        return self._encoded[index]

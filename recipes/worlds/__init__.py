@@ -1,0 +1,1 @@
+"""Small worlds that come with the project, for the demo and the tests."""

@@ -1,0 +1,54 @@
+"""`mpo world`: write the digit problems of every split and an untrained policy."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from mpo.multimodal.loading import load_model
+from recipes.config import WorldConfig
+from recipes.stage.folder import open_stage
+from recipes.stage.groups import write_groups, write_problems
+from recipes.worlds.digits.policy import build_policy
+from recipes.worlds.digits.vision import pretrain_vision
+from recipes.worlds.digits.world import SPLITS, Scene, scenes, solution, to_problem
+from recipes.worlds.files import FIXED_SEED, on_disk
+from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+
+
+def compose(config: WorldConfig) -> Path:
+    """Write `<split>.jsonl` with pictures, demonstrated answers for the warm start, and `policy/`."""
+    stage = open_stage("world", config, inputs=[])
+    if stage.complete:
+        return stage.out
+    (stage.out / "images").mkdir(exist_ok=True)
+    counts = {}
+    for split in SPLITS:
+        drawn = scenes(split, getattr(config, f"num_{split}"), FIXED_SEED.get(split, config.seed))
+        problems = [on_disk(to_problem(scene, f"{split}-{i:05d}"), stage.out) for i, scene in enumerate(drawn)]
+        write_problems(stage.out / f"{split}.jsonl", problems)
+        counts[split] = len(problems)
+        if split == "warm_start":
+            write_groups(stage.out, _demonstrations(drawn, problems, config))
+    seen = _policy(stage.out / "policy", config)
+    return stage.finish({**counts, "vision_accuracy": round(seen, 4), "problems": str(stage.out / "warm_start.jsonl")})
+
+
+def _policy(directory: Path, config: WorldConfig) -> float:
+    """Random weights, then a vision tower that can tell digits apart."""
+    build_policy(directory, seed=config.seed)
+    model = load_model(directory)
+    accuracy = pretrain_vision(model, steps=config.vision_steps, seed=config.seed)
+    model.save_pretrained(directory)
+    return accuracy
+
+
+def _demonstrations(drawn: list[Scene], problems: list[Problem], config: WorldConfig) -> list[RolloutGroup]:
+    """Several right answers a problem, each in its own order and wording."""
+    rng = random.Random(f"demonstrations:{config.seed}")
+    groups = []
+    for scene, problem in zip(drawn, problems, strict=True):
+        texts = {solution(scene.kind, problem.meta["digits"], rng): None for _ in range(config.solutions)}
+        rollouts = tuple(Rollout(Completion(text), verdict=Verdict.CORRECT) for text in texts)
+        groups.append(RolloutGroup(problem, rollouts))
+    return groups

@@ -1,0 +1,209 @@
+"""Adaptive N: draw samples in waves, and stop when more of them would hardly change the final answer.
+
+Of at most N samples n are drawn and m = N − n are left. A rule gives the posterior probability that the choice among
+all N has another final answer than the choice now; drawing stops where it is at most `error`.
+
+- Votes: Beta-Binomial on the two leading answers, a flat prior. All m votes go to those two, and the runner-up
+  overtakes if v₂ + X ≥ v₁ + (m − X), X ~ BetaBinomial(m; v₂ + 1, v₁ + 1). For m → ∞ it is the rule of
+  Adaptive-Consistency (arXiv 2305.11860): P(p₂ > ½) under Beta(v₂ + 1, v₁ + 1).
+- PRM: a later sample must have the highest reward of all N, which has probability m / N for exchangeable samples, and
+  another answer. How often that is, is read off the better half of the samples, t of which d disagree with the best
+  one: (d + ½) / (t + 1), Jeffreys' prior. That the two are independent is an assumption.
+
+Each is a model at one look, not a guarantee over all looks: `replay` measures on stored groups what it costs and saves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from scipy.special import betaln, gammaln
+
+from mpo.multimodal.errors import ConfigError
+from rewards.choosing.curves import ranking
+from rewards.choosing.selection import CHOICES, AnswerOf
+from rewards.statistics import mean_with_interval, paired_difference
+from rewards.types import RolloutGroup, correctness_of
+from rewards.verifying.answers import canonical_answer
+
+ERROR = 0.05
+
+
+def vote_may_change(group: RolloutGroup, remaining: int, answer_of: AnswerOf) -> float:
+    """Probability that `remaining` more samples change the majority's answer; 1 while nobody votes."""
+    return _overtaking(group, remaining, answer_of, weights=[1.0] * len(group.rollouts))
+
+
+def weighted_vote_may_change(group: RolloutGroup, remaining: int, answer_of: AnswerOf) -> float:
+    """The same with rewards for weights, in units of the mean reward; an unscored rollout has no weight."""
+    return _overtaking(group, remaining, answer_of, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
+
+
+def best_may_change(group: RolloutGroup, remaining: int, answer_of: AnswerOf) -> float:
+    """Probability that a later sample is the PRM's choice and has another final answer; 1 while none is scored.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout
+        >>> rollouts = [Rollout(Completion("Final answer: 7"), reward=r) for r in (0.9, 0.8, 0.3, 0.1)]
+        >>> group = RolloutGroup(Problem("p", "?"), tuple(rollouts))
+        >>> best_may_change(group, 4, canonical_answer)  # (0 + 1/2) / (2 + 1) · 4 / 8
+        0.08333333333333333
+    """
+    scored = [rollout for rollout in group.rollouts if rollout.reward is not None]
+    if not scored or remaining == 0:
+        return float(remaining > 0)
+    order = ranking([rollout.reward or 0.0 for rollout in scored])
+    best, *others = (answer_of(scored[index].completion.text) for index in order[: math.ceil(len(scored) / 2)])
+    disagree = sum(answer != best for answer in others)
+    return (disagree + 0.5) / (len(others) + 2) * remaining / (len(scored) + remaining)
+
+
+MAY_CHANGE: dict[str, Callable[[RolloutGroup, int, AnswerOf], float]] = {
+    "prm": best_may_change,
+    "weighted_vote": weighted_vote_may_change,
+    "majority": vote_may_change,
+}
+
+
+def looks(n: int, wave: int) -> Iterator[int]:
+    """Numbers of samples at which to ask whether more are needed: wave, 2·wave, … and n.
+
+    Raises:
+        ConfigError: n or `wave` is below 1.
+
+    Example:
+        >>> list(looks(7, 3))
+        [3, 6, 7]
+    """
+    if n < 1 or wave < 1:
+        raise ConfigError(f"expected at least one sample and at least one a wave, got n={n} and wave={wave}")
+    yield from range(wave, n, wave)
+    yield n
+
+
+def check_stopping(selector: str, error: float) -> None:
+    """Raise ConfigError for a selector without a stopping rule, or an error outside (0, 1)."""
+    if selector not in MAY_CHANGE or not 0 < error < 1:
+        raise ConfigError(
+            f"adaptive N needs a selector of {', '.join(MAY_CHANGE)} and an error in (0, 1), got {selector!r}, {error}"
+        )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What adaptive N does on stored groups, one value a problem (mean over orders), beside all n samples.
+
+    Attributes:
+        n: largest number of samples.
+        samples, tokens: drawn on average; tokens are 0 where a generator did not count them.
+        fixed_tokens: of all n samples.
+        accuracy, fixed_accuracy: of the adaptive choice and of the choice among all n, in the same orders.
+        changed: how often the two have different final answers: what `error` promises at most, if its model holds.
+    """
+
+    n: int
+    samples: tuple[float, ...]
+    tokens: tuple[float, ...]
+    fixed_tokens: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    fixed_accuracy: tuple[float, ...]
+    changed: tuple[float, ...]
+
+    def summary(self, *, resamples: int = 2000) -> dict[str, Any]:
+        """Means with intervals over problems, the paired difference in accuracy, and the shares saved."""
+        names = ("samples", "accuracy", "fixed_accuracy", "changed")
+        tokens = math.fsum(self.fixed_tokens)
+        return {
+            "n": self.n,
+            **{name: asdict(mean_with_interval(getattr(self, name), resamples=resamples)) for name in names},
+            "difference": asdict(paired_difference(self.accuracy, self.fixed_accuracy)),
+            "samples_saved": 1 - math.fsum(self.samples) / (self.n * len(self.samples)),
+            "tokens_saved": 1 - math.fsum(self.tokens) / tokens if tokens else None,
+        }
+
+
+def replay(
+    groups: Sequence[RolloutGroup],
+    n: int,
+    *,
+    selector: str = "prm",
+    error: float = ERROR,
+    wave: int = 2,
+    orders: int = 8,
+    seed: int = 0,
+    answer_of: AnswerOf = canonical_answer,
+) -> Replay:
+    """Answer every problem as if its samples came one by one, in random orders.
+
+    Args:
+        groups: verified groups of at least n rollouts, scored unless `selector` is "majority".
+        n: largest number of samples.
+        selector: a row of `rewards.choosing.selection.CHOICES`.
+        error: probability of another final answer at which to stop, in (0, 1).
+        wave: samples between two looks.
+        orders: random orders a problem.
+        seed: of the orders.
+        answer_of: text → canonical final answer.
+
+    Raises:
+        ConfigError: a group has fewer than n rollouts, or an argument is outside its range.
+        DataError: a rollout has not been verified.
+    """
+    check_stopping(selector, error)
+    if orders < 1 or any(len(group.rollouts) < n for group in groups):
+        raise ConfigError(f"expected orders >= 1 and groups of at least n={n} rollouts; got orders={orders}")
+    rng = np.random.default_rng(seed)
+    rows = []
+    for group in groups:
+        answers = {rollout.completion.text: answer_of(rollout.completion.text) for rollout in group.rollouts}
+        permutations = [rng.permutation(len(group.rollouts))[:n].tolist() for _ in range(orders)]
+        outcomes = [_one_order(group, order, selector, error, wave, answers.__getitem__) for order in permutations]
+        rows.append(np.mean(outcomes, axis=0).tolist())
+    return Replay(n, *(tuple(column) for column in zip(*rows, strict=True)))
+
+
+def _one_order(
+    group: RolloutGroup, order: Sequence[int], selector: str, error: float, wave: int, answer_of: AnswerOf
+) -> tuple[float, ...]:
+    """The fields of `Replay` after `n`, for one order of one problem."""
+    correct, choose = correctness_of(group), CHOICES[selector]
+    tokens = [group.rollouts[index].completion.num_tokens for index in order]
+    drawn = group
+    for count in looks(len(order), wave):
+        drawn = RolloutGroup(group.problem, tuple(group.rollouts[index] for index in order[:count]))
+        if MAY_CHANGE[selector](drawn, len(order) - count, answer_of) <= error:
+            break
+    count = len(drawn.rollouts)
+    whole = RolloutGroup(group.problem, tuple(group.rollouts[index] for index in order))
+    here, there = (order[choose(some, answer_of)] for some in (drawn, whole))
+    answer, fixed_answer = (answer_of(group.rollouts[index].completion.text) for index in (here, there))
+    sums = (count, sum(tokens[:count]), sum(tokens))
+    return (*map(float, sums), float(correct[here]), float(correct[there]), float(answer != fixed_answer))
+
+
+def _overtaking(group: RolloutGroup, remaining: int, answer_of: AnswerOf, *, weights: Sequence[float]) -> float:
+    totals: defaultdict[str, float] = defaultdict(float)
+    for rollout, weight in zip(group.rollouts, weights, strict=True):
+        answer = answer_of(rollout.completion.text)
+        if answer is not None:
+            totals[answer] += weight
+    unit = math.fsum(weights) / max(1, sum(weight > 0 for weight in weights))
+    if remaining == 0 or not totals or unit <= 0:
+        return float(remaining > 0)
+    leader, second = sorted([*(total / unit for total in totals.values()), 0.0], reverse=True)[:2]
+    return _overtakes(round(leader, 3), round(second, 3), remaining)
+
+
+@lru_cache(maxsize=65_536)
+def _overtakes(leader: float, second: float, remaining: int) -> float:
+    """P(second + X ≥ leader + remaining − X), X ~ BetaBinomial(remaining; second + 1, leader + 1)."""
+    a, b = second + 1, leader + 1
+    won = np.arange(math.ceil((leader - second + remaining) / 2), remaining + 1)  # votes of the runner-up
+    ways = gammaln(remaining + 1) - gammaln(won + 1) - gammaln(remaining - won + 1)
+    return float(np.exp(ways + betaln(won + a, remaining - won + b) - betaln(a, b)).sum())

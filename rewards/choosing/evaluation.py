@@ -1,0 +1,201 @@
+"""Every selector at every k, per problem and with intervals, beside blind rulers and the oracle.
+
+All numbers are expectations over uniformly random k-subsets of a problem's N rollouts (`rewards/choosing/curves.py`). A
+rollout without a reward stays a candidate: ranked last by `prm` and `orm`, weight 0 in the weighted vote, a full voter
+in the majority, and counted as `unscored`. `mpo best-of-n`, the tables, the page and `rewards.accuracy_at_k` all read
+from here, so a published cell can be recomputed by the library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from mpo.multimodal.errors import ConfigError, DataError
+from rewards.choosing.adaptive import ERROR, MAY_CHANGE, replay
+from rewards.choosing.curves import pass_at_k, ranked_at_k, ranking, vote_at_k
+from rewards.choosing.selector_warnings import image_drop, length_preference, selector_regret, trust_warnings
+from rewards.statistics import Estimate, auc, mean_with_interval
+from rewards.types import Rollout, RolloutGroup, correctness_of, verdict_of
+from rewards.verifying.answers import canonical_answer
+from rewards.verifying.degeneration import REASONS, degenerate
+
+RESAMPLES = 2000  # bootstrap, a cell of the table
+ORDERS = 4  # in which each problem's samples are replayed for adaptive N
+
+
+def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = "the groups") -> dict[str, Any]:
+    """What `results.json` holds: `values[selector][k]` has one expected correctness a problem, as `problem_ids`.
+
+    Args:
+        groups: verified and scored; unless with other pictures too, nobody asks whether the PRM looks.
+        ks: numbers of candidates.
+        where: names the groups in messages.
+    """
+    samples = _check(groups, ks, where)
+    values = {name: {str(k): [at_k(group, k) for group in groups] for k in ks} for name, at_k in SELECTORS.items()}
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    aucs = list(within_problem_aucs(groups).values())
+    prm, vote, oracle = ({k: values[name][str(k)] for k in ks} for name in ("prm", "majority", "oracle"))
+    return {
+        "problems": len(groups),
+        "samples": samples,
+        "ks": list(ks),
+        "problem_ids": [group.problem.id for group in groups],
+        "values": values,
+        "estimates": {
+            name: {k: asdict(mean_with_interval(column, resamples=RESAMPLES)) for k, column in at.items()}
+            for name, at in values.items()
+        },
+        "distinct_candidates": {str(k): _mean([distinct_at_k(group, k) for group in groups]) for k in ks},
+        "verdicts": _shares(Counter(verdict_of(rollout) for rollout in rollouts), len(rollouts)),
+        "degenerate": degenerate_shares(rollouts),
+        "unscored": sum(rollout.reward is None for rollout in rollouts),
+        "regret": {str(k): asdict(selector_regret(oracle[k], prm[k])) for k in ks},
+        "length_preference": _as_dict(length_preference(groups)),
+        "image_drop": _as_dict(image_drop(groups)),
+        "warnings": [asdict(warning) for warning in trust_warnings(prm, vote, groups)],
+        "adaptive": adaptive(groups, samples),
+        "within_problem_auc": asdict(mean_with_interval(aucs)) if aucs else None,
+    }
+
+
+def adaptive(groups: Sequence[RolloutGroup], n: int) -> dict[str, Any]:
+    """Choice → what stopping early would save of n samples, and cost in accuracy (`rewards.choosing.adaptive`)."""
+    replays = {name: replay(groups, n, selector=name, orders=ORDERS, answer_of=_answer) for name in MAY_CHANGE}
+    return {"error": ERROR, "orders": ORDERS} | {name: found.summary() for name, found in replays.items()}
+
+
+def distinct_at_k(group: RolloutGroup, k: int) -> float:
+    """Expected number of distinct texts among k random rollouts: Σ_texts P(at least one of its copies is drawn)."""
+    texts = [rollout.completion.text for rollout in group.rollouts]
+    return math.fsum(pass_at_k([text == one for text in texts], k) for one in set(texts))
+
+
+def degenerate_shares(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Reason → share of the rollouts, every reason named."""
+    found = Counter(degenerate(rollout.completion) for rollout in rollouts)
+    return {reason: found[reason] / len(rollouts) for reason in REASONS}
+
+
+def within_problem_aucs(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """P(reward of a right rollout > reward of a wrong one) a problem, ties half: 0.5 is a PRM that knows nothing.
+
+    Only scored rollouts count, and only problems that have right and wrong ones appear.
+    """
+    aucs = {}
+    for group in groups:
+        correct = correctness_of(group)
+        scored = [(r.reward, right) for r, right in zip(group.rollouts, correct, strict=True) if r.reward is not None]
+        value = auc([reward for reward, _ in scored], [right for _, right in scored])
+        if value is not None:
+            aucs[group.problem.id] = value
+    return aucs
+
+
+def _check(groups: Sequence[RolloutGroup], ks: Sequence[int], where: str) -> int:
+    """N, the smallest number of rollouts of a problem."""
+    if not groups:
+        raise DataError(f"{where} holds no problems: expected verified and scored groups")
+    samples = min(len(group.rollouts) for group in groups)
+    if not ks or min(ks) < 1 or max(ks) > samples:
+        raise ConfigError(
+            f"ks={list(ks)} does not fit the {samples} rollouts a problem in {where}: "
+            f"expected numbers from 1 to {samples}; choose smaller ks or draw more samples"
+        )
+    if all(rollout.reward is None for group in groups for rollout in group.rollouts):
+        raise DataError(f"no rollout in {where} has a reward; score the groups first (`mpo score`)")
+    return samples
+
+
+def accuracy_at_k(group: RolloutGroup, selector: str, k: int) -> float:
+    """Expected correctness of one problem if `selector` chooses among k random rollouts of the group.
+
+    Args:
+        group: verified rollouts, N of them; `prm`, `orm` and `weighted_vote` also read their scores.
+        selector: a row of `SELECTORS`.
+        k: 1 ≤ k ≤ N.
+
+    Returns:
+        A probability in [0, 1]: the number that `results.json` and the report hold for this problem.
+
+    Raises:
+        ConfigError: an unknown selector, or k outside 1..N.
+        DataError: a rollout has not been verified.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout, Verdict
+        >>> right = Rollout(Completion("Final answer: 2"), Verdict.CORRECT, reward=0.9)
+        >>> wrong = Rollout(Completion("Final answer: 3"), Verdict.WRONG, reward=0.1)
+        >>> accuracy_at_k(RolloutGroup(Problem("p", "1 + 1?"), (right, wrong)), "prm", 2)
+        1.0
+    """
+    if selector not in SELECTORS:
+        raise ConfigError(f"unknown selector {selector!r}: expected one of {', '.join(SELECTORS)}")
+    return SELECTORS[selector](group, k)
+
+
+def _ranked(value_of: Callable[[Rollout], float | None]) -> Callable[[RolloutGroup, int], float]:
+    """Best-ranked of k by a value of each rollout; a rollout without the value is ranked last."""
+
+    def at_k(group: RolloutGroup, k: int) -> float:
+        values = [value_of(rollout) for rollout in group.rollouts]
+        order = ranking([-math.inf if value is None else value for value in values])
+        return ranked_at_k(order, correctness_of(group), k)
+
+    return at_k
+
+
+def _vote(weight_of: Callable[[Rollout], float]) -> Callable[[RolloutGroup, int], float]:
+    """A vote of the final answers among k, each rollout with its weight."""
+
+    def at_k(group: RolloutGroup, k: int) -> float:
+        answers = [_answer(rollout.completion.text) for rollout in group.rollouts]
+        weights = [weight_of(rollout) for rollout in group.rollouts]
+        return vote_at_k(answers, weights, correctness_of(group), k, seed=group.problem.id)
+
+    return at_k
+
+
+def _first(group: RolloutGroup, k: int) -> float:
+    pass_at_k(correctness_of(group), k)  # refuses a k that does not fit
+    return float(correctness_of(group)[0])
+
+
+def _random(group: RolloutGroup, k: int) -> float:
+    pass_at_k(correctness_of(group), k)
+    return pass_at_k(correctness_of(group), 1)
+
+
+SELECTORS: dict[str, Callable[[RolloutGroup, int], float]] = {
+    "prm": _ranked(lambda rollout: rollout.reward),
+    "weighted_vote": _vote(lambda rollout: rollout.reward or 0.0),
+    "majority": _vote(lambda rollout: 1.0),
+    "orm": _ranked(lambda rollout: rollout.step_scores.values[-1] if rollout.step_scores else None),
+    "first": _first,
+    "longest": _ranked(lambda rollout: float(len(rollout.completion.text))),
+    "shortest": _ranked(lambda rollout: -float(len(rollout.completion.text))),
+    "random": _random,
+    "oracle": lambda group, k: pass_at_k(correctness_of(group), k),
+}
+
+
+@lru_cache(maxsize=65_536)
+def _answer(text: str) -> str | None:
+    return canonical_answer(text)
+
+
+def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
+    return asdict(estimate) if estimate else None
+
+
+def _shares(counts: Counter[str], total: int) -> dict[str, float]:
+    return {name: counts[name] / total for name in sorted(counts)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,129 @@
+"""A group of rollouts → the index of the one to answer with.
+
+Every selector has the same signature `(group, answer_of) -> int`. How accurate a selector is among k samples, beside
+blind rulers and the oracle, is computed in `rewards/choosing/evaluation.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+
+from mpo.multimodal.errors import DataError
+from rewards.types import RolloutGroup
+
+AnswerOf = Callable[[str], str | None]
+GroupSelector = Callable[[RolloutGroup, AnswerOf], int]
+
+
+def best_of_n(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The rollout with the highest reward; ties go to the lowest index.
+
+    Args:
+        group: at least one rollout, each with a finite reward.
+        answer_of: not used.
+
+    Raises:
+        DataError: the group is empty, or a rollout has no finite reward.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout
+        >>> rollouts = tuple(Rollout(Completion("…"), reward=r) for r in (0.2, 0.9, 0.9))
+        >>> best_of_n(RolloutGroup(Problem("p", "?"), rollouts), lambda text: None)
+        1
+    """
+    rewards = rewards_of(group)
+    return rewards.index(max(rewards))
+
+
+def majority(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The most frequent final answer (self-consistency, arXiv 2203.11171); returns its first rollout.
+
+    Args:
+        group: at least one rollout.
+        answer_of: text → canonical final answer, or `None` where there is none. `None` does not vote.
+
+    Returns:
+        Ties go to the answer that appeared first; index 0 when nobody votes.
+    """
+    return _vote(group, answer_of, weights=[1.0] * _size(group))
+
+
+def weighted_vote(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """The final answer with the largest sum of rewards (arXiv 2206.02336); otherwise as `majority`.
+
+    Raises:
+        DataError: the group is empty, or a rollout has no finite reward.
+    """
+    return _vote(group, answer_of, weights=rewards_of(group))
+
+
+def scored_only(select: GroupSelector) -> GroupSelector:
+    """The selector among the rollouts that have a reward; index 0 where none has one.
+
+    A PRM cannot read every response (an empty one, one with control tokens). Here such a response is never chosen.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout
+        >>> rollouts = tuple(Rollout(Completion("…"), reward=r) for r in (None, 0.2, 0.9))
+        >>> scored_only(best_of_n)(RolloutGroup(Problem("p", "?"), rollouts), lambda text: None)
+        2
+    """
+
+    def select_scored(group: RolloutGroup, answer_of: AnswerOf) -> int:
+        scored = [index for index in range(_size(group)) if group.rollouts[index].reward is not None]
+        if not scored:
+            return 0
+        return scored[select(RolloutGroup(group.problem, tuple(group.rollouts[i] for i in scored)), answer_of)]
+
+    return select_scored
+
+
+def vote_of_scored(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    """As `weighted_vote`; a rollout without reward has weight 0."""
+    _size(group)
+    return _vote(group, answer_of, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
+
+
+# How a question is answered at test time, by the names that `mpo best-of-n` uses; needs no reference answer.
+CHOICES: dict[str, GroupSelector] = {
+    "prm": scored_only(best_of_n),
+    "weighted_vote": vote_of_scored,
+    "majority": majority,
+}
+
+
+def rewards_of(group: RolloutGroup) -> list[float]:
+    """The rewards of a group in sampling order.
+
+    Raises:
+        DataError: the group is empty, or a reward is missing or not finite.
+    """
+    _size(group)
+    rewards: list[float] = []
+    for index, rollout in enumerate(group.rollouts):
+        if rollout.reward is None or not math.isfinite(rollout.reward):
+            raise DataError(
+                f"rollout {index} of problem {group.problem.id!r} has reward {rollout.reward}: "
+                "expected a finite number; score the group first"
+            )
+        rewards.append(rollout.reward)
+    return rewards
+
+
+def _size(group: RolloutGroup) -> int:
+    if not group.rollouts:
+        raise DataError(f"problem {group.problem.id!r} has no rollouts: expected at least one to select from")
+    return len(group.rollouts)
+
+
+def _vote(group: RolloutGroup, answer_of: AnswerOf, *, weights: list[float]) -> int:
+    ballots: defaultdict[str, list[int]] = defaultdict(list)  # insertion order = order of first appearance
+    for index, rollout in enumerate(group.rollouts):
+        answer = answer_of(rollout.completion.text)
+        if answer is not None:
+            ballots[answer].append(index)
+    if not ballots:
+        return 0
+    return max(ballots.values(), key=lambda voters: math.fsum(weights[i] for i in voters))[0]

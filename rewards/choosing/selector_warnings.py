@@ -1,0 +1,182 @@
+"""When not to believe a best-of-N number: warnings read off results, each a paired difference with its interval.
+
+- over-optimisation: best@k falls beyond its interval while k grows (arXiv 2210.10760 shows why it can);
+- no gain: the PRM's choice is not above the majority;
+- length: among equally right responses the PRM prefers long (or short) ones;
+- blind: right responses keep their rewards when they are scored with another problem's picture.
+
+All functions are pure. A warning says what was measured; no warning says that these four were not seen, no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+
+from rewards.statistics import Estimate, mean_with_interval, paired_difference
+from rewards.types import RolloutGroup, correctness_of
+
+LENGTH_SHARE = 0.7  # of equally right pairs: a PRM that prefers the longer (shorter) one more often chooses by length
+LEAST_DROP = 0.02  # of the mean reward of right responses under another picture
+
+Curve = Mapping[int, Sequence[float]]  # k → expected correctness, one value a problem
+
+
+@dataclass(frozen=True)
+class TrustWarning:
+    """One reason not to trust the PRM's choices.
+
+    Attributes:
+        name: over_optimisation, not_above_majority, length or image_blind.
+        message: one sentence with the numbers.
+        evidence: what was measured, over problems.
+    """
+
+    name: str
+    message: str
+    evidence: Estimate
+
+
+def selector_regret(oracle: Sequence[float], chosen: Sequence[float]) -> Estimate:
+    """Oracle minus choice, over problems: what a perfect selector would still gain at the same k.
+
+    Example:
+        >>> selector_regret([1.0, 1.0], [0.5, 0.5]).mean
+        0.5
+    """
+    return paired_difference(oracle, chosen)
+
+
+def over_optimisation(best: Curve) -> TrustWarning | None:
+    """Warn if best@k falls with more samples: some k′ > k where best@k′ − best@k is below 0 beyond its interval.
+
+    Args:
+        best: best@k by the PRM; the same problems at every k.
+
+    Returns:
+        The deepest such fall. With several k the intervals are not corrected for their number.
+    """
+    falls = []
+    for k, larger in combinations(sorted(best), 2):
+        difference = paired_difference(best[larger], best[k])
+        if difference.high < 0:
+            falls.append((difference.mean, k, larger, difference))
+    if not falls:
+        return None
+    _, k, larger, difference = min(falls, key=lambda fall: fall[0])
+    message = (
+        f"over-optimisation: best@{larger} is below best@{k} by {_shown(difference, sign=-1)}: more samples find more "
+        f"of the PRM's mistakes; answer with k={k}, or train the PRM on the samples that it overrates"
+    )
+    return TrustWarning("over_optimisation", message, difference)
+
+
+def not_above_majority(prm: Curve, majority: Curve) -> TrustWarning | None:
+    """Warn if the PRM's choice is not shown to be above the majority at the largest k that is more than 2.
+
+    A majority of one or two samples is the first of them, so smaller k say nothing.
+    """
+    ks = [k for k in prm if k > 2 and k in majority]
+    if not ks:
+        return None
+    k = max(ks)
+    difference = paired_difference(prm[k], majority[k])
+    if difference.low > 0:
+        return None
+    message = (
+        f"no gain: PRM best@{k} minus majority@{k} is {_shown(difference)}, not shown to be above 0"
+        if difference.high >= 0
+        else f"no gain: PRM best@{k} is below majority@{k} by {_shown(difference, sign=-1)}; answer with the vote"
+    )
+    return TrustWarning("not_above_majority", message, difference)
+
+
+def length_preference(groups: Sequence[RolloutGroup]) -> Estimate | None:
+    """How often the longer of two equally right responses of a problem has the higher reward; ties count half.
+
+    Only pairs that share correctness count: long responses may well be right more often, and a PRM may know it.
+
+    Args:
+        groups: verified groups; rollouts without reward are left out.
+
+    Returns:
+        Over problems: 0.5 for no preference, 1 for "the longer, the better"; `None` without such pairs.
+    """
+    shares = []
+    for group in groups:
+        correct = correctness_of(group)
+        rows = [
+            (right, len(rollout.completion.text), rollout.reward)
+            for right, rollout in zip(correct, group.rollouts, strict=True)
+            if rollout.reward is not None
+        ]
+        wins = [
+            0.5 if a[2] == b[2] else float((a[2] > b[2]) == (a[1] > b[1]))
+            for a, b in combinations(rows, 2)
+            if a[0] == b[0] and a[1] != b[1]
+        ]
+        if wins:
+            shares.append(fmean(wins))
+    return mean_with_interval(shares) if shares else None
+
+
+def length_bias(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
+    """Warn if `length_preference` lies beyond `LENGTH_SHARE`, interval included, or below 1 − `LENGTH_SHARE`."""
+    share = length_preference(groups)
+    if share is None or (share.high >= 1 - LENGTH_SHARE and share.low <= LENGTH_SHARE):
+        return None
+    kind = "longer" if share.mean > 0.5 else "shorter"
+    message = (
+        f"length: of two equally right answers the PRM prefers the {kind} one; the longer has the higher reward in "
+        f"{_shown(share)} of the pairs (0.5 is fair); compare with `longest` and `shortest`, length-match its data"
+    )
+    return TrustWarning("length", message, share)
+
+
+def image_drop(groups: Sequence[RolloutGroup]) -> Estimate | None:
+    """How far the mean reward of a problem's right responses falls when they are scored with another picture.
+
+    Args:
+        groups: verified, and scored with the pictures of other problems too (`rewards.scoring.groups.score_unseen`).
+
+    Returns:
+        Over the problems with a right response that was scored so; `None` if there are none.
+    """
+    drops = []
+    for group in groups:
+        falls = [
+            rollout.reward - rollout.swapped.reward
+            for right, rollout in zip(correctness_of(group), group.rollouts, strict=True)
+            if right and rollout.reward is not None and rollout.swapped is not None
+        ]
+        if falls:
+            drops.append(fmean(falls))
+    return mean_with_interval(drops) if drops else None
+
+
+def image_blind(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
+    """Warn if `image_drop` is about 0: below `LEAST_DROP`, or an interval that holds 0."""
+    drop = image_drop(groups)
+    if drop is None or (drop.low > 0 and drop.mean >= LEAST_DROP):
+        return None
+    message = (
+        f"blind: with another problem's picture the reward of right answers falls by only {_shown(drop)}: the PRM "
+        "hardly looks at the picture; check that it is sent, and train it on answers that are wrong about the picture"
+    )
+    return TrustWarning("image_blind", message, drop)
+
+
+def trust_warnings(prm: Curve, majority: Curve, groups: Sequence[RolloutGroup]) -> list[TrustWarning]:
+    """All warnings that hold; whether the PRM looks is known only of groups that were scored with other pictures."""
+    found = [over_optimisation(prm), not_above_majority(prm, majority), length_bias(groups), image_blind(groups)]
+    return [warning for warning in found if warning is not None]
+
+
+def _shown(estimate: Estimate, *, sign: int = 1) -> str:
+    low, high = sorted((sign * estimate.low, sign * estimate.high))
+    assert math.isfinite(low)
+    assert math.isfinite(high)
+    return f"{sign * estimate.mean:.3f} [{low:.3f}, {high:.3f}]"

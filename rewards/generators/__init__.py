@@ -1,1 +1,0 @@
-"""Backends that draw completions from a policy; each satisfies `rewards.types.Generator`."""

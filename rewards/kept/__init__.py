@@ -1,0 +1,1 @@
+"""Crash-safe stores: content keys, samples, calls."""

@@ -1,0 +1,1 @@
+"""Preference pairs: rules, eligibility, limits, report."""

@@ -1,0 +1,301 @@
+"""Verified (and scored) rollouts → preference pairs, with an account of every problem that gave none.
+
+A rule is a function of one problem's rollouts. `correctness` is MMPR's (arXiv 2411.10442, §2.2): any verified-right
+against any verified-wrong. `correctness_and_prm` keeps that guarantee and lets the process reward model pick *which*:
+the best-rewarded right answers against the best-rewarded wrong ones, the negatives that look most convincing.
+`prm_margin` asks for a distance in reward, `step_prefix` for a shared beginning. A question that nobody can verify has
+`rewards/pairing/dropout_ntp.py`, which needs a policy.
+
+What no pair may contain is kept out in `rewards/pairing/eligibility.py`. A truncated response may be rejected, never
+chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from mpo.multimodal.errors import ConfigError
+from rewards.kept.keys import seed_of
+from rewards.pairing.eligibility import Eligible, Sides, eligible, pair_of, within_length, without_partner
+from rewards.pairing.report import PairAccount, PairingReport
+from rewards.pairing.step_pairs import step_prefix
+from rewards.types import PreferencePair, RolloutGroup, Verdict
+
+__all__ = [
+    "RULES",
+    "Pairing",
+    "PairingReport",
+    "build_pairs",
+    "correctness",
+    "correctness_and_prm",
+    "prm_margin",
+    "seen_by",
+    "step_prefix",
+]
+
+
+def correctness(
+    group: RolloutGroup,
+    *,
+    max_pairs: int,
+    format_negatives: bool = True,
+    max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
+) -> tuple[list[PreferencePair], Counter[str]]:
+    """Verified-right against verified-wrong, a random sample of all combinations (MMPR, arXiv 2411.10442, §2.2).
+
+    Format negatives stand apart, as in MMPR: right against responses without a final answer is a sample of its own,
+    with the source "correctness_format".
+
+    Args:
+        group: rollouts with verdicts.
+        max_pairs: pairs a problem at most, of each of the two kinds; MMPR takes 15.
+        format_negatives: a response without a final answer may be rejected.
+        max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one.
+        min_visual_dependence: of a right response, at least (`rewards/scoring/visual_dependence.py`); else it is on
+            no side.
+
+    Returns:
+        Pairs, sampled with a seed from the problem's id; and reason → rollouts that could stand on no side.
+    """
+    sides = eligible(group, format_negatives=format_negatives, min_visual_dependence=min_visual_dependence)
+    found: list[PreferencePair] = []
+    everything: list[Sides] = []
+    for negatives, source in ((sides.wrong, "correctness"), (sides.unparsable, "correctness_format")):
+        candidates = _within(group, itertools.product(sides.right, negatives), max_length_ratio)
+        everything += candidates
+        found += [pair_of(group, both, source=source) for both in _sample(candidates, max_pairs, group.problem.id)]
+    return found, _with_lonely(sides, everything, "no_partner_of_its_length")
+
+
+def correctness_and_prm(
+    group: RolloutGroup,
+    *,
+    max_pairs: int,
+    format_negatives: bool = True,
+    max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
+) -> tuple[list[PreferencePair], Counter[str]]:
+    """The i-th best-rewarded right answer against the i-th best-rewarded wrong one (hardest negatives first).
+
+    Each text is used at most once, so the pairs of a problem differ on both sides; ties in reward go to the
+    lower index. A response without a final answer is ranked among the wrong ones. With `max_length_ratio` a right
+    answer takes the best-rewarded unused wrong one that it allows. Arguments and returns are those of `correctness`;
+    a rollout without reward is a reject.
+    """
+    sides = eligible(
+        group, format_negatives=format_negatives, need_reward=True, min_visual_dependence=min_visual_dependence
+    )
+    wrong = sorted([*sides.wrong, *sides.unparsable])
+    order = itertools.product(_best_first(group, sides.right), _best_first(group, wrong))
+    candidates = _within(group, order, max_length_ratio)
+    matched = _each_once(candidates)[:max_pairs]
+    pairs = [pair_of(group, both, source="correctness_and_prm") for both in matched]
+    return pairs, _with_lonely(sides, candidates, "no_partner_of_its_length")
+
+
+def prm_margin(
+    group: RolloutGroup,
+    *,
+    max_pairs: int,
+    format_negatives: bool = True,
+    max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
+    margin: float = 0.1,
+) -> tuple[list[PreferencePair], Counter[str]]:
+    """A verified-right response against any verified one whose reward is lower by at least `margin`.
+
+    The rejected side may be right as well: then the pair prefers the better way to the same answer, and problems that
+    are always solved give pairs too. The widest margins come first and each text is used once. Arguments and returns
+    are those of `correctness`; a rollout without reward is a reject.
+
+    Raises:
+        ConfigError: `margin` is not positive.
+    """
+    if not margin > 0:
+        raise ConfigError(f"margin must be above 0, got {margin}")
+    sides = eligible(
+        group, format_negatives=format_negatives, need_reward=True, min_visual_dependence=min_visual_dependence
+    )
+    apart = {
+        (c, r): gap
+        for c, r in itertools.product(sides.right, sides.all)
+        if (gap := _reward(group, c) - _reward(group, r)) >= margin
+    }
+    candidates = _within(group, sorted(apart, key=lambda both: (-apart[both], both)), max_length_ratio)
+    pairs = [pair_of(group, both, source="prm_margin") for both in _each_once(candidates)[:max_pairs]]
+    return pairs, _with_lonely(sides, candidates, "no_partner_within_margin", one_side=bool(sides.right))
+
+
+Rule = Callable[..., tuple[list[PreferencePair], Counter[str]]]
+RULES: dict[str, Rule] = {
+    "correctness": correctness,
+    "correctness_and_prm": correctness_and_prm,
+    "prm_margin": prm_margin,
+    "step_prefix": step_prefix,
+}
+
+
+class Pairing:
+    """A pairing rule with the account of every problem that it is given; one problem is held at a time.
+
+    Args:
+        rule: a name in `RULES`, or a callable of the same shape.
+        max_pairs: pairs a problem at most, at least 1.
+        format_negatives: a response without a final answer may be rejected.
+        max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
+        min_visual_dependence: in [-1, 1]; a right response whose score depends on the picture by less stands on no
+            side (`rewards/scoring/visual_dependence.py`), nor one that was not scored without it. None: no limit.
+
+    Raises:
+        ConfigError: unknown rule, `max_pairs` or `max_length_ratio` below 1, `min_visual_dependence` outside [-1, 1].
+    """
+
+    def __init__(
+        self,
+        rule: str | Rule = "correctness_and_prm",
+        *,
+        max_pairs: int = 15,
+        format_negatives: bool = True,
+        max_length_ratio: float | None = None,
+        min_visual_dependence: float | None = None,
+    ) -> None:
+        make = RULES.get(rule) if isinstance(rule, str) else rule
+        if make is None:
+            raise ConfigError(f"unknown pairing rule {rule!r}: expected one of {', '.join(RULES)}, or a callable")
+        if max_pairs < 1:
+            raise ConfigError(f"max_pairs must be at least 1, got {max_pairs}")
+        if max_length_ratio is not None and not max_length_ratio >= 1.0:
+            raise ConfigError(f"max_length_ratio must be at least 1, got {max_length_ratio}")
+        if min_visual_dependence is not None and not -1.0 <= min_visual_dependence <= 1.0:
+            raise ConfigError(f"min_visual_dependence must be in [-1, 1], got {min_visual_dependence}")
+        self._make = partial(
+            make,
+            max_pairs=max_pairs,
+            format_negatives=format_negatives,
+            max_length_ratio=max_length_ratio,
+            min_visual_dependence=min_visual_dependence,
+        )
+        self._account = PairAccount()
+
+    def pairs_of(self, group: RolloutGroup) -> list[PreferencePair]:
+        """The pairs of one problem, counted."""
+        made, rejects = self._make(group)
+        self._account.add(made, rejected=rejects, why_none="" if made else _why_none(group, rejects))
+        return made
+
+    def report(self) -> PairingReport:
+        """The account of all problems so far."""
+        return self._account.report()
+
+
+def build_pairs(
+    groups: Iterable[RolloutGroup],
+    *,
+    rule: str | Rule = "correctness_and_prm",
+    max_pairs: int = 15,
+    format_negatives: bool = True,
+    max_length_ratio: float | None = None,
+    min_visual_dependence: float | None = None,
+) -> tuple[list[PreferencePair], PairingReport]:
+    """Apply a pairing rule to every problem and account for all of them.
+
+    Args:
+        groups: problems with verified (and, for PRM rules, scored) rollouts.
+        rule: as for `Pairing`, with the other limits; raises what it raises.
+        max_pairs: pairs a problem at most.
+        format_negatives: a response without a final answer may be rejected.
+        max_length_ratio: of the two sides of a pair.
+        min_visual_dependence: of a right response.
+
+    Returns:
+        The pairs in the order of the problems, and the report.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout
+        >>> right = Rollout(Completion("2 + 2 = 4"), verdict=Verdict.CORRECT, reward=0.9)
+        >>> wrong = Rollout(Completion("2 + 2 = 5"), verdict=Verdict.WRONG, reward=0.4)
+        >>> groups = [RolloutGroup(Problem("a", "?"), (wrong, right)), RolloutGroup(Problem("b", "?"), (wrong,))]
+        >>> pairs, report = build_pairs(groups)
+        >>> pairs[0].chosen.text, report.pairs, report.dropped
+        ('2 + 2 = 4', 1, {'all_wrong': 1})
+    """
+    pairing = Pairing(
+        rule,
+        max_pairs=max_pairs,
+        format_negatives=format_negatives,
+        max_length_ratio=max_length_ratio,
+        min_visual_dependence=min_visual_dependence,
+    )
+    pairs = [pair for group in groups for pair in pairing.pairs_of(group)]
+    return pairs, pairing.report()
+
+
+def seen_by(pairings: Iterable[Pairing], groups: Iterable[RolloutGroup]) -> Iterator[RolloutGroup]:
+    """The same groups, one at a time; each pairing has each of them counted as it passes."""
+    every = list(pairings)
+    for group in groups:
+        for pairing in every:
+            pairing.pairs_of(group)
+        yield group
+
+
+def _within(group: RolloutGroup, candidates: Iterable[Sides], max_ratio: float | None) -> list[Sides]:
+    return [both for both in candidates if within_length(group, both, max_ratio)]
+
+
+def _sample(candidates: list[Sides], size: int, problem_id: str) -> list[Sides]:
+    if len(candidates) <= size:
+        return candidates
+    return sorted(random.Random(seed_of(problem_id)).sample(candidates, size))
+
+
+def _each_once(candidates: Iterable[Sides]) -> list[Sides]:
+    """The candidates in their order without those that use an index again."""
+    used: set[int] = set()
+    kept = []
+    for both in candidates:
+        if used.isdisjoint(both):
+            kept.append(both)
+            used.update(both)
+    return kept
+
+
+def _best_first(group: RolloutGroup, indexes: Iterable[int]) -> list[int]:
+    return sorted(indexes, key=lambda index: (-_reward(group, index), index))
+
+
+def _reward(group: RolloutGroup, index: int) -> float:
+    reward = group.rollouts[index].reward
+    assert reward is not None  # asked for with need_reward
+    return reward
+
+
+def _with_lonely(sides: Eligible, candidates: Iterable[Sides], reason: str, *, one_side: bool = False) -> Counter[str]:
+    """The rejects, and the eligible rollouts that stand in no candidate although there are two sides."""
+    two = bool(sides.right and (sides.wrong or sides.unparsable))
+    lonely = without_partner(sides.all, candidates) if two or one_side else 0
+    return sides.rejects + Counter({reason: lonely} if lonely else {})
+
+
+def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
+    """One reason a problem: a side without partner, else what its verdicts say, else the most frequent reject."""
+    if not group.rollouts:
+        return "no_rollouts"
+    if lonely := sorted(reason for reason in rejects if reason.startswith("no_partner")):
+        return lonely[0]
+    verdicts = {rollout.verdict for rollout in group.rollouts}
+    if verdicts == {None}:
+        return "no_verdict"
+    decided = verdicts & {Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE}
+    if not decided:
+        return "verifier_failed"
+    if decided == {Verdict.CORRECT}:
+        return "all_right"
+    if Verdict.CORRECT not in decided:
+        return "all_wrong"
+    return min(rejects, key=lambda reason: (-rejects[reason], reason), default="rule_made_none")

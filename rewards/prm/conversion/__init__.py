@@ -1,1 +1,0 @@
-"""From the InternVL chat layout of the hub to transformers' own classes; `rewards.prm.convert` is the way in."""

@@ -1,0 +1,1 @@
+"""How good a PRM is: benchmarks with step labels and their metrics."""

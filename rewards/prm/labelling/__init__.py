@@ -1,0 +1,1 @@
+"""Labels for steps: which responses, how many continuations, what the counts mean."""

@@ -1,0 +1,256 @@
+"""Monte-Carlo step labels: the expected accuracy of a solution after each of its steps.
+
+mc_i = (continuations from the end of step i that reach the right answer) / K  (VisualPRM, arXiv 2503.10291,
+Eq. 1). Counts are kept, not bits. A continuation whose check timed out or failed counts as neither right nor
+wrong: it is taken out of K. How many continuations a step gets is its budget's business (`budgets.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpo.multimodal.errors import DataError
+from rewards.kept.calls import Each, Run, each_time, watched
+from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count, is_decided
+from rewards.prm.labelling.source import monte_carlo_source
+from rewards.sampling.generator import Generator
+from rewards.types import MonteCarloCount, Problem, Rollout, RolloutGroup, Splitter, Step, Verdict
+
+VerifyMany = Callable[[Sequence[tuple[Problem, str]]], list[Verdict]]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What labelling gives, and what it cost.
+
+    Attributes:
+        groups: with `mc` and `label_source`, without the rollouts that could not be labelled.
+        rejected: reason → number of rollouts.
+        continuations: drawn in all.
+        tokens: generated for them.
+        undecided: continuations of which the verifier said nothing.
+    """
+
+    groups: list[RolloutGroup]
+    rejected: Counter[str]
+    continuations: int
+    tokens: int
+    undecided: int
+
+
+@dataclass(frozen=True)
+class Response:
+    """A verified rollout split into steps, and where it stands."""
+
+    group: int
+    rollout: int
+    problem: Problem
+    text: str
+    steps: tuple[Step, ...]
+    verdict: Verdict
+
+    @property
+    def ending(self) -> Ending:
+        """What a budget needs to know."""
+        return Ending(len(self.steps), self.verdict is Verdict.CORRECT)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call: n continuations of each prefix, an answer's beginning to the problem of its place."""
+
+    problems: Sequence[Problem]
+    prefixes: Sequence[str]
+    n: int
+    seed: int
+
+
+class Continuer:
+    """Makes one call: draws continuations and has them checked.
+
+    Args:
+        generator: draws.
+        verify_many: checks whole answers (prefix ⊕ continuation).
+        with_texts: whether to give the continuations too, in order, as `drawn`.
+    """
+
+    def __init__(self, generator: Generator, verify_many: VerifyMany, *, with_texts: bool = False) -> None:
+        self.generator, self.verify_many, self.with_texts = generator, verify_many, with_texts
+
+    def __call__(self, task: Task) -> dict[str, Any]:
+        """Verdicts in order, their tokens, and the seconds in the generator; checks are not in them.
+
+        Raises:
+            DataError: generator or verifier gave another number of results than it was asked for.
+        """
+        started = time.monotonic()
+        drawn = self.generator.generate(task.problems, task.n, prefixes=task.prefixes, seed=task.seed)
+        seconds = time.monotonic() - started
+        made = [completion for completions in drawn for completion in completions]
+        answers = [
+            (problem, prefix + completion.text)
+            for problem, prefix, completions in zip(task.problems, task.prefixes, drawn, strict=True)
+            for completion in completions
+        ]
+        verdicts, expected = self.verify_many(answers), len(task.problems) * task.n
+        if not len(answers) == len(verdicts) == expected:
+            raise DataError(
+                f"expected {expected} continuations and as many verdicts, got {len(answers)} and {len(verdicts)}; "
+                "counts would move to other steps"
+            )
+        result = {"verdicts": verdicts, "tokens": sum(c.num_tokens for c in made), "seconds": seconds}
+        texts = {"drawn": [(c.text, c.finish_reason.value, c.num_tokens) for c in made]}
+        return result | texts if self.with_texts else result
+
+
+class Continuations:
+    """Has continuations drawn from the ends of steps, and checked: the `Draw` of a budget.
+
+    Places of one problem are drawn side by side: they share its picture and its prompt, and a server with a prefix
+    cache, or a batch, finds them again.
+
+    Args:
+        responses: what places refer to.
+        run: makes the calls: a `Continuer`, here (`in_turn`) or on several workers.
+        seed: changes the draw; every call of the generator has its own, derived from it.
+        rows_a_call: continuations a call of the generator, at most (one place's n are never divided).
+        on_drawn: told the number of continuations of each call that was made, or was kept.
+        each: keeps the verdicts of each call, so that a killed run goes on (`CallStore.each`).
+    """
+
+    def __init__(
+        self,
+        responses: Sequence[Response],
+        *,
+        run: Run,
+        seed: int,
+        rows_a_call: int = 1024,
+        on_drawn: Callable[[int], object] | None = None,
+        each: Each = each_time,
+    ) -> None:
+        self.responses, self.run, self.seed = responses, run, seed
+        self.rows_a_call, self.on_drawn, self.each = rows_a_call, on_drawn or (lambda number: None), each
+        self.continuations = self.tokens = self.undecided = self._calls = 0
+        self.seconds = 0.0  # in the generator, over all workers; checks are not in it
+
+    def __call__(self, places: Sequence[Place], n: int) -> list[list[Verdict]]:
+        """n verdicts from each place, in order.
+
+        Raises:
+            DataError: generator or verifier gave another number of results than it was asked for.
+        """
+        order = sorted(places, key=lambda place: (self.responses[place[0]].group, self._end(place)))
+        size = max(1, self.rows_a_call // n)
+        tasks = [self._task(order[start : start + size], n) for start in range(0, len(order), size)]
+        calls = [(_about(task), task) for task in tasks]
+        found: list[list[Verdict]] = []
+        run = watched(self.run, len(order) * n, lambda task: len(task.problems) * task.n, self.on_drawn)
+        for task, result in zip(tasks, self.each(calls, run), strict=True):
+            verdicts = [Verdict(name) for name in result["verdicts"]]
+            self.continuations += len(verdicts)
+            self.tokens += result["tokens"]
+            self.seconds += result.get("seconds", 0.0)  # not in stores that are older than this entry
+            self.undecided += sum(not is_decided(verdict) for verdict in verdicts)
+            found += [verdicts[i : i + n] for i in range(0, len(task.problems) * n, n)]
+        by_place = dict(zip(order, found, strict=True))
+        return [by_place[place] for place in places]
+
+    def _task(self, places: Sequence[Place], n: int) -> Task:
+        problems = [self.responses[r].problem for r, _ in places]
+        prefixes = [self.responses[place[0]].text[: self._end(place)] for place in places]
+        seed = self._call_seed()
+        self._calls += 1
+        return Task(problems, prefixes, n, seed)
+
+    def _call_seed(self) -> int:
+        """The seed itself for the first call; others after it, or a wave would draw the one before it again."""
+        return derived_seed(self.seed, self._calls) if self._calls else self.seed
+
+    def _end(self, place: Place) -> int:
+        response, step = place
+        return self.responses[response].steps[step].end
+
+
+def label_steps(
+    groups: Sequence[RolloutGroup],
+    *,
+    run: Run,
+    splitter: Splitter,
+    num_continuations: int,
+    seed: int,
+    budget: str = "full",
+    rows_a_call: int = 1024,
+    on_drawn: Callable[[int], object] | None = None,
+    each: Each = each_time,
+) -> Labelled:
+    """Fill in `mc` and `label_source` of every rollout.
+
+    Args:
+        groups: verified rollouts that can be split: no empty text, no control tokens.
+        run, seed, rows_a_call, on_drawn, each: see `Continuations`.
+        splitter: where steps end.
+        num_continuations: K, at least 1; VisualPRM takes 16. The end of the last step is not continued: the
+            response ends there, so its own verdict is the count, K of K or 0 of K.
+        budget: a name of `rewards.prm.labelling.budgets.BUDGETS`.
+
+    Raises:
+        ConfigError: an unknown budget, or K below 1.
+        DataError: generator or verifier gave another number of results than it was asked for.
+    """
+    budgeted = budget_named(budget, num_continuations)
+    responses = responses_of(groups, splitter)
+    draw = Continuations(responses, run=run, seed=seed, rows_a_call=rows_a_call, on_drawn=on_drawn, each=each)
+    counts = budgeted([response.ending for response in responses], draw, num_continuations)
+    source = monte_carlo_source(budget, num_continuations)
+    labelled, rejected = _with_counts(groups, responses, counts, num_continuations, source)
+    return Labelled(labelled, rejected, draw.continuations, draw.tokens, draw.undecided)
+
+
+def responses_of(groups: Sequence[RolloutGroup], splitter: Splitter) -> list[Response]:
+    """The rollouts whose verdict says something, split into steps; nothing is drawn for the others."""
+    return [
+        Response(g, r, group.problem, rollout.completion.text, splitter(rollout.completion.text), rollout.verdict)
+        for g, group in enumerate(groups)
+        for r, rollout in enumerate(group.rollouts)
+        if rollout.verdict and is_decided(rollout.verdict)
+    ]
+
+
+def _with_counts(
+    groups: Sequence[RolloutGroup],
+    responses: Sequence[Response],
+    counts: Counts,
+    num_continuations: int,
+    source: str,
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    found: dict[tuple[int, int], tuple[MonteCarloCount, ...]] = {}
+    for index, response in enumerate(responses):
+        last = count([response.verdict] * num_continuations)
+        mc = [*(counts.get((index, step)) for step in range(len(response.steps) - 1)), last]
+        if None not in mc:
+            found[response.group, response.rollout] = tuple(c for c in mc if c)
+    labelled, rejected = [], Counter[str]()
+    for g, group in enumerate(groups):
+        kept: list[Rollout] = []
+        for r, rollout in enumerate(group.rollouts):
+            if (g, r) in found:
+                kept.append(rollout.with_(mc=found[g, r], label_source=source))
+            else:
+                rejected["a step without a decided continuation"] += 1
+        labelled.append(RolloutGroup(group.problem, tuple(kept)))
+    return labelled, rejected
+
+
+def _about(task: Task) -> list[Any]:
+    asked = zip(task.problems, task.prefixes, strict=True)
+    return ["continue", task.seed, task.n, [[p.id, p.question, p.answer, prefix] for p, prefix in asked]]
+
+
+def derived_seed(seed: int, purpose: int | str) -> int:
+    """A seed in [0, 2^63) that nothing but the same seed and purpose gives."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "big") >> 1

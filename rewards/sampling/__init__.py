@@ -1,0 +1,1 @@
+"""Backends that draw completions from a policy; each satisfies `rewards.sampling.generator.Generator`."""

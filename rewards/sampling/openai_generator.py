@@ -1,0 +1,271 @@
+"""Sampling from a server: vLLM, SGLang or any other with OpenAI's chat completions.
+
+Pictures are sent as `data:` URIs of PNG bytes that we encoded, so the server fetches nothing. A request asks for the
+missing samples of one problem (`n`), with a seed of its own. Which texts a seed gives is the server's affair: here a
+resumed run promises the same units, none lost, none twice, not the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.images import load_image
+from mpo.multimodal.messages import assistant_message, user_message
+from rewards.errors import ServerError
+from rewards.kept.keys import derived_seed
+from rewards.sampling.chat_client import NoReplyError, RequestRefusedError
+from rewards.sampling.chat_messages import data_uri, with_pictures
+from rewards.sampling.generator import Sample, SamplingParams, check_number, gather
+from rewards.sampling.replicas import Replicas, checked_urls, request_key
+from rewards.types import Completion, FinishReason, Problem
+
+GIVE_UP_AFTER = 3  # problems in a row for which the server gave no usable reply
+AHEAD = 4  # requests under way per place at one of several servers, see `Replicas.window`
+
+
+class OpenAIGenerator:
+    """Draws n completions a problem from a model behind an OpenAI-compatible server.
+
+    The server's chat template renders the question. It must not take control tokens in a question's text for structure,
+    as no processor is here to break them up.
+
+    Args:
+        base_url: of the API, e.g. `http://127.0.0.1:8000/v1`, or of several servers of one model; the key is read from
+            `OPENAI_API_KEY`.
+        model: the server's name of it.
+        params: sampling settings; `top_k` is sent only if it is set, for it is not in OpenAI's own API.
+        concurrency: requests at a time, to each server.
+        samples_a_request: largest `n` of a request; 0 asks for all samples of a problem at once. A server that ignores
+            `n` needs 1.
+        logprobs: ask for the log-probability of every token; it also counts the tokens where n > 1.
+        attempts, timeout_s, longest_wait_s: of one request, see `ChatClient`.
+        describe: text of the progress bar of `generate`; empty for none.
+    """
+
+    def __init__(
+        self,
+        base_url: str | Sequence[str],
+        model: str,
+        params: SamplingParams,
+        *,
+        concurrency: int = 16,
+        samples_a_request: int = 0,
+        logprobs: bool = False,
+        attempts: int = 6,
+        timeout_s: float = 600.0,
+        longest_wait_s: float = 30.0,
+        describe: str = "",
+    ) -> None:
+        if concurrency < 1 or samples_a_request < 0 or attempts < 1:
+            raise ConfigError(
+                "expected concurrency >= 1, samples_a_request >= 0 and attempts >= 1, "
+                f"got {concurrency}, {samples_a_request}, {attempts}"
+            )
+        self.model, self.params = model, params
+        self.concurrency, self.samples_a_request, self.logprobs = concurrency, samples_a_request, logprobs
+        self._connect = partial(
+            Replicas,
+            checked_urls(base_url),
+            model,
+            concurrency=concurrency,
+            attempts=attempts,
+            timeout_s=timeout_s,
+            longest_wait_s=longest_wait_s,
+        )
+        self.describe = describe
+
+    def generate(
+        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
+    ) -> list[list[Completion]]:
+        """n completions for each problem, in order; arguments and errors are those of `draw`."""
+        samples = self.draw(problems, n, prefixes=prefixes, seed=seed)
+        return gather(samples, problems, n, describe=self.describe)
+
+    def draw(
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        *,
+        prefixes: Sequence[str] | None = None,
+        seed: int,
+        done: Container[tuple[int, int]] = frozenset(),
+    ) -> Iterator[list[Sample]]:
+        """Samples 0 … n-1 of each problem, request by request as the replies come; see
+        `rewards.sampling.generator.Generator`.
+
+        A request that the server refuses gives samples without completion, with its reason. One that gets no usable
+        reply does not stop the others, unless the next ones get none either.
+
+        Raises:
+            ConfigError: n is below 1, or above 1 with `temperature` 0; one of several servers serves another model.
+            ServerError: a server refuses us, all are gone, or `GIVE_UP_AFTER` problems in a row got no usable reply;
+                or, when all others are drawn, some got none.
+        """
+        check_number(n, self.params)
+        starts = list(prefixes) if prefixes is not None else [""] * len(problems)
+        left = iter(
+            [
+                _Request(place, problem, start, tuple(indexes), seed)
+                for place, (problem, start) in enumerate(zip(problems, starts, strict=True))
+                for indexes in self._cut([index for index in range(n) if (place, index) not in done])
+            ]
+        )
+        failed: list[str] = []
+        in_a_row = 0
+        with asyncio.Runner() as runner:
+            servers = self._connect()
+            pending: set[asyncio.Task[list[Sample]]] = set()
+            finished: set[asyncio.Task[list[Sample]]] = set()
+            try:
+                runner.run(servers.open())
+                while True:
+                    for request in islice(left, servers.window(AHEAD) - len(pending)):
+                        pending.add(runner.get_loop().create_task(self._ask(servers, request), name=request.problem.id))
+                    if not pending:
+                        break
+                    finished, pending = runner.run(_first(pending))
+                    for task in finished:
+                        error = task.exception()
+                        if error is None:
+                            in_a_row = 0
+                            yield task.result()
+                        elif isinstance(error, NoReplyError):
+                            failed.append(f"problem {task.get_name()}: {error}")
+                            in_a_row += 1
+                        else:
+                            raise error
+                    if in_a_row >= GIVE_UP_AFTER:
+                        break
+            finally:
+                runner.run(_stop(pending | finished, servers))
+        if failed:
+            raise ServerError(
+                f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept: the same command goes on"
+            )
+
+    def _cut(self, indexes: list[int]) -> Iterator[list[int]]:
+        size = self.samples_a_request or max(1, len(indexes))
+        for start in range(0, len(indexes), size):
+            yield indexes[start : start + size]
+
+    async def _ask(self, servers: Replicas, request: _Request) -> list[Sample]:
+        seed = derived_seed(request.seed, request.problem, request.indexes[0], request.prefix) >> 32  # 31 bits
+        n = len(request.indexes)
+        try:
+            reply = await servers.ask(
+                lambda: self._body(request, seed),
+                lambda content: _read(content, n),
+                key=lambda: request_key(
+                    [load_image(image) for image in request.problem.images], request.problem.question
+                ),
+            )
+        except RequestRefusedError as error:
+            return [Sample(request.place, index, seed, None, f"the server: {error}") for index in request.indexes]
+        outcomes = [_outcome(choice, reply.usage if n == 1 else None) for choice in reply.choices]
+        return [
+            Sample(request.place, index, seed, *outcome)
+            for index, outcome in zip(request.indexes, outcomes, strict=True)
+        ]
+
+    def _body(self, request: _Request, seed: int) -> dict[str, Any]:
+        problem, params = request.problem, self.params
+        messages = with_pictures(
+            [user_message(problem.question, len(problem.images))], [data_uri(image) for image in problem.images]
+        )
+        extra: dict[str, Any] = {"top_k": params.top_k} if params.top_k else {}
+        if request.prefix:
+            messages.append(assistant_message(request.prefix))
+            extra |= {"add_generation_prompt": False, "continue_final_message": True}  # both: see vLLM's chat API
+        return {
+            "model": self.model,
+            "messages": messages,
+            "n": len(request.indexes),
+            "seed": seed,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "max_tokens": params.max_new_tokens,
+            **({"logprobs": True} if self.logprobs else {}),
+            "extra_body": extra,
+        }
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Some samples of one problem."""
+
+    place: int
+    problem: Problem
+    prefix: str
+    indexes: tuple[int, ...]
+    seed: int
+
+
+class _Untrusted(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class _TokenLogprob(_Untrusted):
+    logprob: float = Field(allow_inf_nan=False)
+
+
+class _Logprobs(_Untrusted):
+    content: list[_TokenLogprob] | None = None
+
+
+class _Message(_Untrusted):
+    content: str | None
+
+
+class _Choice(_Untrusted):
+    index: int
+    message: _Message
+    finish_reason: str | None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(_Untrusted):
+    completion_tokens: int = Field(ge=0, lt=2**31)
+
+
+class _ReplyRow(_Untrusted):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+def _read(content: bytes, n: int) -> _ReplyRow:
+    """A reply with exactly n choices, in order of their index; ValueError for anything else."""
+    reply = _ReplyRow.model_validate_json(content)
+    choices = sorted(reply.choices, key=lambda choice: choice.index)
+    if [choice.index for choice in choices] != list(range(n)):
+        raise ValueError(f"asked for n={n} choices, got {len(choices)}; where a server ignores n, ask for 1 a request")
+    return _ReplyRow(choices=choices, usage=reply.usage)
+
+
+def _outcome(choice: _Choice, usage: _Usage | None) -> tuple[Completion | None, str]:
+    """The completion, or why there is none. A null content is an empty answer."""
+    if choice.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
+        return None, f"the server: finish_reason {str(choice.finish_reason)[:40]!r}"
+    logprobs = None
+    if choice.logprobs is not None and choice.logprobs.content is not None:
+        logprobs = tuple(token.logprob for token in choice.logprobs.content)
+    num_tokens = len(logprobs) if logprobs is not None else (usage.completion_tokens if usage else 0)
+    return Completion(choice.message.content or "", FinishReason(choice.finish_reason), num_tokens, logprobs), ""
+
+
+async def _first(pending: set[asyncio.Task[list[Sample]]]) -> tuple[set[Any], set[Any]]:
+    return await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _stop(tasks: set[asyncio.Task[list[Sample]]], servers: Replicas) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await servers.close()

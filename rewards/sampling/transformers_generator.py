@@ -1,0 +1,219 @@
+"""Sampling in this process with `transformers.generate`: any image-text-to-text model, CPU or GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from mpo.multimodal.errors import DataError
+from mpo.multimodal.images import load_image
+from mpo.multimodal.messages import end_of_turn_id, prompt_text, user_message
+from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
+from rewards.kept.keys import derived_seed
+from rewards.sampling.generator import Sample, SamplingParams, check_number, gather
+from rewards.sampling.row_sampler import RowSampler
+from rewards.types import Completion, FinishReason, Problem
+
+# A checkpoint's generation_config.json must not bend the distribution (Qwen2.5-VL ships repetition_penalty 1.05).
+# A trainer may have switched the cache off in the model's config.
+NEUTRAL = {
+    "use_cache": True,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_p": None,
+    "typical_p": 1.0,
+}
+
+# Cache layers that hold keys and values only. Layers that mix attention with a recurrent state inherit
+# `batch_repeat_interleave` and would copy the keys without the state.
+COPYABLE: tuple[type, ...] = (DynamicLayer, DynamicSlidingWindowLayer)
+
+# What a model remembers of each row beside its cache: models with M-RoPE, how far their positions are from the count.
+ROW_STATE = "rope_deltas"
+
+
+class TransformersGenerator:
+    """Draws n completions a problem; the prompt and its images go through the model once for all rows of a call.
+
+    A call has `batch_rows // rows_a_problem` problems (at least one) with `rows_a_problem` rows each. Calls are cut
+    from the whole list, and a call of which only some rows are wanted is drawn whole, the others as dummies. So a call
+    has the same shapes and neighbours whether or not the run was interrupted, and gives the same bits, on one machine
+    with one number of threads. Each row's random numbers are its own (`RowSampler`), whatever the cut.
+
+    Args:
+        model: an image-text-to-text model, already on its device.
+        processor: its processor.
+        params: sampling settings.
+        batch_rows: rows a call.
+        rows_a_problem: rows of a problem in one call; default is n. With fewer, a problem's samples take several calls.
+        keep_logprobs: keep the log-probability of each token.
+        describe: text of the progress bar of `generate`; empty for none.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        params: SamplingParams,
+        *,
+        batch_rows: int = 64,
+        rows_a_problem: int | None = None,
+        keep_logprobs: bool = False,
+        describe: str = "",
+    ) -> None:
+        self.model, self.processor, self.params = model, processor, params
+        self.batch_rows, self.rows_a_problem = batch_rows, rows_a_problem
+        self.keep_logprobs, self.describe = keep_logprobs, describe
+        self._end = end_of_turn_id(processor)
+        self._cache_can_be_copied = True  # until the first prompt shows otherwise
+
+    def generate(
+        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
+    ) -> list[list[Completion]]:
+        """n completions for each problem, in order; arguments and errors are those of `draw`."""
+        samples = self.draw(problems, n, prefixes=prefixes, seed=seed)
+        return gather(samples, problems, n, describe=self.describe)
+
+    def draw(
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        *,
+        prefixes: Sequence[str] | None = None,
+        seed: int,
+        done: Container[tuple[int, int]] = frozenset(),
+    ) -> Iterator[list[Sample]]:
+        """Samples 0 … n-1 of each problem, call by call.
+
+        Args:
+            problems: what to ask; a problem may occur more than once (with different prefixes).
+            n: completions a problem, at least 1.
+            prefixes: text that each answer starts with (same length as `problems`); completions continue it and
+                do not repeat it.
+            seed: changes the draw.
+            done: (place of the problem, sample index) that are not wanted.
+
+        Raises:
+            ConfigError: n is below 1, or above 1 with `temperature` 0, which would give one text n times.
+        """
+        check_number(n, self.params)
+        starts = list(prefixes) if prefixes is not None else [""] * len(problems)
+        asked = list(enumerate(zip(problems, starts, strict=True)))
+        rows = self.rows_a_problem or n
+        for some in _cut(asked, max(1, self.batch_rows // rows)):
+            for first in range(0, n, rows):
+                units = [(place, index) for place, _ in some for index in range(first, first + rows)]
+                wanted = [index < n and (place, index) not in done for place, index in units]
+                if any(wanted):
+                    drawn = self._call([pair for _, pair in some], range(first, first + rows), seed)
+                    yield [
+                        Sample(*unit, row_seed, completion, refusal)
+                        for unit, (row_seed, completion, refusal), is_wanted in zip(units, drawn, wanted, strict=True)
+                        if is_wanted
+                    ]
+
+    def _call(
+        self, asked: list[tuple[Problem, str]], indexes: range, seed: int
+    ) -> list[tuple[int, Completion | None, str]]:
+        """Seed and completion of each (problem, index), problem by problem; or none, and why the processor refused."""
+        encoded = [self._encode(problem) for problem, _ in asked]
+        usable = [
+            (prompt, pair) for prompt, pair in zip(encoded, asked, strict=True) if isinstance(prompt, EncodedPrompt)
+        ]
+        drawn = iter(self._generate([prompt for prompt, _ in usable], [pair for _, pair in usable], indexes, seed))
+        return [
+            (*next(drawn), "")
+            if isinstance(prompt, EncodedPrompt)
+            else (derived_seed(seed, problem, index, start), None, prompt)
+            for prompt, (problem, start) in zip(encoded, asked, strict=True)
+            for index in indexes
+        ]
+
+    def _generate(
+        self, prompts: list[EncodedPrompt], asked: list[tuple[Problem, str]], indexes: range, seed: int
+    ) -> list[tuple[int, Completion]]:
+        """One `generate` call: seed and completion of each (problem, index), problem by problem."""
+        if not prompts:
+            return []
+        encode = self.processor.tokenizer
+        prefix_ids = [encode(start, add_special_tokens=False)["input_ids"] if start else [] for _, start in asked]
+        rows = stack_rows(prompts, prefix_ids, pad_token_id=encode.pad_token_id, side="left")
+        device = self.model.device
+        inputs: dict[str, Any] = {key: value.to(device) for key, value in rows.items() if key != "labels"}
+        seeds = [derived_seed(seed, problem, index, start) for problem, start in asked for index in indexes]
+        sampler = RowSampler(self.params, seeds, device=device, keep_logprobs=self.keep_logprobs)
+        n = len(indexes)
+        # Where `generate` expands the prompts itself it insists on do_sample, and takes the only token left by chance.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
+            copied = self._prefilled(inputs, n) if n > 1 and self._cache_can_be_copied else None
+            settings = self._settings(1 if copied else n)
+            generated = self.model.generate(**(copied or inputs), **settings, logits_processor=[sampler])
+        tokens = generated[:, inputs["input_ids"].shape[1] :].tolist()
+        logprobs: Sequence[list[float] | None] = sampler.logprobs() or [None] * len(tokens)
+        return list(zip(seeds, map(self._completion, tokens, logprobs), strict=True))
+
+    def _prefilled(self, inputs: dict[str, Any], n: int) -> dict[str, Any] | None:
+        """Run B prompts without their last token through the model, and copy their cache n times.
+
+        Returns:
+            What `generate` needs to go on from there, B·n rows; None where a layer of the cache holds more than keys
+            and values (a recurrent state): then `generate` expands the prompts itself, now and from now on.
+        """
+        shape = inputs["input_ids"].shape
+        shorter = {key: value[:, :-1] if value.shape == shape else value for key, value in inputs.items()}
+        once = {**NEUTRAL, "do_sample": False, "max_new_tokens": 1, "return_dict_in_generate": True}
+        cache = self.model.generate(
+            **shorter, **once, pad_token_id=self.processor.tokenizer.pad_token_id
+        ).past_key_values
+        self._cache_can_be_copied = all(type(layer) in COPYABLE for layer in getattr(cache, "layers", [None]))
+        if not self._cache_can_be_copied:
+            return None
+        cache.batch_repeat_interleave(n)
+        for module in self.model.modules():
+            if isinstance(state := getattr(module, ROW_STATE, None), torch.Tensor):
+                setattr(module, ROW_STATE, state.repeat_interleave(n, dim=0))
+        rows = {key: inputs[key].repeat_interleave(n, dim=0) for key in ("input_ids", "attention_mask")}
+        return {**rows, "past_key_values": cache}
+
+    def _encode(self, problem: Problem) -> EncodedPrompt | str:
+        """The prompt, or why the processor refused it: Qwen-VL's takes no picture 200 times as long as wide."""
+        text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
+        images = [load_image(image) for image in problem.images]
+        try:
+            return encode_prompt(self.processor, text, images)
+        except DataError as error:
+            return str(error)
+
+    def _settings(self, n: int) -> dict[str, Any]:
+        neutral = (
+            {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+            if n > 1
+            else dict.fromkeys(("temperature", "top_p", "top_k"))
+        )
+        return {
+            **NEUTRAL,
+            **neutral,
+            "do_sample": n > 1,
+            "num_return_sequences": n,
+            "max_new_tokens": self.params.max_new_tokens,
+            "eos_token_id": self._end,
+            "pad_token_id": self.processor.tokenizer.pad_token_id,
+        }
+
+    def _completion(self, ids: list[int], logprobs: list[float] | None) -> Completion:
+        """Cut at the end of the turn; any other control token stays in the text, to be rejected by name later."""
+        stopped = self._end in ids
+        content = ids[: ids.index(self._end)] if stopped else ids
+        text = self.processor.tokenizer.decode(content, skip_special_tokens=False)
+        length = len(content) + stopped
+        kept = None if logprobs is None else tuple(logprobs[:length])
+        return Completion(text, FinishReason.STOP if stopped else FinishReason.LENGTH, length, kept)
+
+
+def _cut(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

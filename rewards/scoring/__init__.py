@@ -1,0 +1,1 @@
+"""Groups to scored groups: aggregation, visual dependence."""

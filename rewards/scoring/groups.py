@@ -1,0 +1,199 @@
+"""Groups of responses → the same groups with step scores and rewards: the only place that composes the two."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from mpo.multimodal.errors import DataError
+from rewards.kept.calls import Each, Run, watched
+from rewards.scoring.aggregation import aggregate
+from rewards.scoring.other_images import blanked, swapped
+from rewards.types import Aggregator, Problem, ProcessRewardModel, RolloutGroup, StepScores, Unseen
+
+BLANK_AT_A_TIME = 64  # problems whose blank pictures are in memory together
+
+
+class StoredScorer:
+    """A PRM whose calls are kept: scoring the same list goes on where a run was killed, to the same bits.
+
+    Args:
+        run: makes calls: `json_scores` with a PRM, here or on several workers.
+        each: of the store (`CallStore.each`).
+        rows_a_call: responses a call; the number that the PRM itself takes at a time.
+        kind: tells these calls from others of the store about the same responses.
+    """
+
+    def __init__(self, run: Run, each: Each, *, rows_a_call: int, kind: str = "score") -> None:
+        self.run, self.each, self.rows_a_call, self.kind = run, each, rows_a_call, kind
+
+    def about(self, kind: str) -> StoredScorer:
+        """The same PRM and store for calls of another kind, e.g. with other pictures."""
+        return StoredScorer(self.run, self.each, rows_a_call=self.rows_a_call, kind=kind)
+
+    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
+        """Step scores of each solution, in order.
+
+        Raises:
+            DataError: one has none.
+        """
+        return [scores_or_raise(outcome) for outcome in self.outcomes([(problem, text) for text in solutions])]
+
+    def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
+        """Step scores of each (problem, response), or why it has none; in order."""
+        tasks = [items[start : start + self.rows_a_call] for start in range(0, len(items), self.rows_a_call)]
+        calls = [
+            ([self.kind, [[problem.id, problem.question, text] for problem, text in some]], some) for some in tasks
+        ]
+        with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
+            run = watched(self.run, len(items), len, bar.update)
+            return [_from_json(kept) for results in self.each(calls, run) for kept in results]
+
+
+def json_scores(prm: ProcessRewardModel, items: Sequence[tuple[Problem, str]]) -> list[Any]:
+    """`outcomes` as a JSON value, which `StoredScorer` reads: the work of one call."""
+    return [o if isinstance(o, str) else [o.values, o.bounds] for o in outcomes(items, prm)]
+
+
+def _from_json(kept: Any) -> StepScores | DataError:
+    if isinstance(kept, str):
+        return DataError(f"this response has no step scores: {kept}", reason=kept)
+    values, bounds = kept
+    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds))
+
+
+def score_groups(
+    groups: Sequence[RolloutGroup], prm: ProcessRewardModel, *, how: str | Aggregator = "mean", describe: str = ""
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    """Score every rollout and aggregate its step scores to a reward.
+
+    Args:
+        groups: the rollouts.
+        prm: scores responses.
+        how: a name of `rewards.scoring.aggregation.AGGREGATIONS`, or a callable of its shape.
+        describe: names a progress bar.
+
+    Returns:
+        The groups, same rollouts in the same order; those that cannot be scored get `reward=None`, whatever an
+        earlier PRM gave them; and reason → number of those. What an earlier PRM said without the picture is gone.
+    """
+    items = [(group.problem, rollout.completion.text) for group in groups for rollout in group.rollouts]
+    found = outcomes(items, prm, describe=describe)
+    reasons = Counter(outcome for outcome in found if isinstance(outcome, str))
+    left = iter(found)
+    scored = []
+    for group in groups:
+        rollouts = []
+        for rollout in group.rollouts:
+            outcome = next(left)
+            scores = None if isinstance(outcome, str) else outcome
+            reward = aggregate(scores, how=how) if scores else None
+            rollouts.append(rollout.with_(step_scores=scores, reward=reward, blank=None, swapped=None))
+        scored.append(RolloutGroup(group.problem, tuple(rollouts)))
+    return scored, reasons
+
+
+def score_unseen(
+    groups: Sequence[RolloutGroup],
+    prm: ProcessRewardModel,
+    *,
+    picture: str,
+    how: str | Aggregator = "mean",
+    describe: str = "",
+) -> tuple[list[RolloutGroup], Counter[str]]:
+    """The scored groups with every scored rollout scored again under a picture that is not its own.
+
+    Args:
+        groups: scored by the same PRM and aggregation (`score_groups`).
+        prm: scores responses.
+        picture: "blank" or "swapped" (another problem's); the field of the rollouts that is filled.
+        how: a name of `rewards.scoring.aggregation.AGGREGATIONS`, or a callable of its shape.
+        describe: names a progress bar.
+
+    Returns:
+        The groups; and reason → number of scored rollouts that keep `None` there: "no picture", "no other picture of
+        its size", or why the PRM could not score them.
+    """
+    done: list[RolloutGroup] = []
+    lacking: Counter[str] = Counter()
+    problems = [group.problem for group in groups]
+    others = swapped(problems) if picture == "swapped" else problems
+    with tqdm(total=len(groups), desc=describe, unit="problem", disable=not describe) as bar:
+        for start in range(0, len(groups), BLANK_AT_A_TIME):
+            part, asked = groups[start : start + BLANK_AT_A_TIME], others[start : start + BLANK_AT_A_TIME]
+            if picture == "blank":
+                asked = [blanked(problem) for problem in asked]
+            done += _with_unseen(part, asked, prm, picture, how, lacking)
+            bar.update(len(part))
+    return done, lacking
+
+
+def _with_unseen(
+    groups: Sequence[RolloutGroup],
+    asked: Sequence[Problem],
+    prm: ProcessRewardModel,
+    field: str,
+    how: str | Aggregator,
+    lacking: Counter[str],
+) -> list[RolloutGroup]:
+    """Some problems in one call of the PRM; what stays without is counted in `lacking`."""
+    places: list[tuple[int, int]] = []
+    for row, (group, problem) in enumerate(zip(groups, asked, strict=True)):
+        own = [(row, index) for index, rollout in enumerate(group.rollouts) if rollout.step_scores is not None]
+        if problem.images != group.problem.images:
+            places += own
+        elif own:
+            lacking["no other picture of its size" if group.problem.images else "no picture"] += len(own)
+    items = [(asked[row], groups[row].rollouts[index].completion.text) for row, index in places]
+    found: dict[tuple[int, int], Unseen] = {}
+    for place, outcome in zip(places, outcomes(items, prm), strict=True):
+        if isinstance(outcome, str):
+            lacking[outcome] += 1
+        else:
+            found[place] = Unseen(outcome, aggregate(outcome, how=how))
+    return [
+        RolloutGroup(
+            group.problem,
+            tuple(rollout.with_(**{field: found.get((row, i))}) for i, rollout in enumerate(group.rollouts)),
+        )
+        for row, group in enumerate(groups)
+    ]
+
+
+def outcomes(
+    items: Sequence[tuple[Problem, str]], prm: ProcessRewardModel, *, describe: str = ""
+) -> list[StepScores | str]:
+    """Step scores of each (problem, response), or in a few words why it has none; in order.
+
+    A PRM needs `score` alone. One that can say more (`rewards.prm.step_prm.StepPRM`) is asked for more: by `unscorable`
+    which responses it cannot read, by `outcomes` for many problems in one call, a `DataError` in place of no scores.
+    """
+    unscorable: Callable[[str], str | None] = getattr(prm, "unscorable", lambda text: None)
+    reasons = [unscorable(text) for _, text in items]
+    readable = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
+    if hasattr(prm, "outcomes"):
+        found: Iterator[StepScores | DataError] = iter(prm.outcomes(readable, describe=describe))
+    else:
+        found = _one_problem_a_call(readable, prm)
+    return [_scores_or_reason(next(found)) if reason is None else reason for reason in reasons]
+
+
+def _one_problem_a_call(items: Sequence[tuple[Problem, str]], prm: ProcessRewardModel) -> Iterator[StepScores]:
+    for _, some in groupby(items, key=lambda item: id(item[0])):
+        problems, texts = zip(*some, strict=True)
+        yield from (scores for scores, _ in zip(prm.score(problems[0], texts), texts, strict=True))
+
+
+def scores_or_raise(outcome: StepScores | DataError) -> StepScores:
+    """The scores of a response, or the error in their place raised."""
+    if isinstance(outcome, DataError):
+        raise outcome
+    return outcome
+
+
+def _scores_or_reason(outcome: StepScores | DataError) -> StepScores | str:
+    return outcome.reason if isinstance(outcome, DataError) else outcome

@@ -1,0 +1,84 @@
+r"""Completion → Verdict of its final answer: one verifier a kind of question, and the table of them.
+
+A verifier reads the answer (`rewards/verifying/reading.py`), reads it again as what it looks for (a letter, a number, …)
+and compares it with each accepted reference. What it cannot read is `UNPARSABLE`, never `WRONG`; its own trouble (a
+reference that it cannot read, a check that hangs) is `ERROR` or `TIMEOUT`. `VERIFIERS` is a plain dict; any callable of
+the type `Verifier` is accepted in place of a name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from rewards.verifying.answers import canonical_answer, extract_final_answer
+from rewards.verifying.math_verifier import MathVerifier
+from rewards.types import Problem, Verdict, Verifier
+from rewards.verifying.auto import AutoVerifier
+from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
+from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier
+from rewards.verifying.texts import AnlsVerifier, ExactVerifier, ShortVerifier, VqaVerifier, anls, vqa_accuracy
+
+__all__ = [
+    "VERIFIERS",
+    "AnlsVerifier",
+    "AutoVerifier",
+    "ChoiceVerifier",
+    "ExactVerifier",
+    "MathVerifier",
+    "NumberVerifier",
+    "RelaxedVerifier",
+    "ShortVerifier",
+    "VqaVerifier",
+    "YesNoVerifier",
+    "anls",
+    "anls_verifier",
+    "canonical_answer",
+    "choice_verifier",
+    "exact_verifier",
+    "extract_final_answer",
+    "number_verifier",
+    "relaxed_verifier",
+    "verify_many",
+    "vqa_accuracy",
+]
+
+_log = logging.getLogger(__name__)
+
+exact_verifier = ExactVerifier()
+choice_verifier = ChoiceVerifier()
+number_verifier = NumberVerifier()
+relaxed_verifier = RelaxedVerifier()
+anls_verifier = AnlsVerifier()
+_math = MathVerifier()  # starts its process when it is first needed; make your own for limits or more workers
+
+VERIFIERS: dict[str, Verifier] = {
+    "exact": exact_verifier,
+    "math": _math,
+    "choice": choice_verifier,
+    "number": number_verifier,
+    "yes_no": YesNoVerifier(),
+    "short": ShortVerifier(),
+    "relaxed": relaxed_verifier,
+    "anls": anls_verifier,
+    "vqa": VqaVerifier(),
+    "auto": AutoVerifier(math=_math),
+}
+
+
+def verify_many(verifier: Verifier, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    """One verdict a pair, in order; a verifier that raises gives `ERROR`, logged with the problem's id.
+
+    A verifier with a `verify_many` of its own (`MathVerifier`, `AutoVerifier`, `WorkerVerifier`) is given all pairs at
+    once.
+    """
+    batched = getattr(verifier, "verify_many", None)
+    return batched(pairs) if batched is not None else [_safely(verifier, problem, text) for problem, text in pairs]
+
+
+def _safely(verifier: Verifier, problem: Problem, text: str) -> Verdict:
+    try:
+        return Verdict(verifier(problem, text))
+    except Exception as error:
+        _log.warning("verifier failed on problem %r: %s: %s", problem.id, type(error).__name__, error)
+        return Verdict.ERROR

@@ -1,0 +1,85 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpo.multimodal.errors import DataError
+from rewards.choosing.selection import CHOICES, best_of_n, majority, weighted_vote
+from rewards.types import Completion, Problem, Rollout, RolloutGroup
+from rewards.verifying.answers import canonical_answer
+
+SELECTORS = {"best_of_n": best_of_n, "majority": majority, "weighted_vote": weighted_vote}
+EVERY = {**SELECTORS, **{f"mpo answer: {name}": select for name, select in CHOICES.items()}}
+
+
+def group_of(*rows, id="p"):
+    """rows: (text, reward)."""
+    rollouts = tuple(Rollout(Completion(text), reward=reward) for text, reward in rows)
+    return RolloutGroup(Problem(id, "?"), rollouts)
+
+
+def answers(*values, rewards=None):
+    rewards = rewards or [0.5] * len(values)
+    texts = ["no idea" if value is None else f"Final answer: {value}" for value in values]
+    return group_of(*zip(texts, rewards, strict=True))
+
+
+def pick(name, group):
+    return EVERY[name](group, canonical_answer)
+
+
+def test_best_of_n_takes_the_lowest_index_among_the_best():
+    assert pick("best_of_n", answers("1", "2", "3", rewards=[0.1, 0.8, 0.8])) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["4", "5", "5"], 1),
+        (["4", "5", "5", "4"], 0),  # tie: 4 appeared first
+        ([None, None, None, "7"], 3),  # unparsable answers do not vote, however many
+        ([None, None], 0),
+        (["4.", "5", " 4"], 0),  # canonical forms agree
+    ],
+)
+def test_majority(values, expected):
+    assert pick("majority", answers(*values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "rewards", "expected"),
+    [
+        (["4", "5", "5"], [0.9, 0.3, 0.3], 0),  # 0.9 > 0.6
+        (["4", "5", "5"], [0.5, 0.3, 0.3], 1),  # 0.5 < 0.6
+        (["4", "5", "5"], [0.75, 0.5, 0.25], 0),  # tie
+        ([None, "5"], [1.0, 0.1], 1),
+        ([None, None], [0.1, 0.9], 0),
+    ],
+)
+def test_weighted_vote(values, rewards, expected):
+    assert pick("weighted_vote", answers(*values, rewards=rewards)) == expected
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "weighted_vote"])
+@pytest.mark.parametrize("reward", [None, float("nan"), float("inf")])
+def test_a_missing_reward_is_an_error_not_a_zero(name, reward):
+    with pytest.raises(DataError, match="rollout 1 of problem 'p' has reward"):
+        pick(name, answers("1", "2", rewards=[0.5, reward]))
+
+
+@pytest.mark.parametrize("name", list(EVERY))
+def test_an_empty_group_is_an_error(name):
+    with pytest.raises(DataError, match="no rollouts"):
+        pick(name, RolloutGroup(Problem("p", "?"), ()))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["1", "2", "3", None]), st.floats(0, 1)), min_size=1, max_size=8), st.text())
+def test_every_selector_returns_an_index_and_is_deterministic(rows, id):
+    group = answers(*(value for value, _ in rows), rewards=[reward for _, reward in rows])
+    group = RolloutGroup(Problem(id, "?"), group.rollouts)
+    for name in EVERY:
+        index = pick(name, group)
+        assert 0 <= index < len(rows)
+        random.seed(index)  # the global generator plays no part
+        assert pick(name, group) == index
