@@ -41,8 +41,8 @@ class Problem:
         answer: the reference answer, or `None` where nobody knows it. A number or a truth value becomes its text; of a
             list of accepted answers the first stays and all of them go to `meta["answers"]`.
         meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
-            `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by
-            `choice`).
+            `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), `choices`, the texts of the options (by
+            `choice`), and `answers`, all accepted answers.
     """
 
     id: str

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from rewards.types import Problem
 from rewards.verifying.options import named_options, options_of
+from rewards.verifying.places import first_sentence
 from rewards.verifying.reading import Kind
 from rewards.verifying.verifier import ReadingVerifier
 
@@ -36,12 +38,17 @@ class ChoiceVerifier(ReadingVerifier[frozenset[str]]):
     expects = "a letter or an option's text"
 
     def read(self, problem: Problem, value: str) -> frozenset[str] | None:
-        """The letters that an answer names, as many as the reference."""
+        """The letters that an answer names, as many as the reference; None also if it contradicts itself."""
         options = options_of(problem)
-        letters = named_options(value, options, numbered=_is_number(problem.answer))
-        if letters and len(letters) > 1 and not _several(problem):
-            return None
-        return letters
+        for view in dict.fromkeys((value, first_sentence(value))):
+            letters = named_options(view, options, numbered=_is_number(problem.answer))
+            if letters is not None:
+                return letters if len(letters) == 1 or (letters and _several(problem)) else None
+        return None
+
+    def views(self, value: str) -> Iterator[str]:
+        """As it stands: what follows a letter may contradict it."""
+        yield value
 
     def reference(self, problem: Problem, value: str) -> frozenset[str] | None:
         """The letters of a reference."""

@@ -77,7 +77,7 @@ def plain_text(text: str) -> str:
 
 
 def named_options(stated: str, options: Sequence[str], *, numbered: bool = False) -> frozenset[str] | None:
-    r"""The letters that a stated answer names; None if it names none, or contradicts itself.
+    r"""The letters that a stated answer names; empty if it contradicts itself, None if it names none.
 
     Args:
         stated: an answer, dressed or not.
@@ -101,7 +101,7 @@ def named_options(stated: str, options: Sequence[str], *, numbered: bool = False
         return frozenset(chr(64 + place)) if 1 <= place <= (len(options) or 26) else None
     lettered = _by_letter(value, texts)
     if lettered is not None:
-        return lettered or None
+        return lettered
     return _by_text(value, texts)
 
 
