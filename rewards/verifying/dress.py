@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 MAX_CHARACTERS = 10_000  # a longer answer keeps its dress: it is no answer
 _ROUNDS = 16
 
-_TOKEN = re.compile(r"\s*(?:<\|[A-Za-z_]{2,24}\|>|</?s>|<eos>|<end_of_turn>|\[/INST\]|<br\s*/?>)$", re.IGNORECASE)
+_TOKEN = re.compile(r"(?:<\|[A-Za-z_]{2,24}\|>|</?s>|<eos>|<end_of_turn>|\[/INST\]|<br\s*/?>)$", re.IGNORECASE)
 _HTML = re.compile(r"<(b|i|u|em|strong|p|span|div|code|mark|answer|final_answer)>(.*)</\1>", re.IGNORECASE | re.DOTALL)
 _FENCE = re.compile(r"```[A-Za-z]{0,12}\n(.*)\n?```", re.DOTALL)
 _MACRO = re.compile(
@@ -23,8 +24,9 @@ _MACRO = re.compile(
 _SWITCH = re.compile(r"\\(?:displaystyle|textstyle|bf|it|rm)(?![A-Za-z])\s*")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[^\s{])")
 _INLINE = re.compile(r"\\[()\[\]]")
-_STOP = re.compile(r"(?:\\\\|\\[,;!]|[。．，；;、,:]|(?<!\.)\.)\s*$")
+_STOP = re.compile(r"(?:\\\\|\\[,;!]|[。．，；;、,:]|(?<!\.)\.)$")
 _LEAD = re.compile(r"^(?:[:：=]|➡|→|✅|☑|✔|•|👉|[-–—]{2,}|[-—] )\s*|^#{1,6} +")
+_PLAIN = re.compile(r"[A-Za-z0-9(+-](?:[A-Za-z0-9(),.:;/%+=-]| (?! ))*[A-Za-z0-9)%]|[A-Za-z0-9]")  # nothing to take off
 _SPACES = re.compile(r"\\(?:quad|qquad| |~)|~(?=\S)|&nbsp;")
 
 _SIGNS = {
@@ -172,6 +174,7 @@ DRESSES: dict[str, Callable[[str], str]] = {
 }
 
 
+@lru_cache(maxsize=8192)
 def undress(text: str) -> tuple[str, tuple[str, ...]]:
     r"""The answer without its dress, and the names of the rules that took it off, outermost first.
 
@@ -181,10 +184,10 @@ def undress(text: str) -> tuple[str, tuple[str, ...]]:
         >>> undress("$5 or $6")[0], undress("[0, 1)")[0]
         ('$5 or $6', '[0, 1)')
     """
-    text = plain_signs(text).strip()
-    taken: list[str] = []
-    if len(text) > MAX_CHARACTERS:
+    text = (text if text.isascii() else plain_signs(text)).strip()
+    if len(text) > MAX_CHARACTERS or _PLAIN.fullmatch(text):
         return text, ()
+    taken: list[str] = []
     for _ in range(_ROUNDS):
         for name, rule in DRESSES.items():
             bare = rule(text).strip()

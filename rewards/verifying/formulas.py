@@ -88,7 +88,7 @@ def _by_parts(gold: str, answer: str) -> Verdict | None:
     quantity = read_quantity(other)
     if ratio is None or quantity is None or len(ratio) != 2:
         return None if quantity is None and ratios[0] is None else Verdict.UNPARSABLE
-    return _verdict(ratio[1] != 0 and quantity.exact == ratio[0] / ratio[1])
+    return _verdict(quantity.exact == ratio[0])
 
 
 @lru_cache(maxsize=4096)
@@ -101,11 +101,7 @@ def _ratio(text: str) -> tuple[Fraction, ...] | None:
         parts = [Fraction(part.strip()) for part in re.split(r":|\\colon|∶", match[1])]
     except (ValueError, ZeroDivisionError):
         return None
-    first = next((part for part in parts if part), None)
-    if first is None:
-        return None
-    last = parts[-1] or first
-    return tuple(part / last for part in parts) if len(parts) == 2 and parts[-1] else tuple(part / first for part in parts)
+    return tuple(part / parts[-1] for part in parts) if parts[-1] else None
 
 
 def _by_quantity(gold: str, answer: str) -> Verdict | None:
@@ -158,6 +154,7 @@ _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
 _UNIT_RUN = re.compile(r"(?<=[\d})])\s*(?:\b(?!and\b|or\b|in\b|pi\b|sqrt\b|sin\b|cos\b|tan\b|log\b|ln\b|mod\b|if\b)[A-Za-z]{2,}\b\.?(?:\s*(?:/|per|of|\^)\s*\{?\w+\}?|\s+(?!and\b|or\b|in\b|pi\b|if\b)[A-Za-z]{2,}\b)*)")
 _LONE_UNIT = re.compile(r"(?<=\d) +(?:[mgsLlVWNJAKC]|cm|mm|km|kg|h|min|m/s)(?:\^\{?[23]\}?|²|³)?(?=\s*$|\s*(?:,|and\b|or\b))")
 _TEXT_UNIT = re.compile(r"(?<=[\d})])\s*\\(?:text|mathrm|textrm|mbox|rm)\s*\{\s*(?!and\b|or\b|if\b|i\s*\}|e\s*\})[^{}]{1,40}\}(?:\s*\^\s*\{?[23]\}?)?")
+_JOINED = re.compile(r",?\s*\\(?:text|textrm|mbox|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}")
 _MATRIX = re.compile(r"\[\s*\[([^\[\]]*)\](?:\s*,\s*\[[^\[\]]*\])+\s*\]")
 
 
@@ -185,7 +182,7 @@ def latex_of(text: str) -> str | None:
     text = re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\])", r" \\cdot ", text)
     text = re.sub(r"\^\(([^()]*)\)", r"^{\1}", text)
     text = re.sub(r"(\d+)\.(\d*)\\overline\s*\{(\d+)\}", _repeating, text)
-    text = _PERCENT.sub(r"\\%", text)
+    text = _JOINED.sub(", ", _PERCENT.sub(r"\\%", text))
     text = _MATRIX.sub(_matrix, text)
     if "\\" not in text:
         text = digits_for_words(text)

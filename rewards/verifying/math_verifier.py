@@ -6,6 +6,7 @@ Nothing is ever evaluated: math-verify parses with ANTLR.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from types import TracebackType
@@ -18,7 +19,8 @@ from rewards.verifying.formulas import aligned, decide, latex_of
 from rewards.verifying.reading import Answer, Kind, Missing, candidates
 from rewards.verifying.workers import Workers
 
-MAX_BARE_WORDS = 3  # of a whole response that is an answer
+MAX_BARE_WORDS = 2  # in a whole response that is an answer and no sentence
+_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _REMEMBERED = 50_000  # verdicts, some 300 bytes each
 
 
@@ -123,10 +125,11 @@ class MathVerifier:
             return None
         first: Answer | None = None
         for answer in found:
+            if answer.where == "bare" and len(_WORD.findall(answer.value)) > MAX_BARE_WORDS:
+                continue
             if answer.kind in (Kind.MATH, Kind.NUMBER, Kind.LETTER):
                 return answer
-            if first is None and (answer.where != "bare" or len(answer.value.split()) <= MAX_BARE_WORDS):
-                first = answer
+            first = first or answer
         return first
 
     def _check(self, keys: Sequence[tuple[str, str]]) -> None:
@@ -168,7 +171,7 @@ def compare(gold: str, answer: str) -> Verdict:
     if said is None:
         return Verdict.UNPARSABLE
     written, said = aligned(written, said)
-    expected, found = _parse(written), _parse(said)
+    expected, found = _imaginary(_parse(written)), _imaginary(_parse(said))
     if not expected or not found:
         return Verdict.UNPARSABLE
     if isinstance(expected[0], Ne) or isinstance(found[0], Ne):
@@ -177,6 +180,17 @@ def compare(gold: str, answer: str) -> Verdict:
     if equal and differ(expected[0], found[0]):
         equal = False
     return Verdict.CORRECT if equal else Verdict.WRONG
+
+
+def _imaginary(parsed: list[Any]) -> list[Any]:
+    """The letter i as the imaginary unit, where it is the only variable."""
+    from sympy import I, nsimplify
+
+    symbols = {str(symbol): symbol for symbol in parsed[0].free_symbols} if parsed else {}
+    if list(symbols) != ["i"]:
+        return parsed
+    value = parsed[0].subs(symbols["i"], I)
+    return [nsimplify(value.doit().expand(), rational=True) if hasattr(value, "expand") else value, parsed[1]]
 
 
 def _compare_inequations(gold: Any, answer: Any) -> Verdict:

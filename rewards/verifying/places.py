@@ -14,10 +14,14 @@ last sentence) are read in `reading.py`, where nothing explicit is found.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rewards.verifying.dress import balanced_end
+
+
+MAX_STATEMENTS = 32  # of one rule that are looked at, from the end
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ _LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING = re.compile(r"^[ \t]*+(?:#{1,6}|\*\*|__)[^\n]*$")
-_HASHES = re.compile(r"^[ \t]*####[ \t]*+(\S[^\n]*?)\s*\Z", re.MULTILINE)
+_HASHES = re.compile(r"[ \t]*####[ \t]*+(\S.*)")
 _NO_HASH_ANSWER = re.compile(r"(?:\*\*)?(?:step|conclusion|solution|answer|final|explanation|summary)\b", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"(?<!\\)\\(?:boxed|fbox)[ \t]*([^\s{}\\$]{1,30})")
@@ -113,6 +117,16 @@ _TAKEN_BACK = re.compile(
     r"|let me (?:re|double|check)|actually,? (?:no|wait|that)|is (?:wrong|tempting|incorrect)|fails|does(?: not|n't) work)",
     re.IGNORECASE,
 )
+_FINAL_HINTS = ("final", "最", "endgültig", "endantwort", "окончат", "최종")
+_LINE_HINTS = (
+    "answer", "ans", "option", "choice", "letter", "antwort", "lösung", "ergebnis", "réponse", "respuesta", "resposta",
+    "risposta", "ответ", "답", "答", "正解", "选项", "選項",
+)  # fmt: skip
+_DECORATED = re.compile(r"[ \t#>*_✅•-]*")
+_NOT = re.compile(r"not\b|n't\b", re.IGNORECASE)
+_EMPTY = re.compile(r"[\s*_:：]*")
+_BLOCK = re.compile(r"\\\[[^\0]{0,400}?\\\]|\$\$[^$]{0,400}\$\$")
+_HOPE = re.compile(r"[.\s]*\bI hope (?:it|this) is correct\b", re.IGNORECASE)
 _POLITE = re.compile(r"(?:です|である|だ|となります|になります|입니다|이다)[。.]?$")
 _ABBREVIATION = re.compile(r"(?:\b(?:St|Mt|Dr|Mr|Mrs|Ms|vs|approx|sq|cu|etc|e\.g|i\.e|a\.m|p\.m|Jr|Sr|Inc|Co|Ltd|U\.S)|\b[A-Z]\.[A-Z])$")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"'”*_)]|$)|[。！；？]|\n")
@@ -206,21 +220,26 @@ def _tags(text: str) -> Iterator[Place]:
                 yield Place(match.start(), match.end(), content, rule)
 
 
+def _last(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
+    """The last matches: what was stated long before does not count."""
+    return deque(pattern.finditer(text), maxlen=MAX_STATEMENTS)
+
+
 def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place | None:
     """The answer that stands after a marker: the rest of its line, else the next line that is not empty."""
     line_end = text.find("\n", start)
     line_end = len(text) if line_end < 0 else line_end
     value = text[start:line_end]
     if not value.strip(" \t*_:："):
-        rest = text[line_end:].lstrip("\n \t*_:：")
-        start = len(text) - len(rest)
-        block = re.match(r"\\\[[^\0]{0,400}?\\\]|\$\$[^$]{0,400}\$\$", rest)
-        value = block[0] if block else rest.partition("\n")[0]
+        start = _EMPTY.match(text, line_end).end()
+        block = _BLOCK.match(text, start)
+        line_end = text.find("\n", start)
+        value = block[0] if block else text[start : line_end if line_end >= 0 else len(text)]
         prose = prose and not block
     value = value.strip()
     if prose:
         value = first_sentence(value)
-    value = re.sub(r"[.\s]*I hope (?:it|this) is correct\b.*$", "", value, flags=re.IGNORECASE | re.DOTALL)
+    value = _HOPE.split(value, maxsplit=1)[0] if "hope" in value else value
     value = _POLITE.sub("", _half_marked(value.strip()))
     if not re.search(r"[^\s*_.。:：$]", value):
         return None
@@ -237,54 +256,80 @@ def _half_marked(value: str) -> str:
 
 
 def _lines(text: str) -> Iterator[Place]:
-    for match in _FINAL.finditer(text):
-        is_heading = match["heading"] is not None
-        if is_heading and not re.match(r"[ \t#>*_✅•-]*$", text[text.rfind("\n", 0, match.start()) + 1 : match.start()]):
-            continue
-        place = _after(text, match.end(), "final answer", prose=match["is"] is not None, at=match.start())
-        if place:
-            yield place
-    for match in _LINE.finditer(text):
-        place = _after(text, match.end(), "answer line", prose=False, at=match.start())
-        if place:
-            yield place
-    hashes = _HASHES.search(text)
+    lower = text.casefold()
+    if any(word in lower for word in _FINAL_HINTS):
+        for match in _last(_FINAL, text):
+            if match["heading"] is not None and not _DECORATED.fullmatch(text, _line_start(text, match), match.start()):
+                continue
+            place = _after(text, match.end(), "final answer", prose=match["is"] is not None, at=match.start())
+            if place:
+                yield place
+    if any(word in lower for word in _LINE_HINTS):
+        for match in _last(_LINE, text):
+            place = _after(text, match.end(), "answer line", prose=False, at=match.start())
+            if place:
+                yield place
+    last = text.rfind("\n") + 1  # the text is stripped
+    hashes = _HASHES.fullmatch(text, last)
     if hashes and not _NO_HASH_ANSWER.match(hashes[1]):
-        yield Place(hashes.start(), hashes.end(), hashes[1], "hashes")
-    boxed = _boxed(text)
+        yield Place(last, len(text), hashes[1], "hashes")
+    boxed = _boxed(text) if "\\boxed" in text or "\\fbox" in text or "\\framebox" in text else None
     if boxed:
         yield boxed
 
 
+def _line_start(text: str, match: re.Match[str]) -> int:
+    return text.rfind("\n", 0, match.start()) + 1
+
+
 def _prose(text: str) -> Iterator[Place]:
-    for pattern, rule in ((_ANSWER_IS, "answer is"), (_ASIAN, "answer is"), (_CHOSEN, "chosen")):
-        for match in pattern.finditer(text):
-            place = _after(text, match.end(), rule, prose=True, at=match.start())
-            if place and not re.match(r"not\b|n't\b", place.text, re.IGNORECASE):
+    patterns = [_ANSWER_IS] if text.isascii() else [_ANSWER_IS, _ASIAN]
+    for pattern in patterns:
+        for match in _last(pattern, text):
+            place = _after(text, match.end(), "answer is", prose=True, at=match.start())
+            if place and not _NOT.match(place.text):
                 yield place
-    for match in _OPTION_RIGHT.finditer(text):
+
+
+def _letters(text: str) -> Iterator[Place]:
+    for match in _last(_CHOSEN, text):
+        place = _after(text, match.end(), "chosen", prose=True, at=match.start())
+        if place:
+            yield place
+    for match in _last(_OPTION_RIGHT, text):
         letter = next(group for group in match.groups() if group)
         yield Place(match.start(), match.end(), letter, "option is right")
 
 
-RULES: dict[str, Callable[[str], Iterator[Place]]] = {"tag": _tags, "line": _lines, "prose": _prose}
+RULES: dict[str, Callable[[str], Iterator[Place]]] = {
+    "tag": _tags,
+    "line": _lines,
+    "prose": _prose,
+    "letter": _letters,  # prose that can only name a letter; for verifiers that look for one
+}
 
 
-def statements(text: str) -> list[Place]:
+def statements(text: str, *, letters: bool = False) -> Iterator[Place]:
     """Explicit statements of an answer, the one that counts first; what follows are weaker ones, in turn.
 
     Example:
         >>> [(p.rule, p.text) for p in statements("So \\\\boxed{5}.\\n\\nAnswer: D")]
         [('answer line', 'D'), ('box', '5')]
     """
-    tags = _standing(text, RULES["tag"](text))
+    tags = _standing(text, RULES["tag"](text)) if "<" in text or "[ANSWER]" in text else []
     if tags:
-        return tags
+        yield from tags
+        return
     lines = _standing(text, RULES["line"](text))
-    prose = _standing(text, RULES["prose"](text))
-    if lines and lines[0].rule == "box" and prose and _supersedes(text, prose[0], lines[0]):
-        return [prose[0], *lines, *prose[1:]]
-    return [*lines, *prose]
+    if lines and lines[0].rule != "box":
+        yield from lines
+        return
+    found = [*RULES["prose"](text), *(RULES["letter"](text) if letters else ())]
+    prose = _standing(text, iter(found))
+    if lines and prose and _supersedes(text, prose[0], lines[0]):
+        yield prose.pop(0)
+    yield from lines
+    yield from prose
 
 
 def _standing(text: str, places: Iterator[Place]) -> list[Place]:
@@ -299,13 +344,15 @@ def _supersedes(text: str, prose: Place, box: Place) -> bool:
     return prose.start > box.end and "\n" in between.strip(" $.") and len(prose.text) <= 40
 
 
-def contradict(places: list[Place]) -> bool:
+def contradict(places: Iterable[Place]) -> bool:
     """Whether two final statements of one kind differ, none of them taken back; one may say more than the other.
 
     Example:
-        >>> contradict(statements("Final answer: 5\\n\\nFinal answer: 6")), contradict(statements("\\boxed{5} \\boxed{6}"))
-        (True, False)
+        >>> [contradict(statements(text)) for text in ("Final answer: 5\\nFinal answer: 6", "\\\\boxed{5} \\\\boxed{6}")]
+        [True, False]
     """
-    texts = [re.sub(r"[^\w-]+", "", p.text).casefold() for p in places if p.rule in ("answer tag", "final answer")]
+    final = [place for place in places if place.rule in ("answer tag", "final answer")]
+    outer = [p for p in final if any(p.start < other.start < p.end for other in final)]
+    texts = [re.sub(r"[^\w-]+", "", place.text).casefold() for place in final if place not in outer]
     shortest = min(texts, key=len, default="")
     return not all(text.startswith(shortest) for text in texts)

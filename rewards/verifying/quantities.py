@@ -69,6 +69,7 @@ _NAMED = re.compile(r"\b(?:figure|fig\.?|table|step|option|choice|question|probl
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
            "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
+_LETTER_UNITS = "mgsLlhVWAJKNCFTHΩd"  # the library knows k, c, e and others as constants
 _MIN_SHOUTED = 13  # "5!" may be a factorial; nobody leaves 17! as an answer
 
 
@@ -316,6 +317,8 @@ def _parsed(unit: str) -> pint.Unit | None:
     text = unit.replace("²", "^2").replace("³", "^3").replace("°C", "degC").replace("°F", "degF").replace("°", "degree")
     text = re.sub(r"\b(?:sq\.?|square) (\w+)", r"\1^2", re.sub(r"\b(?:cubic) (\w+)", r"\1^3", text))
     text = text.replace(" per ", "/").replace("·", "*").replace("^", "**").strip()
+    if re.fullmatch(r"[^\W\d_]", text) and text not in _LETTER_UNITS:
+        return None
     if not re.fullmatch(r"[A-Za-zµμΩÅ]+(?:\*\*-?[1-9])?(?:\s*[*/]\s*[A-Za-zµμΩÅ]+(?:\*\*-?[1-9])?)*", text):
         return None
     try:

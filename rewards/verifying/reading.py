@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 
 from rewards.verifying.dress import undress
-from rewards.verifying.places import contradict, first_sentence, statements, without_thought
+from rewards.verifying.places import Place, contradict, first_sentence, statements, without_thought
 from rewards.verifying.quantities import read_quantity, stated_number
 
 MAX_BARE_CHARACTERS = 80  # a longer response without any marker is reasoning, not an answer
@@ -57,7 +58,7 @@ class Answer:
 _LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\([A-Za-z]\)|\[[A-Z]\]|[A-Z](?:[.):,]|$))(?:\s.*)?", re.DOTALL)
 _YES_NO = re.compile(r"(?:yes|no|true|false)\b.*", re.IGNORECASE | re.DOTALL)
 _FORMULA = re.compile(r"\\[A-Za-z]|[=^_+*/<>≤≥≠∞π√±∪∩∈]|\d\s*[-:]\s*\d|^[(\[{].*,.*[)\]}]$")
-_SPECIAL_END = re.compile(r"(?:\s*(?:<\|[A-Za-z_]{2,24}\|>|</s>|<eos>|<end_of_turn>))+\s*\Z")
+_SPECIAL_END = re.compile(r"(?:<\|[A-Za-z_]{2,24}\|>|</s>|<eos>|<end_of_turn>)\Z")
 _LEAD_LETTER = re.compile(
     r"[*_\"'“]{0,3}(?:(?:option|choice|answer|选项)\s*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):：,，、。;\n*_]|\s*$|\s*[-–—]\s|\s*\())"
     r"(?![.]?[A-Za-z]\b)"
@@ -84,7 +85,7 @@ def kind_of(value: str) -> Kind:
         return Kind.YES_NO
     if any(sign.isdigit() for sign in value[:200]) and read_quantity(value) is not None:
         return Kind.NUMBER
-    return Kind.MATH if len(value) <= 1000 and _FORMULA.search(value) else Kind.TEXT
+    return Kind.MATH if len(value) <= 1000 and _FORMULA.search(value[:300]) else Kind.TEXT
 
 
 def answer_of(text: str, where: str) -> Answer:
@@ -119,8 +120,8 @@ def read_answer(response: str, want: Kind | None = None) -> Answer | None:
 def stated_answer(response: str) -> Answer | None:
     """The same from explicit statements only: a bare response of one word states none."""
     text = _solution(response)
-    places = statements(text) if text is not None else []
-    return None if not places or contradict(places) else next(_answers_at(places, None), None)
+    places = _places(text, None) if text is not None else None
+    return next(_answers_at(places), None) if places is not None else None
 
 
 def candidates(response: str, want: Kind | None = None) -> Iterator[Answer] | Missing:
@@ -132,34 +133,55 @@ def candidates(response: str, want: Kind | None = None) -> Iterator[Answer] | Mi
     text = _solution(response)
     if text is None:
         return Missing.OPEN_THOUGHT
-    places = statements(text)
-    if contradict(places):
-        return Missing.CONTRADICTORY
-    return _all(text, places, want)
+    places = _places(text, want)
+    return Missing.CONTRADICTORY if places is None else _all(text, places, want)
 
 
-def _all(text: str, places: list, want: Kind | None) -> Iterator[Answer]:
-    yield from _answers_at(places, want)
-    if not any(place.rule in FINAL_RULES for place in places):
-        yield from _weak(text, want, explicit=bool(places))
+def _places(text: str, want: Kind | None) -> Iterator[Place] | None:
+    """Explicit statements; None if final ones contradict each other."""
+    found = statements(text, letters=want is Kind.LETTER)
+    first = next(found, None)
+    if first is None:
+        return iter(())
+    if first.rule not in FINAL_RULES:
+        return chain([first], found)
+    places = [first, *found]
+    return None if contradict(places) else iter(places)
+
+
+def _all(text: str, places: Iterator[Place], want: Kind | None) -> Iterator[Answer]:
+    stated = False
+    for answer in _answers_at(places):
+        yield answer
+        stated = True
+        if answer.where in FINAL_RULES:
+            return
+    yield from _weak(text, want, explicit=stated)
 
 
 FINAL_RULES = ("answer tag", "token box", "final answer", "answer line", "hashes")
 
 
-def _answers_at(places: list, want: Kind | None) -> Iterator[Answer]:
+def _answers_at(places: Iterator[Place], *, inside: str = "") -> Iterator[Answer]:
     for place in places:
-        if place.rule in ("answer tag", "token box") and (inner := statements(place.text)):
-            yield from _answers_at(inner, want)
-        else:
-            yield answer_of(place.text, place.rule)
+        if not inside and place.rule in ("answer tag", "token box"):
+            inner = [*statements(place.text)]
+            if inner:
+                yield from _answers_at(iter(inner), inside=place.rule)
+                return
+        yield answer_of(place.text, inside or place.rule)
         if place.rule in FINAL_RULES:
             return
 
 
 def _solution(response: str) -> str | None:
     text = without_thought(response)
-    return None if text is None else _SPECIAL_END.sub("", text).strip()
+    if text is None:
+        return None
+    text = text.strip()
+    while text.endswith(">") and (end := _SPECIAL_END.search(text, max(0, len(text) - 32))) and end[0] != "<|end_of_box|>":
+        text = text[: end.start()].rstrip()
+    return text
 
 
 def _weak(text: str, want: Kind | None, *, explicit: bool) -> Iterator[Answer]:
