@@ -129,7 +129,7 @@ _BLOCK = re.compile(r"\\\[[^\0]{0,400}?\\\]|\$\$[^$]{0,400}\$\$")
 _HOPE = re.compile(r"[.\s]*\bI hope (?:it|this) is correct\b", re.IGNORECASE)
 _POLITE = re.compile(r"(?:です|である|だ|となります|になります|입니다|이다)[。.]?$")
 _ABBREVIATION = re.compile(r"(?:\b(?:St|Mt|Dr|Mr|Mrs|Ms|vs|approx|sq|cu|etc|e\.g|i\.e|a\.m|p\.m|Jr|Sr|Inc|Co|Ltd|U\.S)|\b[A-Z]\.[A-Z])$")
-_SENTENCE_END = re.compile(r"[.!?](?=[\s\"'”*_)]|$)|[。！；？]|\n")
+_SENTENCE_END = re.compile(r"(?:[.?]|(?<!\d)!)(?=[\s\"'”*_)]|$)|[。！；？]|\n")
 
 
 def without_thought(response: str) -> str | None:
@@ -249,9 +249,9 @@ def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place |
 
 def _half_marked(value: str) -> str:
     """`7**` → `7`: the marker's own emphasis ends behind the answer."""
-    for mark in ("**", "__"):
+    for mark in ("**", "__", "*"):
         if value.count(mark) == 1:
-            value = value.removesuffix(mark).removeprefix(mark)
+            value = value.removesuffix(mark) if mark == "*" else value.removesuffix(mark).removeprefix(mark)
     return value.strip()
 
 

@@ -64,7 +64,9 @@ _OPERAND = re.compile(
     r"|choice|question|problem|example|case|part|row|column|line|page|grade|class|number|no\.?|times|divided by|minus|plus|each|every|least|most|per|than the)\s+(?:the )?\$?|[/×x*÷+(^:#]\s?|\d\s?-\s?|\\(?:times|div|cdot)\s*|第)$",
     re.IGNORECASE,
 )
+_FORMULA = re.compile(r"\d\s*(?:!(?=\s*$)|\^|\*\*|[πθ√²³]|\\(?:pi|sqrt|theta|frac|log))|\d[xyzknπ](?![A-Za-z])|[√^]\s*\d|\\(?:sqrt|frac|log|sin|cos|tan)")
 _AFTER_EQUALS = re.compile(r"(?:=|≈|\\approx)\s*$")
+_OPERATOR = re.compile(r"\s*(?:[×÷*/+^:]|x|-|\\times|\\div|\\cdot|times|plus|minus|divided by)\s*\(?\s*[-\d.]")
 _NAMED = re.compile(r"\b(?:figure|fig\.?|table|step|option|choice|question|problem|example|case|row|column|line|page)\s+$", re.IGNORECASE)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
@@ -162,6 +164,8 @@ def stated_number(sentence: str) -> str | None:
         return None
     for words in (False, True):
         plain, currency = _plain(sentence, words=words)
+        if _FORMULA.search(plain):
+            return None
         stated = [
             match
             for match in _VALUE.finditer(plain)
@@ -169,7 +173,7 @@ def stated_number(sentence: str) -> str | None:
         ]
         if len(stated) > 1:
             result = [match for match in stated if _AFTER_EQUALS.search(plain[: match.start()])]
-            others = [match for match in stated if not _OPERAND.search(plain[: match.start()])]
+            others = [m for m in stated if not (_OPERAND.search(plain[: m.start()]) or _OPERATOR.match(plain, m.end()))]
             stated = result[-1:] if result and result[-1] is stated[-1] else others
         elif stated and _NAMED.search(plain[: stated[0].start()]):
             stated = []
