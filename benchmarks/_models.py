@@ -1,4 +1,4 @@
-"""Random models and pictures of a chosen size, for the benchmarks."""
+"""Random models and images of a chosen size, for the benchmarks."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of `mpo pipeline`: policy/, prm/, world/development.jsonl")
     parser.add_argument("--problems", type=int, default=0, help="the first so many; 0 for all")
-    parser.add_argument("--n", type=int, default=32, help="samples a problem for best-of-N")
+    parser.add_argument("--n", type=int, default=32, help="samples per problem for best-of-N")
     parser.add_argument("--beams", nargs="+", default=["2x2", "2x4", "4x4"], help="W x m")
     parser.add_argument("--step_tokens", type=int, nargs="+", default=[12, 72], help="limits of one extension")
     parser.add_argument("--max_new_tokens", type=int, default=72, help="of a sample")
@@ -53,7 +53,7 @@ def main() -> None:
     ]
     groups, _ = score_groups(groups, prm)
     tokens = fmean(rollout.completion.num_tokens for group in groups for rollout in group.rollouts)
-    print(f"{len(problems)} problems, {tokens:.1f} tokens a sample")
+    print(f"{len(problems)} problems, {tokens:.1f} tokens per sample")
     print(f"{'':24}{'tokens':>8}  accuracy")
     best = {k: [_best_at(group, k) for group in groups] for k in range(1, args.n + 1)}
     for k in (k for k in best if k & (k - 1) == 0):

@@ -1,12 +1,12 @@
 """Monte-Carlo budgets on the digits world: continuations, seconds, and how often their hard labels agree.
 
 For each seed a world and a policy are made, its samples verified, and the same responses labelled under every budget,
-under `full` a second time, and exactly. Two independent full runs are the ruler: K draws a step make labels that agree
-only so far, whatever the budget. Agreement is over the steps of the responses that all runs labelled, the last step
-left out, since no run draws from it.
+under `full` a second time, and exactly. Two independent full runs are the ruler: K draws per step make labels that
+agree only so far, whatever the budget. Agreement is over the steps of the responses that all runs labelled, the last
+step left out, since no run draws from it.
 
     python benchmarks/mc_budgets.py
-    python benchmarks/mc_budgets.py --problems 20 --samples 3  # the table of docs/rewards.md, 10 to 20 minutes a seed
+    python benchmarks/mc_budgets.py --problems 20 --samples 3  # the table of docs/rewards.md, 10 to 20 minutes per seed
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from recipes.worlds.digits.exact_labels import label_exactly
 from rewards.types import Verdict
 
 RUNS = {"full": "full", "full again": "full", "sequential": "sequential", "bisect": "bisect"}  # row: budget
-ALL = 1000  # responses a problem, more than there are: every run labels the same ones
+ALL = 1000  # responses per problem, more than there are: every run labels the same ones
 
 Labels = dict[tuple[str, str], list[bool]]  # (problem, response) → hard labels, the last step's left out
 
@@ -38,8 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one world and policy each")
     parser.add_argument("--problems", type=int, default=40, help="problems whose samples are labelled")
-    parser.add_argument("--samples", type=int, default=4, help="responses a problem")
-    parser.add_argument("--k", type=int, default=16, help="continuations a step")
+    parser.add_argument("--samples", type=int, default=4, help="responses per problem")
+    parser.add_argument("--k", type=int, default=16, help="continuations per step")
     parser.add_argument("--warm_start", type=int, default=600, help="steps of supervised training")
     parser.add_argument("--folder", type=Path, help="keep the runs here, and go on from what is there")
     args = parser.parse_args()

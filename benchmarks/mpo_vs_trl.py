@@ -39,10 +39,10 @@ ARMS = ("trl", "online", "cached")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="runs of each arm")
-    parser.add_argument("--steps", type=int, default=3, help="steps a run; the first is not timed")
+    parser.add_argument("--steps", type=int, default=3, help="steps per run; the first is not timed")
     parser.add_argument("--hidden", type=int, default=512, help="width of the language model")
     parser.add_argument("--layers", type=int, default=8, help="layers of the language model")
-    parser.add_argument("--tiles", type=int, default=7, help="tiles of the picture: 1, or n + 1 with the thumbnail")
+    parser.add_argument("--tiles", type=int, default=7, help="tiles of the image: 1, or n + 1 with the thumbnail")
     parser.add_argument("--response", type=int, default=250, help="tokens of each response")
     parser.add_argument("--right", type=int, default=1, help="right responses of the step's prompt")
     parser.add_argument("--wrong", type=int, default=1, help="wrong responses; a step is all right x wrong pairs")
@@ -186,7 +186,7 @@ def _count(model: Any, counts: dict[str, int]) -> None:
 
         return add
 
-    # The final norm runs once a forward pass, outside the checkpointed layers.
+    # The final norm runs once per forward pass, outside the checkpointed layers.
     model.model.language_model.norm.register_forward_pre_hook(
         adder("tokens", lambda hidden: hidden.shape[0] * hidden.shape[1]), with_kwargs=True
     )
@@ -229,7 +229,7 @@ def _print(args: argparse.Namespace, size: dict[str, int], runs: dict[str, list[
     seconds = {arm: median(s for run in some for s in run["seconds"]) for arm, some in runs.items()}
     print(
         f"InternVL, {size['all'] / 1e6:.1f} M parameters ({size['text'] / 1e6:.1f} M in the text layers); "
-        f"P = {size['prompt']} ({args.tiles} tiles), C = R = {args.response}; {args.right * args.wrong} pairs a step "
+        f"P = {size['prompt']} ({args.tiles} tiles), C = R = {args.response}; {args.right * args.wrong} pairs per step "
         f"of {args.right + args.wrong} responses; tower {'frozen' if args.frozen_vision else 'trained'}; checkpointing "
         f"{'on' if args.checkpointing else 'off'}; float32, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, {platform.processor() or platform.machine()}"
@@ -237,7 +237,7 @@ def _print(args: argparse.Namespace, size: dict[str, int], runs: dict[str, list[
     print(f"{args.rounds} runs an arm, interleaved, {args.steps - 1} timed steps each; median, [least, most]")
     heads = (
         "arm",
-        "s a step",
+        "s per step",
         "range",
         "speed-up",
         "ideal (FLOPs)",

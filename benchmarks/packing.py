@@ -4,9 +4,9 @@
 
 No model runs. A row is one pair in the shared layout: prompt, chosen and rejected response; a micro-batch is padded to
 its longest row. The mix is made to look like MMPR (arXiv 2411.10442): responses of 300 tokens in the mean, log-normal;
-pictures of 1 to 12 InternVL tiles of 256 tokens, one more for the thumbnail of a picture of several; a question.
+images of 1 to 12 InternVL tiles of 256 tokens, one more for the thumbnail of an image of several; a question.
 `random` cuts the shuffled pairs of a step into micro-batches of one size, as Trainer does. `balanced` is
-`train_sampling_strategy="batch_rebalance"`: the same pairs a step, sorted by length, cut where the costs are even.
+`train_sampling_strategy="batch_rebalance"`: the same pairs per step, sorted by length, cut where the costs are even.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ For each number of problems a PRM is trained anew on the first so many labelled 
 steps, same settings as the run) and ranks the run's held-out samples; 0 stands for the run's own PRM, of all problems.
 Each training and scoring is a stage folder below --out, so a killed run goes on where it was.
 
-    python benchmarks/prm_data_curve.py runs/evidence                            # 3 seeds, about 20 minutes a point
+    python benchmarks/prm_data_curve.py runs/evidence                            # 3 seeds, about 20 minutes per point
     python benchmarks/prm_data_curve.py runs/demo --settings recipes/configs/digits_demo.yaml --problems 50 100
 """
 

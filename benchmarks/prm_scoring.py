@@ -1,7 +1,7 @@
 """Scoring N responses of one problem with a PRM in VisualPRM's layout: three ways to the same scores.
 
-`shared`: question and pictures once for all responses. `response`: one forward pass a response, all its steps read at
-once. `step`: one forward pass a step, as in VisualPRM's first code. Random InternVL, one process, ways interleaved.
+`shared`: question and images once for all responses. `response`: one forward pass per response, all its steps read at
+once. `step`: one forward pass per step, as in VisualPRM's first code. Random InternVL, one process, ways interleaved.
 
     python benchmarks/prm_scoring.py
     python benchmarks/prm_scoring.py --tiles 3 7 13 --responses 8 16 32 --clock cpu
@@ -9,7 +9,7 @@ once. `step`: one forward pass a step, as in VisualPRM's first code. Random Inte
 `response` and `step` are timed on a few responses and scaled to N, which is exact in FLOPs: no response sees another.
 Before that, all responses are scored both ways, for the ranking. The ideal ratio counts FLOPs of the language model
 (weights and causal attention, that to the prefix included) and of the vision tower; the label rows of the head are two
-dot products a step. On a machine with other work, `--clock cpu` leaves out the time that the others had.
+dot products per step. On a machine with other work, `--clock cpu` leaves out the time that the others had.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Way:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiles", type=int, nargs="+", default=[7], help="tiles of the picture, 256 tokens each")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[7], help="tiles of the image, 256 tokens each")
     parser.add_argument("--responses", type=int, nargs="+", default=[8, 32], help="N")
     parser.add_argument("--steps", type=int, default=7, help="steps of a response")
     parser.add_argument("--step_tokens", type=int, default=40, help="tokens of a step")
@@ -166,7 +166,8 @@ def _print(
     tails = [tail / args.steps * (k + 1) for k in range(args.steps)]
     print(
         f"InternVL, {size['all'] / 1e6:.1f} M parameters; shared prefix of {prefix} tokens ({tiles} tiles); {tail:.0f} "
-        f"tokens a response, {args.steps} steps; float32, {threads} threads, {platform.machine()}, {args.clock} clock, "
+        f"tokens per response, {args.steps} steps; float32, {threads} threads, {platform.machine()}, "
+        f"{args.clock} clock, "
         f"{args.rounds} rounds; largest difference of a score: {apart['response']:.1e} (response), {apart['step']:.1e} "
         f"(step); same ranking of {most}: {same} (nearest rewards {nearest:.1e} apart)"
     )

@@ -1,4 +1,4 @@
-"""N answers a problem: `TransformersGenerator` against plain `model.generate(num_return_sequences=N)`.
+"""N answers per problem: `TransformersGenerator` against plain `model.generate(num_return_sequences=N)`.
 
 Both sides sample at temperature 1 with the digits world's untrained policy, the same prompts in the same batches, left
 padded. Runs are interleaved; the median is taken. Seconds are CPU seconds of this process on a CPU, which other
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--num-samples", type=int, default=8, help="N")
-    parser.add_argument("--batch-rows", type=int, default=64, help="rows a call, on both sides")
+    parser.add_argument("--batch-rows", type=int, default=64, help="rows per call, on both sides")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--words", type=int, default=0, help="words put before each question: a longer prompt")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
@@ -106,12 +106,12 @@ def measured(model: Any, draw: Callable[[], int]) -> tuple[float, int, int]:
 
 
 def report(args: argparse.Namespace, runs: dict[str, list[tuple[float, int, int]]]) -> None:
-    """One row a side; the speed-up is a ratio of tokens a second."""
+    """One row per side; the speed-up is a ratio of tokens per second."""
     rate = {name: median(tokens / seconds for seconds, tokens, _ in some) for name, some in runs.items()}
     first = next(iter(rate.values()))
     print(
         f"{args.problems} problems x N = {args.num_samples}, {args.words} words more a question, {args.batch_rows} "
-        f"rows a call, {args.new_tokens} new tokens; {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"rows per call, {args.new_tokens} new tokens; {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{platform.processor() or platform.machine()}"
     )
     print("| side | tokens/s | range | speed-up | prompt positions |\n|" + " --- |" * 5)

@@ -3,7 +3,7 @@
     python -m benchmarks.scale_estimates
 
 Weights, gradients and optimizer states are counted on the full model on the meta device. A decoder layer's activations
-are counted by `mpo.memory` on one layer of the real width. Everything else is stated in `docs/scale.md`.
+are counted by `mpo.doctor.memory` on one layer of the real width. Everything else is stated in `docs/scale.md`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from mpo.memory import Activations, MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
+from mpo.doctor.memory import Activations, MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
 from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.packing import pack_rows
 from mpo.multimodal.prefix import EncodedPrompt
@@ -42,7 +42,7 @@ class Case:
     vision: dict[str, Any]
     depth: str  # how the vision config calls its number of layers
     prompt: int  # tokens, image included
-    patches: int  # vision tokens of its picture, before merging
+    patches: int  # vision tokens of its image, before merging
     limit: int  # max_length
     gpus: int
     lora: int = 0
@@ -100,7 +100,7 @@ def adapted(case: Case, model: Any) -> Any:
 
 
 def layer_bytes(case: Case) -> tuple[float, float]:
-    """Bytes a token of one decoder layer, inside it and as its input, in one packed row without a picture."""
+    """Bytes a token of one decoder layer, inside it and as its input, in one packed row without an image."""
     model = build(case, device="cpu", small=True)
     enable_chunked_logps(model)
     enable_shared_prefix(model)
@@ -120,7 +120,7 @@ def layer_bytes(case: Case) -> tuple[float, float]:
 
 
 def estimate(case: Case) -> tuple[MemoryEstimate, float, float]:
-    """Memory of a pair of `max_length` tokens, unsharded; that of one GPU; seconds a pair at `TFLOPS`."""
+    """Memory of a pair of `max_length` tokens, unsharded; that of one GPU; seconds per pair at `TFLOPS`."""
     model = adapted(case, build(case, device="meta"))
     base = model.get_base_model() if case.lora else model
     inside, inputs = layer_bytes(case)
@@ -162,7 +162,7 @@ def estimate(case: Case) -> tuple[MemoryEstimate, float, float]:
 def main() -> None:
     """Print the table of `docs/scale.md`."""
     parts = "weights | reference | optimizer | gradients | activations"
-    print(f"| settings | {parts} | GPUs | a GPU | s a pair | h for 10,000 pairs |")
+    print(f"| settings | {parts} | GPUs | a GPU | s per pair | h for 10,000 pairs |")
     print("|---" * 10 + "|")
     for case in CASES:
         memory, one, seconds = estimate(case)

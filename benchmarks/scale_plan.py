@@ -41,12 +41,12 @@ class Data:
 
     questions: float
     responses: int
-    prompt: int  # with the picture's tokens
-    patches: int  # of the picture, before merging
+    prompt: int  # with the image's tokens
+    patches: int  # of the image, before merging
     response: float
     steps: float = 0.0
     continuations: int = 0
-    picture: float = 150e3  # bytes of a stored picture, assumed
+    picture: float = 150e3  # bytes of a stored image, assumed
 
     @property
     def samples(self) -> float:
@@ -109,7 +109,7 @@ def monte_carlo(data: Data, model: Model, *, together: int | None = None) -> Cos
 
 
 def scoring(data: Data, model: Model) -> Cost:
-    """A question's responses in one packed row; the head is read at two labels a step, which is nothing."""
+    """A question's responses in one packed row; the head is read at two labels per step, which is nothing."""
     tokens = data.questions * (data.prompt + data.responses * data.response)
     return Cost(data.samples, tokens, hours(forward_flops(model, tokens, patches=data.questions * data.patches)))
 
@@ -122,7 +122,7 @@ def prm_training(data: Data, model: Model) -> Cost:
 
 
 def mpo_training(pairs: float, data: Data, model: Model) -> Cost:
-    """One epoch, every weight, checkpointing: 4 passes and the reference's; the prompt once a pair, tower too."""
+    """One epoch, every weight, checkpointing: 4 passes and the reference's; the prompt once per pair, tower too."""
     tokens = pairs * (data.prompt + 2 * data.response)
     once = forward_flops(model, tokens, read=2 * pairs * data.response, patches=pairs * data.patches)
     return Cost(pairs, tokens, hours(5 * once))
@@ -139,7 +139,7 @@ def gather_seconds(model: Model, *, bandwidth: float, passes: int = 3) -> float:
 
 
 def stored_bytes(data: Data) -> float:
-    """Pictures once, and each response once in the store (4 bytes a token of text)."""
+    """Images once, and each response once in the store (4 bytes per token of text)."""
     return data.questions * data.picture + data.samples * (4.0 * data.response + STORED)
 
 
@@ -151,7 +151,7 @@ def checkpoint_bytes(model: Model) -> float:
 # 3 million pairs: 15 of each of 200,000 questions with right and wrong responses, and as many without.
 MMPR_PAIRS = 3e6
 MMPR = Data(questions=4e5, responses=32, prompt=1920, patches=7 * 1025, response=300)
-# 400,000 responses, 4 a question, 5.6 steps of 22.6 words (arXiv 2503.10291) at 1.33 tokens a word; 16 continuations.
+# 400,000 responses, 4 a question, 5.6 steps of 22.6 words (arXiv 2503.10291) at 1.33 tokens per word; 16 continuations.
 VISUALPRM400K = Data(
     questions=1e5, responses=4, prompt=1920, patches=7 * 1025, response=5.6 * 22.6 * 1.33, steps=5.6, continuations=16
 )
@@ -163,15 +163,20 @@ def main() -> None:
     labels = monte_carlo(VISUALPRM400K, model)
     rows: list[tuple[str, str, Cost, int | None]] = [
         ("VisualPRM400K", "sample 4", sampling(VISUALPRM400K, model), None),
-        ("", "label, 16 continuations a step, cached prefixes", labels, None),
-        ("", "the same as `mpo label-steps` reads: once a step", monte_carlo(VISUALPRM400K, model, together=16), None),
+        ("", "label, 16 continuations per step, cached prefixes", labels, None),
+        (
+            "",
+            "the same as `mpo label-steps` reads: once per step",
+            monte_carlo(VISUALPRM400K, model, together=16),
+            None,
+        ),
         ("", "the same, prefix read for each", monte_carlo(VISUALPRM400K, model, together=1), None),
         ("", "verify", verification(VISUALPRM400K.samples + labels.pieces), None),
-        ("", "train-prm, 128 problems a step", prm_training(VISUALPRM400K, model), 128),
+        ("", "train-prm, 128 problems per step", prm_training(VISUALPRM400K, model), 128),
         ("MMPR", "sample 32", sampling(MMPR, model), None),
         ("", "verify", verification(MMPR.samples), None),
         ("", "score", scoring(MMPR, model), None),
-        ("", "train-mpo, 256 pairs a step", mpo_training(MMPR_PAIRS, MMPR, model), 256),
+        ("", "train-mpo, 256 pairs per step", mpo_training(MMPR_PAIRS, MMPR, model), 256),
     ]
     print("| data | stage | pieces, million | tokens, billion | GPU h | core h | GPUs used | hours on 1000 GPUs |")
     print("|---" * 8 + "|")
@@ -180,10 +185,10 @@ def main() -> None:
         wall = f"{most or 1000} | {wall_hours(cost, gpus=1000, at_most=most):.2f}" if cost.gpu_hours else "0 | –"
         print(f"| {data} | {stage} | {sizes} | {wall} |")
     for name, data in (("VisualPRM400K", VISUALPRM400K), ("MMPR", MMPR)):
-        print(f"{name}: {stored_bytes(data) / 1e9:.1f} GB of pictures and responses")
+        print(f"{name}: {stored_bytes(data) / 1e9:.1f} GB of images and responses")
     print(f"checkpoint: {checkpoint_bytes(model) / 1e9:.0f} GB")
     for name, bandwidth in (("between nodes", LINK), ("inside a node", NVLINK)):
-        print(f"gathering the shards {name}: {gather_seconds(model, bandwidth=bandwidth):.2f} s a micro-batch")
+        print(f"gathering the shards {name}: {gather_seconds(model, bandwidth=bandwidth):.2f} s per micro-batch")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Rows a second of `--engine ray` with 1, 2 and 4 workers, and of one process.
 
-The PRM is replaced by one that takes a fixed time a call without a processor, as one on a GPU of its own or behind a
-server does. The rest is real: the cut into calls, Ray, the store with one transaction a call. So what is measured is
-what the engine costs, and how many workers one driver keeps busy. Starting Ray and loading is not in the rows a second;
-it stands in its own column. Parallel efficiency is the speed over that of as many single workers.
+The PRM is replaced by one that takes a fixed time per call without a processor, as one on a GPU of its own or behind
+a server does. The rest is real: the cut into calls, Ray, the store with one transaction per call. So what is measured
+is what the engine costs, and how many workers one driver keeps busy. Starting Ray and loading is not in the rows per
+second; it stands in its own column. Parallel efficiency is the speed over that of as many single workers.
 
     python benchmarks/scaling.py
 """
@@ -31,7 +31,7 @@ ROWS_A_CALL = 64
 
 @contextmanager
 def fake_prm(seconds: float) -> Iterator[Callable[[Any], Any]]:
-    """Two step scores a row, after some time a call."""
+    """Two step scores per row, after some time per call."""
 
     def work(items: list[Any]) -> list[Any]:
         time.sleep(seconds)
@@ -41,7 +41,7 @@ def fake_prm(seconds: float) -> Iterator[Callable[[Any], Any]]:
 
 
 def measured(name: str, actors: int, calls: int, seconds: float, repeats: int) -> tuple[float, float]:
-    """Seconds to the first results, and the median rows a second after them."""
+    """Seconds to the first results, and the median rows per second after them."""
     problems = [Problem(f"p{i}", "What is the sum?") for i in range(calls * ROWS_A_CALL // 8)]
     items = [(problem, f"First is {i}\n\nFinal answer: {i}") for problem in problems for i in range(8)]
     speeds = []
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     print(f"{options.calls} calls of {ROWS_A_CALL} rows, {options.seconds} s each; {os.cpu_count()} cores")
-    print("| engine | workers | start, s | rows a second | parallel efficiency |\n|---|---|---|---|---|")
+    print("| engine | workers | start, s | rows per second | parallel efficiency |\n|---|---|---|---|---|")
     single = 0.0
     for name, actors in [("local", 1), *(("ray", number) for number in options.workers)]:
         start, speed = measured(name, actors, options.calls, options.seconds, options.repeats)

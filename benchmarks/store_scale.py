@@ -1,4 +1,4 @@
-"""Many samples through `mpo sample`, `verify` and `pairs`: seconds, rows a second, memory, file sizes.
+"""Many samples through `mpo sample`, `verify` and `pairs`: seconds, rows per second, memory, file sizes.
 
 The policy is replaced by a generator that returns short texts at once, so that what is measured is the rest: the real
 store, the real export to JSON lines and Parquet, the real verifier, the real pairing. Every stage runs in a process of
@@ -88,13 +88,13 @@ def completion(problem: Problem, index: int) -> Completion:
 
 
 def compose(folder: Path, number: int) -> Path:
-    """The problems and their pictures, small and noisy."""
+    """The problems and their images, small and noisy."""
     (folder / "images").mkdir()
     rng = random.Random(0)
     for i in range(PICTURES):
         Image.frombytes("RGB", (32, 32), rng.randbytes(32 * 32 * 3)).save(folder / "images" / f"{i}.png")
     problems = (
-        Problem(f"p{i:06d}", f"What is the sum of picture {i}?", (folder / "images" / f"{i % PICTURES}.png",),
+        Problem(f"p{i:06d}", f"What is the sum of image {i}?", (folder / "images" / f"{i % PICTURES}.png",),
                 str(rng.randrange(100)))
         for i in range(number)
     )  # fmt: skip
@@ -142,7 +142,7 @@ Part = tuple[str, float, float, list[int]]  # name, seconds, CPU seconds, peak o
 
 
 def sample_parts(config: SampleConfig) -> list[Part]:
-    """Drawing into the store and writing the exports, apart; before that, problems and pictures are read."""
+    """Drawing into the store and writing the exports, apart; before that, problems and images are read."""
     generator = InstantGenerator()
     start = clocks()
     with Memory() as memory, patch.object(recipes.data.sample, "generator_of", lambda *_: generator):

@@ -117,7 +117,7 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
     )
     print(f"a worker's start: {median(start_seconds() for _ in range(args.rounds)):.2f} s")
-    print("| set | side | answers/s a worker | range | µs an answer | verdicts |\n|" + " --- |" * 6)
+    print("| set | side | answers/s per worker | range | µs per answer | verdicts |\n|" + " --- |" * 6)
     for name in SETS:
         pairs = made(name, args)
         runs: dict[str, list[tuple[float, Counter[Verdict]]]] = {side: [] for side in sides}

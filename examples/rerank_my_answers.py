@@ -2,7 +2,7 @@
 
     python examples/rerank_my_answers.py PRM answers.jsonl
 
-A line is `{"question": …, "images": ["pictures/1.png"], "answers": [text, …]}`, the pictures inside the file's folder.
+A line is `{"question": …, "images": ["images/1.png"], "answers": [text, …]}`, the images inside the file's folder.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python examples/train_my_prm.py MODEL steps.jsonl OUT [optimizer steps]
 
-A line is `{"question": …, "images": ["pictures/1.png"], "answers": [{"steps": [text, …], "right": [true, …]}, …]}`, the
-pictures inside the file's folder. A step is right if all is right up to its end; a step holds no blank line.
+A line is `{"question": …, "images": ["images/1.png"], "answers": [{"steps": [text, …], "right": [true, …]}, …]}`, the
+images inside the file's folder. A step is right if all is right up to its end; a step holds no blank line.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python examples/train_on_my_pairs.py MODEL pairs.jsonl OUT [optimizer steps]
 
-A line is `{"question": …, "images": ["pictures/1.png"], "chosen": text, "rejected": text}`, the pictures inside the
+A line is `{"question": …, "images": ["images/1.png"], "chosen": text, "rejected": text}`, the images inside the
 file's folder. For a large model add `peft_config=LoraConfig(target_modules="all-linear", exclude_modules="lm_head")`.
 """
 

@@ -34,7 +34,7 @@ class PreferenceCollator:
     """Rows → model inputs, `pair_index` (B, 2), `pair_ids`, `pair_prompts` (how many different prompts there are) and,
     if any row has a weight, `pair_weight` (B,).
 
-    Pairs with the same prompt and pictures share them, and a response that stands in several pairs goes in once: the
+    Pairs with the same prompt and images share them, and a response that stands in several pairs goes in once: the
     batch holds M ≤ 2B responses, and `pair_index` says which is the chosen and which the rejected one of each pair.
     Prompts come in the order of their first pair, responses row after row.
 
@@ -43,7 +43,8 @@ class PreferenceCollator:
         image_root: folder that image paths must stay inside.
         with_keys: add `response_keys`, by which `mpo.reference` finds a response again.
         shared_prefix: packed rows (`mpo.multimodal.packing`), for a model that can read them, instead of a row a
-            response. A batch with a prompt that cannot be shared, since it ends in an image still has a row a response.
+            response. A batch with a prompt that cannot be shared, since it ends in an image still has a row per
+            response.
         max_row_tokens: a packed row that would be longer is split, which repeats its prompt; a row always holds at
             least one response. None never splits.
         max_length: most tokens of prompt (with its images) and longer response; a longer row is an error, never cut.
@@ -115,7 +116,7 @@ class PreferenceCollator:
         return {**stack_rows(prompts, single, pad_token_id=self.pad_token_id), **row_images(prompts)}
 
     def _row_responses(self, group: _Group, *, shared: bool) -> Iterator[list[tuple[int, ...]]]:
-        """The group's responses, cut into rows: one a row, or as many as `max_row_tokens` allows."""
+        """The group's responses, cut into rows: one per row, or as many as `max_row_tokens` allows."""
         limit = 0 if not shared else math.inf if self.max_row_tokens is None else self.max_row_tokens
         responses = [*group.responses]
         for row in within_limit(len(group.prompt.input_ids) - 1, [*map(len, responses)], limit):

@@ -13,10 +13,10 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig
 
+from mpo.layout import Layout
 from mpo.losses import LENGTH_EXPONENT, GenerationAverage
 from mpo.multimodal.errors import ConfigError
 from mpo.reward_shift import RewardShift, ShiftMode
-from mpo.sharing import Layout
 from mpo.types import LossWeights
 
 _FROZEN = "MPO needs a frozen reference: a moving one (TR-DPO) scores worse in arXiv 2411.10442"

@@ -66,7 +66,7 @@ def implicit_rewards(logps: PairLogps, *, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def preference_loss(chosen_rewards: Tensor, rejected_rewards: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """L_p = −log σ(r_c − r_r), one value a pair: DPO's loss.
+    """L_p = −log σ(r_c − r_r), one value per pair: DPO's loss.
 
     Equation 7 of https://arxiv.org/abs/2305.18290. With label smoothing ε the pair is taken to be the wrong way
     round with probability ε (conservative DPO, https://ericmitchell.ai/cdpo.pdf).
@@ -89,7 +89,7 @@ def preference_loss(chosen_rewards: Tensor, rejected_rewards: Tensor, *, label_s
 
 
 def quality_loss(chosen_rewards: Tensor, rejected_rewards: Tensor, reward_shift: float | Tensor) -> Tensor:
-    """L_q = −log σ(r_c − δ) − log σ(−(r_r − δ)), one value a pair: Binary Classifier Optimization (BCO).
+    """L_q = −log σ(r_c − δ) − log σ(−(r_r − δ)), one value per pair: Binary Classifier Optimization (BCO).
 
     The MPO paper takes it from https://arxiv.org/abs/2404.04656. The two terms are summed, not averaged.
     δ, the reward shift, is the running mean of the implicit rewards: without it, once both rewards are negative the
@@ -115,7 +115,7 @@ def quality_loss(chosen_rewards: Tensor, rejected_rewards: Tensor, reward_shift:
 def generation_loss(
     policy_chosen: Tensor, chosen_lengths: Tensor, *, average: GenerationAverage = "response"
 ) -> Tensor:
-    """−π_c·|y_c|^−p, one value a pair: the language-model loss of the chosen response.
+    """−π_c·|y_c|^−p, one value per pair: the language-model loss of the chosen response.
 
     The MPO paper's is p = 1 ("response"): L_g = −π_c / |y_c|. The sum over pairs divided by
     `Denominators.generation` is L_g for every average.

@@ -1,7 +1,7 @@
-"""MPOLoss and implicit rewards → named numbers, averaged over micro-batches and ranks; tokens a second.
+"""MPOLoss and implicit rewards → named numbers, averaged over micro-batches and ranks; tokens per second.
 
 Names follow TRL's DPOTrainer where it has one (`rewards/*`, `logps/*`); rewards are unweighted β·log-ratios.
-Values stay on their device until they are logged: no host sync a micro-batch.
+Values stay on their device until they are logged: no host sync per micro-batch.
 """
 
 from __future__ import annotations

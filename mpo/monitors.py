@@ -1,4 +1,4 @@
-"""What to watch while a run trains: tokens a second, and whether the chosen responses become less likely.
+"""What to watch while a run trains: tokens per second, and whether the chosen responses become less likely.
 
 DPO widens the margin even while both responses lose probability; the chosen one's log-prob falling below its start is
 the first sign that a policy falls apart (arXiv 2411.10442, the reason for L_g). Nothing here changes a run.
@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from mpo.metrics import TokenRate
 
-TOLERANCE = 0.01  # nats a token below the start, about 1 % of a token's probability; less is noise
+TOLERANCE = 0.01  # nats per token below the start, about 1 % of a token's probability; less is noise
 PATIENCE = 5  # logged lines in a row
 
 logger = logging.get_logger(__name__)
@@ -92,7 +92,7 @@ def stays_below(changes: Sequence[float]) -> bool:
 def _collapse(change: float, line: dict[str, float]) -> str:
     return (
         f"step {line['step']}: the chosen responses have been less likely than at the start for {PATIENCE} logged "
-        f"lines ({line['logps/chosen_per_token']:.3f} nats a token, {-change:.3f} below the start). Preference losses "
-        "alone do this before a policy repeats itself or stops answering: look at samples, raise generation_weight, "
-        "or lower learning_rate. Said once."
+        f"lines ({line['logps/chosen_per_token']:.3f} nats per token, {-change:.3f} below the start). Preference "
+        "losses alone do this before a policy repeats itself or stops answering: look at samples, raise "
+        "generation_weight, or lower learning_rate. Said once."
     )

@@ -78,7 +78,7 @@ class ReferenceCache:
         """Log-probs, float32 (M,).
 
         Raises:
-            ConfigError: a response is not there: its text, pictures or template are not those that were precomputed.
+            ConfigError: a response is not there: its text, images or template are not those that were precomputed.
         """
         if missing := [response for response in responses if response not in self._values]:
             raise ConfigError(
@@ -117,7 +117,7 @@ def precompute(
         rows: a dataset with a length.
         collate: rows → batch with `response_keys` (M) and `pair_index` (B, 2), as in training.
         logps: batch → sums, (M,).
-        batch_size: pairs a forward pass.
+        batch_size: pairs per forward pass.
         rank, world_size: this process's share.
 
     Returns:

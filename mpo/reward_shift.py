@@ -1,4 +1,4 @@
-"""δ, the reward shift of L_q, as explicit state: observe every micro-batch, commit once an optimizer step.
+"""δ, the reward shift of L_q, as explicit state: observe every micro-batch, commit once per optimizer step.
 
 δ is the running mean of the implicit rewards of chosen and rejected responses
 (Binary Classifier Optimization, https://arxiv.org/abs/2404.04656). The loss reads the committed value only, so it
@@ -69,7 +69,7 @@ class RewardShift:
         self._pending.append(torch.stack([rewards.sum(), rewards.new_tensor(rewards.numel())]))
 
     def commit(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Fold what was observed since the last commit into δ; call it once an optimizer step on every rank.
+        """Fold what was observed since the last commit into δ; call it once per optimizer step on every rank.
 
         Args:
             reduce: sums a (2,) tensor (sum, count) over all ranks; None for a single process.

@@ -28,7 +28,7 @@ class CheckedPair:
     """A row in which nothing is wrong that can be told without looking at its images.
 
     Attributes:
-        prompt: rendered by the chat template, one placeholder an image.
+        prompt: rendered by the chat template, one placeholder per image.
         images: not decoded.
         chosen: token ids y_c.
         rejected: token ids y_r.

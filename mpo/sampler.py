@@ -22,7 +22,7 @@ class PromptGroupSampler(Sampler[int]):
     """Prompts in random order, the pairs of each in random order; the order depends only on seed and epoch.
 
     Args:
-        rows: a dataset with a length. A row's prompt is known by its `problem_id`, or else by prompt and pictures.
+        rows: a dataset with a length. A row's prompt is known by its `problem_id`, or else by prompt and images.
         seed: of the order.
 
     Raises:
@@ -97,7 +97,7 @@ def seed_of(args: MPOConfig) -> int:
 
 
 def _keys(rows: Any) -> Iterator[str]:
-    if (columns := getattr(rows, "column_names", None)) is not None:  # datasets.Dataset: read no picture in vain
+    if (columns := getattr(rows, "column_names", None)) is not None:  # datasets.Dataset: read no image in vain
         named = "problem_id" in columns and all(name is not None for name in rows["problem_id"])
         wanted = {"problem_id"} if named else {"problem_id", "prompt", "images", "image"}
         rows = rows.select_columns([name for name in columns if name in wanted])

@@ -24,16 +24,17 @@ from mpo.admission import admit_all
 from mpo.collator import PreferenceCollator, first_pairs
 from mpo.config import DECISIVE, MPOConfig
 from mpo.finite import FiniteGuard
-from mpo.forward import cached_reference, chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
+from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
+from mpo.layout import PromptSharing
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.monitors import RunMonitor
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.ranks import check_pictures, check_whole_weights
 from mpo.multimodal.whole_steps import WholeStepTrainer
+from mpo.reference_run import cached_reference
 from mpo.reward_shift import RewardShift
 from mpo.sampler import PromptGroupSampler, TokenBalancedSampler, seed_of, token_balanced
-from mpo.sharing import PromptSharing
 
 REWARD_SHIFT_FILE = "reward_shift.json"
 
@@ -194,7 +195,7 @@ class MPOTrainer(WholeStepTrainer):
         return (total, {}) if return_outputs else total
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Trainer calls this once an optimizer step, after the last backward and before `optimizer.step`."""
+        """Trainer calls this once per optimizer step, after the last backward and before `optimizer.step`."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         # A GradScaler (fp16) skips the steps whose gradient overflowed: there, that is no error.
         known = None if self.accelerator.scaler is not None else grad_norm
@@ -256,7 +257,7 @@ class MPOTrainer(WholeStepTrainer):
         return {**super()._run_settings(), **{name: given.get(name) for name in DECISIVE}}
 
     def _row_contents(self) -> Iterator[Any]:
-        """The responses; pictures are not decoded."""
+        """The responses; images are not decoded."""
         rows: Any = self.train_dataset
         rows = rows.select_columns(["chosen", "rejected"]) if hasattr(rows, "select_columns") else rows
         yield from ([row.get("chosen"), row.get("rejected")] for row in rows)

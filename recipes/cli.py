@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "WarmStartConfig",
         "supervised training on demonstrated answers",
     ),
-    "sample": ("recipes.data.sample", "sample", "SampleConfig", "draw N answers a problem"),
+    "sample": ("recipes.data.sample", "sample", "SampleConfig", "draw N answers per problem"),
     "verify": ("recipes.data.verify", "verify", "VerifyConfig", "check final answers"),
     "easy-vqa": (
         "recipes.worlds.easy_vqa",

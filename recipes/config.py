@@ -61,7 +61,7 @@ class WorldConfig:
     num_development: int = field(default=200, metadata={"help": "problems on which choices are made"})
     vision_steps: int = field(default=300, metadata={"help": "steps of vision pretraining on warm-start scans"})
     num_test: int = field(default=500, metadata={"help": "held-out problems, for the published table only"})
-    solutions: int = field(default=4, metadata={"help": "demonstrated answers a warm-start problem"})
+    solutions: int = field(default=4, metadata={"help": "demonstrated answers per warm-start problem"})
 
 
 @dataclass
@@ -75,7 +75,7 @@ class EasyVQAConfig:
     num_preference: int = field(default=500, metadata={"help": "questions whose samples become pairs"})
     num_development: int = field(default=200, metadata={"help": "questions on which choices are made"})
     num_test: int = field(default=500, metadata={"help": "questions of the package's test split"})
-    solutions: int = field(default=2, metadata={"help": "demonstrated answers a warm-start question"})
+    solutions: int = field(default=2, metadata={"help": "demonstrated answers per warm-start question"})
 
 
 @dataclass
@@ -86,7 +86,7 @@ class WarmStartConfig:
     demonstrations: Path = field(metadata={"help": "folder with groups.jsonl of right answers"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
     max_steps: int = field(default=800, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=32, metadata={"help": "answers a step"})
+    batch_size: int = field(default=32, metadata={"help": "answers per step"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak, cosine decay"})
     seed: int = field(default=0, metadata={"help": "order of the rows"})
 
@@ -98,7 +98,9 @@ class ExactLabelConfig:
     groups: Path = field(metadata={"help": "folder with verified groups of the digits world"})
     policy: Path = field(metadata={"help": "model whose control tokens no response may contain"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
-    responses: int = field(default=8, metadata={"help": "responses labelled a problem; right and wrong ones balanced"})
+    responses: int = field(
+        default=8, metadata={"help": "responses labelled per problem; right and wrong ones balanced"}
+    )
     mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
     seed: int = field(default=0, metadata={"help": "choice of the responses"})
 
@@ -115,7 +117,7 @@ class DeepenConfig:
 
 @dataclass
 class SampleConfig(EngineConfig):
-    """`mpo sample`: draw N completions a problem, from a policy in this process or behind a server."""
+    """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 
     problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
     out: Path = field(metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command goes on there"})
@@ -124,17 +126,17 @@ class SampleConfig(EngineConfig):
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
     )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
-    num_samples: int = field(default=8, metadata={"help": "completions a problem; may be raised later"})
+    num_samples: int = field(default=8, metadata={"help": "completions per problem; may be raised later"})
     temperature: float = field(default=1.0, metadata={"help": "0 is greedy"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
     top_k: int = field(default=0, metadata={"help": "0 is off"})
     max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut and never chosen"})
-    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass, in this process"})
+    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass, in this process"})
     concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
     samples_a_request: int = field(default=0, metadata={"help": "largest n of a request to a server; 0 is all"})
     logprobs: bool = field(default=False, metadata={"help": "keep the log-probability of every sampled token"})
     seed: int = field(default=0, metadata={"help": "the same seed draws the same text"})
-    swap_images: bool = field(default=False, metadata={"help": "canary: ask with the picture of another problem"})
+    swap_images: bool = field(default=False, metadata={"help": "canary: ask with the image of another problem"})
     on_change: str = field(
         default="refuse", metadata={"help": "folder with other settings: refuse, or segment: keep both in its store"}
     )
@@ -164,11 +166,13 @@ class LabelConfig(EngineConfig):
     out: Path = field(metadata={"help": "folder for the labelled groups"})
     budget: str = field(default="full", metadata={"help": "full, sequential or bisect; soft labels need full"})
     num_continuations: int = field(default=16, metadata={"help": "K, 16 in VisualPRM"})
-    responses: int = field(default=8, metadata={"help": "responses labelled a problem; right and wrong ones balanced"})
+    responses: int = field(
+        default=8, metadata={"help": "responses labelled per problem; right and wrong ones balanced"}
+    )
     mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
     temperature: float = field(default=1.0, metadata={"help": "of the continuations"})
     max_new_tokens: int = field(default=512, metadata={"help": "of the continuations"})
-    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
+    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass"})
     seed: int = field(default=0, metadata={"help": "draw"})
     keep_continuations: bool = field(default=False, metadata={"help": "their texts too, for pairs by step_prefix"})
 
@@ -201,9 +205,9 @@ class ScoreConfig(EngineConfig):
     model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
     read: str = field(default="token_ids", metadata={"help": "of a server: token_ids (vLLM), choice, top (any server)"})
     concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
-    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass"})
+    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass"})
     visual_dependence: bool = field(
-        default=False, metadata={"help": "score with a blank and with another problem's picture too"}
+        default=False, metadata={"help": "score with a blank and with another problem's image too"}
     )
 
 
@@ -217,7 +221,7 @@ class PairsConfig:
         default="correctness_and_prm",
         metadata={"help": "correctness, correctness_and_prm, prm_margin, step_prefix or dropout_ntp"},
     )
-    max_pairs: int = field(default=4, metadata={"help": "pairs a problem"})
+    max_pairs: int = field(default=4, metadata={"help": "pairs per problem"})
     format_negatives: bool = field(default=True, metadata={"help": "reject responses without a final answer too"})
     max_length_ratio: float | None = field(
         default=None, metadata={"help": "longer side over shorter side in characters, at most; 1.2 matches lengths"}
@@ -229,7 +233,7 @@ class PairsConfig:
     policy: Path | None = field(default=None, metadata={"help": "dropout_ntp: model that wrote the responses"})
     temperature: float = field(default=1.0, metadata={"help": "dropout_ntp: of the continuations"})
     max_new_tokens: int = field(default=512, metadata={"help": "dropout_ntp: of the continuations"})
-    batch_rows: int = field(default=64, metadata={"help": "dropout_ntp: rows a forward pass"})
+    batch_rows: int = field(default=64, metadata={"help": "dropout_ntp: rows per forward pass"})
     seed: int = field(default=0, metadata={"help": "dropout_ntp: draw"})
     mmpr: bool = field(default=False, metadata={"help": "write InternVL's format too, into OUT/mmpr"})
 
@@ -265,9 +269,9 @@ class PRMEvalConfig:
     fixed_threshold: float = field(default=0.5, metadata={"help": "reported beside the chosen one"})
     until_first_error: bool = field(default=False, metadata={"help": "no labels after a response's first wrong step"})
     source_key: str = field(default="source", metadata={"help": "groups: entry of a problem's meta with its source"})
-    blank_images: bool = field(default=True, metadata={"help": "score again with blank pictures, report the drop"})
-    swap_images: bool = field(default=True, metadata={"help": "score again with other problems' pictures of one size"})
-    batch_rows: int = field(default=32, metadata={"help": "rows a forward pass"})
+    blank_images: bool = field(default=True, metadata={"help": "score again with blank images, report the drop"})
+    swap_images: bool = field(default=True, metadata={"help": "score again with other problems' images of one size"})
+    batch_rows: int = field(default=32, metadata={"help": "rows per forward pass"})
 
 
 @dataclass
@@ -313,7 +317,9 @@ class OwnConfig:
 class PipelineArguments:
     """`mpo pipeline`: the whole loop, one seed."""
 
-    settings: Path = field(metadata={"help": "YAML file with a section a stage, e.g. recipes/configs/digits_demo.yaml"})
+    settings: Path = field(
+        metadata={"help": "YAML file with a section per stage, e.g. recipes/configs/digits_demo.yaml"}
+    )
     run_dir: Path = field(metadata={"help": "folder of the run; running again goes on where it stopped"})
     seed: int = field(default=0, metadata={"help": "seed of everything but the held-out problems"})
     arms: list[str] = field(default_factory=lambda: ["mpo"], metadata={"help": "mpo, dpo, rft, dpo_lm"})
@@ -323,7 +329,7 @@ class PipelineArguments:
 class EvidenceArguments:
     """`mpo evidence`: the whole loop with every arm and several seeds."""
 
-    settings: Path = field(metadata={"help": "YAML file with a section a stage"})
+    settings: Path = field(metadata={"help": "YAML file with a section per stage"})
     run_dir: Path = field(metadata={"help": "folder; one run a seed inside"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
     jobs: int = field(default=1, metadata={"help": "seeds at a time, one process each with its share of the cores"})
@@ -345,11 +351,11 @@ class TrainPRMConfig(ModelTraining):
     balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
     max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
     num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 for all"})
-    injected: int = field(default=0, metadata={"help": "right responses a problem to repeat with one wrong digit"})
-    visual_contrasts: int = field(default=0, metadata={"help": "right responses a problem under another's pictures"})
+    injected: int = field(default=0, metadata={"help": "right responses per problem to repeat with one wrong digit"})
+    visual_contrasts: int = field(default=0, metadata={"help": "right responses per problem under another's images"})
     max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
     batch_groups: int = field(
-        default=4, metadata={"help": "problems a step over all processes, all their responses together"}
+        default=4, metadata={"help": "problems per step over all processes, all their responses together"}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "peak, cosine decay"})
     seed: int = field(default=0, metadata={"help": "order of the rows"})
@@ -363,7 +369,7 @@ class TrainMPOConfig(ModelTraining):
     pairs: Path = field(metadata={"help": "folder with pairs.parquet, or a parquet file"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
     max_steps: int = field(default=200, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=16, metadata={"help": "pairs a step, over all micro-batches and processes"})
+    batch_size: int = field(default=16, metadata={"help": "pairs per step, over all micro-batches and processes"})
     learning_rate: float = field(default=2e-4, metadata={"help": "peak, cosine decay"})
     beta: float = field(default=0.1, metadata={"help": "β of the implicit reward"})
     preference_weight: float = field(default=0.8, metadata={"help": "w_p"})
@@ -394,14 +400,15 @@ class RoundsConfig:
 
     settings: Path = field(
         metadata={
-            "help": "YAML file with a section a stage: preference_sample, verify, score, pairs, train_mpo, test_sample"
+            "help": "YAML file with one section per stage: preference_sample, verify, score, pairs, train_mpo, "
+            "test_sample"
         }
     )
     policy: Path = field(metadata={"help": "model of the first round"})
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     problems: Path = field(metadata={"help": "questions.jsonl whose samples become pairs, with answers"})
     guard: Path = field(metadata={"help": "questions.jsonl of held-out problems with answers, for the guard alone"})
-    out: Path = field(metadata={"help": "folder for rounds.json and a folder a round"})
+    out: Path = field(metadata={"help": "folder for rounds.json and a folder per round"})
     rounds: int = field(default=3, metadata={"help": "at most; may be raised later"})
     seed: int = field(default=0, metadata={"help": "of the draws and the training"})
 
@@ -420,7 +427,7 @@ class AnswerConfig:
     """`mpo answer`: one question, N candidates, the best of them."""
 
     question: str = field(metadata={"help": "what to ask"})
-    image: list[Path] = field(default_factory=list, metadata={"help": "pictures, in the order of the prompt"})
+    image: list[Path] = field(default_factory=list, metadata={"help": "images, in the order of the prompt"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
@@ -459,7 +466,7 @@ class BeamSearchConfig:
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
     )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
-    width: int = field(default=4, metadata={"help": "W, unfinished prefixes kept a problem"})
+    width: int = field(default=4, metadata={"help": "W, unfinished prefixes kept per problem"})
     expand: int = field(default=4, metadata={"help": "m, continuations of each; W*m at the first step"})
     max_rounds: int = field(default=12, metadata={"help": "steps of an answer at most"})
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
@@ -469,7 +476,7 @@ class BeamSearchConfig:
     max_new_tokens: int = field(
         default=512, metadata={"help": "of one extension; about a step's length, as what follows the step is cut off"}
     )
-    batch_rows: int = field(default=64, metadata={"help": "rows a forward pass, in this process"})
+    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass, in this process"})
     concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
     problems_a_call: int = field(default=64, metadata={"help": "problems searched together"})
     seed: int = field(default=0, metadata={"help": "the same seed finds the same answers"})

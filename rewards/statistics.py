@@ -32,7 +32,7 @@ def mean_with_interval(values: Sequence[float], *, confidence: float = 0.95, res
     Problems are the independent units: average the rollouts of a problem before calling this.
 
     Args:
-        values: one finite number a problem, at least one.
+        values: one finite number per problem, at least one.
         confidence: in (0, 1).
         resamples: bootstrap resamples.
 
@@ -51,7 +51,7 @@ def mean_with_interval(values: Sequence[float], *, confidence: float = 0.95, res
         raise ConfigError(f"confidence must be in (0, 1), got {confidence}")
     array: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        raise DataError(f"expected a flat, non-empty list of finite numbers, one a problem, got shape {array.shape}")
+        raise DataError(f"expected a flat, non-empty list of finite numbers, one per problem, got shape {array.shape}")
     if (array == array[0]).all():
         constant = float(array[0])
         return Estimate(constant, constant, constant, array.size)
@@ -76,8 +76,8 @@ def statistic_with_interval(
 ) -> Estimate | None:
     """Any statistic of n problems with a percentile bootstrap interval (fixed seed), e.g. an F1 of pooled counts.
 
-    A resample is a weight a problem: how often it was drawn. A ratio of sums is therefore two matrix products, and the
-    statistic sees all resamples of a block at once.
+    A resample is a weight per problem: how often it was drawn. A ratio of sums is therefore two matrix products, and
+    the statistic sees all resamples of a block at once.
 
     Args:
         statistic: weights (R, n), float64, each row summing to n → values (R,); NaN where it is undefined.
@@ -207,7 +207,9 @@ def checked(scores: Floats, labels: Bools) -> tuple[NDArray[np.float64], NDArray
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     if values.ndim != 1 or values.shape != truth.shape or not values.size:
-        raise DataError(f"expected one score and one label a step, at least one, got {values.shape} and {truth.shape}")
+        raise DataError(
+            f"expected one score and one label per step, at least one, got {values.shape} and {truth.shape}"
+        )
     if not ((values >= 0) & (values <= 1)).all():
         raise DataError(f"step scores must be in [0, 1], got {values.min()} to {values.max()}")
     return values, truth

@@ -101,8 +101,8 @@ class StepScores:
     """P(correct up to this step) for each step: finite, in [0, 1], at least one.
 
     Attributes:
-        values: one score a step.
-        bounds: where a server told only a part of what a score is made of, the interval that it lies in, one a step;
+        values: one score per step.
+        bounds: where a server told only a part of what a score is made of, the interval that it lies in, one per step;
             an exact score has two equal ends. `None`: all scores are exact.
 
     Example:
@@ -121,7 +121,7 @@ class StepScores:
         if not self.values:
             raise StepAlignmentError("a response has no step scores: expected at least one step")
         if self.bounds is not None and len(self.bounds) != len(self.values):
-            raise StepAlignmentError(f"expected one interval a step, got {len(self.bounds)} for {len(self.values)}")
+            raise StepAlignmentError(f"expected one interval per step, got {len(self.bounds)} for {len(self.values)}")
         for index, value in enumerate(self.values):
             if not (math.isfinite(value) and 0.0 <= value <= 1.0):
                 raise StepAlignmentError(f"step scores must be finite and in [0, 1], got {value} at step {index}")
@@ -164,7 +164,7 @@ class MonteCarloCount:
 
 @dataclass(frozen=True)
 class Unseen:
-    """What the PRM says of a response when it is shown a picture that is not the problem's."""
+    """What the PRM says of a response when it is shown an image that is not the problem's."""
 
     step_scores: StepScores
     reward: float
@@ -177,8 +177,8 @@ class Rollout:
     Attributes:
         mc: counts for the end of each step.
         label_source: where they come from, which says what they may be used for (`rewards/prm/labelling/source.py`).
-        blank: scored with a white picture of the same size (`rewards/scoring/visual_dependence.py`).
-        swapped: scored with another problem's picture.
+        blank: scored with a white image of the same size (`rewards/scoring/visual_dependence.py`).
+        swapped: scored with another problem's image.
     """
 
     completion: Completion
@@ -195,7 +195,7 @@ class Rollout:
             steps = len(self.step_scores.values) if self.step_scores else 0
             if other is not None and len(other.step_scores.values) != steps:
                 raise StepAlignmentError(
-                    f"{len(other.step_scores.values)} step scores with a {name} picture for {steps} with the problem's "
+                    f"{len(other.step_scores.values)} step scores with a {name} image for {steps} with the problem's "
                     "own; expected as many"
                 )
 

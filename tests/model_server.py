@@ -1,7 +1,7 @@
 """A real HTTP server on loopback that answers chat completions, and misbehaves on demand.
 
 Answers are a function of model, messages, seed and choice, so a test can tell what was asked from what came; or those
-of a real model (`tests/served_model.py`). Faults are taken in order, one a request, from `faults`; the word `ok`
+of a real model (`tests/served_model.py`). Faults are taken in order, one per request, from `faults`; the word `ok`
 answers well; when none is left, `then` is what is done.
 """
 
@@ -75,7 +75,7 @@ def answer(body: dict[str, Any], choice: int) -> str:
 
 
 def asked_about(body: dict[str, Any]) -> str:
-    """Digest of the first picture of a request, or its question where it has none."""
+    """Digest of the first image of a request, or its question where it has none."""
     first = body["messages"][0]["content"][0]
     return first["text"] if "text" in first else hashlib.sha256(first["image_url"]["url"].encode()).hexdigest()[:16]
 

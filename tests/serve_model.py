@@ -1,6 +1,6 @@
 """`python serve_model.py PORT LOG [MODEL]`: a `ModelServer` in a process of its own, so that it can be killed.
 
-Every request stands in LOG before it is answered: its picture or else its question, `models` for a look at the models.
+Every request stands in LOG before it is answered: its image or else its question, `models` for a look at the models.
 While a file `LOG.hold` exists no chat request is answered. With MODEL, a folder, its next token is the answer.
 """
 

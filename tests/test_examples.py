@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(file: Path, *, image: str = "pictures/{}.png", **columns: Any) -> Path:
-    """Two rows with a picture each."""
+    """Two rows with an image each."""
     rows = [{"question": "How many?", "images": [image.format(i)], **columns} for i in range(2)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file

@@ -1,6 +1,6 @@
 """The only `from_pretrained`: models and processors, without remote code, from a local folder or the hub.
 
-A checkpoint without a processor of pictures is a text model: a causal LM, whose tokenizer is called as a processor.
+A checkpoint without a processor of images is a text model: a causal LM, whose tokenizer is called as a processor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chunked token log-probabilities → one sum and one length a response. The (B, T, V) logits never exist."""
+"""Chunked token log-probabilities → one sum and one length per response. The (B, T, V) logits never exist."""
 
 from __future__ import annotations
 

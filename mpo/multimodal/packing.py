@@ -34,7 +34,7 @@ class PackedLayout:
         prefixes: for each of B rows, the number of tokens of `prompt[:-1]`, ≥ 1.
         ends: for each row, where its responses end, at least one; the first starts at the prefix' end, each other one
             where the one before it ends.
-        per_token: names of the batch's tensors that hold one value a token, beside ids, mask and labels.
+        per_token: names of the batch's tensors that hold one value per token, beside ids, mask and labels.
 
     Attributes:
         varlen: let attention use the variable-length kernel where it can; set by whoever has checked it.

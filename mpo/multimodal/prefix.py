@@ -78,7 +78,7 @@ class _OnFirstCall:
     """An image processor whose every call gives what its first call gave.
 
     From the second on, pixels have a shape and no content (torch's meta device) unless `whole` is set: most processors
-    only copy them, and megabytes a prompt take longer than its text.
+    only copy them, and megabytes per prompt take longer than its text.
     """
 
     def __init__(self, image_processor: Any) -> None:

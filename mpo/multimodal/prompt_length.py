@@ -46,7 +46,7 @@ class PromptLength:
         ids = self.processor.tokenizer(text, **one_bos(self.processor, text))["input_ids"]
         if not images:
             return PromptTokens(len(ids), 0)
-        words = len(ids) - len(images)  # one placeholder an image
+        words = len(ids) - len(images)  # one placeholder per image
         sizes = tuple(image_size(image, root=self.image_root) for image in images)
         try:
             counted = self._counted(sizes) if self.trusts_count else None
@@ -64,7 +64,7 @@ class PromptLength:
     def check(self, text: str, images: Sequence[ImageSource]) -> None:
         """Raise DataError for images that cannot be used; one is decoded only where the processor refuses its size.
 
-        Qwen-VL's takes no picture that is 200 times as long as wide.
+        Qwen-VL's takes no image that is 200 times as long as wide.
         """
         sizes = tuple(image_size(image, root=self.image_root) for image in images)
         try:

@@ -16,7 +16,7 @@ from mpo.multimodal.errors import ConfigError
 
 
 def check_pictures(batch: Mapping[str, Any]) -> None:
-    """Every rank's batch has a picture, or none has; every rank calls this, once a batch.
+    """Every rank's batch has an image, or none has; every rank calls this, once per batch.
 
     Raises:
         ConfigError: on every rank, if some run the vision tower and others do not.
@@ -26,9 +26,9 @@ def check_pictures(batch: Mapping[str, Any]) -> None:
     if any(ranks) and not all(ranks):
         without = [rank for rank, has in enumerate(ranks) if not has]
         raise ConfigError(
-            f"expected a picture in the batch of every rank or of none, got none on rank(s) {without} of {len(ranks)}: "
+            f"expected an image in the batch of every rank or of none, got none on rank(s) {without} of {len(ranks)}: "
             "with sharded weights (FSDP, DeepSpeed) all ranks run the vision tower together; train rows without "
-            "pictures in a run of their own, or all rows with recipes/accelerate/multi_gpu.yaml"
+            "images in a run of their own, or all rows with recipes/accelerate/multi_gpu.yaml"
         )
 
 

@@ -119,7 +119,7 @@ def _with_positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(model: Any, inputs: Mapping[str, Any], **how: Any) -> Any:
-    """The model's output for a batch from `_with_positions`; repeated pictures are encoded once."""
+    """The model's output for a batch from `_with_positions`; repeated images are encoded once."""
     given = dict(inputs)
     images = given.pop(IMAGES, None)
     with reading(innermost(model), images, given["input_ids"]):

@@ -6,7 +6,7 @@ the layout reaches it as a keyword argument of the model, which gradient checkpo
 Without that argument it is transformers' sdpa. Where they can, `merged.py` and `varlen.py` compute it in fewer calls.
 
 Not exact, so refused: layers that carry a state along the row (recurrent, convolutional). Checked against the paired
-layout at a run's first batch (`mpo/sharing.py`).
+layout at a run's first batch (`mpo/layout.py`).
 """
 
 from __future__ import annotations

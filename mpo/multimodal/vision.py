@@ -1,8 +1,8 @@
-"""A picture goes through the vision tower once, however many rows show it and however many models read it.
+"""An image goes through the vision tower once, however many rows show it and however many models read it.
 
-`RowImages` says which rows of a batch hold the same pictures. `ImageEncoder` stands in for a backbone's
+`RowImages` says which rows of a batch hold the same images. `ImageEncoder` stands in for a backbone's
 `get_image_features`, so the sharing happens inside the model's own forward pass, where DDP and FSDP expect it: rows
-with the same pictures share one encoding; two models whose vision parts are frozen and equal share it as well.
+with the same images share one encoding; two models whose vision parts are frozen and equal share it as well.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class RowImages:
     A plain class, like `PackedLayout`: nothing that moves a batch between devices rebuilds it.
 
     Args:
-        sources: for each of B rows a number; rows with one number show the same pictures.
-        counts: name of an image feature → its entries on dim 0 for each row, 0 for a row without pictures.
+        sources: for each of B rows a number; rows with one number show the same images.
+        counts: name of an image feature → its entries on dim 0 for each row, 0 for a row without images.
     """
 
     def __init__(self, sources: Sequence[int], counts: Mapping[str, Sequence[int]]) -> None:
@@ -48,12 +48,12 @@ class RowImages:
         return selected
 
     def with_images(self) -> list[int]:
-        """The rows that show pictures."""
+        """The rows that show images."""
         return [row for row in range(len(self.sources)) if any(counts[row] for counts in self.counts.values())]
 
 
 def row_images(prompts: Sequence[EncodedPrompt]) -> dict[str, RowImages]:
-    """`{"row_images": …}` for rows that show these prompts, one after the other; empty without pictures."""
+    """`{"row_images": …}` for rows that show these prompts, one after the other; empty without images."""
     names = list(dict.fromkeys(name for prompt in prompts for name in prompt.image_features))
     if not names:
         return {}
@@ -67,7 +67,7 @@ def row_images(prompts: Sequence[EncodedPrompt]) -> dict[str, RowImages]:
 
 
 class ImageEncoder:
-    """A backbone's `get_image_features`, which encodes each picture of a batch once, all of them in one call.
+    """A backbone's `get_image_features`, which encodes each image of a batch once, all of them in one call.
 
     One call whatever the rows: with sharded weights, every rank has to run the tower equally often.
     """
@@ -167,7 +167,7 @@ def _vision_parameters(model: Any) -> dict[str, Tensor]:
 
 
 def _rearranged(output: Any, tokens: Sequence[int], order: Sequence[int]) -> Any:
-    """The features of some prompts' pictures, which fill `tokens[i]` image tokens each, in another order, repeated.
+    """The features of some prompts' images, which fill `tokens[i]` image tokens each, in another order, repeated.
 
     Only what the language model reads is kept.
     """
@@ -186,7 +186,7 @@ def _parts(features: Any, tokens: Sequence[int]) -> list[Any]:
     """Cut features into one part a prompt.
 
     Args:
-        features: (pictures, tokens a picture, D), (all tokens, D), or a sequence of (tokens of a picture, D).
+        features: (images, tokens per image, D), (all tokens, D), or a sequence of (tokens of an image, D).
         tokens: of each prompt, as many together as the features have.
     """
     if isinstance(features, Tensor):

@@ -27,7 +27,7 @@ SEARCHES = "searches.jsonl"
 
 
 def beam_search(config: BeamSearchConfig) -> Path:
-    """Search every problem; one whose pictures, prompt or responses cannot be used stands in `quarantine.jsonl`.
+    """Search every problem; one whose images, prompt or responses cannot be used stands in `quarantine.jsonl`.
 
     Raises:
         ConfigError: settings that cannot work; all are checked before weights load.

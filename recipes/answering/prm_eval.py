@@ -94,7 +94,7 @@ def measure(
 
 
 def canaries(config: PRMEvalConfig, problems: Sequence[Problem]) -> dict[str, Callable[[Problem], Problem]]:
-    """Name → problem with pictures that do not belong to it."""
+    """Name → problem with images that do not belong to it."""
     distinct = list({problem.id: problem for problem in problems}.values())
     asked: dict[str, Callable[[Problem], Problem]] = {}
     if config.blank_images:
@@ -112,9 +112,9 @@ def without_picture(
     threshold: float,
     batch: int,
 ) -> dict[str, Any] | None:
-    """The drop on the responses whose pictures `other` changes; `None` if there are none.
+    """The drop on the responses whose images `other` changes; `None` if there are none.
 
-    A batch at a time, so that blank pictures of a whole benchmark need not fit in memory.
+    A batch at a time, so that blank images of a whole benchmark need not fit in memory.
     """
     seen: list[ScoredResponse] = []
     unseen: list[ScoredResponse] = []
@@ -149,7 +149,7 @@ def table(results: dict[str, Any]) -> tuple[Header, Rows]:
     rows.append(["calibration error", f"{100 * sides[0]['calibration']['ece']:.1f}", "the same"])
     for name in ("blank", "swapped"):
         if found := results.get(name):
-            rows.append([f"macro-F1 lost, {name} picture", signed(found["macro_f1"]) if found["macro_f1"] else "–", ""])
+            rows.append([f"macro-F1 lost, {name} image", signed(found["macro_f1"]) if found["macro_f1"] else "–", ""])
             rows.append([f"score of right steps lost, {name}", signed(found["score"]) if found["score"] else "–", ""])
             lost = found["within_problem_auc"]
             rows.append([f"AUC within a problem lost, {name}", signed(lost) if lost else "–", ""])

@@ -1,6 +1,6 @@
 """`mpo convert-data FROM TO`: one format of preference pairs into the other, one format of labelled steps into another.
 
-Pairs: `trl` (Parquet) and `mmpr` (JSON lines, `meta.json`, pictures). Labelled steps: `groups` (a folder of ours, for
+Pairs: `trl` (Parquet) and `mmpr` (JSON lines, `meta.json`, images). Labelled steps: `groups` (a folder of ours, for
 `mpo train-prm`), `visualprm` (rows of VisualPRM400K) and `stepwise` (TRL's stepwise rows, with more columns). TRL's
 preference rows have no column for the reference answer, so MMPR's `answer_gt` is lost on the way to them;
 `mpo pairs --mmpr true` writes both at once, with answers. Labelled rows hold no step scores and no rewards.

@@ -1,6 +1,6 @@
 """Labelled steps between our groups, rows of VisualPRM400K and TRL's stepwise rows.
 
-A row that breaks its format, or whose picture cannot be decoded, is counted under the field that is wrong.
+A row that breaks its format, or whose image cannot be decoded, is counted under the field that is wrong.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write_labelled_groups(items: Iterable[tuple[str, Labelled]], out: Path, quar
             _reject(quarantine, where, ImageError(f"image: {error}"))
             continue
         if problems.setdefault(kept.id, kept) != kept:
-            message = f"problem_id: {kept.id!r} is the id of another question, answer or picture before"
+            message = f"problem_id: {kept.id!r} is the id of another question, answer or image before"
             _reject(quarantine, where, DataError(message))
             continue
         rollouts.setdefault(kept.id, []).append(rollout)
@@ -103,7 +103,7 @@ def write_stepwise(items: Iterable[tuple[str, Labelled]], out: Path, quarantine:
 
 
 class Pictures:
-    """Each picture is decoded once, so that a damaged one costs its own rows and no training run, and kept.
+    """Each image is decoded once, so that a damaged one costs its own rows and no training run, and kept.
 
     Args:
         folder: where they are kept.
@@ -116,7 +116,7 @@ class Pictures:
         self._known: dict[Path, Path | ImageError] = {}
 
     def kept(self, image: ImageLike) -> Path:
-        """The picture's place in the folder.
+        """The image's place in the folder.
 
         Raises:
             ImageError: it cannot be decoded.

@@ -72,7 +72,7 @@ def _at_least_one(
     report = report_of()
     if not report.pairs and report.rejected_rollouts.get("no_visual_dependence"):
         raise DataError(
-            f"min_visual_dependence={config.min_visual_dependence} needs scores without the picture, and "
+            f"min_visual_dependence={config.min_visual_dependence} needs scores without the image, and "
             f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
         )
     if not report.pairs:

@@ -1,4 +1,4 @@
-"""`mpo sample`: N completions a problem, each with why it ended.
+"""`mpo sample`: N completions per problem, each with why it ended.
 
 Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed goes
 on with the same command and draws only what is missing; a larger `num_samples` adds to what is there. `groups.jsonl`,
@@ -38,7 +38,7 @@ PARQUET = "samples.parquet"
 def sample(config: SampleConfig) -> Path:
     """Draw what the store lacks, and write `groups.jsonl`.
 
-    Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose picture cannot be decoded and
+    Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose image cannot be decoded and
     one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
     """
     params = checked_params(config)
@@ -118,7 +118,7 @@ def _draw_missing(
     refused: dict[int, str] = {}
     if len(done) == total:
         return {}
-    # As many rows a problem as when this segment began, so that going on cuts the same calls.
+    # As many rows per problem as when this segment began, so that going on cuts the same calls.
     rows_a_problem = store.note("rows_a_problem", config.num_samples)
     with (
         _drawing(config, params, rows_a_problem) as generator,

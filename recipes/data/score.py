@@ -1,4 +1,4 @@
-"""`mpo score`: step scores and one reward a rollout; with `--visual_dependence`, the same without the picture."""
+"""`mpo score`: step scores and one reward per rollout; with `--visual_dependence`, the same without the image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 def score(config: ScoreConfig) -> Path:
     """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted.
 
-    With `visual_dependence` the same again with blank and with other problems' pictures, into the same groups.
+    With `visual_dependence` the same again with blank and with other problems' images, into the same groups.
     Each batch's scores are in `calls.sqlite` as soon as they are there: after a kill the same command goes on.
     """
     stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
@@ -75,14 +75,14 @@ def _scorer(config: ScoreConfig) -> Iterator[Callable[[Any], Any]]:
 def _scored(
     groups: list[RolloutGroup], prm: StoredScorer, config: ScoreConfig
 ) -> tuple[list[RolloutGroup], Counter[str], Counter[str]]:
-    """The scored groups; why some responses have no score, and why some have none without their picture."""
+    """The scored groups; why some responses have no score, and why some have none without their image."""
     scored, unscored = score_groups(groups, prm, how=config.aggregation, describe="score")
     lacking: Counter[str] = Counter()
     for picture in ("blank", "swapped") if config.visual_dependence else ():
-        describe = f"score, {picture} picture"
+        describe = f"score, {picture} image"
         stored = prm.about(picture)
         scored, reasons = score_unseen(scored, stored, picture=picture, how=config.aggregation, describe=describe)
-        lacking |= reasons  # a response without a picture lacks both
+        lacking |= reasons  # a response without an image lacks both
     return scored, unscored, lacking
 
 

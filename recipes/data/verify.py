@@ -1,4 +1,4 @@
-"""`mpo verify`: one verdict a rollout; trouble of the checker is its own verdict, never `wrong`.
+"""`mpo verify`: one verdict per rollout; trouble of the checker is its own verdict, never `wrong`.
 
 A problem whose `meta["verifier"]` names a row of `rewards.verifying.verification.VERIFIERS` is checked with that one,
 so that one file may mix charts, documents and multiple choice; `--verifier` is for all the others. A data row can

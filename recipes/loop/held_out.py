@@ -14,7 +14,7 @@ Pixels = tuple[str, ...]
 
 
 def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str]) -> None:
-    """Refuse held-out problems that stand among others; only pictures of equal questions are opened.
+    """Refuse held-out problems that stand among others; only images of equal questions are opened.
 
     Args:
         held_out: a file of problems; lines that cannot be read are left to the stage that samples.
@@ -48,7 +48,7 @@ def _readable(path: Path) -> list[Problem]:
 
 
 def _pixels(problem: Problem) -> Pixels | None:
-    """Hashes of the pictures; None where one cannot be used."""
+    """Hashes of the images; None where one cannot be used."""
     try:
         return tuple(image_sha256(load_image(image)) for image in problem.images)
     except ImageError:

@@ -37,7 +37,7 @@ WORLDS = ("world", "easy_vqa", "own")
 
 
 class Settings:
-    """The YAML file of a run: one section a stage, each key a field of that stage's config, paths left out.
+    """The YAML file of a run: one section per stage, each key a field of that stage's config, paths left out.
 
     Raises:
         ConfigError: no mapping, an unknown section or key, or a value of the wrong type, all named.

@@ -128,7 +128,7 @@ def _gib(size: int) -> float:
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
-    """One line an entry, without those that are not there."""
+    """One line per entry, without those that are not there."""
     lines = []
     for name, value in report.items():
         entries = value if isinstance(value, list) else [value]

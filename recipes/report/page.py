@@ -1,6 +1,6 @@
 """`mpo report`: one self-contained HTML page of a run, or of several seeds.
 
-The page needs no network and no JavaScript. Questions and answers are untrusted text: everything is escaped, pictures
+The page needs no network and no JavaScript. Questions and answers are untrusted text: everything is escaped, images
 are decoded and re-encoded, and a content security policy lets only this page's one script run.
 """
 

@@ -1,4 +1,4 @@
-"""A problem's pictures as data URIs: decoded, re-encoded, and small enough that 500 problems fit on one page."""
+"""A problem's images as data URIs: decoded, re-encoded, and small enough that 500 problems fit on one page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mpo.multimodal.errors import ImageError
 from mpo.multimodal.images import load_image, png_bytes
 from rewards.types import Problem
 
-PICTURE_CHARACTERS = 12_000  # of the page, for all pictures of a problem together
+PICTURE_CHARACTERS = 12_000  # of the page, for all images of a problem together
 MOST_PICTURES = 6  # of a problem
 SIDES = (384, 256, 160, 96, 48, 32)  # pixels of the longer side, the largest that fits is taken
-ENLARGE_TO, MOST_ENLARGED = 320, 6  # a small picture is shown up to so wide, by a whole factor
+ENLARGE_TO, MOST_ENLARGED = 320, 6  # a small image is shown up to so wide, by a whole factor
 _JPEG_QUALITY = 70
 
 
@@ -29,9 +29,9 @@ class Picture:
 
 
 def pictures_of(problem: Problem) -> tuple[list[Picture], int]:
-    """The first `MOST_PICTURES` pictures in `PICTURE_CHARACTERS` together, and how many are not shown.
+    """The first `MOST_PICTURES` images in `PICTURE_CHARACTERS` together, and how many are not shown.
 
-    Not shown is a picture that cannot be read, that does not fit at the smallest side, or that is one too many.
+    Not shown is an image that cannot be read, that does not fit at the smallest side, or that is one too many.
     """
     sources = problem.images[:MOST_PICTURES]
     found = []
@@ -48,7 +48,7 @@ def pictures_of(problem: Problem) -> tuple[list[Picture], int]:
 def picture_of(image: Image.Image, most: int) -> Picture | None:
     """The largest version of the image whose data URI has at most `most` characters, else None.
 
-    PNG if it fits at the largest side, where drawings and small pictures do; else JPEG.
+    PNG if it fits at the largest side, where drawings and small images do; else JPEG.
     """
     enlarge = max(1, min(MOST_ENLARGED, ENLARGE_TO // max(image.size)))
     width = round(min(1.0, SIDES[0] / max(image.size)) * image.width) or 1

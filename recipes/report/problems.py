@@ -26,7 +26,7 @@ from rewards.verifying.degeneration import degenerate
 
 LONGEST_STEP = 4000  # characters of a step or question on the page
 LONGEST_LINE = 400  # characters of an answer or id
-SHOWN = 4  # answers a problem that are not folded away; those with a badge never are
+SHOWN = 4  # answers per problem that are not folded away; those with a badge never are
 BINS = 10  # colours of the score scale: 0 … 10
 
 VERDICTS = {
@@ -43,7 +43,7 @@ VERDICTS = {
 class StepView:
     """One step: its score and the scale's bin, its Monte-Carlo count, whether a pair first differs here.
 
-    `dependence`: how far the score falls without the picture.
+    `dependence`: how far the score falls without the image.
     """
 
     text: str
@@ -65,7 +65,7 @@ class ResponseView:
     copies: int
     badges: list[str]
     trouble: str | None
-    blank: float | None = None  # reward with a blank picture
+    blank: float | None = None  # reward with a blank image
     swapped: float | None = None  # with another problem's
 
 
@@ -93,7 +93,7 @@ class ProblemView:
     disagrees: bool
     missing_pictures: int = 0
     pairs: list[PairView] = field(default_factory=list)
-    blind: bool = False  # the steps of the PRM's pick are scored as well without its picture
+    blind: bool = False  # the steps of the PRM's pick are scored as well without its image
 
 
 def problem_views(run: Path, count: int) -> dict[str, list[ProblemView]]:
@@ -165,7 +165,7 @@ def _disagrees(group: RolloutGroup) -> bool:
 
 
 def _blind(group: RolloutGroup) -> bool:
-    """Whether the best-rewarded response loses (almost) nothing with a blank or another picture."""
+    """Whether the best-rewarded response loses (almost) nothing with a blank or another image."""
     value = visual_dependence(group.rollouts[_top(group)]) if group.rollouts else None
     return value is not None and value < LEAST_DROP
 

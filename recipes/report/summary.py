@@ -36,7 +36,7 @@ Row = dict[str, float | None]  # quantity → value of one problem; None is "has
 
 @dataclass(frozen=True)
 class Measure:
-    """One quantity: a value a problem, for each seed (by index) that has it."""
+    """One quantity: a value per problem, for each seed (by index) that has it."""
 
     by_seed: Mapping[int, Values]
 
@@ -70,7 +70,7 @@ def runs_of(folder: str | Path) -> list[Path]:
 
 
 def summarise(runs: Sequence[Path]) -> dict[str, Any]:
-    """Read finished runs, one a seed, over the same test problems; write nothing.
+    """Read finished runs, one per seed, over the same test problems; write nothing.
 
     Raises:
         StageError: no runs, or none with test results.
@@ -172,7 +172,7 @@ def _of_samples(group: RolloutGroup) -> Row:
 
 
 def _of_rewards(group: RolloutGroup) -> Row:
-    """AUC with the problem's picture and with another's, and the mean fall of the reward."""
+    """AUC with the problem's image and with another's, and the mean fall of the reward."""
     other = replace(
         group, rollouts=tuple(r.with_(reward=r.swapped.reward if r.swapped else None) for r in group.rollouts)
     )
@@ -196,7 +196,7 @@ def _arm(arm: str, measures: Measures) -> dict[str, Any]:
 
 
 def _prm(arm: str, measures: Measures) -> dict[str, Any]:
-    """Within-problem AUC with the right and with another problem's picture, and what depends on the picture."""
+    """Within-problem AUC with the right and with another problem's image, and what depends on the image."""
     row: dict[str, Any] = {name: measures[name].estimate() for name in PRM_MEASURES if name in measures}
     return {"arm": arm, "label": label(arm), **row} if row else {}
 

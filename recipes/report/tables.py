@@ -37,8 +37,8 @@ _DEPENDENCES = ("dependence_right", "dependence_wrong")
 
 
 def arms_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
-    """One row an arm: accuracy greedy, sampled and with another picture; share of degenerate answers."""
-    header = ["arm", "greedy", "sampled", "other picture", "truncated", "no answer", "repetition"]
+    """One row per arm: accuracy greedy, sampled and with another image; share of degenerate answers."""
+    header = ["arm", "greedy", "sampled", "other image", "truncated", "no answer", "repetition"]
     rows = []
     for arm in summary["arms"]:
         shares = arm["degenerate"]
@@ -48,7 +48,7 @@ def arms_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
 
 
 def best_of_n_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
-    """One row an arm and selector, one column a k, each with its interval."""
+    """One row per arm and selector, one column per k, each with its interval."""
     ks = columns(summary["ks"])
     header = ["arm", "selector", *(f"k = {k}" for k in ks)]
     cells: dict[tuple[str, str], dict[int, str]] = {}
@@ -71,12 +71,12 @@ def claims_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
 
 
 def prm_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
-    """What the PRM knows: ranking within a problem (per cent; 50 is chance), and how it reacts to another picture."""
+    """What the PRM knows: ranking within a problem (per cent; 50 is chance), and how it reacts to another image."""
     header = [
         "answers of",
         "within-problem AUC",
-        "AUC, other picture",
-        "reward lost with another picture",
+        "AUC, other image",
+        "reward lost with another image",
         "visual dependence, right / wrong",
     ]
     rows = [
@@ -103,13 +103,13 @@ def caption(summary: Mapping[str, Any]) -> str:
     """What the numbers are over."""
     seeds = len(summary["seeds"])
     return (
-        f"{summary['problems']} test problems, {samples_of(summary)} samples a problem, "
+        f"{summary['problems']} test problems, {samples_of(summary)} samples per problem, "
         f"{seeds} seed{'s' if seeds != 1 else ''}; per cent, 95 % bootstrap interval over problems"
     )
 
 
 def samples_of(summary: Mapping[str, Any]) -> str:
-    """How many samples a problem the arms have: `16`, or `4 to 16` where they differ."""
+    """How many samples per problem the arms have: `16`, or `4 to 16` where they differ."""
     fewest, most = summary["samples"], summary["most_samples"]
     return str(most) if fewest == most else f"{fewest} to {most}"
 
@@ -155,7 +155,7 @@ def _short_arms(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
         cells = [short(arm.get(key)) for key in ("greedy", "sampled", "swapped")]
         total = percent(sum(share["mean"] for share in arm["degenerate"].values())) if arm["degenerate"] else "–"
         rows.append([arm["label"], *cells, total])
-    return ["arm", "greedy", "sampled", "other picture", "degenerate"], rows
+    return ["arm", "greedy", "sampled", "other image", "degenerate"], rows
 
 
 def _short_best_of_n(summary: Mapping[str, Any], label: str) -> tuple[Header, Rows]:

@@ -50,7 +50,7 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def provenance(fingerprint: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """One line a stage: the settings of this one, then of every finished stage that it reads, back to the first."""
+    """One line per stage: the settings of this one, then of every finished stage that it reads, back to the first."""
     settings = ", ".join(f"{key} {short(value)}" for key, value in sorted(fingerprint["settings"].items()))
     yield f"- {fingerprint.get('stage', 'this stage')}: {settings}"
     for path in sorted(fingerprint["inputs"]):

@@ -183,7 +183,7 @@ def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
-        raise StageError(f"{path} is not a file; expected one JSON object a line")
+        raise StageError(f"{path} is not a file; expected one JSON object per line")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():

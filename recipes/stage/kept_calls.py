@@ -16,12 +16,12 @@ CALLS = "calls.sqlite"
 
 
 def open_calls(stage: Stage, *, processor: Any = None, groups: Iterable[RolloutGroup] = ()) -> CallStore:
-    """The stage's store, for the same settings, inputs, prompt template and pictures as before.
+    """The stage's store, for the same settings, inputs, prompt template and images as before.
 
     Args:
         stage: that computes.
         processor: of the model, whose prompt template the results depend on; a stage without a model has none.
-        groups: whose pictures they depend on.
+        groups: whose images they depend on.
 
     Raises:
         FingerprintError: what is there was computed from something else, which is named.
@@ -34,7 +34,7 @@ def open_calls(stage: Stage, *, processor: Any = None, groups: Iterable[RolloutG
 
 
 def _pictures(groups: Iterable[RolloutGroup]) -> str:
-    """Content key of all picture files, as they lie on the disk."""
+    """Content key of all image files, as they lie on the disk."""
     paths = dict.fromkeys(Path(str(image)) for group in groups for image in group.problem.images)
     return digest([_file_digest(path) for path in paths])[:16]
 

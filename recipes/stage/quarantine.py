@@ -45,7 +45,7 @@ class Quarantine:
 
 
 def readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[Problem], Mapping[Any, str]]:
-    """The problems whose pictures all decode, and the content key of each picture; the others go into quarantine."""
+    """The problems whose images all decode, and the content key of each image; the others go into quarantine."""
     kept, digests = [], dict[Any, str]()
     for problem in problems:
         try:

@@ -85,11 +85,11 @@ def has_checkpoint(out: Path) -> bool:
 
 
 def micro_batches(batch_size: int, per_device: int = 0, *, name: str = "batch_size") -> tuple[int, int]:
-    """(rows a micro-batch, micro-batches a step) of each process, which together make a step of `batch_size` rows.
+    """(rows per micro-batch, micro-batches a step) of each process, which together make a step of `batch_size` rows.
 
     Args:
         batch_size: rows of an optimizer step, over all processes.
-        per_device: rows a micro-batch; 0 takes a process's whole share.
+        per_device: rows per micro-batch; 0 takes a process's whole share.
         name: of the setting, for the error.
 
     Raises:
@@ -99,7 +99,7 @@ def micro_batches(batch_size: int, per_device: int = 0, *, name: str = "batch_si
     size = per_device or batch_size // processes
     if size < 1 or batch_size % (size * processes):
         raise ConfigError(
-            f"{name}={batch_size} rows a step cannot be cut into micro-batches of {size} on {processes} processes: it "
-            "must be a multiple of per_device_batch x processes"
+            f"{name}={batch_size} rows per step cannot be cut into micro-batches of {size} on {processes} processes: "
+            "it must be a multiple of per_device_batch x processes"
         )
     return size, batch_size // (size * processes)

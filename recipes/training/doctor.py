@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mpo.memory import MemoryEstimate
+from mpo.doctor.memory import MemoryEstimate
+from mpo.doctor.preflight import Preflight, histogram, preflight
 from mpo.multimodal.errors import ConfigError
-from mpo.preflight import Preflight, histogram, preflight
 from recipes.config import TrainMPOConfig
 from recipes.training.mpo_run import build_trainer, mpo_config, read_pairs
 
@@ -134,7 +134,7 @@ def _batch_and_paper(findings: Preflight, console: Console) -> None:
     batch = findings.batch
     console.rule("batch", align="left")
     console.print(
-        f"{batch.pairs_a_step} pairs a step = {batch.per_device} a device x {batch.accumulation} micro-batches x "
+        f"{batch.pairs_a_step} pairs per step = {batch.per_device} a device x {batch.accumulation} micro-batches x "
         f"{batch.ranks} ranks; {batch.steps} steps over {batch.rows} rows: {batch.epochs:.2f} epochs"
     )
     console.rule("what differs from the paper (arXiv 2411.10442)", align="left")

@@ -27,7 +27,7 @@ _LOAD_PRM = f"""from rewards import Problem
 from rewards.prm.model_prm import ModelPRM
 
 prm = ModelPRM.load("{_HERE}")
-problem = Problem("1", "How many?", images=("picture.png",))
+problem = Problem("1", "How many?", images=("image.png",))
 responses = ["Two and three.\\n\\nFinal answer: 5", "Two and two.\\n\\nFinal answer: 4"]
 print(prm.select_best_response(problem, responses, return_scores=True))  # best first
 print([scores.values for scores in prm.score(problem, responses)])  # P(correct up to here) of each step"""

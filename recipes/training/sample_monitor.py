@@ -42,7 +42,7 @@ class SampleMonitor(TrainerCallback):
     Logs, for each draw, the mean number of tokens and the shares of answers that are truncated, have no final answer
     or repeat themselves: `samples/greedy/repetition` and so on. An answer can have all three faults. Texts go to
     `samples.jsonl` in the trainer's output folder and, where the trainer reports to wandb, into the table
-    `samples/table` with their pictures.
+    `samples/table` with their images.
 
     The run does not notice: the weights are bit by bit those of a run without it. Only the first rank samples, from
     the policy inside DDP and with its adapters; the others wait for it at the next step.
@@ -148,13 +148,13 @@ def _step_of(line: str) -> float:
 
 
 def _log_table(samples: Sequence[Sample], problems: Sequence[Problem], step: int) -> None:
-    """A row a sample, `problems[i]` being what it answers; a column a picture, since a cell of a table holds one."""
+    """A row per sample, `problems[i]` being what it answers; a column per image, since a cell of a table holds one."""
     import wandb
 
     if wandb.run is None:
         return
     pictures = max(len(problem.images) for problem in problems)
-    columns = [f"picture {index + 1}" for index in range(pictures)]
+    columns = [f"image {index + 1}" for index in range(pictures)]
     table = wandb.Table(columns=["step", "draw", *columns, "question", "answer", "faults"])
     for sample, problem in zip(samples, problems, strict=True):
         shown: list[Any] = [wandb.Image(load_image(image)) for image in problem.images]

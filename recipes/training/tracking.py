@@ -28,7 +28,7 @@ NOTHING_ELSE: dict[str, Any] = {
     "x_disable_stats": True,
     "x_save_requirements": False,
 }
-# report_to → the variable that says where its files lie, and the folder in a stage's folder; pictures of wandb's tables
+# report_to → the variable that says where its files lie, and the folder in a stage's folder; images of wandb's tables
 # would wait for their upload in the home folder, trackio's database would lie there
 PLACES = {
     "wandb": ("WANDB_DATA_DIR", "wandb"),

@@ -58,7 +58,7 @@ def warm_start(config: WarmStartConfig) -> Path:
 
 
 class DemonstrationCollator:
-    """Rows `{problem, response}` → inputs and labels; each problem's picture is encoded once a run."""
+    """Rows `{problem, response}` → inputs and labels; each problem's image is encoded once per run."""
 
     def __init__(self, processor: Any, problems: Sequence[Problem]) -> None:
         self.processor, self.problems = processor, problems

@@ -1,12 +1,12 @@
-"""`mpo easy-vqa`: the problems of the package easy-vqa (V. Zhou, MIT), split by picture, and an untrained tiny policy.
+"""`mpo easy-vqa`: the problems of the package easy-vqa (V. Zhou, MIT), split by image, and an untrained tiny policy.
 
-A real set that nobody here drew: 4,000 pictures with 38,575 questions to train on, 1,000 pictures with 9,673 questions
-to test on (https://github.com/vzhou842/easy-VQA). A picture shows one shape in one color; the 13 answers are shapes,
+A real set that nobody here drew: 4,000 images with 38,575 questions to train on, 1,000 images with 9,673 questions
+to test on (https://github.com/vzhou842/easy-VQA). An image shows one shape in one color; the 13 answers are shapes,
 colors, yes and no. Answers are checked by the verifier `exact`.
 
 The set has no worked answers. A demonstration names shape and color before it answers, each as a step, where the
-set's own answers about that picture say both; its other pictures are not demonstrated. The train pictures are cut in
-four before anything else, so a picture seen in one stage never occurs in another; the test split is the package's.
+set's own answers about that image say both; its other images are not demonstrated. The train images are cut in
+four before anything else, so an image seen in one stage never occurs in another; the test split is the package's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from recipes.worlds.digits.policy import build_policy
 from recipes.worlds.files import FIXED_SEED, on_disk
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
-SHARES = {"warm_start": 0.4, "prm": 0.25, "preference": 0.25, "development": 0.1}  # of the train pictures
+SHARES = {"warm_start": 0.4, "prm": 0.25, "preference": 0.25, "development": 0.1}  # of the train images
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 WORDINGS = {"shape": ("The shape is a {}.", "I see a {}."), "color": ("Its color is {}.", "It is {}.")}
@@ -32,7 +32,7 @@ WORDINGS = {"shape": ("The shape is a {}.", "I see a {}."), "color": ("Its color
 
 @dataclass(frozen=True)
 class Question:
-    """One row of the package: `split` ("train" or "test") and `image` name the picture."""
+    """One row of the package: `split` ("train" or "test") and `image` name the image."""
 
     text: str
     answer: str
@@ -41,7 +41,7 @@ class Question:
 
 
 def compose(config: EasyVQAConfig) -> Path:
-    """Write `<split>.jsonl` with pictures, demonstrated answers for the warm start, and `policy/`."""
+    """Write `<split>.jsonl` with images, demonstrated answers for the warm start, and `policy/`."""
     stage = open_stage("easy-vqa", config, inputs=[])
     if stage.complete:
         return stage.out
@@ -67,7 +67,7 @@ def compose(config: EasyVQAConfig) -> Path:
 
 
 def load_package() -> tuple[dict[tuple[str, int], list[Question]], dict[str, dict[int, str]]]:
-    """The questions of each picture, (split, image) → questions; and the pictures, split → image → path.
+    """The questions of each image, (split, image) → questions; and the images, split → image → path.
 
     Raises:
         ConfigError: the package is not installed.
@@ -86,7 +86,7 @@ def load_package() -> tuple[dict[tuple[str, int], list[Question]], dict[str, dic
 
 
 def split_by_picture(questions: dict[tuple[str, int], list[Question]]) -> dict[str, list[Question]]:
-    """Split → its questions: the train pictures in a fixed order, cut in four, and the package's test split."""
+    """Split → its questions: the train images in a fixed order, cut in four, and the package's test split."""
     train, test = (sorted(key for key in questions if key[0] == split) for split in ("train", "test"))
     random.Random("easy-vqa").shuffle(train)
     pools, start = {}, 0
@@ -98,7 +98,7 @@ def split_by_picture(questions: dict[tuple[str, int], list[Question]]) -> dict[s
 
 
 def facts_of(questions: list[Question]) -> dict[str, str]:
-    """What the questions and answers about one picture say of it: "shape" and "color", where they do.
+    """What the questions and answers about one image say of it: "shape" and "color", where they do.
 
     An answer that is a shape or a color says so; so does a question that takes one for granted ("what color is the
     circle?"), and one that asks for one and is affirmed.
@@ -120,7 +120,7 @@ def facts_of(questions: list[Question]) -> dict[str, str]:
             said["shape"].update({word} & set(SHAPES))
             said["color"].update({word} & set(COLORS))
     if any(len(found) > 1 for found in said.values()):
-        raise DataError(f"easy-vqa, picture {questions[0].split} {questions[0].image}: {said} contradict each other")
+        raise DataError(f"easy-vqa, image {questions[0].split} {questions[0].image}: {said} contradict each other")
     return {name: found.pop() for name, found in said.items() if found}
 
 

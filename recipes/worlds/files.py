@@ -8,12 +8,12 @@ from pathlib import Path
 from mpo.multimodal.images import image_sha256, load_image
 from rewards.types import Problem
 
-# Held-out pictures must not change when a run changes its seed: tables of several seeds share one test set.
+# Held-out images must not change when a run changes its seed: tables of several seeds share one test set.
 FIXED_SEED = {"development": 0, "test": 0}
 
 
 def on_disk(problem: Problem, root: Path) -> Problem:
-    """The problem with its picture saved in `root / "images"`, under the hash of its pixels."""
+    """The problem with its image saved in `root / "images"`, under the hash of its pixels."""
     picture = load_image(problem.images[0])
     path = root / "images" / f"{image_sha256(picture)[:24]}.png"
     if not path.exists():

@@ -97,7 +97,7 @@ def check_stopping(selector: str, error: float) -> None:
 
 @dataclass(frozen=True)
 class Replay:
-    """What adaptive N does on stored groups, one value a problem (mean over orders), beside all n samples.
+    """What adaptive N does on stored groups, one value per problem (mean over orders), beside all n samples.
 
     Attributes:
         n: largest number of samples.
@@ -147,7 +147,7 @@ def replay(
         selector: a row of `rewards.choosing.selection.CHOICES`.
         error: probability of another final answer at which to stop, in (0, 1).
         wave: samples between two looks.
-        orders: random orders a problem.
+        orders: random orders per problem.
         seed: of the orders.
         answer_of: text → canonical final answer.
 

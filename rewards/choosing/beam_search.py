@@ -1,4 +1,4 @@
-"""Step-level beam search guided by a process reward model, for prompts with pictures, on any generator.
+"""Step-level beam search guided by a process reward model, for prompts with images, on any generator.
 
 A beam is a prefix of whole steps. Each round extends every beam by m sampled steps: a continuation is cut at its first
 blank line, scored with the PRM on the whole prefix, and the best W unfinished prefixes go on (the search of
@@ -55,7 +55,7 @@ class BeamSearch:
     Args:
         generator: draws continuations of prefixes; its `max_new_tokens` limits one extension.
         prm: scores prefixes.
-        width: W, beams kept a problem, and finished responses after which its search ends.
+        width: W, beams kept per problem, and finished responses after which its search ends.
         expand: m, continuations of each beam; the first round draws W·m from the prompt.
         max_rounds: steps of an answer at most.
         aggregation: step scores of a prefix → its value, the mean by default.
@@ -82,7 +82,7 @@ class BeamSearch:
     def search(
         self, problems: Sequence[Problem], *, seed: int, on_round: Callable[[int], object] | None = None
     ) -> list[Search]:
-        """One search a problem, in order; `on_round` is told how many problems go on.
+        """One search per problem, in order; `on_round` is told how many problems go on.
 
         Beams of a problem never share a prefix, so no two draw the same random numbers.
         """

@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def rewards(self) -> tuple[float | None, ...]:
-        """One reward a candidate."""
+        """One reward per candidate."""
         return tuple(rollout.reward for rollout in self.candidates)
 
     @property

@@ -24,7 +24,7 @@ def pass_at_k(correct: Sequence[bool], k: int) -> float:
     """P(at least one of k samples is correct), unbiased: 1 − C(n−c, k) / C(n, k) (arXiv 2107.03374, Eq. 1).
 
     Args:
-        correct: one truth value a rollout, n of them.
+        correct: one truth value per rollout, n of them.
         k: 1 ≤ k ≤ n.
 
     Returns:
@@ -50,7 +50,7 @@ def ranked_at_k(order: Sequence[int], correct: Sequence[bool], k: int) -> float:
 
     Args:
         order: a permutation of 0..n-1, best first.
-        correct: one truth value a rollout.
+        correct: one truth value per rollout.
         k: 1 ≤ k ≤ n.
 
     Raises:
@@ -72,8 +72,8 @@ def best_at_k(rewards: Sequence[float], correct: Sequence[bool], k: int) -> floa
     """Expected accuracy of best-of-k by reward; ties go to the lowest index, as in `selection.best_of_n`.
 
     Args:
-        rewards: one finite reward a rollout.
-        correct: one truth value a rollout.
+        rewards: one finite reward per rollout.
+        correct: one truth value per rollout.
         k: 1 ≤ k ≤ n.
 
     Raises:

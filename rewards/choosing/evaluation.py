@@ -32,7 +32,7 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = 
     """What `results.json` holds: `values[selector][k]` has one expected correctness a problem, as `problem_ids`.
 
     Args:
-        groups: verified and scored; unless with other pictures too, nobody asks whether the PRM looks.
+        groups: verified and scored; unless with other images too, nobody asks whether the PRM looks.
         ks: numbers of candidates.
         where: names the groups in messages.
     """
@@ -104,7 +104,7 @@ def _check(groups: Sequence[RolloutGroup], ks: Sequence[int], where: str) -> int
     samples = min(len(group.rollouts) for group in groups)
     if not ks or min(ks) < 1 or max(ks) > samples:
         raise ConfigError(
-            f"ks={list(ks)} does not fit the {samples} rollouts a problem in {where}: "
+            f"ks={list(ks)} does not fit the {samples} rollouts per problem in {where}: "
             f"expected numbers from 1 to {samples}; choose smaller ks or draw more samples"
         )
     if all(rollout.reward is None for group in groups for rollout in group.rollouts):

@@ -17,7 +17,7 @@ from rewards.types import RolloutGroup, correctness_of
 
 @dataclass(frozen=True)
 class RoundMeasure:
-    """One policy on the guard's problems, a value a problem, in their order.
+    """One policy on the guard's problems, a value per problem, in their order.
 
     Attributes:
         problem_ids: of the problems.

@@ -3,7 +3,7 @@
 - over-optimisation: best@k falls beyond its interval while k grows (arXiv 2210.10760 shows why it can);
 - no gain: the PRM's choice is not above the majority;
 - length: among equally right responses the PRM prefers long (or short) ones;
-- blind: right responses keep their rewards when they are scored with another problem's picture.
+- blind: right responses keep their rewards when they are scored with another problem's image.
 
 All functions are pure. A warning says what was measured; no warning says that these four were not seen, no more.
 """
@@ -20,9 +20,9 @@ from rewards.statistics import Estimate, mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
 
 LENGTH_SHARE = 0.7  # of equally right pairs: a PRM that prefers the longer (shorter) one more often chooses by length
-LEAST_DROP = 0.02  # of the mean reward of right responses under another picture
+LEAST_DROP = 0.02  # of the mean reward of right responses under another image
 
-Curve = Mapping[int, Sequence[float]]  # k → expected correctness, one value a problem
+Curve = Mapping[int, Sequence[float]]  # k → expected correctness, one value per problem
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,10 @@ def length_bias(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
 
 
 def image_drop(groups: Sequence[RolloutGroup]) -> Estimate | None:
-    """How far the mean reward of a problem's right responses falls when they are scored with another picture.
+    """How far the mean reward of a problem's right responses falls when they are scored with another image.
 
     Args:
-        groups: verified, and scored with the pictures of other problems too (`rewards.scoring.groups.score_unseen`).
+        groups: verified, and scored with the images of other problems too (`rewards.scoring.groups.score_unseen`).
 
     Returns:
         Over the problems with a right response that was scored so; `None` if there are none.
@@ -163,14 +163,14 @@ def image_blind(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
     if drop is None or (drop.low > 0 and drop.mean >= LEAST_DROP):
         return None
     message = (
-        f"blind: with another problem's picture the reward of right answers falls by only {_shown(drop)}: the PRM "
-        "hardly looks at the picture; check that it is sent, and train it on answers that are wrong about the picture"
+        f"blind: with another problem's image the reward of right answers falls by only {_shown(drop)}: the PRM "
+        "hardly looks at the image; check that it is sent, and train it on answers that are wrong about the image"
     )
     return TrustWarning("image_blind", message, drop)
 
 
 def trust_warnings(prm: Curve, majority: Curve, groups: Sequence[RolloutGroup]) -> list[TrustWarning]:
-    """All warnings that hold; whether the PRM looks is known only of groups that were scored with other pictures."""
+    """All warnings that hold; whether the PRM looks is known only of groups that were scored with other images."""
     found = [over_optimisation(prm), not_above_majority(prm, majority), length_bias(groups), image_blind(groups)]
     return [warning for warning in found if warning is not None]
 

@@ -37,7 +37,7 @@ def read_rows(path: str | Path, parse: Callable[[int, Any], T]) -> tuple[list[T]
     """
     path = Path(path)
     if not path.is_file():
-        raise StageError(f"no rows at {path}: expected a file with one JSON object a line, or one JSON array")
+        raise StageError(f"no rows at {path}: expected a file with one JSON object per line, or one JSON array")
     good: list[T] = []
     reasons: Counter[str] = Counter()
     for number, text in _texts(path):

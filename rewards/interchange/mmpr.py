@@ -70,7 +70,7 @@ def write_mmpr(pairs: Iterable[PreferencePair], folder: str | Path, *, name: str
         name: of the data set inside `meta.json`.
 
     Returns:
-        Rows written; and reason → pairs left out: a text that holds `<image>` would claim a picture.
+        Rows written; and reason → pairs left out: a text that holds `<image>` would claim an image.
 
     Raises:
         ImageError: an image cannot be decoded.
@@ -189,7 +189,7 @@ def _parsed(line: bytes) -> _Row:
 
 
 def _without_placeholders(row: _Row) -> str:
-    """The question after its leading placeholders, of which there are none or one an image."""
+    """The question after its leading placeholders, of which there are none or one per image."""
     leading = _LEADING.match(row.question)
     assert leading is not None  # the pattern matches the empty text
     rest, count = row.question[leading.end() :], leading[0].count(PLACEHOLDER)

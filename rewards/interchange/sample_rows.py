@@ -1,4 +1,5 @@
-"""Rollout groups as one Parquet row a problem, with its images' bytes: samples to look at, to share, to load anywhere.
+"""Rollout groups as one Parquet row per problem, with its images' bytes: samples to look at, to share, to load
+anywhere.
 
 As in every file that we hand out, images are PNG bytes that we decoded and encoded again, never paths.
 """
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write_sample_parquet(groups: Iterable[RolloutGroup], path: str | Path) -> int:
-    """Write one row a problem: `problem_id`, `images`, `question`, `answer`, `completions` in order of their index.
+    """Write one row per problem: `problem_id`, `images`, `question`, `answer`, `completions` in order of their index.
 
     The file appears whole or not at all, and the same groups give the same bytes.
 

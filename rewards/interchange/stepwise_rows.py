@@ -1,6 +1,6 @@
-"""TRL's stepwise supervision rows, and what they lack to hold a labelled rollout: pictures, counts, provenance.
+"""TRL's stepwise supervision rows, and what they lack to hold a labelled rollout: images, counts, provenance.
 
-TRL's own columns (up to 1.13; the type is gone from later versions) are `prompt`, `completions` (one text a step) and
+TRL's own columns (up to 1.13; the type is gone from later versions) are `prompt`, `completions` (one text per step) and
 `labels` (one bool a step, mc > 0). Ours follow them, and readers that do not know them may leave them out: `images`
 (PNG bytes), `scores`, `mc_correct`, `mc_total`, `response` (the steps as they stood, with what was between them),
 `answer`, `verdict`, `problem_id`, `label_source`. A file with TRL's three columns alone is read too; its labels are

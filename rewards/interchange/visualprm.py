@@ -7,7 +7,7 @@ A line of the file is what InternVL's released labelling pipeline writes
      "steps_with_score": [{"step", "score", "num_mc_correct", "num_mc_total"}, …]}
 
 `image` is a path inside a root folder, or a list of them; `question` is the whole prompt with `<image>` where the
-picture stands, `question_orig` the same without; `score` is num_mc_correct / num_mc_total; a step of the file may be
+image stands, `question_orig` the same without; `score` is num_mc_correct / num_mc_total; a step of the file may be
 several of the response's, merged. Our rows say three things more, which other readers skip: `problem_id`, `verdict`
 and `label_source`. Where that is not `mc:full:…` or `exact`, only `score > 0` may be read
 (`rewards/prm/labelling/source.py`).
@@ -124,7 +124,7 @@ def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Ro
 
 
 def write_visualprm400k(path: str | Path, groups: Iterable[RolloutGroup], *, image_root: str | Path) -> int:
-    """Write labelled groups, one row a rollout; the file appears whole or not at all. Returns the number of rows."""
+    """Write labelled groups, one row per rollout; the file appears whole or not at all. Returns the number of rows."""
     rows = (to_visualprm_row(g.problem, rollout, image_root=image_root) for g in groups for rollout in g.rollouts)
     return write_rows(path, rows)
 
@@ -156,13 +156,13 @@ def _relative(image: Any, root: str | Path, identifier: str) -> str:
 
 
 def _without_placeholders(question: str, images: int) -> str:
-    """The question of a prompt that opens with one placeholder an image (our problems' images stand first)."""
+    """The question of a prompt that opens with one placeholder per image (our problems' images stand first)."""
     text = question
     for _ in range(images):
         text = text.removeprefix(PLACEHOLDER).removeprefix("\n") if text.startswith(PLACEHOLDER) else text
     if PLACEHOLDER in text or (PLACEHOLDER in question and question.count(PLACEHOLDER) != images):
         raise DataError(
-            f"question: expected {images} {PLACEHOLDER} at its beginning, one an image, or none; "
+            f"question: expected {images} {PLACEHOLDER} at its beginning, one per image, or none; "
             f"got {question[:60]!r}, {question.count(PLACEHOLDER)} in all"
         )
     return text

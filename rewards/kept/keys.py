@@ -44,8 +44,8 @@ def seed_of(*parts: Any, bits: int = 64) -> int:
 def derived_seed(seed: int, problem: Problem, index: int, prefix: str = "") -> int:
     """The unit's own seed, 0 <= seed < 2^63.
 
-    The picture takes no part: a problem asked with another picture, or of another policy, gets the same random
-    numbers, so what differs is due to the picture or the policy.
+    The image takes no part: a problem asked with another image, or of another policy, gets the same random
+    numbers, so what differs is due to the image or the policy.
 
     Args:
         seed: of the run.

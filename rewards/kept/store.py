@@ -1,4 +1,4 @@
-"""Crash-safe store of work: one row a unit, found by its content key (SQLite, WAL); `SampleStore` holds samples.
+"""Crash-safe store of work: one row per unit, found by its content key (SQLite, WAL); `SampleStore` holds samples.
 
 What a store was given is on the disk when that returns, all of it or nothing, so a kill at any instant loses only what
 was being made and leaves nothing twice. Work of one fingerprint (policy, template, settings, seed) forms a segment.

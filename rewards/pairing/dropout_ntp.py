@@ -124,7 +124,7 @@ def dropout_ntp(
         generator: the policy that wrote the responses; it draws one continuation a half.
         encode: its tokenizer's, without special tokens.
         decode: the inverse, special tokens kept.
-        max_pairs: pairs a problem at most.
+        max_pairs: pairs per problem at most.
         seed: changes the draw.
         max_length_ratio: as for the rules of `rewards.pairing.rules`.
 

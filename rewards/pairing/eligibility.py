@@ -49,7 +49,7 @@ def eligible(
         group: rollouts with verdicts.
         format_negatives: a response without a final answer may be rejected.
         need_reward: a rollout without reward is a reject.
-        min_visual_dependence: a right response whose score depends on the picture by less
+        min_visual_dependence: a right response whose score depends on the image by less
             (`rewards/scoring/visual_dependence.py`) is a reject, and one that was not scored without it. None: no
             limit.
     """

@@ -108,7 +108,7 @@ class PairAccount:
         return rulers | ({"first": self.first / self.pairs} if self.sampled == self.pairs else {})
 
     def _mean_dependence(self) -> dict[str, float]:
-        """A side's mean, only where both sides of all pairs were scored without the picture."""
+        """A side's mean, only where both sides of all pairs were scored without the image."""
         known = self.known_dependence["chosen"] == self.known_dependence["rejected"] == self.pairs > 0
         return {side: total / self.pairs for side, total in self.dependence.items()} if known else {}
 

@@ -53,7 +53,7 @@ def correctness(
 
     Args:
         group: rollouts with verdicts.
-        max_pairs: pairs a problem at most, of each of the two kinds; MMPR takes 15.
+        max_pairs: pairs per problem at most, of each of the two kinds; MMPR takes 15.
         format_negatives: a response without a final answer may be rejected.
         max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one.
         min_visual_dependence: of a right response, at least (`rewards/scoring/visual_dependence.py`); else it is on
@@ -145,10 +145,10 @@ class Pairing:
 
     Args:
         rule: a name in `RULES`, or a callable of the same shape.
-        max_pairs: pairs a problem at most, at least 1.
+        max_pairs: pairs per problem at most, at least 1.
         format_negatives: a response without a final answer may be rejected.
         max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
-        min_visual_dependence: in [-1, 1]; a right response whose score depends on the picture by less stands on no
+        min_visual_dependence: in [-1, 1]; a right response whose score depends on the image by less stands on no
             side (`rewards/scoring/visual_dependence.py`), nor one that was not scored without it. None: no limit.
 
     Raises:
@@ -207,7 +207,7 @@ def build_pairs(
     Args:
         groups: problems with verified (and, for PRM rules, scored) rollouts.
         rule: as for `Pairing`, with the other limits; raises what it raises.
-        max_pairs: pairs a problem at most.
+        max_pairs: pairs per problem at most.
         format_negatives: a response without a final answer may be rejected.
         max_length_ratio: of the two sides of a pair.
         min_visual_dependence: of a right response.
@@ -283,7 +283,7 @@ def _with_lonely(sides: Eligible, candidates: Iterable[Sides], reason: str, *, o
 
 
 def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
-    """One reason a problem: a side without partner, else what its verdicts say, else the most frequent reject."""
+    """One reason per problem: a side without partner, else what its verdicts say, else the most frequent reject."""
     if not group.rollouts:
         return "no_rollouts"
     if lonely := sorted(reason for reason in rejects if reason.startswith("no_partner")):

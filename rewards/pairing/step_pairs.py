@@ -30,8 +30,8 @@ def step_prefix(
     do not.
 
     Args:
-        group: rollouts with verdicts; those with `mc`, one count a step, can be rejected.
-        max_pairs: pairs a problem at most.
+        group: rollouts with verdicts; those with `mc`, one count per step, can be rejected.
+        max_pairs: pairs per problem at most.
         format_negatives: not used: a response without a final answer has no step that is known to be bad.
         max_length_ratio, min_visual_dependence: as for the other rules.
         threshold: a step is bad if its mc is at most this.

@@ -1,4 +1,4 @@
-"""How a process reward model wants to be asked: one class, one row a model, no subclasses.
+"""How a process reward model wants to be asked: one class, one row per model, no subclasses.
 
 `VISUALPRM` is the multi-turn layout of VisualPRM (arXiv 2503.10291 §3.1): each step is a user turn, a sign is the
 assistant's turn, and P(+) is read at the position that *predicts* the sign. `STEP_TAG` keeps the policy's own
@@ -30,7 +30,7 @@ class PRMFormat:
 
     Attributes:
         name: for messages only.
-        layout: `turns` (a user turn a step), `tag` (steps inside one assistant turn, a tag after each) or `end`
+        layout: `turns` (a user turn per step), `tag` (steps inside one assistant turn, a tag after each) or `end`
             (steps inside one assistant turn, nothing between them but their separator).
         positive, negative: the two label tokens, single tokens of the PRM's vocabulary (`tokens` readout).
         tag: text of the tag token (`tag` layout), one token.

@@ -43,7 +43,7 @@ class OneTurnFrame:
 
 @dataclass(frozen=True)
 class TurnsFrame:
-    """Around a user turn a step: `head` right before the first, `before` each later one, `after` each; then `sign`."""
+    """Around one user turn per step: `head` before the first, `before` each later one, `after` each, then `sign`."""
 
     head: str
     before: str
@@ -88,7 +88,7 @@ def check_row(
         tokenizer: that made the ids.
         frame: what stands around the steps.
         ids: the row's tokens.
-        positions: one a step, ascending.
+        positions: one per step, ascending.
         steps: their texts.
         where: problem and rollout, for the message.
 

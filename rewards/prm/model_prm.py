@@ -34,14 +34,14 @@ CONTRACT = "prm.json"
 class ModelPRM(StepPRM):
     """Scores every step of a solution with P(correct up to this step).
 
-    The solutions of one problem share its prompt: question and pictures go through the model once for all of them
+    The solutions of one problem share its prompt: question and images go through the model once for all of them
     (`mpo.multimodal.packing`), where the model can read such rows; else each solution is a row of its own.
 
     Args:
         model: an image-text-to-text model, in eval mode, on its device; it is prepared in place.
         processor: its processor.
         prm_format: how it was trained to be asked.
-        batch_rows: solutions a forward pass.
+        batch_rows: solutions per forward pass.
         max_pass_tokens: solutions that share a prompt and hold more tokens are read in several passes; the prompt is
             read in the first, and its keys and values are kept for the others.
     """
@@ -62,7 +62,7 @@ class ModelPRM(StepPRM):
         Args:
             path: its folder.
             prm_format: for a folder without `prm.json`: a name of `rewards.prm.formats.FORMATS` or a YAML file.
-            batch_rows: solutions a forward pass.
+            batch_rows: solutions per forward pass.
 
         Raises:
             StageError: the folder has no `prm.json` and no format is given.

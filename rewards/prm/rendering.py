@@ -1,4 +1,4 @@
-"""Problem + steps → tokens with one read position a step.
+"""Problem + steps → tokens with one read position per step.
 
 Text of questions and steps is sanitised before it meets the chat template, so a step that contains turn markers
 or a sign can neither add nor move a read position. Markers are inserted by token id, and its inverse turns tokens and
@@ -38,7 +38,7 @@ class RenderedSolution:
     Attributes:
         prompt: the part that is encoded with the images.
         continuation: token ids after it.
-        read_positions: one absolute position a step, ascending; the label logits are read there.
+        read_positions: one absolute position per step, ascending; the label logits are read there.
     """
 
     prompt: EncodedPrompt
@@ -195,7 +195,7 @@ def _turns(
     solutions: Sequence[Sequence[Step]],
     images: Sequence[Image.Image],
 ) -> tuple[Frame, list[RenderedSolution]]:
-    """A user turn a step, a placeholder sign as each assistant turn; read at the token before the sign."""
+    """A user turn per step, a placeholder sign as each assistant turn; read at the token before the sign."""
     sign = single_token_id(processor.tokenizer, prm_format.positive)
     openings = [_opening(prm_format, problem, steps[0].text, len(images)) for steps in solutions]
     texts = [prompt_text(processor, messages) for messages in openings]

@@ -16,7 +16,7 @@ Prompt = str | Sequence[Mapping[str, Any]]
 class PRMReward:
     """`GRPOTrainer(reward_funcs=PRMReward(prm))`: the aggregated step scores of every completion.
 
-    The value equals the PRM's own `score` and `aggregate` on the same question, pictures and text. A completion that
+    The value equals the PRM's own `score` and `aggregate` on the same question, images and text. A completion that
     the PRM cannot read (empty, with a control token, or refused by its server) gets `None`: TRL then counts its other
     rewards alone, and without any its advantage is 0 (TRL 1.16).
 
@@ -42,18 +42,18 @@ class PRMReward:
         image: Sequence[Any] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """One reward a completion, in order.
+        """One reward per completion, in order.
 
         Args:
-            prompts: plain texts, or conversations with one user turn. TRL puts each picture into its image block; a
-                block without one takes the next picture of the row's `images`.
+            prompts: plain texts, or conversations with one user turn. TRL puts each image into its image block; a
+                block without one takes the next image of the row's `images`.
             completions: plain texts, or conversations of one assistant turn.
-            images: the data set's column, a list of decoded pictures a row.
-            image: the same for data sets with one picture a row.
+            images: the data set's column, a list of decoded images per row.
+            image: the same for data sets with one image per row.
             **columns: TRL's other keywords; not read.
 
         Raises:
-            DataError: a conversation of another shape, or pictures that do not match the image blocks.
+            DataError: a conversation of another shape, or images that do not match the image blocks.
         """
         if images is None:
             images = [None if one is None else [one] for one in image] if image is not None else [None] * len(prompts)
@@ -66,12 +66,12 @@ class PRMReward:
 
 
 def problem_of(prompt: Prompt, images: Sequence[Any] | None = None) -> Problem:
-    """The question and the pictures of a prompt in one of TRL's formats.
+    """The question and the images of a prompt in one of TRL's formats.
 
-    System turns are left out: a PRM brings its own. Pictures stand before the question, in their order.
+    System turns are left out: a PRM brings its own. Images stand before the question, in their order.
 
     Raises:
-        DataError: not exactly one user turn, an assistant turn, or pictures that do not match the image blocks.
+        DataError: not exactly one user turn, an assistant turn, or images that do not match the image blocks.
 
     Example:
         >>> problem_of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]).question
@@ -87,14 +87,14 @@ def problem_of(prompt: Prompt, images: Sequence[Any] | None = None) -> Problem:
             f"expected a prompt of one user turn (and a system turn), got {roles}; a PRM reads one question"
         )
     content = turns[0]["content"]
-    if isinstance(content, str):  # TRL puts all pictures before it
+    if isinstance(content, str):  # TRL puts all images before it
         return Problem("", content, tuple(_picture(one) for one in rest))
     blocks = [block for block in content if block["type"] == "image"]
     filled = [block["image"] for block in blocks if block.get("image") is not None]
     if filled:  # TRL has filled them from the row
         rest = []
     if len(filled) + len(rest) != len(blocks):
-        raise DataError(f"a prompt has {len(blocks)} image blocks but {len(filled) + len(rest)} pictures")
+        raise DataError(f"a prompt has {len(blocks)} image blocks but {len(filled) + len(rest)} images")
     return Problem("", text_of(turns), tuple(_picture(one) for one in filled or rest))
 
 
@@ -120,5 +120,5 @@ def text_of(completion: Prompt) -> str:
 
 def _picture(image: Any) -> Any:
     if isinstance(image, str):
-        raise DataError(f"a picture of a prompt is the path {image!r}; expected a decoded picture: nothing is opened")
+        raise DataError(f"an image of a prompt is the path {image!r}; expected a decoded image: nothing is opened")
     return image

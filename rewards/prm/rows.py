@@ -1,4 +1,4 @@
-"""N solutions of one problem in one row: the question and its pictures go through the model once.
+"""N solutions of one problem in one row: the question and its images go through the model once.
 
 The shared prefix ends at the last token that all rows have in common, at or before the first position that is read.
 In VisualPRM's layout that lies inside the first user turn, since the first step stands there.
@@ -18,7 +18,7 @@ from rewards.prm.rendering import RenderedSolution
 
 
 def prepare_sharing(model: Any) -> bool:
-    """Prepare a model in place for `rows_of`: whether it can read packed rows; a picture is encoded once either way."""
+    """Prepare a model in place for `rows_of`: whether it can read packed rows; an image is encoded once either way."""
     encode_images_once(model)
     if why_not_shared(model) is not None:
         return False
@@ -32,7 +32,7 @@ def rows_of(
     """Model inputs for solutions of several problems, and where to read them.
 
     Args:
-        problems: for each problem its rendered solutions, all of the same pictures.
+        problems: for each problem its rendered solutions, all of the same images.
         processor: of the model that will read them.
         shared: packed rows, for a model that can read them, wherever solutions have a prefix in common.
 

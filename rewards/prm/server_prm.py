@@ -32,7 +32,7 @@ from rewards.sampling.chat_messages import data_uri, with_pictures
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
 from rewards.types import StepScores
 
-AHEAD = 32  # as in `openai_generator`, but the steps of all responses to a picture come together
+AHEAD = 32  # as in `openai_generator`, but the steps of all responses to an image come together
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class ServerPRM(StepPRM):
         read: a name of `rewards.prm.server_readout.READS`. `token_ids` needs vLLM; `choice` a server with
             `structured_outputs`; `top` any server, and gives intervals where it does not list a label.
         check_prompts: compare the prompt tokens that the server counts with the PRM's own rendering, at every reply.
-            Only for a server that does not count the tokens of pictures should it be off.
+            Only for a server that does not count the tokens of images should it be off.
         concurrency: requests at a time, to each server.
         attempts, timeout_s, longest_wait_s: of one request, see `ChatClient`.
 
@@ -190,7 +190,7 @@ class ServerPRM(StepPRM):
             raise StepAlignmentError(
                 f"{request.where}: {self.base_url} counts {counted} prompt tokens, PRM format {self.format.name!r} "
                 f"renders {request.prompt_tokens}; serve the PRM with its own chat template and processor (if the "
-                "server does not count the tokens of pictures, set check_prompts=False)"
+                "server does not count the tokens of images, set check_prompts=False)"
             )
         return read_reply(reply, self._labels, self.read)
 

@@ -91,11 +91,11 @@ class StepPRM(ABC):
 
     @abstractmethod
     def _outcomes(self, items: Sequence[Solution], describe: str) -> Sequence[StepScores | DataError]:
-        """One score a step of each solution, in order, or why there are none."""
+        """One score per step of each solution, in order, or why there are none."""
 
 
 def by_problem(items: Sequence[Solution]) -> Iterator[tuple[Problem, list[tuple[Step, ...]]]]:
-    """Neighbouring solutions of one problem together; one id with two pictures is two problems."""
+    """Neighbouring solutions of one problem together; one id with two images is two problems."""
     for _, group in groupby(items, key=lambda item: (item[0].id, item[0].question, item[0].images)):
         solutions = list(group)
         yield solutions[0][0], [steps for _, steps in solutions]

@@ -226,7 +226,7 @@ class PRMTrainer(WholeStepTrainer):
         return {**super()._run_settings(), **own, "prm_format": self.prm_format.to_dict()}
 
     def _row_contents(self) -> Iterator[Any]:
-        """Texts and labels; pictures are not decoded."""
+        """Texts and labels; images are not decoded."""
         groups: Any = self.train_dataset
         for group in groups:
             solutions = [[[step.text for step in some.steps], some.labels] for some in group.solutions]

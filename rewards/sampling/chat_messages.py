@@ -1,4 +1,4 @@
-"""Chat messages as an OpenAI-compatible server takes them: pictures as `data:` URIs of PNG bytes that we encoded.
+"""Chat messages as an OpenAI-compatible server takes them: images as `data:` URIs of PNG bytes that we encoded.
 
 So a server fetches nothing, and sees the pixels that a model in this process would see.
 """
@@ -19,7 +19,7 @@ def data_uri(image: Any) -> str:
 
 
 def with_pictures(messages: Sequence[Message], uris: Sequence[str]) -> list[Message]:
-    """The messages with a picture in each of their image placeholders, in order.
+    """The messages with an image in each of their image placeholders, in order.
 
     Example:
         >>> turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}

@@ -1,4 +1,4 @@
-"""From a generator's samples, which come in any order, to n completions a problem."""
+"""From a generator's samples, which come in any order, to n completions per problem."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gather(
     Args:
         batches: what `Generator.draw` gives, with nothing done before.
         problems: what was asked.
-        n: completions a problem.
+        n: completions per problem.
         describe: text of a progress bar; empty for none.
 
     Raises:
@@ -108,5 +108,5 @@ class Generator(Protocol):
     def generate(
         self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
     ) -> list[list[Completion]]:
-        """n completions a problem, in order; each continues its problem's prefix, if there are prefixes."""
+        """n completions per problem, in order; each continues its problem's prefix, if there are prefixes."""
         ...

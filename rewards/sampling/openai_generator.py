@@ -1,6 +1,6 @@
 """Sampling from a server: vLLM, SGLang or any other with OpenAI's chat completions.
 
-Pictures are sent as `data:` URIs of PNG bytes that we encoded, so the server fetches nothing. A request asks for the
+Images are sent as `data:` URIs of PNG bytes that we encoded, so the server fetches nothing. A request asks for the
 missing samples of one problem (`n`), with a seed of its own. Which texts a seed gives is the server's affair: here a
 resumed run promises the same units, none lost, none twice, not the same bytes.
 """
@@ -32,7 +32,7 @@ AHEAD = 4  # requests under way per place at one of several servers, see `Replic
 
 
 class OpenAIGenerator:
-    """Draws n completions a problem from a model behind an OpenAI-compatible server.
+    """Draws n completions per problem from a model behind an OpenAI-compatible server.
 
     The server's chat template renders the question. It must not take control tokens in a question's text for structure,
     as no processor is here to break them up.

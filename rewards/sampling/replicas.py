@@ -1,6 +1,6 @@
-"""Several OpenAI-compatible servers of one model: each picture has its replica, dead ones are dropped for a while.
+"""Several OpenAI-compatible servers of one model: each image has its replica, dead ones are dropped for a while.
 
-A request goes to the replica that its picture picks, so the prefix caches of that replica stay warm. The pick is
+A request goes to the replica that its image picks, so the prefix caches of that replica stay warm. The pick is
 rendezvous hashing (Thaler and Ravishankar 1998, https://doi.org/10.1109/90.663936): every replica gets the weight
 SHA-256(address, key), the largest that is alive wins. So a replica that is lost moves its own keys and no others, and
 gets them back when it returns.
@@ -48,7 +48,7 @@ def checked_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def request_key(images: Sequence[Image], question: str) -> str:
-    """What picks the replica of a request: the decoded pixels of its pictures, or the question where it has none."""
+    """What picks the replica of a request: the decoded pixels of its images, or the question where it has none."""
     return digest([image_sha256(image) for image in images]) if images else digest(question)
 
 
@@ -56,8 +56,8 @@ def ranked(key: str, urls: Sequence[str]) -> list[str]:
     """The addresses in the order in which they are tried for this key, largest weight first.
 
     Example:
-        >>> first, *others = ranked("a picture", ["http://a/v1", "http://b/v1", "http://c/v1"])
-        >>> ranked("a picture", others) == others
+        >>> first, *others = ranked("an image", ["http://a/v1", "http://b/v1", "http://c/v1"])
+        >>> ranked("an image", others) == others
         True
     """
     return sorted(urls, key=lambda url: digest(url, key), reverse=True)

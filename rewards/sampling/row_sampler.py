@@ -23,7 +23,7 @@ from transformers import (
 
 from rewards.sampling.generator import SamplingParams
 
-_NOISE_A_REFILL = 8192  # numbers a row draws at a time, at least one step's
+_NOISE_A_REFILL = 8192  # numbers per row draws at a time, at least one step's
 
 
 class RowSampler(LogitsProcessor):
@@ -33,7 +33,7 @@ class RowSampler(LogitsProcessor):
 
     Args:
         params: temperature 0 picks the most probable token.
-        seeds: one a row, (R,).
+        seeds: one per row, (R,).
         device: of the logits; noise is drawn there.
         keep_logprobs: remember the log-probability of each token picked.
     """

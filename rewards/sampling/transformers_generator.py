@@ -37,7 +37,7 @@ ROW_STATE = "rope_deltas"
 
 
 class TransformersGenerator:
-    """Draws n completions a problem; the prompt and its images go through the model once for all rows of a call.
+    """Draws n completions per problem; the prompt and its images go through the model once for all rows of a call.
 
     A call has `batch_rows // rows_a_problem` problems (at least one) with `rows_a_problem` rows each. Calls are cut
     from the whole list, and a call of which only some rows are wanted is drawn whole, the others as dummies. So a call
@@ -48,7 +48,7 @@ class TransformersGenerator:
         model: an image-text-to-text model, already on its device.
         processor: its processor.
         params: sampling settings.
-        batch_rows: rows a call.
+        batch_rows: rows per call.
         rows_a_problem: rows of a problem in one call; default is n. With fewer, a problem's samples take several calls.
         keep_logprobs: keep the log-probability of each token.
         describe: text of the progress bar of `generate`; empty for none.
@@ -91,7 +91,7 @@ class TransformersGenerator:
 
         Args:
             problems: what to ask; a problem may occur more than once (with different prefixes).
-            n: completions a problem, at least 1.
+            n: completions per problem, at least 1.
             prefixes: text that each answer starts with (same length as `problems`); completions continue it and
                 do not repeat it.
             seed: changes the draw.
@@ -180,7 +180,7 @@ class TransformersGenerator:
         return {**rows, "past_key_values": cache}
 
     def _encode(self, problem: Problem) -> EncodedPrompt | str:
-        """The prompt, or why the processor refused it: Qwen-VL's takes no picture 200 times as long as wide."""
+        """The prompt, or why the processor refused it: Qwen-VL's takes no image 200 times as long as wide."""
         text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
         images = [load_image(image) for image in problem.images]
         try:

@@ -15,7 +15,7 @@ from rewards.scoring.aggregation import aggregate
 from rewards.scoring.other_images import blanked, swapped
 from rewards.types import Aggregator, Problem, ProcessRewardModel, RolloutGroup, StepScores, Unseen
 
-BLANK_AT_A_TIME = 64  # problems whose blank pictures are in memory together
+BLANK_AT_A_TIME = 64  # problems whose blank images are in memory together
 
 
 class StoredScorer:
@@ -24,7 +24,7 @@ class StoredScorer:
     Args:
         run: makes calls: `json_scores` with a PRM, here or on several workers.
         each: of the store (`CallStore.each`).
-        rows_a_call: responses a call; the number that the PRM itself takes at a time.
+        rows_a_call: responses per call; the number that the PRM itself takes at a time.
         kind: tells these calls from others of the store about the same responses.
     """
 
@@ -32,7 +32,7 @@ class StoredScorer:
         self.run, self.each, self.rows_a_call, self.kind = run, each, rows_a_call, kind
 
     def about(self, kind: str) -> StoredScorer:
-        """The same PRM and store for calls of another kind, e.g. with other pictures."""
+        """The same PRM and store for calls of another kind, e.g. with other images."""
         return StoredScorer(self.run, self.each, rows_a_call=self.rows_a_call, kind=kind)
 
     def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
@@ -79,7 +79,7 @@ def score_groups(
 
     Returns:
         The groups, same rollouts in the same order; those that cannot be scored get `reward=None`, whatever an
-        earlier PRM gave them; and reason → number of those. What an earlier PRM said without the picture is gone.
+        earlier PRM gave them; and reason → number of those. What an earlier PRM said without the image is gone.
     """
     items = [(group.problem, rollout.completion.text) for group in groups for rollout in group.rollouts]
     found = outcomes(items, prm, describe=describe)
@@ -105,17 +105,17 @@ def score_unseen(
     how: str | Aggregator = "mean",
     describe: str = "",
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    """The scored groups with every scored rollout scored again under a picture that is not its own.
+    """The scored groups with every scored rollout scored again under an image that is not its own.
 
     Args:
         groups: scored by the same PRM and aggregation (`score_groups`).
         prm: scores responses.
-        picture: "blank" or "swapped" (another problem's); the field of the rollouts that is filled.
+        image: "blank" or "swapped" (another problem's); the field of the rollouts that is filled.
         how: a name of `rewards.scoring.aggregation.AGGREGATIONS`, or a callable of its shape.
         describe: names a progress bar.
 
     Returns:
-        The groups; and reason → number of scored rollouts that keep `None` there: "no picture", "no other picture of
+        The groups; and reason → number of scored rollouts that keep `None` there: "no image", "no other image of
         its size", or why the PRM could not score them.
     """
     done: list[RolloutGroup] = []
@@ -147,7 +147,7 @@ def _with_unseen(
         if problem.images != group.problem.images:
             places += own
         elif own:
-            lacking["no other picture of its size" if group.problem.images else "no picture"] += len(own)
+            lacking["no other image of its size" if group.problem.images else "no image"] += len(own)
     items = [(asked[row], groups[row].rollouts[index].completion.text) for row, index in places]
     found: dict[tuple[int, int], Unseen] = {}
     for place, outcome in zip(places, outcomes(items, prm), strict=True):

@@ -1,4 +1,4 @@
-"""A problem with pictures that are not its own: blank ones, or another problem's. Who looks at them must notice."""
+"""A problem with images that are not its own: blank ones, or another problem's. Who looks at them must notice."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rewards.types import Problem
 
 
 def blanked(problem: Problem) -> Problem:
-    """The problem with a white picture of the same size in place of each of its own."""
+    """The problem with a white image of the same size in place of each of its own."""
     sizes = [image_size(image) for image in problem.images]
     return replace(problem, images=tuple(Image.new("RGB", size, "white") for size in sizes))
 
 
 def swapped(problems: Sequence[Problem]) -> list[Problem]:
-    """Each problem with the pictures of the next problem whose pictures have the same sizes.
+    """Each problem with the images of the next problem whose images have the same sizes.
 
-    Number and sizes are kept, so only what the pictures show changes. A problem without such a partner, or without
-    pictures, keeps its own.
+    Number and sizes are kept, so only what the images show changes. A problem without such a partner, or without
+    images, keeps its own.
     """
     alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, problem in enumerate(problems):

@@ -1,13 +1,13 @@
-"""Does a step's score come from the picture? Score with the picture minus score with one that is not the problem's.
+"""Does a step's score come from the image? Score with the image minus score with one that is not the problem's.
 
-    blank dependence of step i    = s_i(picture) − s_i(white picture of the same size)
-    swapped dependence of step i  = s_i(picture) − s_i(another problem's picture of the same size)
+    blank dependence of step i    = s_i(image) − s_i(white image of the same size)
+    swapped dependence of step i  = s_i(image) − s_i(another problem's image of the same size)
 
-Near 0, the PRM judged the text alone. Both counterfactuals have a weakness: a blank picture is unlike all training
-pictures, and another problem's may show the same; so a response's dependence is the smaller of its two means.
+Near 0, the PRM judged the text alone. Both counterfactuals have a weakness: a blank image is unlike all training
+images, and another problem's may show the same; so a response's dependence is the smaller of its two means.
 
-Dependence tells which right steps rest on the picture. It does not tell what kind of error a wrong step is: a false
-claim about the picture is mostly false of another picture too, so its score stays low (`docs/log.md`, 2026-11-25).
+Dependence tells which right steps rest on the image. It does not tell what kind of error a wrong step is: a false
+claim about the image is mostly false of another image too, so its score stays low (`docs/log.md`, 2026-11-25).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Other = Literal["blank", "swapped"]
 
 @dataclass(frozen=True)
 class Dependence:
-    """Score with the picture minus score with another, a value a step in [-1, 1]."""
+    """Score with the image minus score with another, a value per step in [-1, 1]."""
 
     steps: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over the steps: with the aggregation `mean`, what the reward loses without the picture."""
+        """Over the steps: with the aggregation `mean`, what the reward loses without the image."""
         return fmean(self.steps)
 
     @property
@@ -40,7 +40,7 @@ class Dependence:
 
 
 def dependence(rollout: Rollout, other: Other = "blank") -> Dependence | None:
-    """Each step's score with the picture minus its score with a blank or another problem's.
+    """Each step's score with the image minus its score with a blank or another problem's.
 
     Returns:
         `None` if the rollout was not scored with both (`mpo score --visual_dependence true`).
@@ -60,20 +60,20 @@ def dependence(rollout: Rollout, other: Other = "blank") -> Dependence | None:
 
 
 def _dependences(rollout: Rollout) -> list[Dependence]:
-    """On blank and on swapped pictures, those that are there."""
+    """On blank and on swapped images, those that are there."""
     return [one for one in (dependence(rollout, "blank"), dependence(rollout, "swapped")) if one is not None]
 
 
 def step_dependence(rollout: Rollout) -> tuple[float, ...] | None:
-    """For each step the smaller of its dependences on blank and swapped pictures, of those that are there."""
+    """For each step the smaller of its dependences on blank and swapped images, of those that are there."""
     found = [one.steps for one in _dependences(rollout)]
     return tuple(map(min, zip(*found, strict=True))) if found else None
 
 
 def visual_dependence(rollout: Rollout) -> float | None:
-    """The smaller of the mean dependences on blank and swapped pictures, of those that are there, in [-1, 1].
+    """The smaller of the mean dependences on blank and swapped images, of those that are there, in [-1, 1].
 
-    It is high only if the response is scored well with its own picture and badly with either of the others.
+    It is high only if the response is scored well with its own image and badly with either of the others.
     """
     return min((one.mean for one in _dependences(rollout)), default=None)
 

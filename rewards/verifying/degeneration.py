@@ -19,7 +19,7 @@ NGRAM = 4  # words
 
 
 def degenerate(completion: Completion) -> str | None:
-    r"""The first of `degeneration_faults`, or None: one reason an answer, so that shares add up.
+    r"""The first of `degeneration_faults`, or None: one reason per answer, so that shares add up.
 
     Example:
         >>> degenerate(Completion("2 + 2 = 4\n\nFinal answer: 4")) is None

@@ -81,6 +81,7 @@ class MathVerifier:
         return self.verify_many([(problem, text)])[0]
 
     def verify_many(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+<<<<<<< HEAD
         """Check many completions, `workers` at a time; one verdict a pair, in order. Raises as `verify`."""
         golds = [references_of(problem) for problem, _ in pairs]
         answers = [self._stated(text, gold) for (_, text), gold in zip(pairs, golds, strict=True)]
@@ -134,6 +135,12 @@ class MathVerifier:
 
     def _check(self, keys: Sequence[tuple[str, str]]) -> None:
         """Verdicts of (reference, answer) that are not known yet; the rest is remembered."""
+=======
+        """Check many completions, `workers` at a time; one verdict per pair, in order. Raises as `verify`."""
+        keys = [(reference_of(problem), canonical_answer(text)) for problem, text in pairs]
+        asked = dict.fromkeys((gold, answer) for gold, answer in keys if answer is not None)
+        unsure = []
+>>>>>>> main
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         unsure = []

@@ -1,4 +1,4 @@
-r"""Completion → Verdict of its final answer: one verifier a kind of question, and the table of them.
+r"""Completion → Verdict of its final answer: one verifier per kind of question, and the table of them.
 
 A verifier reads the answer (`rewards/verifying/reading.py`), reads it again as what it looks for (a letter, a number, …)
 and compares it with each accepted reference. What it cannot read is `UNPARSABLE`, never `WRONG`; its own trouble (a
@@ -67,7 +67,7 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verify_many(verifier: Verifier, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-    """One verdict a pair, in order; a verifier that raises gives `ERROR`, logged with the problem's id.
+    """One verdict per pair, in order; a verifier that raises gives `ERROR`, logged with the problem's id.
 
     A verifier with a `verify_many` of its own (`MathVerifier`, `AutoVerifier`, `WorkerVerifier`) is given all pairs at
     once.

@@ -145,7 +145,7 @@ class WorkerVerifier(Workers):
         return self.run([(problem, text)])[0]
 
     def verify_many(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Check many completions; one verdict a pair, in order."""
+        """Check many completions; one verdict per pair, in order."""
         return self.run(pairs)
 
 

@@ -36,7 +36,7 @@ def test_labels() -> None:
 
     After step i of 5 there are (5 − i)·20 tokens left: 80, 60, 40, 20, 0, 40 on the mean: 128,000 tokens are written.
     With a cache 10·1000 + 40·100 = 14,000 tokens are read, and 20,000 patches: 2·3e9·14,000 + 2e13 = 1.04e14 FLOP.
-    Without one a continuation reads 1000 + (20 + 40 + 60 + 80 + 100)/5 = 1,060 tokens and 2,000 patches: 3,200 times
+    Without one per continuation reads 1000 + (20 + 40 + 60 + 80 + 100)/5 = 1,060 tokens and 2,000 patches: 3,200 times
     2·3e9·1,060 + 2·0.5e9·2,000 = 8.36e12 FLOP; 200 times that if the 16 of a step read together.
     """
     cached = scale_plan.monte_carlo(DATA, MODEL)
@@ -50,7 +50,7 @@ def test_labels() -> None:
 
 
 def test_scoring_and_prm_training() -> None:
-    """A question with 4 responses is 1,400 tokens: 14,000 in all, 2·3e9·14,000 = 8.4e13 FLOP, pictures 2e13.
+    """A question with 4 responses is 1,400 tokens: 14,000 in all, 2·3e9·14,000 = 8.4e13 FLOP, images 2e13.
 
     Training: 4·8.4e13 + 2e13 = 3.56e14.
     """
@@ -69,7 +69,7 @@ def test_mpo_training() -> None:
 
 
 def test_verification_storage_and_wall_time() -> None:
-    """90,000 answers at 25 a second are an hour. 10 pictures of 1e5 bytes, 40 responses of 400 + 210 bytes: 1,024,400.
+    """90,000 answers at 25 a second are an hour. 10 images of 1e5 bytes, 40 responses of 400 + 210 bytes: 1,024,400.
 
     3e9 + 2·1e9 + 0.5e9 weights: 5.5e9·12 = 6.6e10 bytes a checkpoint; in bfloat16 1.1e10 bytes, three times at 50e9
     a second: 0.66 s. 512 GPU hours on 1000 GPUs of which 256 can be used take 2 hours.

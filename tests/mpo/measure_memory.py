@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 from tiny import preference_row, tiny_config
 
+from mpo.doctor.preflight import preflight
 from mpo.multimodal.loading import load_model, load_processor
-from mpo.preflight import preflight
 from mpo.trainer import MPOTrainer
 
 

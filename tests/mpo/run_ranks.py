@@ -22,7 +22,7 @@ from mpo.multimodal.loading import load_processor
 from mpo.trainer import MPOTrainer
 from tests.ranks import FirstGradients
 
-STEPS, SAVED = 5, 3  # two steps an epoch: a resume starts inside the second one
+STEPS, SAVED = 5, 3  # two steps per epoch: a resume starts inside the second one
 LORA = LoraConfig(target_modules="all-linear", exclude_modules="lm_head", r=2)
 SAVING = {"save_strategy": "steps", "save_steps": SAVED, "max_steps": STEPS, "optim": "adamw_torch",
           "learning_rate": 1e-3, "lr_scheduler_type": "cosine"}  # fmt: skip
@@ -57,7 +57,7 @@ RESUMED = {"saved full", "saved lora", "saved uneven", "saved balanced"}
 
 
 class SomePaired(PreferenceCollator):
-    """Leaves odd pairs paired, as if their prompts ended in a picture: then one rank packs and one does not."""
+    """Leaves odd pairs paired, as if their prompts ended in an image: then one rank packs and one does not."""
 
     def __call__(self, rows: Any) -> dict[str, Any]:
         self.shared_prefix = len(rows) > 1 or int(rows[0]["problem_id"].removeprefix("pair-")) % 2 == 0

@@ -18,11 +18,11 @@ from tiny import preference_rows, tiny_internvl
 
 from mpo.collator import PreferenceCollator
 from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models, reference_logps
+from mpo.layout import PromptSharing
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.ranks import check_pictures
-from mpo.sharing import PromptSharing
 from tests.ranks import shard, total_of, whole
 
 PAIRS = 4
@@ -36,7 +36,7 @@ CASES: dict[str, tuple[LoraConfig | None, bool | None]] = {
     "lora": (LORA, None),
     "lora checkpointing": (LORA, False),
 }
-PICTURES_ON_ONE_RANK = "pictures on one rank"
+PICTURES_ON_ONE_RANK = "images on one rank"
 
 
 def step(case: str, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_a_dataset_is_indexed_not_copied_and_its_images_are_not_decoded(
 def test_images_that_only_the_dataset_can_decode_are_kept(collator: PreferenceCollator, tmp_path: Path) -> None:
     """`datasets.Image` opens a path itself; undecoded, such a row names a file that we never open."""
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_text("no picture")
+    (tmp_path / "b.png").write_text("no image")
     columns = {name: [preference_row(i)[name] for i in range(2)] for name in ("problem_id", "prompt", "chosen", "rejected")}  # noqa: E501  # fmt: skip
     rows = datasets.Dataset.from_dict(columns | {"image": [str(tmp_path / "a.png"), str(tmp_path / "b.png")]})
     rows = rows.cast_column("image", datasets.Image())

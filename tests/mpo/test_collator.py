@@ -67,7 +67,7 @@ def test_responses_stand_row_after_row_and_pairs_point_at_them(collator: Prefere
     assert batch["pair_ids"] == ["pair-0", "pair-1"]
     assert answers(collator, batch) == ["one two 0", "three 0", "one two one two 1", "three 1"]
     assert batch["pair_index"].tolist() == [[0, 1], [2, 3]]
-    # pair 0: 1 tile, pair 1: 2 tiles and the thumbnail; 4 image tokens a tile
+    # pair 0: 1 tile, pair 1: 2 tiles and the thumbnail; 4 image tokens per tile
     assert batch["pixel_values"].shape == (2 * (1 + 3), 3, 32, 32)
     image_token = collator.processor.image_token_id
     assert (batch["input_ids"] == image_token).sum(dim=1).tolist() == [4, 4, 12, 12]

@@ -1,4 +1,4 @@
-"""Models whose layers keep a state along the row train in the paired layout, and say so: real processors, pictures."""
+"""Models whose layers keep a state along the row train in the paired layout, and say so: real processors, images."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def lines(trainer: MPOTrainer) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("layout", ["shared", "paired"])
 def test_tokens_are_those_of_the_rows_that_ran(tmp_path: Path, layout: str) -> None:
-    """Two micro-batches of two rows a step, one clock tick a log: a shared prompt counts once, a paired one twice."""
+    """Two micro-batches of two rows per step, one clock tick a log: a shared prompt counts once, a paired one twice."""
     rows = preference_rows(4)
     trainer = trainer_in(tmp_path, layout=layout, train_dataset=rows, gradient_accumulation_steps=2, logging_steps=2)
     trainer.monitor.token_rate.clock = itertools.count().__next__
@@ -49,7 +49,7 @@ def test_tokens_are_those_of_the_rows_that_ran(tmp_path: Path, layout: str) -> N
         both = [len(response_ids(processor, row[side][0]["content"])) for side in ("chosen", "rejected")]
         # packed: prompt[:-1] | p_last, chosen | p_last, rejected
         expected += prompt - 1 + 1 + 1 + sum(both) if layout == "shared" else 2 * prompt + sum(both)
-    assert [line["tokens/s"] for line in lines(trainer)] == [2 * expected]  # every row once a step, two steps
+    assert [line["tokens/s"] for line in lines(trainer)] == [2 * expected]  # every row once per step, two steps
 
 
 def test_tokens_a_second_of_a_real_clock(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_sum_logps_shifts_the_labels() -> None:
 
 
 def test_encoded_prompt_holds_four_tokens_a_tile(processor: Any) -> None:
-    """A 96x32 picture becomes three tiles and a thumbnail."""
+    """A 96x32 image becomes three tiles and a thumbnail."""
     text = prompt_text(processor, [user_message("How many?", 1)])
     encoded = encode_prompt(processor, text, [Image.new("RGB", (96, 32))])
     image_tokens = (encoded.input_ids == processor.image_token_id).sum().item()
@@ -148,7 +148,7 @@ def test_exactly_one_bos(template_writes_it: bool) -> None:
 
 @pytest.fixture(scope="module")
 def rows(processor: Any) -> list[tuple[EncodedPrompt, list[int]]]:
-    """Pictures of different widths, a prompt without a picture, answers of different lengths."""
+    """Images of different widths, a prompt without an image, answers of different lengths."""
     answers = [
         "Final answer: 3",
         "Red is 3\n\nBlue is 9\n\n3 + 9 = 12\n\nFinal answer: 12",

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 
-from mpo.memory import Activations, MemoryEstimate, count_activations
+from mpo.doctor.memory import Activations, MemoryEstimate, count_activations
+from mpo.doctor.preflight import StepZero, histogram, preflight
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.scoring import response_logps
-from mpo.preflight import StepZero, histogram, preflight
 from mpo.trainer import MPOTrainer
 from recipes.worlds.digits.policy import PolicySize, build_policy
 from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
@@ -114,13 +114,13 @@ def test_findings(tmp_path: Path) -> None:
     assert found.rows.rejected == {"empty response": 1}
     assert len(found.lengths) == 6
     assert (found.layout, found.layout_reason) == ("paired", "layout='paired' was asked for")
-    # 6 rows in micro-batches of 2: 3 of them, so 2 steps an epoch
+    # 6 rows in micro-batches of 2: 3 of them, so 2 steps per epoch
     assert (found.batch.pairs_a_step, found.batch.steps, found.batch.epochs) == (4, 4, 2)
     by_setting = {deviation.setting: (deviation.here, deviation.paper) for deviation in found.deviations}
     assert by_setting == {
         "beta": ("1", "0.1"),
         "learning_rate": ("0.05", "5e-06"),
-        "pairs a step": ("4", "256"),
+        "pairs per step": ("4", "256"),
         "epochs": ("2", "1"),
         "optimizer": ("sgd", "adamw"),
         "weight_decay": ("0", "0.05"),

@@ -1,4 +1,4 @@
-"""The cache gives the losses of an online reference, runs it once a pair, and refuses another one's values."""
+"""The cache gives the losses of an online reference, runs it once per pair, and refuses another one's values."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import mpo.forward
+import mpo.reference_run
 from mpo.collator import PreferenceCollator
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
@@ -44,7 +45,8 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(inputs["input_ids"]))
         return real(policy, inputs, **kwargs)
 
-    monkeypatch.setattr(mpo.forward, "reference_logps", spy)
+    for module in (mpo.forward, mpo.reference_run):
+        monkeypatch.setattr(module, "reference_logps", spy)
     return seen
 
 
@@ -63,12 +65,12 @@ def test_cached_equals_online(tmp_path: Path, forwards: list[int], mode: str) ->
     online = losses(trainer_in(tmp_path / "online", **extra))
     del forwards[:]
     first = trainer_in(tmp_path / "cached", precompute_ref_log_probs=True, precompute_ref_batch_size=4, **extra)
-    assert forwards == [4, 2]  # packed rows, one a pair
+    assert forwards == [4, 2]  # packed rows, one per pair
     assert first.ref_model is None
     assert losses(first) == pytest.approx(online, abs=1e-5)
     again = trainer_in(tmp_path / "cached", precompute_ref_log_probs=True, **extra)
     assert losses(again) == pytest.approx(online, abs=1e-5)
-    assert forwards == [4, 2]  # packed rows, one a pair
+    assert forwards == [4, 2]  # packed rows, one per pair
 
 
 def test_evaluation_rows_are_computed_too(tmp_path: Path, forwards: list[int]) -> None:
@@ -83,7 +85,7 @@ def test_evaluation_rows_are_computed_too(tmp_path: Path, forwards: list[int]) -
 
 
 def test_only_new_rows_are_computed(tmp_path: Path, forwards: list[int]) -> None:
-    """A new text, or another picture under the same id, is another pair."""
+    """A new text, or another image under the same id, is another pair."""
     folder = str(tmp_path / "shared")
     settings: dict[str, Any] = {"precompute_ref_log_probs": True, "reference_cache_dir": folder}
     trainer_in(tmp_path / "a", **settings)
@@ -130,15 +132,15 @@ def test_a_complete_cache_serves_weights_that_get_sharded(tmp_path: Path, forwar
     files = {path.name: path.stat().st_mtime_ns for path in trainer.reference_cache.folder.iterdir()}
     forwards.clear()
     trainer.is_deepspeed_enabled = True
-    values = mpo.forward.cached_reference(trainer)
+    values = mpo.reference_run.cached_reference(trainer)
     assert (len(values), trainer.ref_model, forwards) == (len(trainer.reference_cache), None, [])
     assert {path.name: path.stat().st_mtime_ns for path in values.folder.iterdir()} == files
     trainer.train_dataset = preference_rows(8)
     with pytest.raises(ConfigError, match=r"lacks 2 rows, .* once without FSDP or DeepSpeed"):
-        mpo.forward.cached_reference(trainer)
+        mpo.reference_run.cached_reference(trainer)
     trainer.args.reference_cache_dir = str(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="lacks 8 rows"):
-        mpo.forward.cached_reference(trainer)
+        mpo.reference_run.cached_reference(trainer)
 
 
 def test_a_collator_without_keys_is_refused(tmp_path: Path) -> None:

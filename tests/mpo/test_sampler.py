@@ -87,7 +87,7 @@ def grouped_rows() -> list[dict[str, Any]]:
 
 
 def test_grouped_pairs_take_the_steps_of_pairs_apart_with_fewer_tokens(tmp_path: Path) -> None:
-    """Four pairs of one prompt a step: the same losses as one pair at a time in the paired layout, at 1 row a step."""
+    """Four pairs of one prompt per step, in 1 row: the losses of one pair at a time in the paired layout."""
 
     def run(name: str, **changes: Any) -> tuple[MPOTrainer, list[int]]:
         rows: list[int] = []

@@ -107,7 +107,7 @@ def test_resuming_equals_running_straight(tmp_path: Path, mode: str, peft_config
     checkpoint = tmp_path / "checkpoint-2"
     state = json.loads((checkpoint / REWARD_SHIFT_FILE).read_text())
     assert state["mode"] == mode
-    assert state["count"] == 2 * 2 * 4  # two steps of four pairs, two rewards a pair
+    assert state["count"] == 2 * 2 * 4  # two steps of four pairs, two rewards per pair
 
     resumed = trainer_for(tmp_path / "resumed", **settings)
     resumed.train(resume_from_checkpoint=str(checkpoint))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mpo.layout import PromptSharing
 from mpo.multimodal import shared_prefix, varlen
 from mpo.multimodal.packing import LAYOUT, PackedLayout
 from mpo.multimodal.scoring import response_logps
 from mpo.multimodal.varlen import can_use_varlen, varlen_attention
-from mpo.sharing import PromptSharing
 from tests.mpo.tiny_models import SHARING, packed_batch, prepared
 
 

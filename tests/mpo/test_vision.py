@@ -1,4 +1,4 @@
-"""A picture is encoded once: for rows that repeat it, and for a policy and a reference that share frozen features."""
+"""An image is encoded once: for rows that repeat it, and for a policy and a reference that share frozen features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.mpo.tiny_models import SHARING, packed_batch, prepared, tiny_model
 
 
 def count_calls(model: Any) -> list[int]:
-    """One entry a call of the backbone's own encoder."""
+    """One entry per call of the backbone's own encoder."""
     calls: list[int] = []
     encoder = encode_images_once(model)
     encode = encoder._encode
@@ -31,7 +31,7 @@ def count_calls(model: Any) -> list[int]:
 
 @pytest.mark.parametrize("name", SHARING)
 def test_repeated_rows_give_the_values_and_gradients_of_rows_encoded_each(name: str) -> None:
-    """Three prompts (one picture, none, two) with two responses each: three pictures are encoded, in one call."""
+    """Three prompts (one image, none, two) with two responses each: three images are encoded, in one call."""
     results = []
     for once in (False, True):
         model = prepared(name, "plain")
@@ -74,7 +74,7 @@ def _prompt(tiles: int) -> EncodedPrompt:
 
 
 def vision_calls(trainer: MPOTrainer) -> list[int]:
-    """Pictures (tiles) of every call of every vision tower of a trainer."""
+    """Images (tiles) of every call of every vision tower of a trainer."""
     seen: list[int] = []
     for model in filter(None, (trainer.model, trainer.ref_model)):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -117,7 +117,7 @@ def test_vision_passes_a_pair(tmp_path: Path, layout: str, peft: bool) -> None:
 @pytest.mark.parametrize("peft", [False, True])
 def test_shared_features_change_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peft: bool) -> None:
     shared, calls = run(tmp_path / "shared", frozen=True, peft=peft)
-    monkeypatch.setattr("mpo.sharing.share_frozen_vision", lambda *models: False)
+    monkeypatch.setattr("mpo.layout.share_frozen_vision", lambda *models: False)
     apart, more = run(tmp_path / "apart", frozen=True, peft=peft)
     assert len(more) == 2 * len(calls)
     for ours, theirs in zip(shared.state.log_history, apart.state.log_history, strict=True):

@@ -63,7 +63,7 @@ def _qwen_patches(images: int) -> dict[str, Tensor]:
     return {"pixel_values": _pixels(16 * images, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]] * images)}
 
 
-# architecture → (config, tokens an image, number of images → image features)
+# architecture → (config, tokens per image, number of images → image features)
 SHARING: dict[str, tuple[dict[str, Any], int, Callable[[int], dict[str, Tensor]]]] = {
     "internvl": (
         {

@@ -125,7 +125,7 @@ def prepare(given: Path) -> None:
     )
     make_prm(given)
     shutil.copytree(world / "images", given / "images")
-    (given / "images" / "bad.png").write_text("no picture")
+    (given / "images" / "bad.png").write_text("no image")
     rows = (world / "preference.jsonl").read_text().splitlines()
     bad = {"id": "bad", "question": "?", "images": ["images/bad.png"], "answer": "1"}
     unanswered = json.loads(rows[1]) | {"id": "no reference", "answer": None}

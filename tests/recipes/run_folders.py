@@ -1,4 +1,4 @@
-"""Small but real run folders for the tests of best-of-N, summary and report: random pictures, groups, pairs, logs."""
+"""Small but real run folders for the tests of best-of-N, summary and report: random images, groups, pairs, logs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make_problems(
     corpus: Sequence[str] = (),
     size: tuple[int, int] = (64, 32),
 ) -> Path:
-    """Problems with random pictures; with a corpus, each of its texts in turn is question, answer and part of an id."""
+    """Problems with random images; with a corpus, each of its texts in turn is question, answer and part of an id."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     problems = []
     for index in range(count):
@@ -112,7 +112,7 @@ def score_all(groups: list[RolloutGroup], rng: random.Random) -> list[RolloutGro
 
 
 def without_picture(group: RolloutGroup, fall: float) -> RolloutGroup:
-    """The group, scored with a blank and with another picture too: every score is lower by `fall` there."""
+    """The group, scored with a blank and with another image too: every score is lower by `fall` there."""
 
     def fallen(rollout: Rollout) -> Rollout:
         if rollout.step_scores is None or rollout.reward is None:
@@ -129,7 +129,7 @@ def unscored_without_picture(group: RolloutGroup) -> RolloutGroup:
 
 
 def with_others(groups: list[RolloutGroup], rng: random.Random) -> list[RolloutGroup]:
-    """Scored with other pictures too, as a PRM that looks would: every answer as a wrong one."""
+    """Scored with other images too, as a PRM that looks would: every answer as a wrong one."""
 
     def both(rollout: Rollout) -> Rollout:
         found = [scored(rollout.with_(verdict=W), rng) for _ in range(2)]

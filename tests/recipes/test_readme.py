@@ -28,7 +28,7 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as README's reader has it: questions with pictures, and a model that is sometimes right."""
+    """A folder as README's reader has it: questions with images, and a model that is sometimes right."""
     from recipes.training.warm_start import warm_start
     from recipes.worlds.digits.compose import compose
 

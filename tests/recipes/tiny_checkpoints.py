@@ -22,7 +22,7 @@ QWEN_TOKENS = {
     **{"vision_end_token": "<|vision_end|>", "video_token": "<|video_pad|>"},
 }
 GEMMA_TOKENS = {"boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>"}
-PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}  # of Qwen: pixels of a picture, least and most
+PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}  # of Qwen: pixels of an image, least and most
 
 
 def build_internvl(folder: Path) -> Path:
@@ -34,7 +34,7 @@ def build_internvl(folder: Path) -> Path:
 
 
 def build_qwen(folder: Path, model_type: str, prefix: str, rope: dict[str, Any], vision: dict[str, Any]) -> Path:
-    """Qwen2.5-VL or Qwen3-VL: windows or deepstack, M-RoPE, pictures of any size."""
+    """Qwen2.5-VL or Qwen3-VL: windows or deepstack, M-RoPE, images of any size."""
     tokenizer = _tokenizer(QWEN_TOKENS)
     patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
     video = "Qwen2VLVideoProcessor" if model_type == "qwen2_5_vl" else "Qwen3VLVideoProcessor"
@@ -67,7 +67,7 @@ def build_qwen3_vl(folder: Path) -> Path:
 
 
 def build_gemma3(folder: Path) -> Path:
-    """Four tokens a picture, which see each other; layers with and without a sliding window."""
+    """Four tokens per image, which see each other; layers with and without a sliding window."""
     tokenizer = _tokenizer(GEMMA_TOKENS)
     processor = transformers.Gemma3Processor(
         image_processor=transformers.Gemma3ImageProcessor(size={"height": 28, "width": 28}),

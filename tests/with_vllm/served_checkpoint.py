@@ -1,7 +1,7 @@
 """A tiny InternVL that vLLM can serve and whose answers mean something: the digits world's processor, other weights.
 
 vLLM's CPU attention wants a head of 32 dimensions. An ASCII alphabet, and special tokens that are not sampled, make a
-text round-trip through a continued prefix. A larger head makes seeds, pictures and labels matter: random weights are
+text round-trip through a continued prefix. A larger head makes seeds, images and labels matter: random weights are
 flat otherwise.
 """
 

@@ -1,4 +1,4 @@
-"""`OpenAIGenerator` on a real vLLM: n, seeds, pictures, prefixes, finish reasons, counts, log-probabilities."""
+"""`OpenAIGenerator` on a real vLLM: n, seeds, images, prefixes, finish reasons, counts, log-probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ServerPRM` on a real vLLM against `ModelPRM` on the same weights: every read mode, pictures, and the tokens."""
+"""`ServerPRM` on a real vLLM against `ModelPRM` on the same weights: every read mode, images, and the tokens."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_plain_top_logprobs_say_what_they_know(
 
 
 def test_prompts_are_token_for_token_those_of_the_model_in_process(served: Served, in_process: ModelPRM) -> None:
-    """By vLLM's own account: /tokenize, placeholders of pictures expanded."""
+    """By vLLM's own account: /tokenize, placeholders of images expanded."""
     processor, prm_format = in_process.processor, in_process.format
     for problem, answer in ITEMS:
         images = [load_image(image) for image in problem.images]

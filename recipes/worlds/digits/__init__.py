@@ -1,1 +1,1 @@
-"""The embedded world: pictures of real handwritten digits, questions about them, exact answers."""
+"""The embedded world: images of real handwritten digits, questions about them, exact answers."""

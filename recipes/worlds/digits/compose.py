@@ -17,7 +17,7 @@ from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 
 def compose(config: WorldConfig) -> Path:
-    """Write `<split>.jsonl` with pictures, demonstrated answers for the warm start, and `policy/`."""
+    """Write `<split>.jsonl` with images, demonstrated answers for the warm start, and `policy/`."""
     stage = open_stage("world", config, inputs=[])
     if stage.complete:
         return stage.out
@@ -44,7 +44,7 @@ def _policy(directory: Path, config: WorldConfig) -> float:
 
 
 def _demonstrations(drawn: list[Scene], problems: list[Problem], config: WorldConfig) -> list[RolloutGroup]:
-    """Several right answers a problem, each in its own order and wording."""
+    """Several right answers per problem, each in its own order and wording."""
     rng = random.Random(f"demonstrations:{config.seed}")
     groups = []
     for scene, problem in zip(drawn, problems, strict=True):

@@ -1,6 +1,6 @@
 """`mpo deepen`: the model that the digits' PRM starts from, the policy with more layers on top.
 
-A real PRM starts from a model of billions of parameters that can already compare a claim with a picture. The tiny
+A real PRM starts from a model of billions of parameters that can already compare a claim with an image. The tiny
 policy has three layers, all busy reading; without new ones its PRM learns nothing (docs/log.md, 2026-11-24).
 """
 
@@ -32,7 +32,7 @@ def deepen_policy(config: DeepenConfig) -> Path:
 def deepen(model: Any, extra_layers: int, *, seed: int) -> None:
     """Add decoder layers on top of a trained text model, in place.
 
-    Checking an answer needs layers above those that read the picture: whether "Red 7" is right shows in what the
+    Checking an answer needs layers above those that read the image: whether "Red 7" is right shows in what the
     policy expected at "Red" and in the token that came. The first new layer starts out with both at hand
     (`_look_one_back`); the others start like any layer. No effect of that start was measured (docs/log.md); the
     published run has it.

@@ -1,8 +1,8 @@
 """A tiny native InternVL, built from a config: real processor, real chat template, random weights.
 
 Vision tower, pixel shuffle, projector and a Qwen2 text model are transformers' own `InternVLForConditionalGeneration`;
-only the sizes are small. The image processor cuts a picture into 32x32 tiles plus a thumbnail as InternVL does
-(dynamic resolution, arXiv 2404.16821 §3.2), four image tokens a tile.
+only the sizes are small. The image processor cuts an image into 32x32 tiles plus a thumbnail as InternVL does
+(dynamic resolution, arXiv 2404.16821 §3.2), four image tokens per tile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Exact step labels: the world knows which steps of any sampled answer are right.
 
-A step is right if everything that it claims is true of the picture and follows from the steps before it. As in
+A step is right if everything that it claims is true of the image and follows from the steps before it. As in
 Monte-Carlo labels, a step counts as right only if every step before it was.
 """
 

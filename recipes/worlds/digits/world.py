@@ -1,7 +1,7 @@
 """Problems over real handwritten digits, and the many right ways to answer them.
 
 scikit-learn ships 1,797 scans of handwritten digits (8x8 grey values, UCI Optical Recognition of Handwritten
-Digits). 2 to 5 of them stand side by side in one picture, one 32x32 tile each, each in an ink of its own; a question
+Digits). 2 to 5 of them stand side by side in one image, one 32x32 tile each, each in an ink of its own; a question
 asks for the last digit of their sum, for the largest minus the smallest, or for the largest number that they make. An
 answer names one digit a step by its ink, carries the running result along in the step after it, and ends in
 `Final answer: …`; steps are separated by blank lines. Order of reading, wording and optional checks vary, so that one
@@ -24,7 +24,7 @@ from PIL import Image
 from mpo.multimodal.errors import ConfigError
 from rewards.types import Problem
 
-TILE = 32  # pixels a digit
+TILE = 32  # pixels per digit
 SPLITS = {"warm_start": 0.05, "prm": 0.42, "preference": 0.25, "development": 0.10, "test": 0.18}
 QUESTIONS = {
     "sum": "What is the last digit of the sum?",
@@ -68,7 +68,7 @@ def split_indices(split: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Scene:
-    """A question kind, the scans in the picture from left to right, and the ink of each, all different."""
+    """A question kind, the scans in the image from left to right, and the ink of each, all different."""
 
     kind: str
     scans: tuple[int, ...]
@@ -126,7 +126,7 @@ def scenes(split: str, count: int, seed: int, *, lengths: Sequence[int] = (2, 3,
 
 
 def to_problem(scene: Scene, identifier: str) -> Problem:
-    """The scene as a problem with its picture in memory; the truth is kept in `meta` for exact step labels."""
+    """The scene as a problem with its image in memory; the truth is kept in `meta` for exact step labels."""
     meta = {"kind": scene.kind, "digits": dict(zip(scene.inks, scene.digits, strict=True)), "scans": list(scene.scans)}
     return Problem(identifier, QUESTIONS[scene.kind], (scene.picture(),), str(scene.answer), meta)
 

@@ -1,4 +1,4 @@
-"""What a benchmark says of a PRM: macro-F1, first errors, AUC, calibration, and what it loses without the picture.
+"""What a benchmark says of a PRM: macro-F1, first errors, AUC, calibration, and what it loses without the image.
 
 Intervals are percentile bootstraps over problems, the independent units: a problem's responses and steps stay together.
 """
@@ -85,14 +85,14 @@ def evaluate(responses: Sequence[ScoredResponse], *, threshold: float, resamples
 def image_drop(
     seen: Sequence[ScoredResponse], unseen: Sequence[ScoredResponse], *, threshold: float, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """What a PRM loses without the right picture: seen − unseen, paired, with intervals over problems.
+    """What a PRM loses without the right image: seen − unseen, paired, with intervals over problems.
 
     Near 0, the PRM judges the text alone. `score` is the fall of the mean score of the right steps: a PRM that looks
     stops believing what it cannot see. `macro_f1` is at the same threshold on both sides, pooled.
 
     Args:
-        seen: scored with the right pictures.
-        unseen: the same responses in the same order, scored with a blank or another problem's picture.
+        seen: scored with the right images.
+        unseen: the same responses in the same order, scored with a blank or another problem's image.
         threshold: on both sides.
         resamples: bootstrap resamples.
 
@@ -100,7 +100,7 @@ def image_drop(
         DataError: no responses, or not the same ones on both sides.
     """
     if not seen or [one.response for one in seen] != [one.response for one in unseen]:
-        raise DataError("a drop needs the same responses, at least one, scored with and without their pictures")
+        raise DataError("a drop needs the same responses, at least one, scored with and without their images")
     with_, without = _Table(seen, threshold), _Table(unseen, threshold)
     right = np.zeros((with_.problems, 3))  # right steps, sums of their scores seen and unseen
     for column, values in enumerate((np.ones(with_.labels.size), with_.scores, without.scores)):
@@ -121,7 +121,7 @@ def image_drop(
 
 
 class _Table:
-    """Responses as arrays: a row a problem, so that a resample of problems is a weight a row."""
+    """Responses as arrays: a row per problem, so that a resample of problems is a weight per row."""
 
     def __init__(self, responses: Sequence[ScoredResponse], threshold: float) -> None:
         ids = {one: i for i, one in enumerate(dict.fromkeys(r.response.problem.id for r in responses))}
@@ -147,7 +147,7 @@ class _Table:
         self.scores, self.labels, self.problem_of_step = np.array(scores), np.array(labels), np.array(rows)
 
     def auc(self, weights: Array) -> Array:
-        """AUC over all steps, a value a resample."""
+        """AUC over all steps, a value per resample."""
         return weighted_auc(self.scores, self.labels, weights[:, self.problem_of_step])
 
 

@@ -16,10 +16,10 @@ def score_given_steps(
     """Score the steps of a benchmark's responses.
 
     A PRM that has `score_steps` (`ModelPRM`) gets the steps as they are. Any other gets them joined by blank lines,
-    with blank lines inside a step closed up, and must give one score a step.
+    with blank lines inside a step closed up, and must give one score per step.
 
     Args:
-        responses: with their problems as they are to be seen, e.g. with blank pictures.
+        responses: with their problems as they are to be seen, e.g. with blank images.
         prm: any PRM.
         describe: names a progress bar, where the PRM has one.
 

@@ -159,7 +159,7 @@ def within_auc(scores: Floats, labels: Bools, problems: Sequence[Hashable]) -> d
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     if not len(problems) == truth.size == values.size:
         raise DataError(
-            f"expected one score, label and problem a step, got {values.size}, {truth.size}, {len(problems)}"
+            f"expected one score, label and problem per step, got {values.size}, {truth.size}, {len(problems)}"
         )
     members: dict[Hashable, list[int]] = {}
     for index, problem in enumerate(problems):

@@ -1,6 +1,6 @@
 """Continuations of steps, kept with their verdicts: right ones are what `step_prefix` chooses against a bad step.
 
-They stand in an SQLite file, one row a continuation, and are there as soon as their call was checked. Neither writing
+They stand in an SQLite file, one row per continuation, and are there as soon as their call was checked. Neither writing
 nor reading holds more than one call, or one problem, in memory.
 """
 

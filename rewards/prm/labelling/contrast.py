@@ -1,8 +1,8 @@
-"""Visual-contrast negatives: a right response beside another problem's pictures, where its answer is wrong.
+"""Visual-contrast negatives: a right response beside another problem's images, where its answer is wrong.
 
-The text alone cannot tell such a negative from the original, so only the pictures can. The partner asks the same
-question about pictures of the same sizes and has another reference answer; so the last step, which states the answer,
-is wrong there: label 0. Whether an earlier step still holds on the other pictures nobody has looked at: no label. Two
+The text alone cannot tell such a negative from the original, so only the images can. The partner asks the same
+question about images of the same sizes and has another reference answer; so the last step, which states the answer,
+is wrong there: label 0. Whether an earlier step still holds on the other images nobody has looked at: no label. Two
 spellings of one answer (12 and 12.0) would count as two, so this is for data whose answers have one spelling.
 """
 
@@ -23,12 +23,12 @@ def visual_contrasts(groups: Sequence[LabelledGroup], count: int, rng: random.Ra
     """For each group up to `count` of its right responses as negatives of one partner problem, if it has any.
 
     Args:
-        groups: labelled responses; those without pictures, reference answer or right response give nothing.
-        count: negatives a group, at most.
+        groups: labelled responses; those without images, reference answer or right response give nothing.
+        count: negatives per group, at most.
         rng: picks partner and responses.
 
     Returns:
-        New groups, at most one a group, under the partner's pictures and the id `<id> with pictures of <partner>`.
+        New groups, at most one per group, under the partner's images and the id `<id> with images of <partner>`.
     """
     alike: dict[tuple[object, ...], list[Problem]] = defaultdict(list)
     for group in groups:
@@ -44,7 +44,7 @@ def visual_contrasts(groups: Sequence[LabelledGroup], count: int, rng: random.Ra
         if partners:
             partner = rng.choice(partners)
             chosen = rng.sample(right, min(count, len(right)))
-            problem = replace(partner, id=f"{group.problem.id} with pictures of {partner.id}")
+            problem = replace(partner, id=f"{group.problem.id} with images of {partner.id}")
             contrasts.append(LabelledGroup(problem, tuple(map(_wrong_at_the_end, chosen))))
     return contrasts
 

@@ -38,7 +38,7 @@ class LabelledSolution:
 @dataclass(frozen=True)
 class LabelledGroup:
     """Labelled responses of one problem. A batch keeps them together, so that right and wrong answers to the same
-    picture stand side by side; a PRM that never sees that contrast learns how hard a picture is and nothing else.
+    image stand side by side; a PRM that never sees that contrast learns how hard an image is and nothing else.
     """
 
     problem: Problem
@@ -91,7 +91,7 @@ class LabelRule:
         return f"labels at --threshold {self.threshold}" if self.threshold != 0.0 else None
 
     def labels(self, counts: Sequence[MonteCarloCount], *, exact: bool = False) -> tuple[float | None, ...]:
-        """One label a step.
+        """One label per step.
 
         Args:
             counts: of each step.

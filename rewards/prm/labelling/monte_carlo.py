@@ -111,14 +111,14 @@ class Continuer:
 class Continuations:
     """Has continuations drawn from the ends of steps, and checked: the `Draw` of a budget.
 
-    Places of one problem are drawn side by side: they share its picture and its prompt, and a server with a prefix
+    Places of one problem are drawn side by side: they share its image and its prompt, and a server with a prefix
     cache, or a batch, finds them again.
 
     Args:
         responses: what places refer to.
         run: makes the calls: a `Continuer`, here (`in_turn`) or on several workers.
         seed: changes the draw; every call of the generator has its own, derived from it.
-        rows_a_call: continuations a call of the generator, at most (one place's n are never divided).
+        rows_a_call: continuations per call of the generator, at most (one place's n are never divided).
         on_drawn: told the number of continuations of each call that was made, or was kept.
         each: keeps the verdicts of each call, so that a killed run goes on (`CallStore.each`).
     """

@@ -1,6 +1,6 @@
 """Error injection: a right response with one digit of one step changed.
 
-Sampled errors are rare and unlike each other; a small model learns from them how hard a picture is, and not to
+Sampled errors are rare and unlike each other; a small model learns from them how hard an image is, and not to
 compare what is written with what is shown. A right response beside its own copy with one wrong digit differs in
 nothing else, so only the comparison tells them apart. The labels are presumed, not measured: those of the original
 before the changed step, 0 at it, and none after it, since those steps follow from something wrong.

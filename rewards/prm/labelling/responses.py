@@ -16,7 +16,7 @@ def choose_responses(
     """At most `responses` a problem, right and wrong ones balanced, no text twice, nothing that cannot be scored.
 
     With `mixed_only`, a problem whose usable responses are all right or all wrong gives none: a PRM that sees
-    mostly such problems learns how hard a picture is, not which step is wrong.
+    mostly such problems learns how hard an image is, not which step is wrong.
     """
     if responses < 2:
         raise ConfigError(f"responses must be at least 2, one right and one wrong, got {responses}")

@@ -22,7 +22,7 @@ EXACT = "exact"
 
 
 def monte_carlo_source(budget: str, num_continuations: int) -> str:
-    """The name of counts that were drawn under a budget of K continuations a step.
+    """The name of counts that were drawn under a budget of K continuations per step.
 
     Example:
         >>> monte_carlo_source("full", 16)

@@ -175,7 +175,7 @@ def test_adaptive_n_is_reported_beside_all_samples():
 
 
 def test_warnings_are_printed_and_stored(tmp_path, capsys):
-    """Scored as if no picture were looked at: the command says so at its end, and the results keep it."""
+    """Scored as if no image were looked at: the command says so at its end, and the results keep it."""
     run = make_run(tmp_path / "run")
     scored, seen = run / "test" / "mpo" / "scored", tmp_path / "blind"
     same = [
@@ -189,5 +189,5 @@ def test_warnings_are_printed_and_stored(tmp_path, capsys):
         best_of_n(BestOfNConfig(folder, out, [1, 4]))
         results, printed = json.loads((out / RESULTS).read_text()), capsys.readouterr().err
         assert ("image_blind" in [warning["name"] for warning in results["warnings"]]) is flagged
-        assert ("blind: with another problem's picture" in printed) is flagged
+        assert ("blind: with another problem's image" in printed) is flagged
         assert (results["image_drop"]["mean"] == 0.0) is flagged

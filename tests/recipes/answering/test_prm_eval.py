@@ -37,7 +37,7 @@ def prm_folder(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) ->
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 problems of two sources, one of them with two pictures, one with 14 steps; and three bad rows."""
+    """40 problems of two sources, one of them with two images, one with 14 steps; and three bad rows."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(
             {
                 "image": names,
-                "question": f"<image>\nWhat is shown in picture {i}?",
+                "question": f"<image>\nWhat is shown in image {i}?",
                 "answer": "3",
                 "response": {"steps": [f"Red {j}" for j in range(len(signs))], "process_correctness": signs},
                 "policy_model": "toy",
@@ -123,8 +123,8 @@ def test_the_numbers_are_those_of_the_scores(done: Path) -> None:
 
 
 def test_pictures_reach_the_prm(done: Path, prm_folder: Path, benchmark: Path) -> None:
-    """The random PRM's scores depend a little on the picture, so the drops are not exactly 0; and the scores of the row
-    with two pictures are those of a problem with two pictures."""
+    """The random PRM's scores depend a little on the image, so the drops are not exactly 0; and the scores of the row
+    with two images are those of a problem with two images."""
     found = results_of(done)
     tests = found["test"]["responses"]
     assert found["blank"]["responses"] == tests
@@ -132,7 +132,7 @@ def test_pictures_reach_the_prm(done: Path, prm_folder: Path, benchmark: Path) -
     two = next(row for row in scores_of(done) if row["id"] == "row 8")
     images = tuple(benchmark.parent / f"images/7-{j}.png" for j in range(2))
     prm = ModelPRM.load(prm_folder)
-    problem = Problem("p", "What is shown in picture 7?", images)
+    problem = Problem("p", "What is shown in image 7?", images)
     assert two["scores"] == pytest.approx(prm.score(problem, ["Red 0\n\nRed 1\n\nRed 2"])[0].values, abs=1e-5)
     assert blanked(problem).images[0].getpixel((0, 0)) == (255, 255, 255)
 
@@ -175,7 +175,7 @@ def test_processbench_with_a_development_file_of_other_problems(
     assert (counts["in"], counts["development"], counts["test"]) == (44, 20, 20)
     assert found["threshold"]["objective"] == "first_error_f1"
     assert list(found["test"]["per_source"]) == ["gsm8k"]
-    assert found["blank"] is found["swapped"] is None  # no pictures to take away
+    assert found["blank"] is found["swapped"] is None  # no images to take away
     screen = capsys.readouterr().out
     assert "first-error F1, pooled" in screen
     assert "AUC within a problem" in screen

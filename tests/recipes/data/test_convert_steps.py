@@ -33,7 +33,7 @@ def convert(source: str, target: str, given: Path, out: Path) -> Path:
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
-    """Three problems, of which the second has two pictures and the third none; one rollout has no counts."""
+    """Three problems, of which the second has two images and the third none; one rollout has no counts."""
     problems = make_problems(tmp_path / "world", "p", 3, random.Random(0))
     rows = [json.loads(line) for line in problems.read_text().splitlines()]
     load_image(problems.parent / rows[1]["images"][0]).save(problems.parent / "images" / "second.jpg")
@@ -104,7 +104,7 @@ def test_stepwise_rows_that_are_wrong_are_named_by_column(tmp_path: Path, capsys
         (good | counted | {"mc_total": [4, 0]}, "mc_correct"),
         (good | counted | {"mc_correct": [2, 1]}, "labels.1"),
         (good | {"images": [{"bytes": None, "path": str(secret)}]}, "images"),
-        (good | {"images": [{"bytes": b"no picture", "path": None}]}, "images"),
+        (good | {"images": [{"bytes": b"no image", "path": None}]}, "images"),
         (good | {"prompt": "another"}, "problem_id"),
     ]
     columns = {name: None for row in (good | counted, *(row for row, _ in bad)) for name in row}

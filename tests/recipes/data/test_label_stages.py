@@ -76,7 +76,7 @@ def test_an_unknown_budget_is_refused_before_the_model_loads(verified: Path, tmp
 
 
 def test_rows_go_out_and_come_back(verified: Path, policy_folder: Path, tmp_path: Path) -> None:
-    """Everything that a PRM is trained on survives: texts, verdicts, counts, their source, questions, pictures."""
+    """Everything that a PRM is trained on survives: texts, verdicts, counts, their source, questions, images."""
     labelled = label(settings(verified, policy_folder, budget="sequential"))
     given = ConvertDataConfig("visualprm", "groups", labelled, tmp_path / "imported", image_root=tmp_path / "data")
     imported = convert_data(given)
@@ -112,7 +112,7 @@ def published(image: str) -> dict[str, Any]:
 
 def test_damaged_rows_and_pictures_are_counted_by_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (64, 32), "white").save(tmp_path / "a.png")
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     rows = [
         published("a.png"),
         published("bad.png"),

@@ -71,8 +71,8 @@ def test_options_reach_the_rule(scored: Path, tmp_path: Path) -> None:
 
 
 def test_chosen_responses_that_need_the_picture(scored: Path, tmp_path: Path) -> None:
-    """Half of the problems are scored as well without their pictures: no pair of those, and the report says why."""
-    with pytest.raises(DataError, match=r"needs scores without the picture.*mpo score --visual_dependence true"):
+    """Half of the problems are scored as well without their images: no pair of those, and the report says why."""
+    with pytest.raises(DataError, match=r"needs scores without the image.*mpo score --visual_dependence true"):
         pairs(PairsConfig(scored, tmp_path / "early", min_visual_dependence=0.1))
     groups = [without_picture(group, 0.3 * (i % 2)) for i, group in enumerate(read_groups(scored))]
     looked = write_stage(tmp_path / "looked", groups, problems_of(scored), name="score")

@@ -33,7 +33,7 @@ N, PROBLEMS = 4, 10
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Digit problems with pictures of different widths, one of them unreadable."""
+    """Digit problems with images of different widths, one of them unreadable."""
     folder = tmp_path_factory.mktemp("data")
     rows = []
     for index, scene in enumerate(scenes("test", PROBLEMS, 1)):
@@ -42,7 +42,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert isinstance(picture, Image.Image)
         picture.save(folder / f"{index}.png")
         rows.append({"id": problem.id, "question": problem.question, "images": [f"{index}.png"], "answer": "1"})
-    (folder / "bad.png").write_text("no picture")
+    (folder / "bad.png").write_text("no image")
     rows.insert(3, {"id": "bad", "question": "?", "images": ["bad.png"]})
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "questions.jsonl"
@@ -50,7 +50,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(questions: Path, policy_folder: Path) -> SampleConfig:
-    """Two problems a call, five calls."""
+    """Two problems per call, five calls."""
     return SampleConfig(
         problems=questions, out=Path(), policy=policy_folder, num_samples=N, batch_rows=2 * N, max_new_tokens=24,
         parquet=True,
@@ -210,7 +210,7 @@ def test_what_cannot_work_is_refused_first(
 
 
 def test_no_picture_at_all_is_an_error(config: SampleConfig, tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     (tmp_path / "q.jsonl").write_text('{"id": "a", "question": "?", "images": ["bad.png"]}\n')
     with pytest.raises(DataError, match=r"no problem of .* could be sampled.*bad\.png"):
         sample(replace(config, problems=tmp_path / "q.jsonl", out=tmp_path / "samples"))

@@ -30,7 +30,7 @@ COUNTS = [[(4, 4), (3, 4), (2, 4)], [(1, 4), (0, 4)]]
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two labelled responses a problem, and one with a control token."""
+    """Two labelled responses per problem, and one with a control token."""
     folder = tmp_path_factory.mktemp("labelled")
     problems = make_problems(folder, "labelled", 4, random.Random(0))
     rollouts = [

@@ -46,7 +46,7 @@ def test_scored_groups_have_a_score_a_step_and_a_verdict(run):
 
 
 def test_test_answers_are_scored_without_their_picture_too(run):
-    """As the PRM itself says of a blank picture; preference answers are not, since these pairs do not ask for it."""
+    """As the PRM itself says of a blank image; preference answers are not, since these pairs do not ask for it."""
     groups = read_groups(run / "test" / "mpo" / "scored")
     prm = ModelPRM.load(run / "prm")
     rollouts = [(group.problem, r) for group in groups for r in group.rollouts if r.step_scores]
@@ -178,7 +178,7 @@ def test_own_model_and_problems(run, tmp_path, ready):
 
 
 def test_test_problems_that_are_trained_on_are_refused(run, tmp_path, capsys):
-    """Also under another id and another path of the picture: what counts is question and pixels."""
+    """Also under another id and another path of the image: what counts is question and pixels."""
     rows = [json.loads(line) for line in (run / "world" / "test.jsonl").read_text().splitlines()]
     row = json.loads((run / "world" / "preference.jsonl").read_text().splitlines()[0])
     shutil.copytree(run / "world" / "images", tmp_path / "images")

@@ -12,7 +12,7 @@ import pytest
 import soak
 
 ROOT = Path(__file__).resolve().parents[3]
-SAMPLES, PAIRS = 20_000, 1_000  # 30 MB of pictures; decoded, and once in a list, more than the limit
+SAMPLES, PAIRS = 20_000, 1_000  # 30 MB of images; decoded, and once in a list, more than the limit
 LIMIT_MB = 12
 
 

@@ -127,7 +127,7 @@ def test_pairs_stand_side_by_side_with_their_reason(tmp_path):
 
 
 def test_image_blind_picks_are_marked(tmp_path):
-    """A pick that scores as well with other pictures is marked, and a pick that falls is not."""
+    """A pick that scores as well with other images is marked, and a pick that falls is not."""
     run = make_run(tmp_path / "run")
     folder = run / "test" / "mpo" / "scored"
     groups = [without_picture(g, 0.0 if i % 2 else 0.3) for i, g in enumerate(read_groups(folder))]
@@ -141,7 +141,7 @@ def test_image_blind_picks_are_marked(tmp_path):
         assert response.blank == response.swapped
     html = report(run, problems=24).read_text()
     assert html.count('data-blind="yes"') == html.count('<span class="flag">Image-blind</span>') == len(blind)
-    assert "with another picture</span>" in html
+    assert "with another image</span>" in html
 
 
 def test_steps_say_how_much_they_depend_on_the_picture(tmp_path):
@@ -159,7 +159,7 @@ def test_steps_say_how_much_they_depend_on_the_picture(tmp_path):
 
     run = make_run(tmp_path / "run")
     html = " ".join(report(run, problems=12).read_text().split())
-    assert re.search(r"<small>picture [+−]0\.\d\d</small>", html)
+    assert re.search(r"<small>image [+−]0\.\d\d</small>", html)
     assert "<h3>Visual dependence</h3>" in html
     for arm in ("policy", "mpo"):
         folder = run / "test" / arm / "scored"
@@ -248,7 +248,7 @@ def test_a_run_with_little(tmp_path):
     run = make_run(tmp_path / "run", problems=3, optional=False)
     for folder in ("pairs", "prm_labelled", "mpo", "test/mpo", "test/policy/best_of_n"):
         shutil.rmtree(run / folder)
-    (run / "world" / "images" / "test-0.png").write_bytes(b"no picture")
+    (run / "world" / "images" / "test-0.png").write_bytes(b"no image")
     html = report(run).read_text()
     assert "could not be read" in html
     with pytest.raises(StageError):

@@ -94,7 +94,7 @@ def test_keys_and_filters(session, tmp_path):
 
 
 def test_five_hundred_problems(session, tmp_path):
-    """With pictures of noise, which no format makes small, and 16 answers a problem."""
+    """With images of noise, which no format makes small, and 16 answers per problem."""
     run = make_run(tmp_path / "run", problems=500, samples=16, ks=(1,), preference_problems=200, optional=False)
     noise = run / "noise.png"
     Image.effect_noise((640, 480), 60).convert("RGB").save(noise)

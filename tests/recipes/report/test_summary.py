@@ -25,7 +25,7 @@ from tests.recipes.run_folders import (
 
 
 def write_arm(run, problems, arm, verdicts, rewards=None):
-    """verdicts: one list a problem, in file order; rewards likewise."""
+    """verdicts: one list per problem, in file order; rewards likewise."""
     groups = []
     for index, problem in enumerate(read_problems(problems).values()):
         rollouts = []

@@ -43,7 +43,7 @@ PLAIN = st.builds(
 
 
 def scored_unseen(rollout: Rollout) -> st.SearchStrategy[Rollout]:
-    """With as many step scores under other pictures as under its own, or with none."""
+    """With as many step scores under other images as under its own, or with none."""
     if rollout.step_scores is None:
         return st.just(rollout)
     steps = len(rollout.step_scores.values)
@@ -201,7 +201,7 @@ def rollout_line(**changes: Any) -> str:
         (rollout_line(step_scores=[]), r"a response has no step scores"),
         (
             rollout_line(step_scores=[0.5, 0.5], blank={"step_scores": [0.5], "reward": 0.5}),
-            r"1 step scores with a blank picture for 2 with the problem's own",
+            r"1 step scores with a blank image for 2 with the problem's own",
         ),
         (rollout_line(swapped={"step_scores": [0.5]}), r"rollouts\.0\.swapped\.reward: Field required"),
         (rollout_line().replace('"p"', '"unknown"'), r"no problem 'unknown' in .*p\.jsonl"),

@@ -104,12 +104,12 @@ def test_work_of_other_settings_or_pictures_is_refused(given: Path, capsys: pyte
         score(ScoreConfig(groups, given / "prm", scored, aggregation="min"))
     picture = Path(str(read_groups(groups)[0].problem.images[0]))
     shutil.copy(Path(str(read_groups(groups)[1].problem.images[0])), picture)
-    with pytest.raises(FingerprintError, match=r"of other pictures \("):
+    with pytest.raises(FingerprintError, match=r"of other images \("):
         score(ScoreConfig(groups, given / "prm", scored))
 
 
 def test_a_verify_with_other_workers_goes_on_with_the_same_calls(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of answers a call is that of the first attempt; nothing is checked twice."""
+    """The number of answers per call is that of the first attempt; nothing is checked twice."""
     monkeypatch.setattr("recipes.data.verify.GROUPS_AT_A_TIME", 1)
     out = verified(given)
     expected = (out / GROUPS).read_bytes()

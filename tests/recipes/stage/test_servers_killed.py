@@ -32,7 +32,7 @@ def servers(tmp_path: Path) -> Iterator[list[ServerProcess]]:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    """Two questions about each picture."""
+    """Two questions about each image."""
     for number in range(PICTURES):
         Image.new("RGB", (4, 4), (8 * number, 0, 0)).save(tmp_path / f"{number}.png")
     rows = [
@@ -68,7 +68,7 @@ def check_against_one_server(out: Path, servers: list[ServerProcess], questions:
 def test_one_of_two_servers_is_killed_and_comes_back(
     servers: list[ServerProcess], questions: Path, tmp_path: Path
 ) -> None:
-    """Its pictures go to the other meanwhile and to it afterwards; the other's pictures never move."""
+    """Its images go to the other meanwhile and to it afterwards; the other's images never move."""
     lost, kept = servers
     before: list[set[str]] = []
 
@@ -90,11 +90,11 @@ def test_one_of_two_servers_is_killed_and_comes_back(
     assert sample(servers, questions, tmp_path / "out") == 0
     killer.join(timeout=60)
     assert not killer.is_alive()
-    assert not before[0] & before[1], "while both lived each picture had one server"
+    assert not before[0] & before[1], "while both lived each image had one server"
     assert len(before[0] | before[1]) < PICTURES, "killed in the middle"
     last_life = lost.lines()[::-1][: lost.lines()[::-1].index("up")]
     assert set(last_life) - {"models"}, "asked again when it was back"
-    assert not set(lost.asked()) & before[1], "the other's pictures stayed where they were"
+    assert not set(lost.asked()) & before[1], "the other's images stayed where they were"
     asked = len(lost.asked()) + len(kept.asked())
     assert 2 * PICTURES * SAMPLES <= asked <= 2 * PICTURES * SAMPLES + 2, "only what was under way is asked twice"
     check_against_one_server(tmp_path / "out", servers, questions)

@@ -22,9 +22,9 @@ from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 @pytest.fixture
 def samples(tmp_path, policy_folder) -> Path:
-    """Two good problems, one of them without an answer, and one whose picture is text."""
+    """Two good problems, one of them without an answer, and one whose image is text."""
     Image.new("RGB", (64, 32), "white").save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     rows = [
         {"id": "a", "question": "How many digits are even?", "images": ["good.png"], "answer": "1"},
         {"id": "b", "question": "How many digits are even?", "images": ["good.png"]},

@@ -47,7 +47,7 @@ def lines(path: Path, *rows: Any) -> Path:
 def test_no_address_in_data_is_asked(server: ModelServer, policy_folder: Path, tmp_path: Path) -> None:
     """As image, as entry of a message, in Markdown, with a redirect, with a file's scheme: no request at all."""
     url = server.base_url.replace("/v1", "/redir.png")
-    markdown = f"What is on ![this picture]({url})? <img src='{url}'>"
+    markdown = f"What is on ![this image]({url})? <img src='{url}'>"
     quarantine = Quarantine()
     problems = lines(
         tmp_path / "q.jsonl",
@@ -162,7 +162,7 @@ def test_code_in_a_model_folder_is_not_run(policy_folder: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_exported_bytes_are_those_of_the_pixels(kind: str) -> None:
-    """EXIF, colour profile, comments, XMP and what stands behind the picture stay behind."""
+    """EXIF, colour profile, comments, XMP and what stands behind the image stay behind."""
     exif, info = Image.Exif(), PngImagePlugin.PngInfo()
     exif[0x010E] = "CANARY"
     info.add_text("Comment", "CANARY")

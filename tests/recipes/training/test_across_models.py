@@ -1,4 +1,4 @@
-"""Samples of one model train a model of another architecture; a picture that a model refuses costs its own rows."""
+"""Samples of one model train a model of another architecture; an image that a model refuses costs its own rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(command: str, **flags: object) -> None:
 
 
 def questions(folder: Path, **sizes: tuple[int, int]) -> Path:
-    """One question a name, about a picture of that size."""
+    """One question a name, about an image of that size."""
     for name, size in sizes.items():
         Image.new("RGB", size, "red").save(folder / f"{name}.png")
     rows = [{"id": name, "question": "How many digits?", "images": [f"{name}.png"], "answer": "1"} for name in sizes]
@@ -88,7 +88,7 @@ def test_samples_of_one_architecture_train_another(
 
 
 def test_a_picture_that_the_processor_refuses_costs_its_own_samples(qwen: Path, tmp_path: Path) -> None:
-    """Qwen's `smart_resize` takes no picture over 200 times as long as wide; the neighbours' draw stays."""
+    """Qwen's `smart_resize` takes no image over 200 times as long as wide; the neighbours' draw stays."""
     sampled = {}
     for name, sizes in (
         ("with", {"a": (64, 64), "thin": (1, 3000), "b": (64, 96)}),

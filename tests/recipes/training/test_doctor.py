@@ -66,8 +66,8 @@ def test_a_healthy_run(
         "δ of L_q: cumulative",
         "reference: runs beside the policy",
         "peak without checkpointing ← this run",
-        "2 pairs a step = 2 a device x 1 micro-batches x 1 ranks; 2 steps over 6 rows: 0.67 epochs",
-        "│ pairs a step │ 2 │ 256 │",
+        "2 pairs per step = 2 a device x 1 micro-batches x 1 ranks; 2 steps over 6 rows: 0.67 epochs",
+        "│ pairs per step │ 2 │ 256 │",
     ):
         assert expected in printed, printed
     assert "learning_rate │" not in printed  # the flag set it to the paper's
@@ -75,7 +75,7 @@ def test_a_healthy_run(
 
 
 def test_it_rejects_what_training_rejects(settings: Callable[..., Path], tmp_path: Path) -> None:
-    """The wide pictures have more tokens; `train-mpo` with the same settings keeps the same account."""
+    """The wide images have more tokens; `train-mpo` with the same settings keeps the same account."""
     from recipes.training.doctor import doctor
 
     settings([*(pair(i) for i in range(6)), BAD])

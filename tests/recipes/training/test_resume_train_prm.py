@@ -125,4 +125,4 @@ def moved(folder: Path, start: Path) -> float:
 def test_a_step_that_two_processes_cannot_share_is_refused(settings: TrainPRMConfig) -> None:
     flags = flags_of(replace(settings, batch_groups=3))
     errors = launched("accelerate", "-m", "recipes.cli", "train-prm", *flags, code=1)
-    assert "batch_groups=3 rows a step cannot be cut into micro-batches of 1 on 2 processes" in errors
+    assert "batch_groups=3 rows per step cannot be cut into micro-batches of 1 on 2 processes" in errors

@@ -34,7 +34,7 @@ ARGUMENT = "canary-on-the-command-line"
 
 @pytest.fixture
 def fresh_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """wandb reads its environment once a process: forget it before and after."""
+    """wandb reads its environment once per process: forget it before and after."""
     wandb.teardown()
     for name in ("WANDB_API_KEY", "WANDB_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -93,7 +93,7 @@ def test_the_table_of_pictures_comes_back(out: Path) -> None:
         assert row["samples/table"]["_type"] == "table-file"
         (name,) = [name for name in files if name.endswith(".table.json")]
         table = json.loads(files[name].read_text())
-        assert table["columns"] == ["step", "draw", "picture 1", "question", "answer", "faults"]
+        assert table["columns"] == ["step", "draw", "image 1", "question", "answer", "faults"]
         expected = [sample for sample in samples if sample["step"] == row["train/global_step"]]
         assert len(table["data"]) == len(expected) == 2 * 2  # draws, problems
         for cells, sample in zip(table["data"], expected, strict=True):

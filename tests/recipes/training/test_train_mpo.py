@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pairs, two for each of four pictures."""
+    """Eight pairs, two for each of four images."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     write_trl_parquet([_pair(number) for number in range(8)], path)
     return path

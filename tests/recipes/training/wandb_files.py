@@ -59,6 +59,6 @@ def config(found: list[Any]) -> dict[str, Any]:
 
 
 def artifacts(found: list[Any]) -> list[dict[str, Path]]:
-    """Files of each artifact (a table with its pictures is one): path inside it → where it waits for its upload."""
+    """Files of each artifact (a table with its images is one): path inside it → where it waits for its upload."""
     logged = [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
     return [{entry.path: Path(entry.local_path) for entry in artifact.manifest.contents} for artifact in logged]

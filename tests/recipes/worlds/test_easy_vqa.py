@@ -82,7 +82,7 @@ def test_no_picture_in_two_splits_and_the_test_split_is_the_packages(run, packag
 
 
 def test_every_fact_of_the_package_is_consistent(package):
-    """Of 4,000 train pictures 3,542 have both facts in their questions; none has two shapes or two colors."""
+    """Of 4,000 train images 3,542 have both facts in their questions; none has two shapes or two colors."""
     questions, pictures = package
     facts = {key: facts_of(rows) for key, rows in questions.items()}
     assert sum(len(rows) for rows in questions.values()) == 48_248
@@ -92,7 +92,7 @@ def test_every_fact_of_the_package_is_consistent(package):
 
 def test_contradicting_answers_are_an_error():
     rows = [Question("what shape is present?", answer, "train", 7) for answer in ("circle", "triangle")]
-    with pytest.raises(DataError, match="picture train 7"):
+    with pytest.raises(DataError, match="image train 7"):
         facts_of(rows)
 
 

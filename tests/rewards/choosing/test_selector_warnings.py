@@ -55,7 +55,7 @@ def honest(right, text, noise):
 
 
 def blind(right, text, noise):
-    return 0.4 + noise  # what an honest PRM says of an answer about another picture
+    return 0.4 + noise  # what an honest PRM says of an answer about another image
 
 
 def likes_length(right, text, noise):
@@ -63,7 +63,7 @@ def likes_length(right, text, noise):
 
 
 def scored_unseen(groups, other):
-    """The groups, with what `other` says of the same answers as their scores with another picture."""
+    """The groups, with what `other` says of the same answers as their scores with another image."""
     return [
         replace(
             group,
@@ -100,7 +100,7 @@ def test_a_prm_that_likes_long_answers_is_flagged():
 
 def test_an_image_blind_prm_is_flagged():
     groups = scored_by(answered(), honest)
-    same = scored_unseen(groups, groups)  # the same scores with another picture
+    same = scored_unseen(groups, groups)  # the same scores with another image
     assert names(same) == ["image_blind"]
     assert {of_group(group)["dependence_right"] for group in same} <= {0.0, None}
     assert names(groups) == []  # nobody asked

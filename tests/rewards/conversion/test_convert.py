@@ -172,7 +172,7 @@ def test_tiles_are_those_of_internvl(converted: tuple[Path, Path], size: tuple[i
     """Dynamic resolution worked out with Pillow: closest aspect ratio of up to 6 tiles, then a thumbnail.
 
     transformers' Pillow backend gives the very same numbers; its default backend rounds some pixels to the next grey
-    level, 1 / (255 · 0.224) after normalisation, in a picture without noise.
+    level, 1 / (255 · 0.224) after normalisation, in an image without noise.
     """
     image = picture(8, 8).resize(size, Image.Resampling.BICUBIC)
     expected = internvl_tiles(image, tile=28, most=6)

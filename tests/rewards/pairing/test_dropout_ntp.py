@@ -120,7 +120,7 @@ def test_a_continuation_that_gives_no_pair():
     assert dropout_pair(half, Completion(" ")) == "empty_continuation"
     pair = dropout_pair(half, Completion(" square", LENGTH, 2))
     assert (pair.chosen.text, pair.rejected) == ("a red circle", Completion("a red square", LENGTH, 2))
-    assert pair.problem.images == (PICTURE,)  # the pair is about the picture; only the continuation was blind
+    assert pair.problem.images == (PICTURE,)  # the pair is about the image; only the continuation was blind
 
 
 def test_the_whole_rule_with_a_real_model(policy, processor):

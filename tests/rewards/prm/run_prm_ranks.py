@@ -27,7 +27,7 @@ from rewards.types import Problem
 from tests.mpo.tiny import tiny_internvl
 from tests.ranks import FirstGradients, shard, total_of, whole
 
-STEPS, SAVED = 5, 3  # two steps an epoch: a resume starts inside the second one
+STEPS, SAVED = 5, 3  # two steps per epoch: a resume starts inside the second one
 # Adam would blow up rounding noise of small gradients.
 SAVING = {"save_strategy": "steps", "save_steps": SAVED, "max_steps": STEPS, "optim": "adamw_torch",
           "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "adam_epsilon": 1e-4}  # fmt: skip

@@ -73,7 +73,7 @@ def data(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     for name, colour in (("a", "red"), ("b", "blue")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / "images" / f"{name}.png")
-    (tmp_path / "images" / "damaged.png").write_text("no picture")
+    (tmp_path / "images" / "damaged.png").write_text("no image")
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""Scoring with a tiny real model: batching changes nothing, pictures matter, the contract travels with the weights."""
+"""Scoring with a tiny real model: batching changes nothing, images matter, the contract travels with the weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def assert_close(found: list[StepScores], expected: list[StepScores]) -> None:
 
 
 def by_hand(prm: ModelPRM, problem: Problem, text: str) -> list[float]:
-    """VisualPRM's serial path: one plain forward pass a step, no padding, P(+) = σ(logit of + minus logit of −)."""
+    """VisualPRM's serial path: one plain forward pass per step, no padding, P(+) = σ(logit of + minus logit of −)."""
     plus, minus = prm.format.label_ids(prm.processor.tokenizer)
     images = [list(problem.images)] if problem.images else None
     values, conversation = [], ""
@@ -100,7 +100,7 @@ def test_the_picture_changes_the_scores(prm: ModelPRM) -> None:
 
 
 def test_one_id_with_two_pictures_is_two_problems(prm: ModelPRM) -> None:
-    """The blank-image canary in one call: neighbours with one id must not share the first one's picture."""
+    """The blank-image canary in one call: neighbours with one id must not share the first one's image."""
     problem = PROBLEMS[0]
     blank = replace(problem, images=(Image.new("RGB", problem.images[0].size, "white"),))
     other = replace(problem, question="What is 5 + 7?")

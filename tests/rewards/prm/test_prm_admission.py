@@ -1,4 +1,4 @@
-"""Which labelled responses are trained on: a row's length without its pictures decoded, and the account."""
+"""Which labelled responses are trained on: a row's length without its images decoded, and the account."""
 
 from __future__ import annotations
 

@@ -125,9 +125,9 @@ def test_the_marker_in_a_text_is_refused_or_broken_up(qwen: Path) -> None:
 
 
 def test_pictures_are_refused_by_a_text_model(qwen: Path) -> None:
-    """Never dropped in silence: a PRM that sees no picture would judge the text alone."""
+    """Never dropped in silence: a PRM that sees no image would judge the text alone."""
     prm = ModelPRM.load(qwen, prm_format="qwen_math_prm")
-    with pytest.raises(DataError, match="has pictures, but the model reads text alone"):
+    with pytest.raises(DataError, match="has images, but the model reads text alone"):
         prm.score(replace(PROBLEM, images=(Image.new("RGB", (32, 32)),)), ["one"])
 
 
@@ -193,7 +193,7 @@ def rlhflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rlhflow_row_golden_and_scores(rlhflow: Path) -> None:
-    """A user turn a step, `+` as each assistant turn; read at the token before it: RLHFlow's position −3."""
+    """A user turn per step, `+` as each assistant turn; read at the token before it: RLHFlow's position −3."""
     prm = ModelPRM.load(rlhflow, prm_format=str(rlhflow / "row.yaml"))
     tokenizer = prm.processor.tokenizer
     plus, minus = prm.format.label_ids(tokenizer)

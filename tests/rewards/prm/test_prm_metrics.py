@@ -96,7 +96,7 @@ def test_refusals() -> None:
         calibration([0.5, 0.5], [True])
     with pytest.raises(DataError, match=r"in \[0, 1\], got 0.5 to 1.5"):
         calibration([0.5, 1.5], [True, False])
-    with pytest.raises(DataError, match="problem a step, got 2, 2, 1"):
+    with pytest.raises(DataError, match="problem per step, got 2, 2, 1"):
         within_auc([0.5, 0.5], [True, False], ["a"])
     with pytest.raises(ConfigError, match="bins"):
         calibration([0.5], [True], bins=0)

@@ -97,7 +97,7 @@ def test_step_end_golden(processor: Any) -> None:
 
 @pytest.mark.parametrize("prm_format", STEP_FORMATS.values(), ids=STEP_FORMATS)
 def test_images_move_every_position_alike(processor: Any, prm_format: PRMFormat) -> None:
-    """Two 32x32 pictures: `<img>`, 4 tokens, `</img>` and a newline each, 14 tokens before the question."""
+    """Two 32x32 images: `<img>`, 4 tokens, `</img>` and a newline each, 14 tokens before the question."""
     without, with_images = rendered(processor, prm_format, SUM), rendered(processor, prm_format, SUM, images=2)
     assert [b - a for a, b in zip(without.read_positions, with_images.read_positions, strict=True)] == [14] * 4
     assert with_images.prompt.image_features["pixel_values"].shape[0] == 2

@@ -1,4 +1,4 @@
-"""N solutions behind one prompt: the same scores and gradients as a row each, one prompt and one picture a problem."""
+"""N solutions behind one prompt: the same scores and gradients as a row each, one prompt and one image per problem."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_scores_are_those_of_a_row_each(policy: Any, processor: Any, name: str, 
 
 
 def test_rows_and_pictures_by_layout(policy: Any, processor: Any) -> None:
-    """Four solutions of a problem with pictures: one row, one encoding; four rows need one encoding as well."""
+    """Four solutions of a problem with images: one row, one encoding; four rows need one encoding as well."""
     rows: list[int] = []
     tiles: list[int] = []
     model = load_model(policy.config._name_or_path).eval()
@@ -133,7 +133,7 @@ def test_training_gradients_are_those_of_a_row_each(
 
 
 def test_the_policy_itself_can_be_the_prm(policy_folder: Path, processor: Any) -> None:
-    """A `ModelPRM` prepares its model in place; generation, which encodes pictures beforehand, stays what it was."""
+    """A `ModelPRM` prepares its model in place; generation, which encodes images beforehand, stays what it was."""
     model = load_model(policy_folder).eval()
     generator = TransformersGenerator(model, processor, SamplingParams(max_new_tokens=8))
     before = generator.generate(PROBLEMS, 2, seed=0)

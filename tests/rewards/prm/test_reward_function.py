@@ -1,4 +1,4 @@
-"""The PRM as TRL's reward function: the values are the PRM's own, in a real GRPO run with pictures."""
+"""The PRM as TRL's reward function: the values are the PRM's own, in a real GRPO run with images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = ["Red is 3\n\nBlue is 9\n\nFinal answer: 12", "Final answer: 3"]
 
 
 def conversation(problem: Problem, *, filled: bool) -> list[dict[str, Any]]:
-    """A prompt as TRL hands it over (pictures in their blocks), or as the data set holds it (empty blocks)."""
+    """A prompt as TRL hands it over (images in their blocks), or as the data set holds it (empty blocks)."""
     blocks = [{"type": "image", "image": image} if filled else {"type": "image"} for image in problem.images]
     return [
         {"role": "system", "content": "Be brief."},
@@ -85,9 +85,9 @@ def test_refusals(policy: Any, processor: Any) -> None:
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
     with pytest.raises(DataError, match=r"got \['user', 'assistant', 'user'\]"):
         problem_of([turn, *answer("4"), turn], [picture])
-    with pytest.raises(DataError, match="1 image blocks but 0 pictures"):
+    with pytest.raises(DataError, match="1 image blocks but 0 images"):
         problem_of([turn])
-    with pytest.raises(DataError, match="1 image blocks but 2 pictures"):
+    with pytest.raises(DataError, match="1 image blocks but 2 images"):
         problem_of([turn], [picture, picture])
     with pytest.raises(DataError, match=r"is the path '/etc/passwd'.*nothing is opened"):
         problem_of([turn], ["/etc/passwd"])

@@ -1,6 +1,6 @@
 """A PRM behind a server: the scores of the same model in this process, over real HTTP; and what a server may do wrong.
 
-The server is a real one on loopback; behind it a tiny InternVL reads one plain forward pass a request.
+The server is a real one on loopback; behind it a tiny InternVL reads one plain forward pass per request.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ DONE = {(0, 1), (2, 0), *((place, index) for place in (3, 4) for index in range(
 
 
 def test_the_same_samples_in_any_order_of_the_tasks(policy: Any, processor: Any) -> None:
-    """Five problems, three samples, two problems a call; the last problem has nothing left to draw."""
+    """Five problems, three samples, two problems per call; the last problem has nothing left to draw."""
     generator = TransformersGenerator(policy, processor, SamplingParams(max_new_tokens=5), batch_rows=6)
     asked: list[DrawTask] = []
 
@@ -35,5 +35,5 @@ def test_the_same_samples_in_any_order_of_the_tasks(policy: Any, processor: Any)
 
     prefixes = [f"Red {i}" for i in range(5)]
     expected = generator.generate(PROBLEMS, 2, prefixes=prefixes, seed=1)
-    # batch_rows // 2 problems a call of two samples
+    # batch_rows // 2 problems per call of two samples
     assert PooledGenerator(shuffled, problems_a_task=3).generate(PROBLEMS, 2, prefixes=prefixes, seed=1) == expected

@@ -25,7 +25,7 @@ from tests.server_process import free_port
 PROBLEMS = [
     Problem(f"p{i}", f"What is {i}?", (Image.new("RGB", (4, 4), (i // 2 * 20, 0, 0)),) if i < 16 else ())
     for i in range(20)
-]  # two questions a picture, four without one
+]  # two questions per image, four without one
 URLS = st.lists(st.integers(0, 10**6).map("http://h{}/v1".format), min_size=2, max_size=6, unique=True)
 
 

@@ -53,7 +53,7 @@ def ends_soon(policy_folder: Path, processor: Any, boost: float) -> Any:
 
 
 def test_greedy_equals_plain_generate(policy: Any, processor: Any) -> None:
-    """Left padding, and pictures of different widths beside a prompt without one, change no token."""
+    """Left padding, and images of different widths beside a prompt without one, change no token."""
     expected = [[plainly(policy, processor, problem)] for problem in PROBLEMS]
     assert texts(TransformersGenerator(policy, processor, GREEDY).generate(PROBLEMS, 1, seed=0)) == expected
     assert len({text for (text,) in expected}) > 1
@@ -121,7 +121,7 @@ def test_a_draw_depends_on_no_neighbour(policy: Any, processor: Any, prefix: str
 
 
 def test_draw_leaves_out_what_is_done_and_skips_calls(policy: Any, processor: Any) -> None:
-    """Two problems a call, two rows a problem; a call with nothing to do is skipped, the others give a part."""
+    """Two problems per call, two rows per problem; a call with nothing to do is skipped, the others give a part."""
     generator = TransformersGenerator(policy, processor, SAMPLED, batch_rows=4, rows_a_problem=2)
     every = {(s.problem, s.index): s for batch in generator.draw(PROBLEMS, 3, seed=0) for s in batch}
     assert sorted(every) == [(place, index) for place in range(5) for index in range(3)]

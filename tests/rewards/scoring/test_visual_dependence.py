@@ -1,4 +1,4 @@
-"""A PRM that looks depends on the picture, one that does not has dependence 0; steps, responses, scoring."""
+"""A PRM that looks depends on the image, one that does not has dependence 0; steps, responses, scoring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rollout(seen, blank=None, swapped=None, *, verdict=RIGHT, text="a\n\nb"):
 
 
 class LookingPRM:
-    """Believes a step that names the mean grey of the picture; a blind one believes every step by its length."""
+    """Believes a step that names the mean grey of the image; a blind one believes every step by its length."""
 
     def __init__(self, *, looks: bool = True) -> None:
         self.looks, self.calls = looks, 0
@@ -53,7 +53,7 @@ def group(grey: int, size=(4, 4), claim: int | None = None) -> RolloutGroup:
 
 
 def test_dependence_a_step_and_a_response():
-    """picture (.9, .8), blank (.4, .8), swapped (.7, .2): blank (.5, 0), mean .25; swapped (.2, .6), mean .4."""
+    """image (.9, .8), blank (.4, .8), swapped (.7, .2): blank (.5, 0), mean .25; swapped (.2, .6), mean .4."""
     found = rollout([0.9, 0.8], [0.4, 0.8], [0.7, 0.2])
     assert dependence(found, "blank").steps == pytest.approx((0.5, 0.0))
     assert dependence(found, "swapped").largest == pytest.approx(0.6)
@@ -79,14 +79,14 @@ def test_a_group_says_what_depends_on_the_picture():
 
 
 def both(groups, prm):
-    """Scored with blank pictures, then with others; and what lacks them."""
+    """Scored with blank images, then with others; and what lacks them."""
     groups, without = score_unseen(groups, prm, picture="blank")
     groups, lacking = score_unseen(groups, prm, picture="swapped")
     return groups, without | lacking
 
 
 def test_a_prm_that_looks_and_one_that_does_not():
-    """One step of two is about the picture: 0.9 with it, 0.1 with any other, so the mean falls by 0.4."""
+    """One step of two is about the image: 0.9 with it, 0.1 with any other, so the mean falls by 0.4."""
     for looks, expected in ((True, 0.4), (False, 0.0)):
         prm = LookingPRM(looks=looks)
         groups = [group(grey) for grey in (10, 20, 30)]
@@ -105,7 +105,7 @@ def test_a_prm_that_looks_and_one_that_does_not():
 def test_what_has_no_other_picture_is_counted_and_stays_unknown():
     text_only = RolloutGroup(Problem("t", "?"), (rollout([0.9, 0.75]),))
     done, lacking = both([group(10), text_only, group(20, size=(8, 4))], LookingPRM())
-    assert lacking == {"no picture": 1, "no other picture of its size": 2}
+    assert lacking == {"no image": 1, "no other image of its size": 2}
     assert done[0].rollouts[0].blank is not None
     assert done[0].rollouts[0].swapped is None
     assert visual_dependence(done[1].rollouts[0]) is None
@@ -119,14 +119,14 @@ def test_blank_pictures_are_made_some_at_a_time():
 
 
 def test_scores_must_be_of_the_same_steps():
-    with pytest.raises(StepAlignmentError, match="1 step scores with a blank picture for 2"):
+    with pytest.raises(StepAlignmentError, match="1 step scores with a blank image for 2"):
         rollout([0.9, 0.8], [0.4])
-    with pytest.raises(StepAlignmentError, match="2 step scores with a swapped picture for 0"):
+    with pytest.raises(StepAlignmentError, match="2 step scores with a swapped image for 0"):
         Rollout(Completion("a"), swapped=unseen(0.4, 0.5))
 
 
 def pairable(*dependences: float | None) -> RolloutGroup:
-    """Right responses that depend on the picture by so much, and a wrong one."""
+    """Right responses that depend on the image by so much, and a wrong one."""
     rights = [
         rollout([0.9, 0.9], None if d is None else [0.9 - d, 0.9 - d], text=f"a{i}\n\nb")
         for i, d in enumerate(dependences)

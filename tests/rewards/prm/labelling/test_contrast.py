@@ -1,4 +1,4 @@
-"""Negatives under another problem's pictures: whose pictures, which steps, which labels."""
+"""Negatives under another problem's images: whose images, which steps, which labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_only_the_last_step_of_a_right_response_is_wrong_under_another_answer_s_
     first, second = group("a", "3"), group("bb", "5", solutions=(WRONG,))
     (made,) = visual_contrasts([first, second], 4, random.Random(0))
     assert made.problem.images == second.problem.images
-    assert (made.problem.id, made.problem.question) == ("a with pictures of bb", "Red?")
+    assert (made.problem.id, made.problem.question) == ("a with images of bb", "Red?")
     assert [(s.steps, s.labels) for s in made.solutions] == [(first.solutions[0].steps, (None, 0.0))]
 
 

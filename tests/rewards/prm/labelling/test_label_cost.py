@@ -71,7 +71,7 @@ def test_the_estimate_is_near_what_it_costs(budget: str) -> None:
 
 
 def test_a_slow_first_call_is_not_extrapolated() -> None:
-    """A second for the first call, then 0.1 ms a continuation: 800 responses must not be said to take an hour."""
+    """A second for the first call, then 0.1 ms per continuation: 800 responses must not be said to take an hour."""
 
     class Starting(KnownPolicy):
         def __init__(self) -> None:

@@ -21,13 +21,13 @@ logger = logging.get_logger(__name__)
 
 Layout = Literal["auto", "shared", "paired"]
 
-# Largest difference between the two layouts, in nats a token: rounding is far below it, a wrong mask far above.
+# Largest difference between the two layouts, in nats per token: rounding is far below it, a wrong mask far above.
 TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
 
 
 class PromptSharing:
-    """Packed batches for models that read them right; their paired form for all others. Either way, a picture goes
-    through a vision tower once a batch.
+    """Packed batches for models that read them right; their paired form for all others. Either way, an image goes
+    through a vision tower once per batch.
 
     `on` is the decision, `reason` says why.
 
@@ -122,7 +122,7 @@ class PromptSharing:
 
 @torch.no_grad()
 def _difference(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Largest difference between packed and paired log-probs, in nats a token; modes and random state stay.
+    """Largest difference between packed and paired log-probs, in nats per token; modes and random state stay.
 
     A batch that is paired already runs twice and differs by 0.
     """

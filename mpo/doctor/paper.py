@@ -70,7 +70,7 @@ SETTINGS: tuple[tuple[str, Callable[[Planned], Any], Any, str], ...] = (
     ("reward_shift", lambda run: run.args.reward_shift, "cumulative", "δ; 'zero' is TRL ≥ 0.29, 'ema' is NeMo-RL"),
     ("generation_average", lambda run: run.args.generation_average, "response", "how L_g weighs long responses"),
     ("learning_rate", lambda run: run.args.learning_rate, 5e-6, "for 8B; 5e-7 gained less there, 5e-5 collapsed"),
-    ("pairs a step", lambda run: run.batch.pairs_a_step, 256, "learning_rate was chosen for this batch"),
+    ("pairs per step", lambda run: run.batch.pairs_a_step, 256, "learning_rate was chosen for this batch"),
     ("epochs", lambda run: round(run.batch.epochs, 2), 1.0, "the paper sees each row once"),
     ("optimizer", lambda run: OptimizerNames(run.args.optim).value.split("_")[0], "adamw", ""),
     ("adam_beta1", lambda run: run.args.adam_beta1, 0.9, ""),

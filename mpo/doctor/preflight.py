@@ -14,12 +14,12 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from mpo.admission import AdmissionReport, PairLength, lengths
+from mpo.doctor.memory import MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
+from mpo.doctor.paper import BatchPlan, Deviation, Planned, deviations
 from mpo.forward import model_inputs, pair_logps
 from mpo.losses import implicit_rewards, mpo_loss
-from mpo.memory import MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.scoring import response_logps
-from mpo.paper import BatchPlan, Deviation, Planned, deviations
 from mpo.trainer import MPOTrainer
 
 # What rounding may do to L and to an implicit reward at step 0, in float32 and in half precision.

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 
 from mpo.collator import PreferenceCollator
+from mpo.layout import PromptSharing
 from mpo.multimodal import shared_prefix
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
@@ -18,7 +19,6 @@ from mpo.multimodal.packing import LAYOUT, can_be_shared, paired_rows
 from mpo.multimodal.prefix import encode_prompt
 from mpo.multimodal.scoring import response_logps
 from mpo.multimodal.shared_prefix import NAME, why_not_shared
-from mpo.sharing import PromptSharing
 from mpo.trainer import MPOTrainer
 from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
 from tests.mpo.tiny_models import NOT_SHARING, SHARING, VARIANTS, differences, packed_batch, prepared, tiny_model
