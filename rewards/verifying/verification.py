@@ -36,6 +36,7 @@ __all__ = [
     "canonical_answer",
     "choice_verifier",
     "exact_verifier",
+    "faults_of",
     "extract_final_answer",
     "number_verifier",
     "relaxed_verifier",
@@ -74,6 +75,17 @@ def verify_many(verifier: Verifier, pairs: Sequence[tuple[Problem, str]]) -> lis
     """
     batched = getattr(verifier, "verify_many", None)
     return batched(pairs) if batched is not None else [_safely(verifier, problem, text) for problem, text in pairs]
+
+
+def faults_of(verifier: Verifier, problems: Sequence[Problem]) -> list[str | None]:
+    """Why a verifier cannot check each problem, or None; a callable of your own is taken to know its problems.
+
+    Example:
+        >>> faults_of(number_verifier, [Problem("p", "?", answer="many"), Problem("q", "?", answer="7")])[1] is None
+        True
+    """
+    batched = getattr(verifier, "faults", None)
+    return batched(problems) if batched is not None else [None] * len(problems)
 
 
 def _safely(verifier: Verifier, problem: Problem, text: str) -> Verdict:
