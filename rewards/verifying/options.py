@@ -29,6 +29,7 @@ _DENIED = re.compile(
 _SEPARATOR = re.compile(r"\s*(?:[.:：,，、;。]|[-–—](?=\s)|=|\bis\b|\(|\s)\s*")
 _CLAUSE = re.compile(r"[,.;:(\n。，；]|\s[-–—]\s|\b(?:because|since|as|which|where|so|with|for|when|while|and)\b", re.IGNORECASE)
 _OR = re.compile(r"\b(?:or|either|neither|nor|not|n't|both|except|none of)\b|或|不是|不", re.IGNORECASE)
+_ANOTHER = re.compile(r"[\s,]*(?:or|and|nor|/|&)\b")
 _IN_QUESTION = re.compile(r"^[ \t]*\(?([A-Z])[).:：、][ \t]*(\S[^\n]*)$", re.MULTILINE)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b\s*")
 
@@ -156,7 +157,7 @@ def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
         return None
     stated = plain_text(value)
     first = plain_text(_CLAUSE.split(stated, maxsplit=1)[0])
-    if first in texts and not _OR.search(stated[len(first) : len(first) + 12]):
+    if first in texts and not _ANOTHER.match(stated, len(first)):
         return _same(texts.index(first), texts)
     found = [text for text in dict.fromkeys(texts) if text and _contains(stated, text)]
     found = [text for text in found if not any(text != other and text in other for other in found)]

@@ -69,7 +69,7 @@ _FINAL = re.compile(
 _LINE = re.compile(
     rf"(?:^[ \t#>*_✅➡️•-]*+(?:\d{{1,2}}[.)][ \t]*)?|(?<=[.!?。！]) +|(?<=\n\n))(?:{_ANSWER_WORDS})[ \t]*+{_MARKS}[ \t]*+"
     rf"(?:\([^()\n]{{1,30}}\)[ \t]*+)?"
-    rf"(?:(?:[:：]|(?:is|would be|应为|为|是)[ \t]*+[:：]){_OPEN_MARKS}|(?P<heading>(?=\n)))",
+    rf"(?:(?:[:：]|[-–—](?= )|(?:is|would be|应为|为|是)[ \t]*+[:：]){_OPEN_MARKS}|(?P<heading>(?=\n)))",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING = re.compile(r"^[ \t]*+(?:#{1,6}|\*\*|__)[^\n]*$")

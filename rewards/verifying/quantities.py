@@ -55,7 +55,7 @@ _HEDGED = re.compile(
 _BOUND = re.compile(
     r"(?:\b(?:not|n't|never|less than|fewer than|more than|greater than|larger than|smaller than|higher than|lower than|under|below"
     r"|above|over|exceeds?|between|at (?:least|most)|up to|either|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多)"
-    r"[^.,;，]{0,16}$",
+    r"(?:(?!\b(?:is|are|was|were)\b|=)[^.,;，]){0,16}$",
     re.IGNORECASE,
 )
 _BEHIND_HEDGED = re.compile(r"\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared|cubed|factorial)\b|以上|以下|左右各", re.IGNORECASE)
