@@ -21,7 +21,7 @@ _LETTER = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(r"(?:(?:option|choice|answer|选项)\s*)?[(\[]?\s*(\d{1,2}|[①-⑨])\s*[)\].]?(?:[\s.:,、].*)?", re.IGNORECASE | re.DOTALL)
-_SEVERAL = re.compile(r"(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\bor\b|\s)\s*(?:(?:option|choice)\s*)?[(\[]?([A-Z])[)\]]?(?![\w'’]))+", re.IGNORECASE)
+_SEVERAL = re.compile(r"(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\bor\b|\s)\s*(?:(?:option|choice)\s*)?[(\[]?((?-i:[A-Z]))[)\]]?(?![\w'’]))+", re.IGNORECASE)
 _MULTI = re.compile(r"[(\[]?\s*([A-Z])\s*[)\]]?(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\s)?\s*[(\[]?\s*([A-Z])\s*[)\]]?){1,10}")
 _DENIED = re.compile(
     r"\s*(?:is|are|was|seems|would be|can be|could be)?\s*(?:not\b|n't|wrong|incorrect|false|ruled out|excluded|invalid|(?:does|do) not)|是?(?:错|不)|不对", re.IGNORECASE
@@ -155,6 +155,11 @@ def _begins_with(stated: str, text: str) -> bool:
 def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
     if not texts:
         return None
+    named = re.search(r"\(([A-Z])\)\W*$", value)
+    if named and ord(named[1]) - 65 < len(texts):  # "70° (B)"
+        rest = _by_text(value[: named.start()].strip(), texts)
+        own = _same(ord(named[1]) - 65, texts)
+        return own if rest is None or rest == own else frozenset()
     stated = plain_text(value)
     first = plain_text(_CLAUSE.split(stated, maxsplit=1)[0])
     if first in texts and not _ANOTHER.match(stated, len(first)):
