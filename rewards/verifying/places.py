@@ -130,6 +130,7 @@ _LINE_HINTS = (
 )  # fmt: skip
 _DECORATED = re.compile(r"[ \t#>*_✅•-]*")
 _NOT = re.compile(r"not\b|n't\b", re.IGNORECASE)
+_LONE_STAR = re.compile(r"\*(?=\W*$)|^\W*\*")
 _EMPTY = re.compile(r"[\s*_:：]*")
 _BLOCK = re.compile(r"\\\[[^\0]{0,400}?\\\]|\$\$[^$]{0,400}\$\$")
 _RATHER = re.compile(r",?\s+(?:and )?(?:not|rather than|instead of)\s", re.IGNORECASE)
@@ -256,9 +257,11 @@ def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place |
 
 def _half_marked(value: str) -> str:
     """`7**` → `7`: the marker's own emphasis ends behind the answer."""
-    for mark in ("**", "__", "*"):
+    for mark in ("**", "__"):
         if value.count(mark) == 1:
-            value = value.removesuffix(mark) if mark == "*" else value.removesuffix(mark).removeprefix(mark)
+            value = value.replace(mark, "")
+    if value.count("*") == 1:
+        value = _LONE_STAR.sub("", value)
     return value.strip()
 
 

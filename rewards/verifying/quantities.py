@@ -48,7 +48,7 @@ _ATOM = r"[A-Za-zµμΩ°Å]++(?:\^?\{?-?[1-9]\}?(?!\d)|[²³])?"
 _UNIT = re.compile(rf"{_ATOM}(?:\s*[/*·⋅]?\s*{_ATOM})*")
 _PROSE = re.compile(r"(?:[^\W\u0370-\u03ff\d]|[\s,;.:?'’\"“”()°-])*")  # no Greek letters: 2π is a formula
 _HEDGED = re.compile(
-    r"n't\b|\b(?:not|no|none|never|neither|except|without|less|fewer|more|greater|larger|smaller|higher|lower|under|below|above|over|beyond|exceeds?"
+    r"n't\b|\b(?:log|ln|sqrt|sin|cos|tan|not|no|none|never|neither|except|without|less|fewer|more|greater|larger|smaller|higher|lower|under|below|above|over|beyond|exceeds?"
     r"|between|from|at (?:least|most)|up to|minimum|maximum of|until|before|after|than|either|or|nor|unknown|unsure|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多|不足|以上|以下",
     re.IGNORECASE,
 )
@@ -58,7 +58,7 @@ _BOUND = re.compile(
     r"(?:(?!\b(?:is|are|was|were)\b|=)[^.,;，]){0,16}$",
     re.IGNORECASE,
 )
-_BEHIND_HEDGED = re.compile(r"\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared|cubed|factorial)\b|以上|以下|左右各", re.IGNORECASE)
+_BEHIND_HEDGED = re.compile(r"(?:st|nd|rd|th)\b|\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared|cubed|factorial)\b|以上|以下|左右各", re.IGNORECASE)
 _OPERAND = re.compile(
     r"(?:\b(?:than|under|below|above|over|exceeding|out of|of the|in|at|on|by|for|since|until|after|before|during|year|figure|fig\.?|table|step|option"
     r"|choice|question|problem|example|case|part|row|column|line|page|grade|class|number|no\.?|times|divided by|minus|plus|each|every|least|most|per|than the)\s+(?:the )?\$?|[/×x*÷+(^:#]\s?|\d\s?-\s?|\\(?:times|div|cdot)\s*|第)$",
@@ -70,6 +70,7 @@ _UNSURE = re.compile(
     re.IGNORECASE,
 )
 _TWICE = re.compile(r"(\S{1,20}) ?\((\S{1,20})\)")
+_EQUALS = re.compile(r"=|≈|\\approx")
 _A_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3]")
 _AFTER_EQUALS = re.compile(r"(?:=|≈|\\approx)\s*$")
 _OPERATOR = re.compile(r"\s*(?:[×÷*/+^:]|x|-|\\times|\\div|\\cdot|times|plus|minus|divided by)\s*\(?\s*[-\d.]")
@@ -183,7 +184,7 @@ def stated_number(sentence: str) -> str | None:
     """
     if len(sentence) > 400 or _UNSURE.search(sentence):
         return None
-    if len(_A_WORD.findall(sentence)) < 2 and "=" not in sentence:
+    if len(_A_WORD.findall(sentence)) < 2 and not _EQUALS.search(sentence):
         return None  # no sentence
     for words in (False, True):
         plain, currency = _plain(sentence, words=words)
@@ -196,7 +197,7 @@ def stated_number(sentence: str) -> str | None:
         ]
         if len(stated) > 1:
             result = [match for match in stated if _AFTER_EQUALS.search(plain[: match.start()])]
-            others = [m for m in stated if not (_OPERAND.search(plain[: m.start()]) or _OPERATOR.match(plain, m.end()))]
+            others = [match for match in stated if not _is_operand(plain, match)]
             if result and result[-1] is stated[-1]:
                 others = result[-1:]
             elif len(others) > 1 and others[-1] is stated[-1] and _RESULT.search(plain[: stated[-1].start()]):
@@ -207,6 +208,12 @@ def stated_number(sentence: str) -> str | None:
         if stated:
             return _with_unit(plain, stated[0], currency) if len(stated) == 1 else None
     return None
+
+
+def _is_operand(plain: str, match: re.Match[str]) -> bool:
+    before = plain[: match.start()]
+    signed = match["sign"] is not None and re.search(r"[\d)}]\s*$", before)
+    return bool(signed or _OPERAND.search(before) or _OPERATOR.match(plain, match.end()))
 
 
 def _with_unit(plain: str, match: re.Match[str], currency: str) -> str | None:
