@@ -6,14 +6,14 @@ import logging
 import re
 from collections.abc import Sequence
 
-from rewards.verifying.answers import references_of
-from rewards.verifying.math_verifier import MathVerifier
-from rewards.verifying.quantities import read_quantity
 from mpo.multimodal.errors import DataError
 from rewards.types import Problem, Verdict
+from rewards.verifying.answers import references_of
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
+from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.numbers import NumberVerifier
 from rewards.verifying.options import named_options, options_of
+from rewards.verifying.quantities import read_quantity
 from rewards.verifying.reading import Answer, Kind, kind_of, read_answer
 from rewards.verifying.texts import ENOUGH, ShortVerifier, VqaVerifier
 from rewards.verifying.verifier import ReadingVerifier
@@ -59,7 +59,12 @@ def picked(problem: Problem) -> str:
 
 def _is_text(reference: str) -> bool:
     """Words with a sign among them, such as "Mother/Father" or "12 Angry Men"."""
-    return "\\" not in reference and "=" not in reference and len(_WORDS.findall(reference)) >= 2 and not re.search(r"\d\s*[-+*/^]\s*\d", reference)
+    return (
+        "\\" not in reference
+        and "=" not in reference
+        and len(_WORDS.findall(reference)) >= 2
+        and not re.search(r"\d\s*[-+*/^]\s*\d", reference)
+    )
 
 
 class AutoVerifier:

@@ -16,8 +16,12 @@ _YES_NO = re.compile(
     r"|(?P<no>no|nope|false|incorrect|nein|non|não|нет|いいえ|不是|否|不对|错误|错|不|아니오|아니요|falsch|faux|falso))(?![\w'])",
     re.IGNORECASE,
 )
-_BOTH = re.compile(r"[\s,]*(?:and|or|/|&)\s*(?:yes|no|true|false)\b|\s*(?:doubt|idea|way|more|one|longer)\b", re.IGNORECASE)
-_INSIDE = re.compile(r"\b(?:answer|statement|claim) is\s+(?P<word>yes|no|true|false|correct|incorrect)\b", re.IGNORECASE)
+_BOTH = re.compile(
+    r"[\s,]*(?:and|or|/|&)\s*(?:yes|no|true|false)\b|\s*(?:doubt|idea|way|more|one|longer)\b", re.IGNORECASE
+)
+_INSIDE = re.compile(
+    r"\b(?:answer|statement|claim) is\s+(?P<word>yes|no|true|false|correct|incorrect)\b", re.IGNORECASE
+)
 
 
 class ChoiceVerifier(ReadingVerifier[frozenset[str]]):

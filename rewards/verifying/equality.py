@@ -31,9 +31,7 @@ def equality_of(verifier: Verifier | str) -> Equal:
     return cast(Equal, getattr(_named(verifier), "equal", same_text))
 
 
-def equal_many(
-    verifier: Verifier | str, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]
-) -> list[bool | None]:
+def equal_many(verifier: Verifier | str, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> list[bool | None]:
     """`equal` for many pairs, in order."""
     batched = getattr(_named(verifier), "equal_many", None)
     if batched is not None:

@@ -11,11 +11,12 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.verifying.quantities import Quantity, read_quantity, unit_factor
 from rewards.types import Verdict
 from rewards.verifying.dress import balanced_end, undressed
 from rewards.verifying.number_words import digits_for_words
 from rewards.verifying.options import named_options, plain_text
+from rewards.verifying.quantities import Quantity, read_quantity
+from rewards.verifying.units import unit_factor
 
 _WORDS = re.compile(r"(?=.*[^\W\d_]{3})[^\W\d_]+(?:[ ,'’&/-]+[^\W\d_]+)*[.!?]?")
 _CHOICE = re.compile(r"[A-H]")
@@ -151,12 +152,20 @@ _FUNCTIONS = frozenset(
 _GREEK = frozenset("pi theta alpha beta gamma phi lambda mu sigma omega".split())
 _E_NOTATION = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.])")
 _LETTER_MACRO = re.compile(r"\\(?:mathrm|text|operatorname|rm|mathit)\s*\{\s*([ei])\s*\}")
-_PERCENT = re.compile(r"\s*(?:\\?%|\\?text\{\s*percent\s*\}|\bper ?cent\b|\bpct\b|\bpercentage points?\b)", re.IGNORECASE)
+_PERCENT = re.compile(
+    r"\s*(?:\\?%|\\?text\{\s*percent\s*\}|\bper ?cent\b|\bpct\b|\bpercentage points?\b)", re.IGNORECASE
+)
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
 _THIN = re.compile(r",\s*\\!\s*")
-_UNIT_RUN = re.compile(r"(?:(?<=[\d})])|(?<=\\pi)|(?<=\\pi ))\s*(?:\b(?!and\b|or\b|in\b|pi\b|sqrt\b|sin\b|cos\b|tan\b|log\b|ln\b|mod\b|if\b)[A-Za-z]{2,}\b\.?(?:\s*(?:/|per|of|\^)\s*\{?\w+\}?|\s+(?!and\b|or\b|in\b|pi\b|if\b)[A-Za-z]{2,}\b)*)")
-_LONE_UNIT = re.compile(r"(?<=\d) +(?:[mgsLlVWNJAKC]|cm|mm|km|kg|h|min|m/s)(?:\^\{?[23]\}?|²|³)?(?=\s*$|\s*(?:,|and\b|or\b))")
-_TEXT_UNIT = re.compile(r"(?<=[\d})])\s*\\(?:text|mathrm|textrm|mbox|rm)\s*\{\s*(?!and\b|or\b|if\b|i\s*\}|e\s*\})[^{}]{1,40}\}(?:\s*\^\s*\{?[23]\}?)?")
+_UNIT_RUN = re.compile(
+    r"(?:(?<=[\d})])|(?<=\\pi)|(?<=\\pi ))\s*(?:\b(?!and\b|or\b|in\b|pi\b|sqrt\b|sin\b|cos\b|tan\b|log\b|ln\b|mod\b|if\b)[A-Za-z]{2,}\b\.?(?:\s*(?:/|per|of|\^)\s*\{?\w+\}?|\s+(?!and\b|or\b|in\b|pi\b|if\b)[A-Za-z]{2,}\b)*)"
+)
+_LONE_UNIT = re.compile(
+    r"(?<=\d) +(?:[mgsLlVWNJAKC]|cm|mm|km|kg|h|min|m/s)(?:\^\{?[23]\}?|²|³)?(?=\s*$|\s*(?:,|and\b|or\b))"
+)
+_TEXT_UNIT = re.compile(
+    r"(?<=[\d})])\s*\\(?:text|mathrm|textrm|mbox|rm)\s*\{\s*(?!and\b|or\b|if\b|i\s*\}|e\s*\})[^{}]{1,40}\}(?:\s*\^\s*\{?[23]\}?)?"
+)
 _JOINED = re.compile(r",?\s*\\(?:text|textrm|mbox|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}")
 _MATRIX = re.compile(r"\[\s*\[([^\[\]]*)\](?:\s*,\s*\[[^\[\]]*\])+\s*\]")
 
@@ -170,7 +179,9 @@ def latex_of(text: str) -> str | None:
         ('4\\sqrt{2}', '\\pi /2', '9 , 10', None)
     """
     text = undressed(_THIN.sub("", text.replace("{,}", "")).replace("\\!", "")).replace("\\$", "").replace("$", "")
-    text = re.sub(r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])\s*\.?", lambda m: "" if not m[0].endswith(".") else "", text)
+    text = re.sub(
+        r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])\s*\.?", lambda m: "" if not m[0].endswith(".") else "", text
+    )
     if not text.isascii():
         text = _ROOT_SIGN.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text).replace("√", r"\sqrt")
         text = _UNICODE_SIGNS.sub(lambda m: _UNICODE[m[0]], text)
@@ -195,7 +206,14 @@ def latex_of(text: str) -> str | None:
     text = _bracketed_roots(text)
     text = re.sub(r"\s*,\s*,\s*", ", ", re.sub(r"\s+", " ", text)).strip().rstrip("\\").strip(" .,;")
     left = _WORD.search(re.sub(r"\\[A-Za-z]+\s*(?:\{[A-Za-z ]*\})?", " ", text))
-    return None if not text or "\n" in text or (left and len(left[0]) > 3) or (left and " " in text and "\\" not in text and len(_WORD.findall(text)) > 1) else text
+    return (
+        None
+        if not text
+        or "\n" in text
+        or (left and len(left[0]) > 3)
+        or (left and " " in text and "\\" not in text and len(_WORD.findall(text)) > 1)
+        else text
+    )
 
 
 def _word(match: re.Match[str]) -> str:
@@ -248,7 +266,9 @@ def _like(text: str, other: str) -> str:
         return text[text.index("=") + 1 :].strip()
     if re.match(r"\s*[A-Za-z]\s*\\in\b", text):
         return text[text.index("\\in") + 3 :].strip()
-    parts = [part.strip() for part in re.split(r"\s*(?:,|;|\\text\s*\{\s*(?:,?\s*(?:and|or)\s*)\})\s*", text) if part.strip()]
+    parts = [
+        part.strip() for part in re.split(r"\s*(?:,|;|\\text\s*\{\s*(?:,?\s*(?:and|or)\s*)\})\s*", text) if part.strip()
+    ]
     names = [match[1] if (match := _VARIABLE.match(part)) else None for part in parts]
     if len(parts) < 2 or None in names or any(part.count("=") != 1 for part in parts):
         return text

@@ -111,7 +111,9 @@ class MathVerifier:
         golds = [_references_or_none(problem) for problem in problems]
         self._check([(one, _ANY_NUMBER) for gold in golds for one in gold])
         return [
-            None if gold and any(self._known[one, _ANY_NUMBER] is not Verdict.ERROR for one in gold) else _fault(problem)
+            None
+            if gold and any(self._known[one, _ANY_NUMBER] is not Verdict.ERROR for one in gold)
+            else _fault(problem)
             for problem, gold in zip(problems, golds, strict=True)
         ]
 

@@ -35,7 +35,9 @@ NUMBER_WORDS = re.compile(
 )
 _CHINESE_DIGITS = {sign: value for value, sign in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _CHINESE_POWERS = {"十": 10, "百": 100, "千": 1000}
-_CHINESE = re.compile(r"(?<![\u4e00-\u9fff])[零〇一二三四五六七八九两十百千]{1,8}(?=$|[\s个只条本人名件道元岁厘米分度时天次台辆棵颗块张支种])")
+_CHINESE = re.compile(
+    r"(?<![\u4e00-\u9fff])[零〇一二三四五六七八九两十百千]{1,8}(?=$|[\s个只条本人名件道元岁厘米分度时天次台辆棵颗块张支种])"
+)
 
 _UNITS = {
     "平方厘米": "cm^2", "平方千米": "km^2", "平方分米": "dm^2", "平方毫米": "mm^2", "平方米": "m^2", "平方公里": "km^2",

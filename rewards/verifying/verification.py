@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from rewards.verifying.answers import canonical_answer, extract_final_answer
-from rewards.verifying.math_verifier import MathVerifier
 from rewards.types import Problem, Verdict, Verifier
+from rewards.verifying.answers import canonical_answer, extract_final_answer
 from rewards.verifying.auto import AutoVerifier
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
+from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier
 from rewards.verifying.texts import AnlsVerifier, ExactVerifier, ShortVerifier, VqaVerifier, anls, vqa_accuracy
 

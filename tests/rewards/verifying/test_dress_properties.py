@@ -86,9 +86,7 @@ def test_a_dressed_answer_keeps_its_verdict(
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(-10_000, 10_000), st.integers(1, 10_000), dresses, places)
-def test_a_dressed_number_of_mathematics_keeps_its_verdict(
-    value: int, off: int, names: list[str], place: str
-) -> None:
+def test_a_dressed_number_of_mathematics_keeps_its_verdict(value: int, off: int, names: list[str], place: str) -> None:
     """Plain numbers never need the parser; `\\mathrm` and the rest come off before they are compared."""
     problem, verifier = Problem("p", "?", answer=str(value)), VERIFIERS["math"]
     assert verifier(problem, dressed(str(value), names, place)) is C
