@@ -152,8 +152,8 @@ class VerifyConfig:
     verifier: str = field(
         default="auto",
         metadata={
-            "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, short, "
-            "exact, relaxed, anls, vqa, or your own package.module:function"
+            "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, "
+            "short, exact, relaxed, anls, vqa, or your own package.module:function"
         },
     )
     workers: int = field(default=1, metadata={"help": "worker processes"})

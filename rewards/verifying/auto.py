@@ -39,7 +39,7 @@ def picked(problem: Problem) -> str:
         DataError: the problem has no reference answer.
 
     Example:
-        >>> [picked(Problem("p", "?", answer=a)) for a in ("B", "No", "12 cm", r"\frac{1}{2}", "Paris", ["a", "a", "b"])]
+        >>> [picked(Problem("p", "?", answer=a)) for a in ("B", "No", "12 cm", r"\frac12", "Paris", ["a", "a", "b"])]
         ['choice', 'yes_no', 'number', 'math', 'short', 'vqa']
     """
     references = references_of(problem)

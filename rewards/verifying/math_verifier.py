@@ -221,7 +221,7 @@ def _compare_inequations(gold: Any, answer: Any) -> Verdict:
 
 
 def differ(gold: Any, answer: Any) -> bool:
-    """Whether two values that math-verify calls equal differ: it rounds to six places, so all tiny numbers are alike."""
+    """Whether two values that math-verify calls equal differ: it rounds, so all tiny numbers are alike."""
     from sympy import FiniteSet, Tuple, simplify
 
     if isinstance(gold, FiniteSet | Tuple) and isinstance(answer, FiniteSet | Tuple):

@@ -19,7 +19,8 @@ from rewards.verifying.verifier import ReadingVerifier
 MAX_TEXT = 1_000  # characters of an answer that is compared as text
 _EPSILON = 1e-9
 _REASON = re.compile(
-    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\(|\s[-–—]\s(?!\d)|[,;]\s(?=\D*$)",
+    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\("
+    r"|\s[-–—]\s(?!\d)|[,;]\s(?=\D*$)",
     re.IGNORECASE,
 )
 _BEGINS = re.compile(r"[-+$€£¥√\\(\d.]|[A-Za-z]\w?\s*=|(?:about|approximately|exactly)\b", re.IGNORECASE)

@@ -17,8 +17,10 @@ from rewards.verifying.units import unit_factor
 MAX_TEXT = 1_000  # characters of an answer that is compared with options
 
 _LETTER = re.compile(
-    r"(?:(?:the |my )?(?:(?:correct|right|best) )?(?:option|choice|answer|letter|选项|選項|选|選|choose|pick|select)(?: letter| is|是|为)?\s*[:：]?\s*)?"
-    r"[*_\"']{0,3}(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Za-z])\s*\]|\{\s*([A-Za-z])\s*\}|<\s*([A-Za-z])\s*>|([A-Za-z])(?![A-Za-z0-9_'’À-ÿ]))[)\]}>]?[*_\"']{0,3}(?:选项|選項|项)?",
+    r"(?:(?:the |my )?(?:(?:correct|right|best) )?(?:option|choice|answer|letter|选项|選項|选|選|choose|pick"
+    r"|select)(?: letter| is|是|为)?\s*[:：]?\s*)?"
+    r"[*_\"']{0,3}(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Za-z])\s*\]|\{\s*([A-Za-z])\s*\}|<\s*([A-Za-z])\s*>"
+    r"|([A-Za-z])(?![A-Za-z0-9_'’À-ÿ]))[)\]}>]?[*_\"']{0,3}(?:选项|選項|项)?",
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
@@ -26,14 +28,16 @@ _NUMBERED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SEVERAL = re.compile(
-    r"(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\bor\b|\s)\s*(?:(?:option|choice)\s*)?[(\[]?((?-i:[A-Z]))[)\]]?(?![\w'’]))+",
+    r"(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\bor\b|\s)\s*(?:(?:option"
+    r"|choice)\s*)?[(\[]?((?-i:[A-Z]))[)\]]?(?![\w'’]))+",
     re.IGNORECASE,
 )
 _MULTI = re.compile(
     r"[(\[]?\s*([A-Z])\s*[)\]]?(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\s)?\s*[(\[]?\s*([A-Z])\s*[)\]]?){1,10}"
 )
 _DENIED = re.compile(
-    r"\s*(?:is|are|was|seems|would be|can be|could be)?\s*(?:not\b|n't|wrong|incorrect|false|ruled out|excluded|invalid|(?:does|do) not)|是?(?:错|不)|不对",
+    r"\s*(?:is|are|was|seems|would be|can be|could be)?\s*(?:not\b|n't|wrong|incorrect|false|ruled out|excluded"
+    r"|invalid|(?:does|do) not)|是?(?:错|不)|不对",
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"\s*(?:[.:：,，、;。]|[-–—](?=\s)|=|\bis\b|\(|\s)\s*")
@@ -99,8 +103,8 @@ def named_options(stated: str, options: Sequence[str], *, numbered: bool = False
 
     Example:
         >>> options = ("60°", "70°", "80°", "85°")
-        >>> [sorted(named_options(s, options) or "") for s in ("B", "(b) 70°", "70 degrees", "A, C", "B (80°)", "B or C")]
-        [['B'], ['B'], ['B'], ['A', 'C'], [], []]
+        >>> [sorted(named_options(s, options) or "") for s in ("B", "(b) 70°", "70 degrees", "A, C", "B (80°)")]
+        [['B'], ['B'], ['B'], ['A', 'C'], []]
     """
     if len(stated) > MAX_TEXT:
         return None

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of words
 r"""How responses phrase their final answer, in several languages: the patterns behind the rules of `places.py`.
 
 Every pattern is linear in the text's length: repetitions are possessive, bounded, or followed by what they cannot match.
@@ -63,20 +64,24 @@ ANSWER_IS = re.compile(
     r"\b(?:answers?|(?:answer|correct|right|best|appropriate|suitable) (?:option|choice|letter)"
     r"|(?:correct|right|best) (?:answer )?(?:option|choice) letter|(?:correct|right|best) one|option|choice"
     r"|antwort|lösung|réponse|respuesta|resposta|risposta|opción|opção|opzione)"
-    r"(?: (?:choice|option|letter|number|here|in this case|(?:to|for|of) [^.\n:]{1,80}?|correcta|correta|correcte|corretta))?,?"
-    rf"[ \t]+{_IS}(?: (?:la opción|la opcion|a opção|l'option|die option|l'opzione|option))?\b(?!\s*(?:not|n't|unclear|unknown|incorrect|wrong|correct\b))[ \t]*+[:：]?[ \t]*+",
+    r"(?: (?:choice|option|letter|number|here|in this case|(?:to|for|of) [^.\n:]{1,80}?|correcta|correta|correcte"
+    r"|corretta))?,?"
+    rf"[ \t]+{_IS}(?: (?:la opción|la opcion|a opção|l'option|die option|l'opzione|option))?\b(?!\s*(?:not|n't"
+    rf"|unclear|unknown|incorrect|wrong|correct\b))[ \t]*+[:：]?[ \t]*+",
     re.IGNORECASE,
 )
 ASIAN = re.compile(
     r"(?:正确|最终|本题|該題|该题|此题|所以|因此|故|的)?"
     r"(?:答案|正确选项|正确的选项|选项|選項|正解|正しい(?:答え|選択肢)|答え|정답|답)"
     r"(?:应该|应当|应|就)?(?:是|为|選|选择|选|は|:|：|은|는)[:：]?\s*(?!否|什么|哪|不|错|多少)"
-    r"|(?:故|应|所以|因此|因而|综上|则|，|,|。|；|^|\s)(?:本题|此题)?(?:应该|应当|应)?(?:选择|选|選)(?:项|項)?(?:择)?(?:为|是)?[:：]?\s*(?=[（(]?[A-Za-z][)）]?(?![A-Za-z]))"
+    r"|(?:故|应|所以|因此|因而|综上|则|，|,|。|；|^|\s)(?:本题|此题)?(?:应该|应当|应)?(?:选择|选|選)(?:项|項)?(?:择)?(?:为"
+    r"|是)?[:：]?\s*(?=[（(]?[A-Za-z][)）]?(?![A-Za-z]))"
     r"|ответ[ \t]*[-—–:][ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
 OPTION_RIGHT = re.compile(
-    r"(?:\b(?:option|choice|answer|letter)\s+)?[*_\"'“]{0,3}(?<![\w\\])(?:\(([A-Z])\)|([A-Z])\)?|选项\s*[（(]?([A-Z])[)）]?)[*_\"'”]{0,3}"
+    r"(?:\b(?:option|choice|answer|letter)\s+)?[*_\"'“]{0,3}(?<![\w\\])(?:\(([A-Z])\)|([A-Z])\)?"
+    r"|选项\s*[（(]?([A-Z])[)）]?)[*_\"'”]{0,3}"
     r"(?:\s+(?:is|must be|should be|would be|seems|appears)(?: to be)?(?: (?:therefore|thus|clearly|indeed|also))?"
     r"(?: the| our| my)?(?: only| most| single)? (?:correct|right|best|true|appropriate|accurate|valid)\b(?! but)"
     r"|\s+is (?:the|our|my) (?:final |correct |right |best )?(?:answer|option|choice|one)\b"
@@ -88,14 +93,19 @@ _LETTER_AHEAD = (
 CHOSEN = re.compile(
     r"\b(?:(?:choose|chose|pick|picked|select|selected|go with|going with|opt for|settle on|settled on)"
     r"(?: the)?(?: correct)?(?: answer| option| choice| letter){0,2}"
-    r"|(?:hence|thus|therefore|so|leads? (?:us )?to|corresponds? (?:to|with)|matches|matching|which is|which gives|that is|this is|it is|so it's|it's|it must be"
-    r"|consistent with|points? to|described (?:by|in)|shown in|equal to|same as|namely|represents|represented by|given (?:by|in))"
-    rf",?(?: the)?(?: correct)? (?:answer |option |choice |letter )*(?:option|choice|letter|answer|(?=\((?-i:[A-Z])\))))\s*{_LETTER_AHEAD}",
+    r"|(?:hence|thus|therefore|so|leads? (?:us )?to|corresponds? (?:to|with)|matches|matching|which is|which gives"
+    r"|that is|this is|it is|so it's|it's|it must be"
+    r"|consistent with|points? to|described (?:by|in)|shown in|equal to|same as|namely|represents|represented by"
+    r"|given (?:by|in))"
+    rf",?(?: the)?(?: correct)? (?:answer |option |choice |letter )*(?:option|choice|letter|answer"
+    rf"|(?=\((?-i:[A-Z])\))))\s*{_LETTER_AHEAD}",
     re.IGNORECASE,
 )
 TAKEN_BACK = re.compile(
-    r"[\s.,!?*\"'\]})$\\]*(?:(?:or|but|hmm+|oh)[,. ]+)*(?:wait|no\b[,. ]|nope|hold on|is it\b|or is it|that(?:'s| is) (?:wrong|not right|incorrect)"
-    r"|let me (?:re|double|check)|actually,? (?:no|wait|that)|is (?:wrong|tempting|incorrect)|fails|does(?: not|n't) work)",
+    r"[\s.,!?*\"'\]})$\\]*(?:(?:or|but|hmm+|oh)[,. ]+)*(?:wait|no\b[,. ]|nope|hold on|is it\b|or is it|that(?:'s"
+    r"| is) (?:wrong|not right|incorrect)"
+    r"|let me (?:re|double|check)|actually,? (?:no|wait|that)|is (?:wrong|tempting|incorrect)|fails|does(?: not"
+    r"|n't) work)",
     re.IGNORECASE,
 )
 FINAL_HINTS = ("final", "最", "endgültig", "endantwort", "окончат", "최종")

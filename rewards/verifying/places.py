@@ -132,7 +132,8 @@ def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place |
     line_end = len(text) if line_end < 0 else line_end
     value = text[start:line_end]
     if not value.strip(" \t*_:："):
-        start = phrases.EMPTY.match(text, line_end).end()
+        empty = phrases.EMPTY.match(text, line_end)
+        start = empty.end() if empty else line_end
         block = phrases.BLOCK.match(text, start)
         line_end = text.find("\n", start)
         value = block[0] if block else text[start : line_end if line_end >= 0 else len(text)]
@@ -258,7 +259,7 @@ def contradict(places: Iterable[Place]) -> bool:
     """Whether two final statements of one kind differ, none of them taken back; one may say more than the other.
 
     Example:
-        >>> [contradict(statements(text)) for text in ("Final answer: 5\\nFinal answer: 6", "\\\\boxed{5} \\\\boxed{6}")]
+        >>> [contradict(statements(t)) for t in ("Final answer: 5\\nFinal answer: 6", "\\\\boxed{5} \\\\boxed{6}")]
         [True, False]
     """
     final = [place for place in places if place.rule in ("answer tag", "final answer")]

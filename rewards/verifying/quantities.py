@@ -19,13 +19,15 @@ MAX_CHARACTERS = 200  # of an answer that is read as a quantity
 _NUMBER = (
     r"(?:\d{1,3}(?:[ '’\u00a0\u202f\u2009]\d{3}){1,6}(?![\d/]|\s*/)(?:[.,]\d{1,30})?"  # 1 000 000,5
     r"|\d{1,3}(?:\.\d{3}){2,6}(?:,\d{1,30})?(?![\d.])|\d{1,3}(?:\.\d{3}){1,6},\d{1,30}"  # 1.000.000,5
-    r"|\d{1,3}(?:,\d{3}){1,6}(?:\.\d{1,30})?(?![\d])|\d{1,2}(?:,\d{2}){1,6},\d{3}(?:\.\d{1,30})?(?!\d)"  # 1,000.5 and 12,34,567
+    r"|\d{1,3}(?:,\d{3}){1,6}(?:\.\d{1,30})?(?![\d])"  # 1,000.5
+    r"|\d{1,2}(?:,\d{2}){1,6},\d{3}(?:\.\d{1,30})?(?!\d)"  # 12,34,567
     r"|\d{1,18},\d{1,30}(?![\d,.]*\d)|\d{1,18}(?:\.\d{1,30})?|\.\d{1,30})"  # 1000,5; 1000.5
 )
 _EXPONENT = r"\{\s*[+-]?\d{1,3}\s*\}|\(\s*[+-]?\d{1,3}\s*\)|[+-]?\d{1,3}"
 _POWER = rf"(?:[eE][+-]?\d{{1,3}}(?![\d.])|\s*(?:×|x|X|\*|·|⋅|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*(?:{_EXPONENT}))?"
 VALUE = re.compile(
-    rf"(?:(?<![\w)}}])(?P<sign>[+-])\s*)?(?:(?P<whole>\d{{1,9}})(?:\s+|\s?-\s?|\s*\+\s*|\s*&\s*)(?=\d{{1,6}}\s*/))?(?P<number>{_NUMBER})(?P<power>{_POWER})"
+    rf"(?:(?<![\w)}}])(?P<sign>[+-])\s*)?(?:(?P<whole>\d{{1,9}})(?:\s+|\s?-\s?"
+    rf"|\s*\+\s*|\s*&\s*)(?=\d{{1,6}}\s*/))?(?P<number>{_NUMBER})(?P<power>{_POWER})"
     rf"(?:\s*/\s*(?P<below>{_NUMBER}))?"
 )
 SCALES = {
@@ -40,25 +42,31 @@ SCALES = {
     "crore": 10**7,
 }
 _MACROS = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*\{([^{}]*)\}|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;: ]|~|\\q?quad"
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*\{([^{}]*)\}|\\(?:left|right"
+    r"|displaystyle)(?![A-Za-z])|\\[,;: ]|~|\\q?quad"
 )
 _FRACTION = re.compile(r"(-?)\s*\\[cdt]?frac\s*(?:\{\s*(-?)\s*([\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
 _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,12})\\(?:overline|bar|dot)\s*(?:\{(\d{1,12})\}|(\d))")
 _LEAD = re.compile(
     r"^(?:[A-Za-z\u0391-\u03c9∠△\\][\w\\{}'^ ]{0,24}(?:=|≈|\\approx|:=)(?!=)|[A-Za-z]\w{0,2}\s*:"
-    r"|(?:just |only |exactly |precisely )?(?:about|approximately|approx\.?|roughly|around|nearly|almost|circa|ca\.|is|equals?|≈|~|=|\\approx|\\sim|约为?|大约|大约为|約|ungefähr|etwa|environ|aproximadamente|circa)(?![A-Za-z]))\s*",
+    r"|(?:just |only |exactly |precisely )?(?:about|approximately|approx\.?|roughly|around|nearly|almost|circa"
+    r"|ca\.|is|equals?|≈|~|=|\\approx|\\sim|约为?|大约|大约为|約|ungefähr|etwa|environ|aproximadamente"
+    r"|circa)(?![A-Za-z]))\s*",
     re.IGNORECASE,
 )
 _ATOM = r"[A-Za-zµμΩ°Å]++(?:\^?\{?-?[1-9]\}?(?!\d)|[²³])?"
 _UNIT = re.compile(rf"{_ATOM}(?:\s*[/*·⋅]?\s*{_ATOM})*")
 _PROSE = re.compile(r"(?:[^\W\u0370-\u03ff\d]|[\s,;.:?'’\"“”()°-])*")  # no Greek letters: 2π is a formula
 _HEDGED = re.compile(
-    r"n't\b|\b(?:log|ln|sqrt|sin|cos|tan|not|no|none|never|neither|except|without|less|fewer|more|greater|larger|smaller|higher|lower|under|below|above|over|beyond|exceeds?"
-    r"|between|from|at (?:least|most)|up to|minimum|maximum of|until|before|after|than|either|or|nor|unknown|unsure|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多|不足|以上|以下",
+    r"n't\b|\b(?:log|ln|sqrt|sin|cos|tan|not|no|none|never|neither|except|without|less|fewer|more|greater|larger"
+    r"|smaller|higher|lower|under|below|above|over|beyond|exceeds?"
+    r"|between|from|at (?:least|most)|up to|minimum|maximum of|until|before|after|than|either|or|nor|unknown"
+    r"|unsure|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多|不足|以上|以下",
     re.IGNORECASE,
 )
 BEHIND = re.compile(
-    r"(?:st|nd|rd|th)\b|\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared|cubed|factorial)\b|以上|以下|左右各",
+    r"(?:st|nd|rd|th)\b|\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared"
+    r"|cubed|factorial)\b|以上|以下|左右各",
     re.IGNORECASE,
 )
 _TWICE = re.compile(r"(\S{1,20}) ?\((\S{1,20})\)")
@@ -204,8 +212,8 @@ def decimal_text(number: str) -> str:
     """A number as written, in any of its languages → digits with a point.
 
     Example:
-        >>> [decimal_text(n) for n in ("1,234.5", "1.234,5", "1.234.567", "12,34,567", "1000,99", "1'000", "1,000", "1.000")]
-        ['1234.5', '1234.5', '1234567', '1234567', '1000.99', '1000', '1000', '1.000']
+        >>> [decimal_text(n) for n in ("1,234.5", "1.234,5", "1.234.567", "12,34,567", "1000,99", "1'000", "1,000")]
+        ['1234.5', '1234.5', '1234567', '1234567', '1000.99', '1000', '1000']
     """
     number = re.sub(r"[\s'’]", "", number)
     comma, point = number.rfind(","), number.rfind(".")

@@ -1,7 +1,7 @@
 r"""Response → the final answer that it states, as an `Answer`; or why none can be read, as a `Missing`.
 
-Two steps: *where* the answer stands (`places.py`) and *how it is dressed* (`dress.py`). A verifier says what it looks for
-(`Kind`) and takes the first of `candidates` that it can read. Nothing here evaluates anything; every rule is linear in
+Two steps: *where* the answer stands (`places.py`) and *how it is dressed* (`dress.py`). A verifier says what it looks
+for (`Kind`) and takes the first of `candidates` that it can read. Nothing here evaluates anything; every rule is linear in
 the text's length.
 """
 
@@ -62,20 +62,24 @@ _FORMULA = re.compile(r"\\[A-Za-z]|[=^_+*/<>≤≥≠∞π√±∪∩∈]|\d\s*[
 _FENCE = re.compile(r"```[a-z]{0,12}\n([^\n]{1,200})\n```")
 _SPECIAL_END = re.compile(r"(?:<\|[A-Za-z_]{2,24}\|>|</s>|<eos>|<end_of_turn>)\Z")
 _LEAD_LETTER = re.compile(
-    r"[*_\"'“]{0,3}(?:(?:option|choice|answer|选项)\s*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):：,，、。;\n*_]|\s*$|\s*[-–—]\s|\s*\())"
+    r"[*_\"'“]{0,3}(?:(?:option|choice|answer|选项)\s*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):：,，、。;\n*_]|\s*$"
+    r"|\s*[-–—]\s|\s*\())"
     r"(?![.]?[A-Za-z]\b)"
 )
 _LAST_LINE_LETTER = re.compile(
-    r"[#>\s*_\-•]*(?:(?:so|thus|hence|therefore)[,:]?\s+)?(?:option\s+)?(?:\(([A-Z])\)|([A-Z])[).:]|([A-Z])[*_.\s]*$).{0,120}"
+    r"[#>\s*_\-•]*(?:(?:so|thus|hence|therefore)[,:]?\s+)?(?:option\s+)?(?:\(([A-Z])\)|([A-Z])[).:]"
+    r"|([A-Z])[*_.\s]*$).{0,120}"
 )
 _CONCLUDES = re.compile(
-    r"(?:^|\W)(?:therefore|thus|hence|so|in conclusion|consequently|in total|altogether|finally|we get|we find|this gives"
+    r"(?:^|\W)(?:therefore|thus|hence|so|in conclusion|consequently|in total|altogether|finally|we get|we find"
+    r"|this gives"
     r"|因此|所以|故|综上|一共|总共|よって|したがって|따라서)(?:\W|$|(?<=\w)(?=[^\x00-\x7f]))",
     re.IGNORECASE,
 )
 _RESULT = re.compile(r"(?:=|≈|\\approx|\b(?:is|are|equals|of|was|be|has|have|be|get|gives?|contains?)\b)[^=≈.]{0,12}$")
 _COUNTED = re.compile(
-    r"\s*(?:yes,? )?(?:there (?:are|is|were|was)|it shows|the (?:image|picture|figure|chart) (?:shows|contains|has)|i (?:can )?(?:see|count))\b",
+    r"\s*(?:yes,? )?(?:there (?:are|is|were|was)|it shows|the (?:image|picture|figure|chart) (?:shows|contains"
+    r"|has)|i (?:can )?(?:see|count))\b",
     re.IGNORECASE,
 )
 

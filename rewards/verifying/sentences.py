@@ -1,4 +1,4 @@
-"""The one number that a sentence states: "Therefore, there are 8 apples." → "8"; operands, bounds and doubts are none."""
+"""The one number that a sentence states: "So there are 8 apples." → "8"; operands, bounds and doubts are none."""
 
 from __future__ import annotations
 
@@ -10,29 +10,37 @@ from rewards.verifying.units import CURRENCY, parsed_unit
 MAX_CHARACTERS = 400  # of a sentence
 
 _BOUND = re.compile(
-    r"(?:n't\b|\b(?:not|no|none of|never|less than|fewer than|more than|greater than|larger than|smaller than|higher than|lower than|under|below"
-    r"|above|over|exceeds?|between|at (?:least|most)|up to|either|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多)"
+    r"(?:n't\b|\b(?:not|no|none of|never|less than|fewer than|more than|greater than|larger than|smaller than"
+    r"|higher than|lower than|under|below"
+    r"|above|over|exceeds?|between|at (?:least|most)|up to|either|cannot|can't)\b"
+    r"|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多)"
     r"(?:(?!\b(?:is|are|was|were)\b|=)[^.,;，]){0,16}$",
     re.IGNORECASE,
 )
 _OPERAND = re.compile(
-    r"(?:\b(?:than|under|below|above|over|exceeding|out of|of the|in|at|on|by|for|since|until|after|before|during|year|figure|fig\.?|table|step|option"
-    r"|choice|question|problem|example|case|part|row|column|line|page|grade|class|number|no\.?|times|divided by|minus|plus|each|every|least|most|per|than the)\s+(?:the )?\$?|[/×x*÷+(^:#]\s?|\d\s?-\s?|\\(?:times|div|cdot)\s*|第)$",
+    r"(?:\b(?:than|under|below|above|over|exceeding|out of|of the|in|at|on|by|for|since|until|after|before|during"
+    r"|year|figure|fig\.?|table|step|option"
+    r"|choice|question|problem|example|case|part|row|column|line|page|grade|class|number|no\.?|times|divided by"
+    r"|minus|plus|each|every|least|most|per|than the)\s+(?:the )?\$?|[/×x*÷+(^:#]\s?|\d\s?-\s?|\\(?:times|div"
+    r"|cdot)\s*|第)$",
     re.IGNORECASE,
 )
 _UNSURE = re.compile(
-    r"\b(?:unknown|unsure|unclear|cannot|unable|impossible|maybe|perhaps|might|no idea|not (?:sure|clear|possible|enough|known))\b|n't (?:know|be|tell|determine)\b|无法|不知道|不确定",
+    r"\b(?:unknown|unsure|unclear|cannot|unable|impossible|maybe|perhaps|might|no idea|not (?:sure|clear|possible"
+    r"|enough|known))\b|n't (?:know|be|tell|determine)\b|无法|不知道|不确定",
     re.IGNORECASE,
 )
 _EQUALS = re.compile(r"=|≈|\\approx")
 _A_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3]")
 _FORMULA = re.compile(
-    r"[<>≤≥±|]|\\(?:g|l)eq?\b|\\(?:pm|neq?|mp|gt|lt)\b|\b(?:log|ln)\b|\d\+(?!\s*\d)|\d\s*(?:!(?=\s*$)|\^|\*\*|[πθ√²³]|\\(?:pi|sqrt|theta|frac|log))|\d[xyzknπ](?![A-Za-z])|[√^]\s*\d|\\(?:sqrt|frac|log|sin|cos|tan)"
+    r"[<>≤≥±|]|\\(?:g|l)eq?\b|\\(?:pm|neq?|mp|gt|lt)\b|\b(?:log|ln)\b|\d\+(?!\s*\d)|\d\s*(?:!(?=\s*$)|\^|\*\*"
+    r"|[πθ√²³]|\\(?:pi|sqrt|theta|frac|log))|\d[xyzknπ](?![A-Za-z])|[√^]\s*\d|\\(?:sqrt|frac|log|sin|cos|tan)"
 )
 _AFTER_EQUALS = re.compile(r"(?:=|≈|\\approx)\s*$")
 _OPERATOR = re.compile(r"\s*(?:[×÷*/+^:]|x|-|\\times|\\div|\\cdot|times|plus|minus|divided by)\s*\(?\s*[-\d.]")
 _RESULT = re.compile(
-    r"\b(?:there (?:is|are|were|was|remain)|is|are|was|were|equals?|leaves?|left with|get|gives?|has|have|makes|total(?: of)?)"
+    r"\b(?:there (?:is|are|were|was|remain)|is|are|was|were|equals?|leaves?|left with|get|gives?|has|have|makes"
+    r"|total(?: of)?)"
     r"(?: (?:about|approximately|only|exactly|roughly|around|a total of|just|equal to|of))?\s+$",
     re.IGNORECASE,
 )

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of answers
 r"""Answers of our own as models phrase and dress them, in several languages, right ones and wrong ones.
 
 Most rows come from tables of phrases: each phrase is filled with a right and with a wrong value. `SINGLE` holds rows that
