@@ -75,6 +75,7 @@ CASES = [
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(CASES), dresses, places)
 @example(CASES[0], ["bold", "braces", "blanks", "italic"], "answer")
+@example(CASES[0], ["blanks", "bold", "code", "italic"], "answer")
 def test_a_dressed_answer_keeps_its_verdict(
     case: tuple[str, str, list[str] | None, str], names: list[str], place: str
 ) -> None:
