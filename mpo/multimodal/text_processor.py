@@ -50,7 +50,6 @@ def _joined(content: Any) -> str:
 def _refuse(images: bool) -> None:
     if images:
         raise DataError(
-            "a problem has images, but the model reads text alone; expected a multimodal model or problems without "
-            "images",
+            "a problem has images, but the model is text-only; expected a multimodal model or problems without images",
             reason="images for a text-only model",
         )
