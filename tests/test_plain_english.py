@@ -60,6 +60,7 @@ ALLOWED = {
     ("a step", "calls a step wrong"),
     ("read up", "to be read up to the first error"),
     ("picture", "consistent with the picture above"),  # a response that a benchmark quotes
+    ("picture", 'the words "picture" and "image"'),
 }
 
 
