@@ -222,7 +222,12 @@ class PairsConfig:
         metadata={"help": "correctness, correctness_and_prm, prm_margin, step_prefix or dropout_ntp"},
     )
     max_pairs: int = field(default=4, metadata={"help": "pairs per problem"})
-    format_negatives: bool = field(default=True, metadata={"help": "reject responses without a final answer too"})
+    format_negatives: bool = field(
+        default=False, metadata={"help": "reject responses that state no final answer too: teaches to state one"}
+    )
+    disputed: bool = field(
+        default=False, metadata={"help": "use responses too on which the two verifiers of `mpo verify` disagree"}
+    )
     max_length_ratio: float | None = field(
         default=None, metadata={"help": "longer side over shorter side in characters, at most; 1.2 matches lengths"}
     )

@@ -139,6 +139,11 @@ class Verdict(StrEnum):
     TIMEOUT = "timeout"
     ERROR = "error"
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether it says something of the answer. A miss (the other three) is neither a success nor a failure."""
+        return self in (Verdict.CORRECT, Verdict.WRONG)
+
 
 @dataclass(frozen=True)
 class MonteCarloCount:
@@ -170,12 +175,18 @@ class Unseen:
     reward: float
 
 
+NO_VOTE = -1  # of a response that states no answer that its verifier can read
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One completion and what is known of it so far; `None` means "not computed", never "bad".
 
     Attributes:
         mc: counts for the end of each step.
+        second_verdict: of another verifier that checked the same answer.
+        vote: number of its answer's class among the group's, from 0, or `NO_VOTE`
+            (`rewards/verifying/equality_classes.py`).
         label_source: where they come from, which says what they may be used for (`rewards/prm/labelling/source.py`).
         blank: scored with a white image of the same size (`rewards/scoring/visual_dependence.py`).
         swapped: scored with another problem's image.
@@ -189,6 +200,8 @@ class Rollout:
     label_source: str | None = None
     blank: Unseen | None = None
     swapped: Unseen | None = None
+    second_verdict: Verdict | None = None
+    vote: int | None = None
 
     def __post_init__(self) -> None:
         for name, other in (("blank", self.blank), ("swapped", self.swapped)):
@@ -198,6 +211,12 @@ class Rollout:
                     f"{len(other.step_scores.values)} step scores with a {name} image for {steps} with the problem's "
                     "own; expected as many"
                 )
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether two verifiers read the answer and only one of them calls it right."""
+        both = (self.verdict, self.second_verdict)
+        return all(one is not None and one.is_decided for one in both) and both[0] is not both[1]
 
     def with_(self, **changes: Any) -> Rollout:
         """The same rollout with some fields replaced."""
@@ -253,7 +272,7 @@ def verdict_of(rollout: Rollout) -> str:
 
 
 def correctness_of(group: RolloutGroup) -> tuple[bool, ...]:
-    """Which rollouts are verified correct. Timeouts and verifier errors count as not correct: report their number.
+    """Which rollouts are verified correct; for accuracies, in which a miss counts as not correct: report their number.
 
     Raises:
         DataError: the group is empty or a rollout has not been verified.

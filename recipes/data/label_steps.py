@@ -77,7 +77,7 @@ def label(config: LabelConfig) -> Path:
     drawn = {
         "continuations": done.continuations,
         "tokens": done.tokens,
-        "undecided": done.undecided,
+        "undecided": dict(sorted(done.undecided.items())),
         "seconds": seconds,
     }
     counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}

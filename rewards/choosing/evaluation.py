@@ -85,12 +85,16 @@ def degenerate_shares(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def within_problem_aucs(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """P(reward of a right rollout > reward of a wrong one) a problem, ties half: 0.5 is a PRM that knows nothing.
 
-    Only scored rollouts count, and only problems that have right and wrong ones appear.
+    Only scored rollouts count whose verdict says right or wrong, and only problems that have both appear.
     """
     aucs = {}
     for group in groups:
         correct = correctness_of(group)
-        scored = [(r.reward, right) for r, right in zip(group.rollouts, correct, strict=True) if r.reward is not None]
+        scored = [
+            (r.reward, right)
+            for r, right in zip(group.rollouts, correct, strict=True)
+            if r.reward is not None and r.verdict and r.verdict.is_decided
+        ]
         value = auc([reward for reward, _ in scored], [right for _, right in scored])
         if value is not None:
             aucs[group.problem.id] = value

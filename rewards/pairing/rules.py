@@ -42,19 +42,19 @@ def correctness(
     group: RolloutGroup,
     *,
     max_pairs: int,
-    format_negatives: bool = True,
+    format_negatives: bool = False,
     max_length_ratio: float | None = None,
     min_visual_dependence: float | None = None,
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """Verified-right against verified-wrong, a random sample of all combinations (MMPR, arXiv 2411.10442, §2.2).
 
-    Format negatives stand apart, as in MMPR: right against responses without a final answer is a sample of its own,
-    with the source "correctness_format".
+    Format negatives, where they are asked for, stand apart, as in MMPR: right against responses that state no final
+    answer is a sample of its own, with the source "correctness_format".
 
     Args:
         group: rollouts with verdicts.
         max_pairs: pairs per problem at most, of each of the two kinds; MMPR takes 15.
-        format_negatives: a response without a final answer may be rejected.
+        format_negatives: a response that truly states no final answer may be rejected.
         max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one.
         min_visual_dependence: of a right response, at least (`rewards/scoring/visual_dependence.py`); else it is on
             no side.
@@ -65,7 +65,7 @@ def correctness(
     sides = eligible(group, format_negatives=format_negatives, min_visual_dependence=min_visual_dependence)
     found: list[PreferencePair] = []
     everything: list[Sides] = []
-    for negatives, source in ((sides.wrong, "correctness"), (sides.unparsable, "correctness_format")):
+    for negatives, source in ((sides.wrong, "correctness"), (sides.silent, "correctness_format")):
         candidates = _within(group, itertools.product(sides.right, negatives), max_length_ratio)
         everything += candidates
         found += [pair_of(group, both, source=source) for both in _sample(candidates, max_pairs, group.problem.id)]
@@ -76,21 +76,21 @@ def correctness_and_prm(
     group: RolloutGroup,
     *,
     max_pairs: int,
-    format_negatives: bool = True,
+    format_negatives: bool = False,
     max_length_ratio: float | None = None,
     min_visual_dependence: float | None = None,
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """The i-th best-rewarded right answer against the i-th best-rewarded wrong one (hardest negatives first).
 
     Each text is used at most once, so the pairs of a problem differ on both sides; ties in reward go to the
-    lower index. A response without a final answer is ranked among the wrong ones. With `max_length_ratio` a right
+    lower index. A format negative is ranked among the wrong ones. With `max_length_ratio` a right
     answer takes the best-rewarded unused wrong one that it allows. Arguments and returns are those of `correctness`;
     a rollout without reward is a reject.
     """
     sides = eligible(
         group, format_negatives=format_negatives, need_reward=True, min_visual_dependence=min_visual_dependence
     )
-    wrong = sorted([*sides.wrong, *sides.unparsable])
+    wrong = sorted([*sides.wrong, *sides.silent])
     order = itertools.product(_best_first(group, sides.right), _best_first(group, wrong))
     candidates = _within(group, order, max_length_ratio)
     matched = _each_once(candidates)[:max_pairs]
@@ -102,7 +102,7 @@ def prm_margin(
     group: RolloutGroup,
     *,
     max_pairs: int,
-    format_negatives: bool = True,
+    format_negatives: bool = False,
     max_length_ratio: float | None = None,
     min_visual_dependence: float | None = None,
     margin: float = 0.1,
@@ -146,7 +146,7 @@ class Pairing:
     Args:
         rule: a name in `RULES`, or a callable of the same shape.
         max_pairs: pairs per problem at most, at least 1.
-        format_negatives: a response without a final answer may be rejected.
+        format_negatives: a response that truly states no final answer may be rejected.
         max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
         min_visual_dependence: in [-1, 1]; a right response whose score depends on the image by less stands on no
             side (`rewards/scoring/visual_dependence.py`), nor one that was not scored without it. None: no limit.
@@ -160,7 +160,7 @@ class Pairing:
         rule: str | Rule = "correctness_and_prm",
         *,
         max_pairs: int = 15,
-        format_negatives: bool = True,
+        format_negatives: bool = False,
         max_length_ratio: float | None = None,
         min_visual_dependence: float | None = None,
     ) -> None:
@@ -198,7 +198,7 @@ def build_pairs(
     *,
     rule: str | Rule = "correctness_and_prm",
     max_pairs: int = 15,
-    format_negatives: bool = True,
+    format_negatives: bool = False,
     max_length_ratio: float | None = None,
     min_visual_dependence: float | None = None,
 ) -> tuple[list[PreferencePair], PairingReport]:
@@ -208,7 +208,7 @@ def build_pairs(
         groups: problems with verified (and, for PRM rules, scored) rollouts.
         rule: as for `Pairing`, with the other limits; raises what it raises.
         max_pairs: pairs per problem at most.
-        format_negatives: a response without a final answer may be rejected.
+        format_negatives: a response that truly states no final answer may be rejected.
         max_length_ratio: of the two sides of a pair.
         min_visual_dependence: of a right response.
 
@@ -277,7 +277,7 @@ def _reward(group: RolloutGroup, index: int) -> float:
 
 def _with_lonely(sides: Eligible, candidates: Iterable[Sides], reason: str, *, one_side: bool = False) -> Counter[str]:
     """The rejects, and the eligible rollouts that stand in no candidate although there are two sides."""
-    two = bool(sides.right and (sides.wrong or sides.unparsable))
+    two = bool(sides.right and (sides.wrong or sides.silent))
     lonely = without_partner(sides.all, candidates) if two or one_side else 0
     return sides.rejects + Counter({reason: lonely} if lonely else {})
 
@@ -291,9 +291,9 @@ def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
     verdicts = {rollout.verdict for rollout in group.rollouts}
     if verdicts == {None}:
         return "no_verdict"
-    decided = verdicts & {Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE}
+    decided = {verdict for verdict in verdicts if verdict is not None and verdict.is_decided}
     if not decided:
-        return "verifier_failed"
+        return "none_readable" if Verdict.UNPARSABLE in verdicts else "verifier_failed"
     if decided == {Verdict.CORRECT}:
         return "all_right"
     if Verdict.CORRECT not in decided:

@@ -17,7 +17,7 @@ def step_prefix(
     group: RolloutGroup,
     *,
     max_pairs: int,
-    format_negatives: bool = True,
+    format_negatives: bool = False,
     max_length_ratio: float | None = None,
     min_visual_dependence: float | None = None,
     threshold: float = 0.0,
@@ -39,7 +39,7 @@ def step_prefix(
     Returns:
         Pairs whose meta holds `first_bad_step` and `shared_characters`; and reason → rollouts on no side.
     """
-    sides = eligible(group, format_negatives=False, min_visual_dependence=min_visual_dependence)
+    sides = eligible(group, min_visual_dependence=min_visual_dependence)
     candidates: dict[Sides, tuple[int, int]] = {}  # → first bad step, characters before it
     unusable: Counter[str] = Counter()
     for bad in sides.wrong:

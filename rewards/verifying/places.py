@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from rewards.thoughts import CLOSED, OPENED
 from rewards.verifying.dress import balanced_end
 
 
@@ -34,8 +35,6 @@ class Place:
     rule: str
 
 
-_CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>|◁/think▷|<\|/think\|>|</seed:think>", re.IGNORECASE)
-_OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|◁think▷|<\|think\|>|<seed:think>", re.IGNORECASE)
 _TAG = re.compile(
     r"<(?:final_)?answer>(.*?)(?:</(?:final_)?answer>|$)|\[ANSWER\](.*?)(?:\[/ANSWER\]|$)", re.DOTALL | re.IGNORECASE
 )
@@ -139,9 +138,8 @@ def without_thought(response: str) -> str | None:
         >>> without_thought("<think>3?</think>4"), without_thought("3?</think>4"), without_thought("<think>3")
         ('4', '4', None)
     """
-    end = max((match.end() for match in _CLOSED.finditer(response)), default=0)
-    rest = response[end:]
-    return None if _OPENED.search(rest) else rest
+    end = max((match.end() for match in CLOSED.finditer(response)), default=0)
+    return None if OPENED.search(response, end) else response[end:]
 
 
 def first_sentence(text: str) -> str:
