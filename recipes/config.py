@@ -150,8 +150,11 @@ class VerifyConfig:
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})
     out: Path = field(metadata={"help": "folder for the verified groups"})
     verifier: str = field(
-        default="math",
-        metadata={"help": "exact, math, choice, number, relaxed, anls, or your own package.module:function"},
+        default="auto",
+        metadata={
+            "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, short, "
+            "exact, relaxed, anls, vqa, or your own package.module:function"
+        },
     )
     workers: int = field(default=1, metadata={"help": "worker processes"})
     timeout_s: float = field(default=5.0, metadata={"help": "a check that takes longer is killed"})

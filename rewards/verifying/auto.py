@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
 from rewards.verifying.answers import references_of
 from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.quantities import read_quantity
+from mpo.multimodal.errors import DataError
 from rewards.types import Problem, Verdict
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
 from rewards.verifying.numbers import NumberVerifier
@@ -15,6 +17,8 @@ from rewards.verifying.options import named_options, options_of
 from rewards.verifying.reading import Answer, Kind, kind_of
 from rewards.verifying.texts import ENOUGH, ShortVerifier, VqaVerifier
 from rewards.verifying.verifier import ReadingVerifier
+
+_log = logging.getLogger(__name__)
 
 _LETTERS = re.compile(r"\(?[A-H]\)?|[A-H]{2,5}|[A-H](?:\s*,\s*[A-H])+")
 _NUMBER = re.compile(r"[-+−$€£¥]?\s*[\d.,]*\d\s*(?:%|°|[^\W\d_][^\d\\^=]{0,24})?")
@@ -95,13 +99,13 @@ class AutoVerifier:
         formulas = [pair for pair, name in zip(pairs, names, strict=True) if name == "math"]
         checked = iter(self.math.verify_many(formulas))
         return [
-            next(checked) if name == "math" else self._others[name](*pair)
+            next(checked) if name == "math" else _checked(self._others[name], *pair)
             for pair, name in zip(pairs, names, strict=True)
         ]
 
-    def fault(self, problem: Problem) -> str | None:
-        """Why a problem cannot be checked, or None."""
-        return self.of(problem).fault(problem)
+    def faults(self, problems: Sequence[Problem]) -> list[str | None]:
+        """Why each problem cannot be checked, or None."""
+        return [self.of(problem).faults([problem])[0] for problem in problems]
 
     def answer(self, problem: Problem, text: str) -> Answer | None:
         """The answer that the picked verifier reads from a response."""
@@ -110,3 +114,18 @@ class AutoVerifier:
     def equal(self, problem: Problem, a: Answer, b: Answer) -> bool | None:
         """Whether two answers mean the same to the picked verifier."""
         return self.of(problem).equal(problem, a, b)
+
+    def equal_many(self, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> list[bool | None]:
+        """The same for many pairs."""
+        verifier = self.of(problem)
+        if isinstance(verifier, MathVerifier):
+            return verifier.equal_many(problem, pairs)
+        return [verifier.equal(problem, a, b) for a, b in pairs]
+
+
+def _checked(verifier: ReadingVerifier, problem: Problem, text: str) -> Verdict:
+    try:
+        return verifier(problem, text)
+    except DataError as error:
+        _log.warning("%s", error)
+        return Verdict.ERROR

@@ -1,16 +1,20 @@
-"""Two answers of one problem → do they mean the same? One function a verifier, for votes.
+"""Two answers of one problem → do they mean the same? One function per verifier, for votes.
 
 `equal(problem, a, b)` never looks at the problem's reference answer: a vote may not know it. It is symmetric, and True
-for `a == b`. None means "cannot be told" (one side cannot be read as the verifier wants it, a check that hangs): count
-it as different. It need not be transitive (a tolerance cannot be): who groups, compares with one member of each group.
+for two answers of one value. None means "cannot be told" (one side cannot be read as the verifier wants it, a check that
+hangs): count it as different. It need not be transitive (a tolerance cannot be): who groups, compares with one member
+of each group, and asks about many pairs at once with `equal_many`, so that mathematics goes through its workers in one
+piece. A check that hangs costs its limit once; verdicts are remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from rewards.types import Problem, Verifier
-from rewards.verifying.reading import Answer
+from rewards.verifying.reading import Answer, read_answer
+from rewards.verifying.verification import VERIFIERS
 
 Equal = Callable[[Problem, Answer, Answer], bool | None]
 
@@ -18,10 +22,37 @@ Equal = Callable[[Problem, Answer, Answer], bool | None]
 def equality_of(verifier: Verifier | str) -> Equal:
     """`equal` of a verifier or of a row of `VERIFIERS`; for any other callable, equal text in any case.
 
-    A verifier object brings it as its `equal` (`VERIFIERS["math"].equal`); math's runs in workers that are killed.
+    Example:
+        >>> equal, problem = equality_of("choice"), Problem("p", "Which?", meta={"choices": ["red", "blue"]})
+        >>> a, b, c = (read_answer(text) for text in ("Answer: (B)", "So the answer is blue.", "A"))
+        >>> equal(problem, a, b), equal(problem, b, c)
+        (True, False)
     """
-    found = getattr(verifier, "equal", None)
-    return found if found is not None else same_text
+    return cast(Equal, getattr(_named(verifier), "equal", same_text))
+
+
+def equal_many(
+    verifier: Verifier | str, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]
+) -> list[bool | None]:
+    """`equal` for many pairs, in order."""
+    batched = getattr(_named(verifier), "equal_many", None)
+    if batched is not None:
+        return cast("list[bool | None]", batched(problem, pairs))
+    equal = equality_of(verifier)
+    return [equal(problem, a, b) for a, b in pairs]
+
+
+def voted(verifier: Verifier | str, problem: Problem, text: str) -> Answer | None:
+    """What a response votes for: the answer that the verifier reads from it; None if it reads none, then no vote.
+
+    Example:
+        >>> voted("number", Problem("p", "How many?"), "There are 10 objects.").value
+        '10'
+        >>> voted("choice", Problem("p", "Which?"), "I do not know.") is None
+        True
+    """
+    read = getattr(_named(verifier), "answer", None)
+    return cast("Answer | None", read(problem, text)) if read is not None else read_answer(text)
 
 
 def same_text(problem: Problem, a: Answer, b: Answer) -> bool | None:
@@ -29,8 +60,5 @@ def same_text(problem: Problem, a: Answer, b: Answer) -> bool | None:
     return " ".join(a.value.split()).casefold() == " ".join(b.value.split()).casefold()
 
 
-def readable(verifier: Verifier | str, problem: Problem, text: str) -> Answer | None:
-    """What a response votes for under a verifier; None if the verifier cannot read it: then it does not vote."""
-    from rewards.verifying.reading import read_answer
-
-    return read_answer(text)
+def _named(verifier: Verifier | str) -> Verifier:
+    return VERIFIERS[verifier] if isinstance(verifier, str) else verifier

@@ -151,7 +151,8 @@ _E_NOTATION = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})(?![\w.]
 _LETTER_MACRO = re.compile(r"\\(?:mathrm|text|operatorname|rm|mathit)\s*\{\s*([ei])\s*\}")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\?text\{\s*percent\s*\}|\bper ?cent\b|\bpct\b|\bpercentage points?\b)", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
-_UNIT_RUN = re.compile(r"(?<=[\d})])\s*(?:\b(?!and\b|or\b|in\b|pi\b|sqrt\b|sin\b|cos\b|tan\b|log\b|ln\b|mod\b|if\b)[A-Za-z]{2,}\b\.?(?:\s*(?:/|per|of|\^)\s*\{?\w+\}?|\s+(?!and\b|or\b|in\b|pi\b|if\b)[A-Za-z]{2,}\b)*)")
+_THIN = re.compile(r",\s*\\!\s*")
+_UNIT_RUN = re.compile(r"(?:(?<=[\d})])|(?<=\\pi)|(?<=\\pi ))\s*(?:\b(?!and\b|or\b|in\b|pi\b|sqrt\b|sin\b|cos\b|tan\b|log\b|ln\b|mod\b|if\b)[A-Za-z]{2,}\b\.?(?:\s*(?:/|per|of|\^)\s*\{?\w+\}?|\s+(?!and\b|or\b|in\b|pi\b|if\b)[A-Za-z]{2,}\b)*)")
 _LONE_UNIT = re.compile(r"(?<=\d) +(?:[mgsLlVWNJAKC]|cm|mm|km|kg|h|min|m/s)(?:\^\{?[23]\}?|²|³)?(?=\s*$|\s*(?:,|and\b|or\b))")
 _TEXT_UNIT = re.compile(r"(?<=[\d})])\s*\\(?:text|mathrm|textrm|mbox|rm)\s*\{\s*(?!and\b|or\b|if\b|i\s*\}|e\s*\})[^{}]{1,40}\}(?:\s*\^\s*\{?[23]\}?)?")
 _JOINED = re.compile(r",?\s*\\(?:text|textrm|mbox|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}")
@@ -166,7 +167,7 @@ def latex_of(text: str) -> str | None:
         >>> latex_of("4√2 cm"), latex_of("pi/2"), latex_of("9 chickens and 10 rabbits"), latex_of("I think so")
         ('4\\sqrt{2}', '\\pi /2', '9 , 10', None)
     """
-    text = undressed(text.replace("{,}", "").replace(",\\!", "").replace("\\!", "")).replace("\\$", "").replace("$", "")
+    text = undressed(_THIN.sub("", text.replace("{,}", "")).replace("\\!", "")).replace("\\$", "").replace("$", "")
     text = re.sub(r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])\s*\.?", lambda m: "" if not m[0].endswith(".") else "", text)
     if not text.isascii():
         text = _ROOT_SIGN.sub(lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text).replace("√", r"\sqrt")

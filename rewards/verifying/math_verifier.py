@@ -21,6 +21,7 @@ from rewards.verifying.workers import Workers
 
 MAX_BARE_WORDS = 2  # in a whole response that is an answer and no sentence
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+_ANY_NUMBER = "0"
 _REMEMBERED = 50_000  # verdicts, some 300 bytes each
 
 
@@ -81,13 +82,7 @@ class MathVerifier:
         return self.verify_many([(problem, text)])[0]
 
     def verify_many(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-<<<<<<< HEAD
         """Check many completions, `workers` at a time; one verdict per pair, in order. Raises as `verify`."""
-        keys = [(reference_of(problem), canonical_answer(text)) for problem, text in pairs]
-        asked = dict.fromkeys((gold, answer) for gold, answer in keys if answer is not None)
-        unsure = []
-=======
-        """Check many completions, `workers` at a time; one verdict a pair, in order. Raises as `verify`."""
         golds = [references_of(problem) for problem, _ in pairs]
         answers = [self._stated(text, gold) for (_, text), gold in zip(pairs, golds, strict=True)]
         keys = [(one, a.value) for a, gold in zip(answers, golds, strict=True) if a is not None for one in gold]
@@ -102,27 +97,23 @@ class MathVerifier:
         return self._stated(text, ())
 
     def equal(self, problem: Problem, a: Answer, b: Answer) -> bool | None:
-        """Whether two answers mean the same; None if that cannot be told. Never looks at the reference.
+        """Whether two answers mean the same; None if that cannot be told. Never looks at the reference."""
+        return self.equal_many(problem, [(a, b)])[0]
 
-        math-verify is not symmetric, so both orders are asked.
-        """
-        orders = [(a.value, b.value), (b.value, a.value)]
-        self._check(orders)
-        verdicts = [self._known[order] for order in orders]
-        if Verdict.CORRECT in verdicts:
-            return True
-        return False if Verdict.WRONG in verdicts else None
+    def equal_many(self, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> list[bool | None]:
+        """The same for many pairs; math-verify is not symmetric, so both orders are asked."""
+        orders = [((a.value, b.value), (b.value, a.value)) for a, b in pairs]
+        self._check([order for both in orders for order in both])
+        return [_told([self._known[order] for order in both]) for both in orders]
 
-    def fault(self, problem: Problem) -> str | None:
-        """Why a problem cannot be checked, or None; asks the parser about a reference that needs it."""
-        try:
-            golds = references_of(problem)
-        except DataError as error:
-            return str(error)
-        self._check([(gold, "0") for gold in golds])
-        if all(self._known[gold, "0"] is Verdict.ERROR for gold in golds):
-            return f"problem {problem.id!r}: the reference {golds[0]!r} cannot be read as mathematics"
-        return None
+    def faults(self, problems: Sequence[Problem]) -> list[str | None]:
+        """Why each problem cannot be checked, or None; the parser is asked about references that need it."""
+        golds = [_references_or_none(problem) for problem in problems]
+        self._check([(one, _ANY_NUMBER) for gold in golds for one in gold])
+        return [
+            None if gold and any(self._known[one, _ANY_NUMBER] is not Verdict.ERROR for one in gold) else _fault(problem)
+            for problem, gold in zip(problems, golds, strict=True)
+        ]
 
     def _stated(self, text: str, gold: tuple[str, ...]) -> Answer | None:
         """The first stated answer that looks like mathematics; a bare sentence is none."""
@@ -140,7 +131,6 @@ class MathVerifier:
 
     def _check(self, keys: Sequence[tuple[str, str]]) -> None:
         """Verdicts of (reference, answer) that are not known yet; the rest is remembered."""
->>>>>>> answers
         if len(self._known) > _REMEMBERED:
             self._known.clear()
         unsure = []
@@ -155,6 +145,23 @@ class MathVerifier:
                 self._known[gold, answer] = verdict
         unsure.sort()
         self._known.update(zip(unsure, self._workers.run(unsure), strict=True))
+
+
+def _references_or_none(problem: Problem) -> tuple[str, ...]:
+    try:
+        return references_of(problem)
+    except DataError:
+        return ()
+
+
+def _fault(problem: Problem) -> str:
+    return f"problem {problem.id!r}: the reference {problem.answer!r} cannot be read as mathematics"
+
+
+def _told(verdicts: Sequence[Verdict]) -> bool | None:
+    if Verdict.CORRECT in verdicts:
+        return True
+    return False if Verdict.WRONG in verdicts else None
 
 
 def _best(verdicts: Sequence[Verdict]) -> Verdict:

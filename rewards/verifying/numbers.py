@@ -11,12 +11,14 @@ from rewards.types import Problem
 from rewards.verifying.options import plain_text
 from rewards.verifying.places import first_sentence
 from rewards.verifying.reading import Kind
+from rewards.verifying.texts import yes_or_no
 from rewards.verifying.verifier import ReadingVerifier
 
 MAX_TEXT = 1_000  # characters of an answer that is compared as text
 _EPSILON = 1e-9
 _REASON = re.compile(r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\(|\s[-–—]\s|[,;]\s", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}|[\u4e00-\u9fff]")
+_BEGINS = re.compile(r"[-+$€£¥√\\(\d.]|[A-Za-z]\w?\s*=|(?:about|approximately|exactly)\b", re.IGNORECASE)
 _YEAR = re.compile(r"1[89]\d\d|20\d\d|2100")
 
 
@@ -25,9 +27,11 @@ def _number_views(value: str) -> Iterator[str]:
     yield value
     first = first_sentence(value)
     yield first
-    yield _REASON.split(first, maxsplit=1)[0]
     if len(_WORD.findall(first)) > 1 and (stated := stated_number(first)):
         yield stated
+    before = _REASON.split(first, maxsplit=1)[0]
+    if _BEGINS.match(before):
+        yield before
 
 
 class NumberVerifier(ReadingVerifier[Quantity]):
@@ -111,7 +115,7 @@ class RelaxedVerifier(ReadingVerifier[_Relaxed]):
         """A text and the number that it states, if any."""
         if len(value) > MAX_TEXT:
             return None
-        return _Relaxed(plain_text(value), read_quantity(value), bool(_YEAR.fullmatch(value)))
+        return _Relaxed(yes_or_no(value) or plain_text(value), read_quantity(value), bool(_YEAR.fullmatch(value)))
 
     def views(self, value: str) -> Iterator[str]:
         """See `_number_views`."""

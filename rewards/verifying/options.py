@@ -17,7 +17,7 @@ MAX_TEXT = 1_000  # characters of an answer that is compared with options
 
 _LETTER = re.compile(
     r"(?:(?:the |my )?(?:(?:correct|right|best) )?(?:option|choice|answer|letter|选项|選項|选|選|choose|pick|select)(?: letter| is|是|为)?\s*[:：]?\s*)?"
-    r"[*_\"']{0,3}(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Za-z])\s*\]|\{\s*([A-Za-z])\s*\}|<\s*([A-Za-z])\s*>|([A-Za-z])(?![\w'’]))[)\]}>]?[*_\"']{0,3}",
+    r"[*_\"']{0,3}(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Za-z])\s*\]|\{\s*([A-Za-z])\s*\}|<\s*([A-Za-z])\s*>|([A-Za-z])(?![A-Za-z0-9_'’À-ÿ]))[)\]}>]?[*_\"']{0,3}(?:选项|選項|项)?",
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(r"(?:(?:option|choice|answer|选项)\s*)?[(\[]?\s*(\d{1,2}|[①-⑨])\s*[)\].]?(?:[\s.:,、].*)?", re.IGNORECASE | re.DOTALL)

@@ -38,6 +38,11 @@ class Place:
 _TAG = re.compile(
     r"<(?:final_)?answer>(.*?)(?:</(?:final_)?answer>|$)|\[ANSWER\](.*?)(?:\[/ANSWER\]|$)", re.DOTALL | re.IGNORECASE
 )
+_JSON = re.compile(
+    r"""["'](short[ _-]?answer|final[ _-]?answer|answer|final|choice|option|correct[ _]?(?:answer|option)|答案)["']\s*:\s*"""
+    r"""("(?:[^"\\]|\\.){0,2000}"|'[^'\n]{0,200}'|-?[\d.]+(?:[eE][+-]?\d+)?|true|false)""",
+    re.IGNORECASE,
+)
 _TOKEN_BOX = re.compile(r"<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|$)", re.DOTALL)
 
 _FINAL_WORDS = (
@@ -83,16 +88,16 @@ _IS = rf"(?:is|are|was|would be|should be|must be|will be|has to be|can be|becom
 _ANSWER_IS = re.compile(
     r"\b(?:answers?|(?:answer|correct|right|best|appropriate|suitable) (?:option|choice|letter)"
     r"|(?:correct|right|best) (?:answer )?(?:option|choice) letter|option|choice"
-    r"|antwort|lösung|réponse|respuesta|resposta|risposta)"
+    r"|antwort|lösung|réponse|respuesta|resposta|risposta|opción|opção|opzione)"
     r"(?: (?:choice|option|letter|number|here|in this case|(?:to|for|of) [^.\n:]{1,80}?|correcta|correta|correcte|corretta))?,?"
-    rf"[ \t]+{_IS}\b(?!\s*(?:not|n't|unclear|unknown|incorrect|wrong|correct\b))[ \t]*+[:：]?[ \t]*+",
+    rf"[ \t]+{_IS}(?: (?:la opción|la opcion|a opção|l'option|die option|l'opzione|option))?\b(?!\s*(?:not|n't|unclear|unknown|incorrect|wrong|correct\b))[ \t]*+[:：]?[ \t]*+",
     re.IGNORECASE,
 )
 _ASIAN = re.compile(
     r"(?:正确|最终|本题|該題|该题|此题|所以|因此|故|的)?"
     r"(?:答案|正确选项|正确的选项|选项|選項|正解|正しい(?:答え|選択肢)|答え|정답|답)"
     r"(?:应该|应当|应|就)?(?:是|为|選|选择|选|は|:|：|은|는)[:：]?\s*(?!否|什么|哪|不|错|多少)"
-    r"|(?:故|应|所以|因此|因而|综上|则|，|,|。|；|^|\s)(?:本题)?(?:应该|应当|应)?(?:选择|选|選)(?:项|項)?(?:为|是)?[:：]?\s*(?=[（(]?[A-Za-z][)）]?(?![A-Za-z]))"
+    r"|(?:故|应|所以|因此|因而|综上|则|，|,|。|；|^|\s)(?:本题|此题)?(?:应该|应当|应)?(?:选择|选|選)(?:项|項)?(?:择)?(?:为|是)?[:：]?\s*(?=[（(]?[A-Za-z][)）]?(?![A-Za-z]))"
     r"|ответ[ \t]*[-—–:][ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -267,6 +272,11 @@ def _lines(text: str) -> Iterator[Place]:
             place = _after(text, match.end(), "answer line", prose=False, at=match.start())
             if place:
                 yield place
+    if ('"' in text or "'" in text) and "{" in text and (found := [*_last(_JSON, text)]):
+        short = [match for match in found if match[1].lower().startswith("short")] or found
+        value = short[-1][2].strip("\"'").replace('\\"', '"').replace("\\\\", "\\")
+        if value.strip():
+            yield Place(short[-1].start(), short[-1].end(), value, "json")
     last = text.rfind("\n") + 1  # the text is stripped
     hashes = _HASHES.fullmatch(text, last)
     if hashes and not _NO_HASH_ANSWER.match(hashes[1]):

@@ -68,6 +68,12 @@ _FORMULA = re.compile(r"\d\s*(?:!(?=\s*$)|\^|\*\*|[πθ√²³]|\\(?:pi|sqrt|the
 _AFTER_EQUALS = re.compile(r"(?:=|≈|\\approx)\s*$")
 _OPERATOR = re.compile(r"\s*(?:[×÷*/+^:]|x|-|\\times|\\div|\\cdot|times|plus|minus|divided by)\s*\(?\s*[-\d.]")
 _NAMED = re.compile(r"\b(?:figure|fig\.?|table|step|option|choice|question|problem|example|case|row|column|line|page)\s+$", re.IGNORECASE)
+_THIN = re.compile(r",\s*\\!\s*")
+_RESULT = re.compile(
+    r"\b(?:there (?:is|are|were|was|remain)|is|are|was|were|equals?|leaves?|left with|get|gives?|has|have|makes|total(?: of)?)"
+    r"(?: (?:about|approximately|only|exactly|roughly|around|a total of|just|equal to|of))?\s+$",
+    re.IGNORECASE,
+)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
            "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
@@ -174,7 +180,11 @@ def stated_number(sentence: str) -> str | None:
         if len(stated) > 1:
             result = [match for match in stated if _AFTER_EQUALS.search(plain[: match.start()])]
             others = [m for m in stated if not (_OPERAND.search(plain[: m.start()]) or _OPERATOR.match(plain, m.end()))]
-            stated = result[-1:] if result and result[-1] is stated[-1] else others
+            if result and result[-1] is stated[-1]:
+                others = result[-1:]
+            elif len(others) > 1 and others[-1] is stated[-1] and _RESULT.search(plain[: stated[-1].start()]):
+                others = others[-1:]
+            stated = others
         elif stated and _NAMED.search(plain[: stated[0].start()]):
             stated = []
         if stated:
@@ -229,7 +239,7 @@ def _plain(text: str, *, words: bool = True) -> tuple[str, str]:
     """Macros opened, unusual signs replaced, a leading "x =" or "about" dropped; and the currency sign, if any."""
     text = text.replace("\\$", "＄").replace("\\%", "%").replace("\\circ", "°").replace("^{°}", "°").replace("^°", "°")
     dollar = "＄" in text or bool(re.search(r"(?<![\d$])\$\s*[\d.]", text) and text.count("$") == 1)
-    text = undressed(text.replace("{,}", ",").replace(",\\!", ",").replace("\\!", "")).replace("＄", " ")
+    text = undressed(_THIN.sub(",", text.replace("{,}", ",")).replace("\\!", "")).replace("＄", " ")
     text = text.replace("$", " ") if not dollar or text.count("$") != 1 else text
     text = text.replace("–", "-").replace("—", "-").replace("△", "-").replace("▲", "-").replace("**", "").replace("⁄", "/")
     if "\\" in text:

@@ -58,6 +58,7 @@ class Answer:
 _LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\([A-Za-z]\)|\[[A-Z]\]|[A-Z](?:[.):,]|$))(?:\s.*)?", re.DOTALL)
 _YES_NO = re.compile(r"(?:yes|no|true|false)\b.*", re.IGNORECASE | re.DOTALL)
 _FORMULA = re.compile(r"\\[A-Za-z]|[=^_+*/<>≤≥≠∞π√±∪∩∈]|\d\s*[-:]\s*\d|^[(\[{].*,.*[)\]}]$")
+_FENCE = re.compile(r"```[a-z]{0,12}\n([^\n]{1,200})\n```")
 _SPECIAL_END = re.compile(r"(?:<\|[A-Za-z_]{2,24}\|>|</s>|<eos>|<end_of_turn>)\Z")
 _LEAD_LETTER = re.compile(
     r"[*_\"'“]{0,3}(?:(?:option|choice|answer|选项)\s*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):：,，、。;\n*_]|\s*$|\s*[-–—]\s|\s*\())"
@@ -159,7 +160,7 @@ def _all(text: str, places: Iterator[Place], want: Kind | None) -> Iterator[Answ
     yield from _weak(text, want, explicit=stated)
 
 
-FINAL_RULES = ("answer tag", "token box", "final answer", "answer line", "hashes")
+FINAL_RULES = ("answer tag", "token box", "final answer", "answer line", "hashes", "json")
 
 
 def _answers_at(places: Iterator[Place], *, inside: str = "") -> Iterator[Answer]:
@@ -186,6 +187,10 @@ def _solution(response: str) -> str | None:
 
 def _weak(text: str, want: Kind | None, *, explicit: bool) -> Iterator[Answer]:
     bare = text.strip("*").strip()
+    fenced = _FENCE.fullmatch(bare)
+    bare = fenced[1] if fenced else bare
+    if want is Kind.MATH and _CONCLUDES.match(bare):
+        explicit = True  # a sentence, read below
     if bare and not explicit and "\n" not in bare and len(bare) <= MAX_BARE_CHARACTERS and "\\boxed" not in bare:
         yield answer_of(bare, "bare")
     if want in WEAK:

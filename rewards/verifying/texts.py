@@ -20,6 +20,7 @@ ENOUGH = 3  # annotators that say the same make an answer fully right (VQAv2)
 _ARTICLES = re.compile(r"\b(?:a|an|the|der|die|das|le|la|les|el|los|las|o|os|as)\b\s+", re.IGNORECASE)
 _PUNCTUATION = re.compile(r"[^\w\s%°.,/:+'-]|(?<!\d)[.,:/]|[.,:/](?!\d)|(?<!\w)'|'(?!\w)|_")
 _MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|operatorname)\s*\{([^{}]*)\}|\\(?:left|right)(?![A-Za-z])|\*\*|(?<!\\)\$(?!\d)")
+_YES_OR_NO = re.compile(r"(yes|no)(?=\s*(?:[,.;!:]|$))(?!,? (?:and|or) )", re.IGNORECASE)
 _CURRENCY = re.compile(r"\\?[$€£¥]\s?(?=\d)|(?<=\d)\s?[€£¥](?!\w)")
 
 
@@ -41,6 +42,17 @@ def simple_text(value: str) -> str:
     return " ".join(_ARTICLES.sub("", f"{' '.join(text.split())} ").split()) or collapsed(value).casefold()
 
 
+def yes_or_no(value: str) -> str | None:
+    """ "yes" or "no" if the text begins with that word and a comma or a stop, or is it.
+
+    Example:
+        >>> yes_or_no("Yes, it is."), yes_or_no("no"), yes_or_no("No idea")
+        ('yes', 'no', None)
+    """
+    match = _YES_OR_NO.match(value)
+    return match[1].casefold() if match else None
+
+
 class _TextVerifier(ReadingVerifier[tuple[str, ...]]):
     """Compares texts. An answer is read as its whole text and its first sentence; either may match."""
 
@@ -54,7 +66,7 @@ class _TextVerifier(ReadingVerifier[tuple[str, ...]]):
         """Whole text, then first sentence."""
         if len(value) > MAX_TEXT:
             return None
-        found = dict.fromkeys(self.plain(text) for text in (value, first_sentence(value)))
+        found = dict.fromkeys(self.plain(text) for text in (value, first_sentence(value), yes_or_no(value) or value))
         return tuple(text for text in found if text) or None
 
     def views(self, value: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-r"""Completion → Verdict of its final answer: one verifier a kind of question, and the table of them.
+r"""Completion → Verdict of its final answer: one verifier per kind of question, and the table of them.
 
 A verifier reads the answer (`rewards/verifying/reading.py`), reads it again as what it looks for (a letter, a number, …)
 and compares it with each accepted reference. What it cannot read is `UNPARSABLE`, never `WRONG`; its own trouble (a
@@ -36,6 +36,7 @@ __all__ = [
     "canonical_answer",
     "choice_verifier",
     "exact_verifier",
+    "faults_of",
     "extract_final_answer",
     "number_verifier",
     "relaxed_verifier",
@@ -67,13 +68,24 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verify_many(verifier: Verifier, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-    """one verdict per pair, in order; a verifier that raises gives `ERROR`, logged with the problem's id.
+    """One verdict per pair, in order; a verifier that raises gives `ERROR`, logged with the problem's id.
 
     A verifier with a `verify_many` of its own (`MathVerifier`, `AutoVerifier`, `WorkerVerifier`) is given all pairs at
     once.
     """
     batched = getattr(verifier, "verify_many", None)
     return batched(pairs) if batched is not None else [_safely(verifier, problem, text) for problem, text in pairs]
+
+
+def faults_of(verifier: Verifier, problems: Sequence[Problem]) -> list[str | None]:
+    """Why a verifier cannot check each problem, or None; a callable of your own is taken to know its problems.
+
+    Example:
+        >>> faults_of(number_verifier, [Problem("p", "?", answer="many"), Problem("q", "?", answer="7")])[1] is None
+        True
+    """
+    batched = getattr(verifier, "faults", None)
+    return batched(problems) if batched is not None else [None] * len(problems)
 
 
 def _safely(verifier: Verifier, problem: Problem, text: str) -> Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 from mpo.multimodal.errors import DataError
@@ -52,13 +52,16 @@ class ReadingVerifier(Generic[T]):
             return Verdict.UNPARSABLE
         return Verdict.CORRECT if any(self.matches(r, found[1]) for r in references) else Verdict.WRONG
 
-    def fault(self, problem: Problem) -> str | None:
-        """Why this verifier cannot check a problem, or None."""
-        try:
-            self._references(problem)
-        except DataError as error:
-            return str(error)
-        return None
+    def faults(self, problems: Sequence[Problem]) -> list[str | None]:
+        """Why this verifier cannot check each problem, or None."""
+        found: list[str | None] = []
+        for problem in problems:
+            try:
+                self._references(problem)
+                found.append(None)
+            except DataError as error:
+                found.append(str(error))
+        return found
 
     def answer(self, problem: Problem, text: str) -> Answer | None:
         """The answer that this verifier reads from a response: what it votes for; None if it reads none."""
