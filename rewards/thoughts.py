@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+from mpo.multimodal.errors import ConfigError
+
+PARTS = ("solution", "thought", "both")
 OPENING, CLOSING = "<think>", "</think>"  # as most templates write them; others are read too
 CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>|◁/think▷|<\|/think\|>|</seed:think>", re.IGNORECASE)
 OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|◁think▷|<\|think\|>|<seed:think>", re.IGNORECASE)
@@ -20,10 +23,7 @@ def solution_start(text: str) -> int:
         >>> [solution_start(text) for text in ("<think>3?</think>\n\n4", "3?</think>4", "4", "<think>3")]
         [19, 10, 0, 8]
     """
-    end = max((match.end() for match in CLOSED.finditer(text)), default=0)
-    if OPENED.search(text, end):
-        return len(text)
-    return len(text) - len(text[end:].lstrip()) if end else 0
+    return _cuts(text)[2]
 
 
 def solution_of(text: str) -> str:
@@ -36,8 +36,36 @@ def solution_of(text: str) -> str:
     return text[solution_start(text) :]
 
 
+def scored_spans(text: str, part: str = "solution") -> list[tuple[int, int]]:
+    """Where the part of a response stands whose steps are scored, without the tags around it; nothing blank.
+
+    Args:
+        text: the response.
+        part: "solution", "thought" or "both".
+
+    Returns:
+        (start, end) of the thought, of the solution, or of both in that order; empty if there is no such part.
+
+    Raises:
+        ConfigError: an unknown part.
+
+    Example:
+        >>> text = "<think>3?</think>4"
+        >>> [[text[start:end] for start, end in scored_spans(text, part)] for part in PARTS]
+        [['4'], ['3?'], ['3?', '4']]
+        >>> scored_spans("4", "thought"), scored_spans("<think>3")
+        ([], [])
+    """
+    if part not in PARTS:
+        raise ConfigError(f"unknown part {part!r} of a response: expected one of {', '.join(PARTS)}")
+    opened, closed, solution = _cuts(text)
+    spans = {"thought": (opened, closed), "solution": (solution, len(text))}
+    asked = ("thought", "solution") if part == "both" else (part,)
+    return [spans[name] for name in asked if text[slice(*spans[name])].strip()]
+
+
 def with_thought(thought: str, solution: str, *, cut: bool = False) -> str:
-    r"""A response whose thought came apart from it (a server's reasoning field), as the model's template writes it.
+    r"""A response whose thought came apart from it (a server's reasoning field), as thinking models write it.
 
     Args:
         thought: the reasoning field.
@@ -51,3 +79,18 @@ def with_thought(thought: str, solution: str, *, cut: bool = False) -> str:
     if cut and not solution.strip():
         return f"{OPENING}\n{thought.lstrip()}"
     return f"{OPENING}\n{thought.strip()}\n{CLOSING}\n\n{solution.lstrip()}"
+
+
+def _cuts(text: str) -> tuple[int, int, int]:
+    """Where the thought's own text begins and ends, and where the solution begins; 0, 0, 0 without a thought."""
+    opening = OPENED.match(text, len(text) - len(text.lstrip()))
+    opened = opening.end() if opening else 0
+    closing = None
+    for closing in CLOSED.finditer(text):  # the last one
+        pass
+    after = closing.end() if closing else 0
+    if OPENED.search(text, after):
+        return opened, len(text), len(text)
+    if closing is None:
+        return 0, 0, 0
+    return opened, max(opened, closing.start()), len(text) - len(text[after:].lstrip())

@@ -104,6 +104,7 @@ class StepScores:
         values: one score per step.
         bounds: where a server told only a part of what a score is made of, the interval that it lies in, one per step;
             an exact score has two equal ends. `None`: all scores are exact.
+        part: of the response whose steps these are: "solution", "thought" or "both" (`rewards/thoughts.py`).
 
     Example:
         >>> StepScores((0.9, 0.5)).values
@@ -116,6 +117,7 @@ class StepScores:
 
     values: tuple[float, ...]
     bounds: tuple[tuple[float, float], ...] | None = None
+    part: str = "solution"
 
     def __post_init__(self) -> None:
         if not self.values:

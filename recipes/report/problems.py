@@ -250,6 +250,7 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
     """
     text = rollout.completion.text
     scores = rollout.step_scores.values if rollout.step_scores else ()
+    part = rollout.step_scores.part if rollout.step_scores else "solution"
     counts = [f"{count.correct}/{count.total}" for count in rollout.mc or ()]
     estimates = counts_estimate_mc(rollout.label_source)
     values = [count.value if estimates else float(count.correct > 0) for count in rollout.mc or ()]
@@ -258,7 +259,7 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
     number = len(scores) or len(counts)
     whole = split_on_blank_lines(text)
     try:
-        steps = split_into(text, number) if number else whole
+        steps = split_into(text, number, part=part) if number else whole
     except StepAlignmentError:
         return [StepView(_clipped(text))]
     views = []

@@ -55,8 +55,11 @@ class _RolloutRow(BaseModel):
     num_tokens: int
     token_logprobs: list[float] | None = None
     verdict: Verdict | None = None
+    second_verdict: Verdict | None = None
+    vote: int | None = None
     step_scores: list[float] | None = None
     step_score_bounds: list[tuple[float, float]] | None = None  # of scores that a server told in part
+    scored_part: str = "solution"  # of a response with a thought, whose steps were scored
     reward: float | None = None
     mc: list[tuple[int, int]] | None = None
     label_source: str | None = None  # absent in files that were written before there was more than one budget
@@ -236,6 +239,8 @@ def _rollout(row: _RolloutRow) -> Rollout:
         row.label_source,
         _unseen(row.blank),
         _unseen(row.swapped),
+        row.second_verdict,
+        row.vote,
     )
 
 
@@ -246,19 +251,24 @@ def _unseen(row: _UnseenRow | None) -> Unseen | None:
 def _step_scores(row: _RolloutRow) -> StepScores | None:
     if row.step_scores is None:
         return None
-    return StepScores(tuple(row.step_scores), tuple(row.step_score_bounds) if row.step_score_bounds else None)
+    bounds = tuple(row.step_score_bounds) if row.step_score_bounds else None
+    return StepScores(tuple(row.step_scores), bounds, row.scored_part)
 
 
 def _row(rollout: Rollout) -> Mapping[str, Any]:
     completion = rollout.completion
+    scored = rollout.step_scores
     row = {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "num_tokens": completion.num_tokens,
         "token_logprobs": completion.token_logprobs,
         "verdict": rollout.verdict,
-        "step_scores": list(rollout.step_scores.values) if rollout.step_scores else None,
-        "step_score_bounds": rollout.step_scores.bounds if rollout.step_scores else None,
+        "second_verdict": rollout.second_verdict,
+        "vote": rollout.vote,
+        "step_scores": list(scored.values) if scored else None,
+        "step_score_bounds": scored.bounds if scored else None,
+        "scored_part": scored.part if scored and scored.part != "solution" else None,
         "reward": rollout.reward,
         "mc": [(count.correct, count.total) for count in rollout.mc] if rollout.mc else None,
         "label_source": rollout.label_source,

@@ -56,14 +56,14 @@ class StoredScorer:
 
 def json_scores(prm: ProcessRewardModel, items: Sequence[tuple[Problem, str]]) -> list[Any]:
     """`outcomes` as a JSON value, which `StoredScorer` reads: the work of one call."""
-    return [o if isinstance(o, str) else [o.values, o.bounds] for o in outcomes(items, prm)]
+    return [o if isinstance(o, str) else [o.values, o.bounds, o.part] for o in outcomes(items, prm)]
 
 
 def _from_json(kept: Any) -> StepScores | DataError:
     if isinstance(kept, str):
         return DataError(f"this response has no step scores: {kept}", reason=kept)
-    values, bounds = kept
-    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds))
+    values, bounds, part = kept
+    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds), part)
 
 
 def score_groups(
