@@ -126,6 +126,11 @@ class SampleConfig(EngineConfig):
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
     )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    prompt: str = field(
+        default="cot",
+        metadata={"help": "how it is asked: direct (the bare question), cot, cot_boxed, r1, or a file with {question}"},
+    )
+    system: str = field(default="", metadata={"help": "system message, in place of the prompt's own"})
     num_samples: int = field(default=8, metadata={"help": "completions per problem; may be raised later"})
     temperature: float = field(default=1.0, metadata={"help": "0 is greedy"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
@@ -200,6 +205,9 @@ class ScoreConfig(EngineConfig):
     out: Path = field(metadata={"help": "folder for the scored groups"})
     prm_format: str | None = field(
         default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
+    )
+    score: str = field(
+        default="solution", metadata={"help": "whose steps, where the policy thought first: solution, thought or both"}
     )
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
     base_url: list[str] = field(
@@ -447,6 +455,11 @@ class AnswerConfig:
     )
     prm_model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
     prm_read: str = field(default="token_ids", metadata={"help": "of its server: token_ids (vLLM), choice, top"})
+    prompt: str = field(
+        default="cot",
+        metadata={"help": "how it is asked: direct (the bare question), cot, cot_boxed, r1, or a file with {question}"},
+    )
+    system: str = field(default="", metadata={"help": "system message, in place of the prompt's own"})
     n: int = field(default=8, metadata={"help": "candidates; at most so many with error"})
     selector: str = field(default="prm", metadata={"help": "prm, weighted_vote or majority"})
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
@@ -474,6 +487,11 @@ class BeamSearchConfig:
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
     )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    prompt: str = field(
+        default="cot",
+        metadata={"help": "how it is asked: direct (the bare question), cot, cot_boxed, r1, or a file with {question}"},
+    )
+    system: str = field(default="", metadata={"help": "system message, in place of the prompt's own"})
     width: int = field(default=4, metadata={"help": "W, unfinished prefixes kept per problem"})
     expand: int = field(default=4, metadata={"help": "m, continuations of each; W*m at the first step"})
     max_rounds: int = field(default=12, metadata={"help": "steps of an answer at most"})

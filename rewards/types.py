@@ -31,18 +31,42 @@ def _text_of(answer: Any) -> str:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """How a policy is asked a question (`rewards/sampling/prompts.py`).
+
+    Attributes:
+        template: text that holds `{question}` where the question goes.
+        system: a system message; empty for none.
+    """
+
+    template: str = "{question}"
+    system: str = ""
+
+    def text(self, question: str) -> str:
+        """The question as it is asked.
+
+        Example:
+            >>> Prompt("{question} Think {first}.").text("What is {question}?")
+            'What is {question}? Think {first}.'
+        """
+        before, _, after = self.template.partition("{question}")
+        return f"{before}{question}{after}"
+
+
+@dataclass(frozen=True)
 class Problem:
     """A question about zero or more images.
 
     Attributes:
         id: unique within a dataset.
-        question: the text that the policy is asked, without image placeholders.
+        question: the bare question, without image placeholders: what a process reward model is shown.
         images: local paths or PIL images, in the order in which they stand before the question.
         answer: the reference answer, or `None` where nobody knows it. A number or a truth value becomes its text; of a
             list of accepted answers the first stays and all of them go to `meta["answers"]`.
         meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
             `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), `choices`, the texts of the options (by
             `choice`), and `answers`, all accepted answers.
+        prompt: how the policy is asked; the bare question unless somebody chose a template.
     """
 
     id: str
@@ -50,6 +74,7 @@ class Problem:
     images: tuple[ImageLike, ...] = ()
     answer: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Prompt = Prompt()
 
     def __post_init__(self) -> None:
         if self.answer is None or isinstance(self.answer, str):

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from rewards.types import (
     FinishReason,
     MonteCarloCount,
     Problem,
+    Prompt,
     Rollout,
     RolloutGroup,
     StepScores,
@@ -67,9 +69,16 @@ class _RolloutRow(BaseModel):
     swapped: _UnseenRow | None = None
 
 
+class _PromptRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    template: str
+    system: str = ""
+
+
 class _GroupRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     problem_id: str
+    prompt: _PromptRow | None = None  # how the policy was asked; the bare question without it
     rollouts: list[_RolloutRow]
 
 
@@ -167,7 +176,10 @@ def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
         if group.problem_id in seen:
             raise DataError(f"{folder / GROUPS}:{number}: problem {group.problem_id!r} occurs twice")
         seen.add(group.problem_id)
-        yield RolloutGroup(problems[group.problem_id], rollouts)
+        problem = problems[group.problem_id]
+        if group.prompt is not None:
+            problem = replace(problem, prompt=Prompt(group.prompt.template, group.prompt.system))
+        yield RolloutGroup(problem, rollouts)
 
 
 def problems_of(folder: str | Path) -> Path:
@@ -180,8 +192,13 @@ def problems_of(folder: str | Path) -> Path:
 
 def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
     """Write groups, one in memory at a time; problems are named by id only."""
-    rows = ({"problem_id": group.problem.id, "rollouts": [_row(r) for r in group.rollouts]} for group in groups)
-    write_rows(folder / GROUPS, rows)
+    write_rows(folder / GROUPS, map(_group_row, groups))
+
+
+def _group_row(group: RolloutGroup) -> dict[str, Any]:
+    problem, rollouts = group.problem, [_row(rollout) for rollout in group.rollouts]
+    prompt = {"prompt": asdict(problem.prompt)} if problem.prompt != Prompt() else {}
+    return {"problem_id": problem.id, **prompt, "rollouts": rollouts}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
