@@ -1,0 +1,171 @@
+"""The answers of one problem, grouped by meaning: what a vote counts.
+
+A class is what the problem's verifier calls equal to its first answer (its representative), so being in one class is
+symmetric and transitive by construction, although a tolerance is neither. An answer that equals several representatives
+goes to the oldest. The reference answer is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mpo.multimodal.errors import DataError
+from rewards.types import NO_VOTE, Problem, RolloutGroup, Verdict, Verifier
+from rewards.verifying.auto import picked
+from rewards.verifying.equality import equal_many, same_text, voted
+from rewards.verifying.quantities import read_quantity
+from rewards.verifying.reading import Answer, Kind, read_answer
+from rewards.verifying.verification import VERIFIERS
+
+MAX_COMPARISONS = 2_000  # per problem; beyond it only equal texts share a class
+
+
+class EqualityClasses:
+    r"""Numbers the classes of a problem's answers from 0, in order of appearance; every text is read once.
+
+    Args:
+        problem: whose answers they are.
+        verifier: a name, or any verifier; by default the one that `voting_verifier` names. One without an `equal` of its
+            own compares by `ByKind`.
+        max_comparisons: of two answers, at most; each distinct answer is compared with every class there is.
+
+    Attributes:
+        comparisons: made so far.
+        uncompared: distinct answers that got a class of their own because the comparisons were used up.
+
+    Example:
+        >>> classes = EqualityClasses(Problem("p", "Which?", meta={"choices": ["red", "blue"]}))
+        >>> classes.numbers(["Answer: (B)", "Answer: A", r"\boxed{\text{B}}", "I do not know.", "So it is blue.\nB"])
+        [0, 1, 0, -1, 0]
+    """
+
+    def __init__(
+        self, problem: Problem, verifier: Verifier | str | None = None, *, max_comparisons: int = MAX_COMPARISONS
+    ) -> None:
+        self.problem, self.max_comparisons = problem, max_comparisons
+        chosen = voting_verifier(problem) if verifier is None else verifier
+        found = VERIFIERS[chosen] if isinstance(chosen, str) else chosen
+        self.verifier = found if hasattr(found, "equal") else BY_KIND
+        self.comparisons = self.uncompared = 0
+        self._representatives: list[Answer] = []
+        self._of_value: dict[str, int] = {}
+        self._of_text: dict[str, int] = {}
+
+    def numbers(self, texts: Iterable[str]) -> list[int]:
+        """The class of each response's answer; `NO_VOTE` where the verifier reads none."""
+        return [self.number(text) for text in texts]
+
+    def number(self, text: str) -> int:
+        """The class of one response's answer."""
+        if text not in self._of_text:
+            answer = voted(self.verifier, self.problem, text)
+            self._of_text[text] = NO_VOTE if answer is None else self._class_of(answer)
+        return self._of_text[text]
+
+    def _class_of(self, answer: Answer) -> int:
+        if answer.value not in self._of_value:
+            self._of_value[answer.value] = self._found(answer)
+        return self._of_value[answer.value]
+
+    def _found(self, answer: Answer) -> int:
+        """The oldest class with an equal representative, else a new one."""
+        others = self._representatives
+        if self.comparisons + len(others) > self.max_comparisons:
+            self.uncompared += 1
+            same = [same_text(self.problem, other, answer) for other in others]
+        else:
+            self.comparisons += len(others)
+            same = equal_many(self.verifier, self.problem, [(other, answer) for other in others])
+        if True in same:
+            return same.index(True)
+        self._representatives.append(answer)
+        return len(self._representatives) - 1
+
+
+class ByKind:
+    """Compares answers of a problem without reference: options as options, words as words, all else as mathematics.
+
+    Example:
+        >>> by_kind, problem = ByKind(), Problem("p", "?")
+        >>> one, other = (by_kind.answer(problem, text) for text in ("Final answer: the Nile", "Final answer: Nile."))
+        >>> by_kind.equal(problem, one, other)
+        True
+    """
+
+    def __call__(self, problem: Problem, text: str) -> Verdict:
+        """It judges nothing: it only says when two answers are the same."""
+        raise DataError(f"problem {problem.id!r} has no reference answer to check a response with")
+
+    def answer(self, problem: Problem, text: str) -> Answer | None:
+        """What a response states."""
+        return voted("choice", problem, text) if problem.meta.get("choices") else read_answer(text)
+
+    def equal(self, problem: Problem, a: Answer, b: Answer) -> bool | None:
+        """Whether two answers mean the same."""
+        return self.equal_many(problem, [(a, b)])[0]
+
+    def equal_many(self, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> list[bool | None]:
+        """`equal` for many pairs, in order."""
+        names = [_kind_of_pair(problem, *pair) for pair in pairs]
+        found: dict[int, bool | None] = {}
+        for name in dict.fromkeys(names):
+            places = [place for place, other in enumerate(names) if other == name]
+            found |= zip(places, equal_many(name, problem, [pairs[place] for place in places]), strict=True)
+        return [found[place] for place in range(len(pairs))]
+
+
+BY_KIND = ByKind()
+
+
+def voting_verifier(problem: Problem) -> Verifier | str:
+    """What compares a problem's answers: the verifier that checks them, or `ByKind` where there is no reference.
+
+    Example:
+        >>> voting_verifier(Problem("p", "How many?", answer="7"))
+        'number'
+    """
+    named = problem.meta.get("verifier")
+    if isinstance(named, str) and named in VERIFIERS and named != "auto":
+        return named
+    try:
+        return picked(problem)
+    except DataError:
+        return BY_KIND
+
+
+def votes_of(group: RolloutGroup) -> tuple[int | None, ...]:
+    """What each rollout votes for: the number of its answer's class, or `None` if it does not vote.
+
+    `mpo verify` has written the numbers down; where it has not, they are found here with the problem's verifier. A
+    response whose verdict is `unparsable` does not vote.
+    """
+    return tuple(None if rollout.vote in (None, NO_VOTE) else rollout.vote for rollout in with_votes(group).rollouts)
+
+
+def with_votes(group: RolloutGroup) -> RolloutGroup:
+    """The group with the `vote` of every rollout; itself if they are there."""
+    if all(rollout.vote is not None for rollout in group.rollouts):
+        return group
+    return numbered(group, EqualityClasses(group.problem))
+
+
+def numbered(group: RolloutGroup, classes: EqualityClasses) -> RolloutGroup:
+    """The group with the `vote` of every rollout by these classes."""
+    rollouts = tuple(
+        rollout.with_(
+            vote=NO_VOTE if rollout.verdict is Verdict.UNPARSABLE else classes.number(rollout.completion.text)
+        )
+        for rollout in group.rollouts
+    )
+    return RolloutGroup(group.problem, rollouts)
+
+
+def _kind_of_pair(problem: Problem, a: Answer, b: Answer) -> str:
+    kinds = {a.kind, b.kind}
+    if problem.meta.get("choices") or kinds == {Kind.LETTER}:
+        return "choice"
+    if kinds == {Kind.YES_NO}:
+        return "yes_no"
+    if read_quantity(a.value) is not None and read_quantity(b.value) is not None:
+        return "math"
+    return "short" if kinds & {Kind.TEXT, Kind.LETTER, Kind.YES_NO} else "math"
