@@ -14,7 +14,7 @@ from rewards.types import Problem, Verdict
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
 from rewards.verifying.numbers import NumberVerifier
 from rewards.verifying.options import named_options, options_of
-from rewards.verifying.reading import Answer, Kind, kind_of
+from rewards.verifying.reading import Answer, Kind, kind_of, read_answer
 from rewards.verifying.texts import ENOUGH, ShortVerifier, VqaVerifier
 from rewards.verifying.verifier import ReadingVerifier
 
@@ -108,19 +108,31 @@ class AutoVerifier:
         return [self.of(problem).faults([problem])[0] for problem in problems]
 
     def answer(self, problem: Problem, text: str) -> Answer | None:
-        """The answer that the picked verifier reads from a response."""
-        return self.of(problem).answer(problem, text)
+        """The answer that the picked verifier reads from a response; without a reference, the stated one."""
+        if problem.answer is None and not options_of(problem):
+            return read_answer(text, Kind.MATH)
+        return self._voting(problem, []).answer(problem, text)
 
     def equal(self, problem: Problem, a: Answer, b: Answer) -> bool | None:
         """Whether two answers mean the same to the picked verifier."""
-        return self.of(problem).equal(problem, a, b)
+        return self.equal_many(problem, [(a, b)])[0]
 
     def equal_many(self, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> list[bool | None]:
-        """The same for many pairs."""
-        verifier = self.of(problem)
+        """The same for many pairs; without reference and options, what the answers look like decides."""
+        verifier = self._voting(problem, pairs)
         if isinstance(verifier, MathVerifier):
             return verifier.equal_many(problem, pairs)
         return [verifier.equal(problem, a, b) for a, b in pairs]
+
+    def _voting(self, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> MathVerifier | ReadingVerifier:
+        if problem.answer is not None:
+            return self.of(problem)
+        if options_of(problem):
+            return self._others["choice"]
+        kinds = {answer.kind for pair in pairs for answer in pair}
+        if kinds <= {Kind.NUMBER}:
+            return self._others["number"]
+        return self.math if kinds & {Kind.MATH, Kind.NUMBER} else self._others["short"]
 
 
 def _checked(verifier: ReadingVerifier, problem: Problem, text: str) -> Verdict:

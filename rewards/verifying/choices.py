@@ -38,12 +38,12 @@ class ChoiceVerifier(ReadingVerifier[frozenset[str]]):
     expects = "a letter or an option's text"
 
     def read(self, problem: Problem, value: str) -> frozenset[str] | None:
-        """The letters that an answer names, as many as the reference; None also if it contradicts itself."""
+        """The letters that an answer names, as many as the reference; none of them if it contradicts itself."""
         options = options_of(problem)
         for view in dict.fromkeys((value, first_sentence(value))):
             letters = named_options(view, options, numbered=_is_number(problem.answer))
             if letters is not None:
-                return letters if len(letters) == 1 or (letters and _several(problem)) else None
+                return letters if len(letters) <= 1 or _several(problem) else frozenset()
         return None
 
     def views(self, value: str) -> Iterator[str]:
@@ -53,7 +53,11 @@ class ChoiceVerifier(ReadingVerifier[frozenset[str]]):
     def reference(self, problem: Problem, value: str) -> frozenset[str] | None:
         """The letters of a reference."""
         options = options_of(problem)
-        return named_options(value, options, numbered=_is_number(problem.answer)) or None
+        return named_options(value, options, numbered=_is_number(problem.answer))
+
+    def contradicts(self, value: frozenset[str]) -> bool:
+        """No letter is left."""
+        return not value
 
 
 def _is_number(reference: str | None) -> bool:

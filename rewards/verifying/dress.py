@@ -77,7 +77,21 @@ def _within(text: str, opener: str, closer: str) -> str | None:
     if len(text) <= len(opener) + len(closer) or not (text.startswith(opener) and text.endswith(closer)):
         return None
     inner = text[len(opener) : len(text) - len(closer)]
-    return None if closer in inner or not inner.strip() else inner
+    if not inner.strip() or (closer in inner and not _nested(inner, opener, closer)):
+        return None
+    return inner
+
+
+def _nested(inner: str, opener: str, closer: str) -> bool:
+    """Whether pairs inside close inside."""
+    if opener == closer or inner.count(opener) != inner.count(closer):
+        return False
+    depth = 0
+    for sign in inner:
+        depth += (sign == opener) - (sign == closer)
+        if depth < 0:
+            return False
+    return True
 
 
 def _tokens(text: str) -> str:

@@ -47,7 +47,7 @@ def voted(verifier: Verifier | str, problem: Problem, text: str) -> Answer | Non
 
     Example:
         >>> voted("number", Problem("p", "How many?"), "There are 10 objects.").value
-        '10'
+        'There are 10 objects'
         >>> voted("choice", Problem("p", "Which?"), "I do not know.") is None
         True
     """

@@ -52,6 +52,8 @@ def decide(gold: str, answer: str) -> Verdict | None:
     if canon(answer) == canon(gold):
         return Verdict.CORRECT
     words, said = _opened(gold), _opened(answer)
+    if {words[:1], words[-1:]} == {"(", ")"} and said[:2] == r"\{" or said[:1] == "(" and words[:2] == r"\{":
+        return Verdict.WRONG  # a point is no set
     if _WORDS.fullmatch(words) and read_quantity(words) is None:
         return _verdict(plain_text(said) == plain_text(words) or plain_text(said.split(".")[0]) == plain_text(words))
     if _CHOICE.fullmatch(words):

@@ -16,8 +16,7 @@ from rewards.verifying.verifier import ReadingVerifier
 
 MAX_TEXT = 1_000  # characters of an answer that is compared as text
 _EPSILON = 1e-9
-_REASON = re.compile(r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\(|\s[-–—]\s|[,;]\s", re.IGNORECASE)
-_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}|[\u4e00-\u9fff]")
+_REASON = re.compile(r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\(|\s[-–—]\s(?!\d)|[,;]\s(?=\D*$)", re.IGNORECASE)
 _BEGINS = re.compile(r"[-+$€£¥√\\(\d.]|[A-Za-z]\w?\s*=|(?:about|approximately|exactly)\b", re.IGNORECASE)
 _YEAR = re.compile(r"1[89]\d\d|20\d\d|2100")
 
@@ -27,7 +26,7 @@ def _number_views(value: str) -> Iterator[str]:
     yield value
     first = first_sentence(value)
     yield first
-    if len(_WORD.findall(first)) > 1 and (stated := stated_number(first)):
+    if stated := stated_number(first):
         yield stated
     before = _REASON.split(first, maxsplit=1)[0]
     if _BEGINS.match(before):

@@ -21,7 +21,7 @@ _LETTER = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(r"(?:(?:option|choice|answer|选项)\s*)?[(\[]?\s*(\d{1,2}|[①-⑨])\s*[)\].]?(?:[\s.:,、].*)?", re.IGNORECASE | re.DOTALL)
-_SEVERAL = re.compile(r"(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\bor\b|\s)\s*(?:(?:option|choice)\s*)?[(\[]?([A-Z])[)\]]?(?![\w'’]))+", re.IGNORECASE)
+_SEVERAL = re.compile(r"(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\bor\b|\s)\s*(?:(?:option|choice)\s*)?[(\[]?((?-i:[A-Z]))[)\]]?(?![\w'’]))+", re.IGNORECASE)
 _MULTI = re.compile(r"[(\[]?\s*([A-Z])\s*[)\]]?(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\s)?\s*[(\[]?\s*([A-Z])\s*[)\]]?){1,10}")
 _DENIED = re.compile(
     r"\s*(?:is|are|was|seems|would be|can be|could be)?\s*(?:not\b|n't|wrong|incorrect|false|ruled out|excluded|invalid|(?:does|do) not)|是?(?:错|不)|不对", re.IGNORECASE
@@ -29,6 +29,7 @@ _DENIED = re.compile(
 _SEPARATOR = re.compile(r"\s*(?:[.:：,，、;。]|[-–—](?=\s)|=|\bis\b|\(|\s)\s*")
 _CLAUSE = re.compile(r"[,.;:(\n。，；]|\s[-–—]\s|\b(?:because|since|as|which|where|so|with|for|when|while|and)\b", re.IGNORECASE)
 _OR = re.compile(r"\b(?:or|either|neither|nor|not|n't|both|except|none of)\b|或|不是|不", re.IGNORECASE)
+_ANOTHER = re.compile(r"[\s,]*(?:or|and|nor|/|&)\b")
 _IN_QUESTION = re.compile(r"^[ \t]*\(?([A-Z])[).:：、][ \t]*(\S[^\n]*)$", re.MULTILINE)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b\s*")
 
@@ -154,9 +155,14 @@ def _begins_with(stated: str, text: str) -> bool:
 def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
     if not texts:
         return None
+    named = re.search(r"\(([A-Z])\)\W*$", value)
+    if named and ord(named[1]) - 65 < len(texts):  # "70° (B)"
+        rest = _by_text(value[: named.start()].strip(), texts)
+        own = _same(ord(named[1]) - 65, texts)
+        return own if rest is None or rest == own else frozenset()
     stated = plain_text(value)
     first = plain_text(_CLAUSE.split(stated, maxsplit=1)[0])
-    if first in texts and not _OR.search(stated[len(first) : len(first) + 12]):
+    if first in texts and not _ANOTHER.match(stated, len(first)):
         return _same(texts.index(first), texts)
     found = [text for text in dict.fromkeys(texts) if text and _contains(stated, text)]
     found = [text for text in found if not any(text != other and text in other for other in found)]

@@ -55,7 +55,7 @@ _ANSWER_WORDS = (
     r"(?:(?:correct|right|best|proper|direct|richtige|bonne|correcta|correta|corretta|правильный)[ \t]+)?"
     r"(?:answers?|ans|option letter|option|answer choice|choice|correct letter|correct answer"
     r"|antwort|lösung|ergebnis|réponse|respuesta|resposta|risposta|ответ|정답|답변|답"
-    r"|(?:正确|正確な|所以|因此|故)?(?:答案|选项|選項|回答|解答|答え|正解|答))"
+    r"|【?(?:正确|正確な|所以|因此|故)?(?:答案|选项|選項|回答|解答|答え|正解|答))"
 )
 _MARKS = r"(?:\*\*|__|\*|_)?"
 _OPEN_MARKS = r"(?:[ \t]*(?:\*\*|__|\*(?=\S)))?"
@@ -68,7 +68,7 @@ _FINAL = re.compile(
 _LINE = re.compile(
     rf"(?:^[ \t#>*_✅➡️•-]*+(?:\d{{1,2}}[.)][ \t]*)?|(?<=[.!?。！]) +|(?<=\n\n))(?:{_ANSWER_WORDS})[ \t]*+{_MARKS}[ \t]*+"
     rf"(?:\([^()\n]{{1,30}}\)[ \t]*+)?"
-    rf"(?:(?:[:：]|(?:is|would be|应为|为|是)[ \t]*+[:：]){_OPEN_MARKS}|(?P<heading>(?=\n)))",
+    rf"(?:(?:[:：】]+|[-–—](?= )|(?:is|would be|应为|为|是)[ \t]*+[:：]){_OPEN_MARKS}|(?P<heading>(?=\n)))",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING = re.compile(r"^[ \t]*+(?:#{1,6}|\*\*|__)[^\n]*$")
@@ -87,7 +87,7 @@ _WORDY = r"(?:therefore|thus|hence|clearly|indeed|actually|simply|definitely|mos
 _IS = rf"(?:is|are|was|would be|should be|must be|will be|has to be|can be|becomes|ist|lautet|est|es|é|è)(?: {_WORDY})?(?: given by| equal to| to be)?"
 _ANSWER_IS = re.compile(
     r"\b(?:answers?|(?:answer|correct|right|best|appropriate|suitable) (?:option|choice|letter)"
-    r"|(?:correct|right|best) (?:answer )?(?:option|choice) letter|option|choice"
+    r"|(?:correct|right|best) (?:answer )?(?:option|choice) letter|(?:correct|right|best) one|option|choice"
     r"|antwort|lösung|réponse|respuesta|resposta|risposta|opción|opção|opzione)"
     r"(?: (?:choice|option|letter|number|here|in this case|(?:to|for|of) [^.\n:]{1,80}?|correcta|correta|correcte|corretta))?,?"
     rf"[ \t]+{_IS}(?: (?:la opción|la opcion|a opção|l'option|die option|l'opzione|option))?\b(?!\s*(?:not|n't|unclear|unknown|incorrect|wrong|correct\b))[ \t]*+[:：]?[ \t]*+",
@@ -105,15 +105,16 @@ _OPTION_RIGHT = re.compile(
     r"(?:\b(?:option|choice|answer|letter)\s+)?[*_\"'“]{0,3}(?<![\w\\])(?:\(([A-Z])\)|([A-Z])\)?|选项\s*[（(]?([A-Z])[)）]?)[*_\"'”]{0,3}"
     r"(?:\s+(?:is|must be|should be|would be|seems|appears)(?: to be)?(?: (?:therefore|thus|clearly|indeed|also))?"
     r"(?: the| our| my)?(?: only| most| single)? (?:correct|right|best|true|appropriate|accurate|valid)\b(?! but)"
-    r"|\s*(?:是|为)?(?:正确|对的|正确的|正解|が正しい|が正解))",
+    r"|\s+is (?:the|our|my) (?:final |correct |right |best )?(?:answer|option|choice|one)\b"
+    r"|\s*(?:选项|選項|项)?(?:是|为)?(?:正确|对的|正确的|正解|が正しい|が正解))",
 )
 _LETTER_AHEAD = r"[*_\"'“]{0,3}(?=\(?(?-i:[A-Z])\)?(?![\w'’])[*_\"'”]{0,3}(?!\s+(?:and|or|is (?:not|wrong|incorrect))\b))"
 _CHOSEN = re.compile(
     r"\b(?:(?:choose|chose|pick|picked|select|selected|go with|going with|opt for|settle on|settled on)"
     r"(?: the)?(?: correct)?(?: answer| option| choice| letter){0,2}"
-    r"|(?:leads? (?:us )?to|corresponds? (?:to|with)|matches|matching|which is|which gives|that is|this is|it is|so it's|it's|it must be"
+    r"|(?:hence|thus|therefore|so|leads? (?:us )?to|corresponds? (?:to|with)|matches|matching|which is|which gives|that is|this is|it is|so it's|it's|it must be"
     r"|consistent with|points? to|described (?:by|in)|shown in|equal to|same as|namely|represents|represented by|given (?:by|in))"
-    rf"(?: the)?(?: correct)? (?:answer |option |choice |letter )*(?:option|choice|letter|answer|(?=\((?-i:[A-Z])\))))\s*{_LETTER_AHEAD}",
+    rf",?(?: the)?(?: correct)? (?:answer |option |choice |letter )*(?:option|choice|letter|answer|(?=\((?-i:[A-Z])\))))\s*{_LETTER_AHEAD}",
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
@@ -128,8 +129,10 @@ _LINE_HINTS = (
 )  # fmt: skip
 _DECORATED = re.compile(r"[ \t#>*_✅•-]*")
 _NOT = re.compile(r"not\b|n't\b", re.IGNORECASE)
+_LONE_STAR = re.compile(r"\*(?=\W*$)|^\W*\*")
 _EMPTY = re.compile(r"[\s*_:：]*")
 _BLOCK = re.compile(r"\\\[[^\0]{0,400}?\\\]|\$\$[^$]{0,400}\$\$")
+_RATHER = re.compile(r",?\s+(?:and )?(?:not|rather than|instead of)\s", re.IGNORECASE)
 _HOPE = re.compile(r"[.\s]*\bI hope (?:it|this) is correct\b", re.IGNORECASE)
 _POLITE = re.compile(r"(?:です|である|だ|となります|になります|입니다|이다)[。.]?$")
 _ABBREVIATION = re.compile(r"(?:\b(?:St|Mt|Dr|Mr|Mrs|Ms|vs|approx|sq|cu|etc|e\.g|i\.e|a\.m|p\.m|Jr|Sr|Inc|Co|Ltd|U\.S)|\b[A-Z]\.[A-Z])$")
@@ -241,7 +244,7 @@ def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place |
         prose = prose and not block
     value = value.strip()
     if prose:
-        value = first_sentence(value)
+        value = _RATHER.split(first_sentence(value), maxsplit=1)[0]
     value = _HOPE.split(value, maxsplit=1)[0] if "hope" in value else value
     value = _POLITE.sub("", _half_marked(value.strip()))
     if not re.search(r"[^\s*_.。:：$]", value):
@@ -252,9 +255,11 @@ def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place |
 
 def _half_marked(value: str) -> str:
     """`7**` → `7`: the marker's own emphasis ends behind the answer."""
-    for mark in ("**", "__", "*"):
+    for mark in ("**", "__"):
         if value.count(mark) == 1:
-            value = value.removesuffix(mark) if mark == "*" else value.removesuffix(mark).removeprefix(mark)
+            value = value.replace(mark, "")
+    if value.count("*") == 1:
+        value = _LONE_STAR.sub("", value)
     return value.strip()
 
 

@@ -48,23 +48,30 @@ _ATOM = r"[A-Za-zµμΩ°Å]++(?:\^?\{?-?[1-9]\}?(?!\d)|[²³])?"
 _UNIT = re.compile(rf"{_ATOM}(?:\s*[/*·⋅]?\s*{_ATOM})*")
 _PROSE = re.compile(r"(?:[^\W\u0370-\u03ff\d]|[\s,;.:?'’\"“”()°-])*")  # no Greek letters: 2π is a formula
 _HEDGED = re.compile(
-    r"\b(?:not|n't|never|neither|except|without|less|fewer|more|greater|larger|smaller|higher|lower|under|below|above|over|beyond|exceeds?"
+    r"n't\b|\b(?:log|ln|sqrt|sin|cos|tan|not|no|none|never|neither|except|without|less|fewer|more|greater|larger|smaller|higher|lower|under|below|above|over|beyond|exceeds?"
     r"|between|from|at (?:least|most)|up to|minimum|maximum of|until|before|after|than|either|or|nor|unknown|unsure|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多|不足|以上|以下",
     re.IGNORECASE,
 )
 _BOUND = re.compile(
-    r"(?:\b(?:not|n't|never|less than|fewer than|more than|greater than|larger than|smaller than|higher than|lower than|under|below"
+    r"(?:n't\b|\b(?:not|no|none of|never|less than|fewer than|more than|greater than|larger than|smaller than|higher than|lower than|under|below"
     r"|above|over|exceeds?|between|at (?:least|most)|up to|either|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多)"
-    r"[^.,;，]{0,16}$",
+    r"(?:(?!\b(?:is|are|was|were)\b|=)[^.,;，]){0,16}$",
     re.IGNORECASE,
 )
-_BEHIND_HEDGED = re.compile(r"\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared|cubed|factorial)\b|以上|以下|左右各", re.IGNORECASE)
+_BEHIND_HEDGED = re.compile(r"(?:st|nd|rd|th)\b|\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared|cubed|factorial)\b|以上|以下|左右各", re.IGNORECASE)
 _OPERAND = re.compile(
     r"(?:\b(?:than|under|below|above|over|exceeding|out of|of the|in|at|on|by|for|since|until|after|before|during|year|figure|fig\.?|table|step|option"
     r"|choice|question|problem|example|case|part|row|column|line|page|grade|class|number|no\.?|times|divided by|minus|plus|each|every|least|most|per|than the)\s+(?:the )?\$?|[/×x*÷+(^:#]\s?|\d\s?-\s?|\\(?:times|div|cdot)\s*|第)$",
     re.IGNORECASE,
 )
-_FORMULA = re.compile(r"\d\s*(?:!(?=\s*$)|\^|\*\*|[πθ√²³]|\\(?:pi|sqrt|theta|frac|log))|\d[xyzknπ](?![A-Za-z])|[√^]\s*\d|\\(?:sqrt|frac|log|sin|cos|tan)")
+_FORMULA = re.compile(r"[<>≤≥±|]|\\(?:g|l)eq?\b|\\(?:pm|neq?|mp|gt|lt)\b|\b(?:log|ln)\b|\d\+(?!\s*\d)|\d\s*(?:!(?=\s*$)|\^|\*\*|[πθ√²³]|\\(?:pi|sqrt|theta|frac|log))|\d[xyzknπ](?![A-Za-z])|[√^]\s*\d|\\(?:sqrt|frac|log|sin|cos|tan)")
+_UNSURE = re.compile(
+    r"\b(?:unknown|unsure|unclear|cannot|unable|impossible|maybe|perhaps|might|no idea|not (?:sure|clear|possible|enough|known))\b|n't (?:know|be|tell|determine)\b|无法|不知道|不确定",
+    re.IGNORECASE,
+)
+_TWICE = re.compile(r"(\S{1,20}) ?\((\S{1,20})\)")
+_EQUALS = re.compile(r"=|≈|\\approx")
+_A_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3]")
 _AFTER_EQUALS = re.compile(r"(?:=|≈|\\approx)\s*$")
 _OPERATOR = re.compile(r"\s*(?:[×÷*/+^:]|x|-|\\times|\\div|\\cdot|times|plus|minus|divided by)\s*\(?\s*[-\d.]")
 _NAMED = re.compile(r"\b(?:figure|fig\.?|table|step|option|choice|question|problem|example|case|row|column|line|page)\s+$", re.IGNORECASE)
@@ -123,7 +130,11 @@ def _read(text: str) -> Quantity | None:
     match, *more = [*_VALUE.finditer(plain), None]
     if match is None:
         return None
+    if len(more) == 2 and (twice := _TWICE.fullmatch(plain)) and _exact(twice[1]) == _exact(twice[2]):
+        plain, more = twice[1], [None]  # "6 (6)"
     before, after = plain[: match.start()].strip(), plain[match.end() :].strip(" ,;.")
+    if _NAMED.search(plain[: match.start()]) or plain[: match.start()][-1:].isalpha():
+        return None
     unit = "" if before else _unit_text(after)
     if unit and _BEHIND_HEDGED.match(unit):
         return None
@@ -155,6 +166,11 @@ def _read(text: str) -> Quantity | None:
     return Quantity(value, currency or unit, integer, exact, decimal)
 
 
+def _exact(text: str) -> Fraction | None:
+    match = _VALUE.fullmatch(text)
+    return _value(match) if match else None
+
+
 def stated_number(sentence: str) -> str | None:
     """The one number that a sentence states, with its unit; operands ("lower than 8", "in 2010", "3 ×") are left out.
 
@@ -166,8 +182,10 @@ def stated_number(sentence: str) -> str | None:
         >>> stated_number("There are three algorithms with accuracy lower than 8"), stated_number("It is 3 or 4")
         ('3', None)
     """
-    if len(sentence) > 400:
+    if len(sentence) > 400 or _UNSURE.search(sentence):
         return None
+    if len(_A_WORD.findall(sentence)) < 2 and not _EQUALS.search(sentence):
+        return None  # no sentence
     for words in (False, True):
         plain, currency = _plain(sentence, words=words)
         if _FORMULA.search(plain):
@@ -179,7 +197,7 @@ def stated_number(sentence: str) -> str | None:
         ]
         if len(stated) > 1:
             result = [match for match in stated if _AFTER_EQUALS.search(plain[: match.start()])]
-            others = [m for m in stated if not (_OPERAND.search(plain[: m.start()]) or _OPERATOR.match(plain, m.end()))]
+            others = [match for match in stated if not _is_operand(plain, match)]
             if result and result[-1] is stated[-1]:
                 others = result[-1:]
             elif len(others) > 1 and others[-1] is stated[-1] and _RESULT.search(plain[: stated[-1].start()]):
@@ -190,6 +208,12 @@ def stated_number(sentence: str) -> str | None:
         if stated:
             return _with_unit(plain, stated[0], currency) if len(stated) == 1 else None
     return None
+
+
+def _is_operand(plain: str, match: re.Match[str]) -> bool:
+    before = plain[: match.start()]
+    signed = match["sign"] is not None and re.search(r"[\d)}]\s*$", before)
+    return bool(signed or _OPERAND.search(before) or _OPERATOR.match(plain, match.end()))
 
 
 def _with_unit(plain: str, match: re.Match[str], currency: str) -> str | None:

@@ -40,6 +40,10 @@ class ReadingVerifier(Generic[T]):
         """Whether two answers mean the same; symmetric."""
         return self.matches(a, b) or self.matches(b, a)
 
+    def contradicts(self, value: T) -> bool:
+        """Whether what was read names two answers at once: nothing else in the response counts then."""
+        return False
+
     def __call__(self, problem: Problem, text: str) -> Verdict:
         """Check one completion.
 
@@ -71,11 +75,14 @@ class ReadingVerifier(Generic[T]):
     def equal(self, problem: Problem, a: Answer, b: Answer) -> bool | None:
         """Whether two answers mean the same; None if one of them cannot be read. Never looks at the reference."""
         ours, theirs = (self._first(problem, answer.value) for answer in (a, b))
-        return None if ours is None or theirs is None else a == b or self.same(ours, theirs)
+        if ours is None or theirs is None or self.contradicts(ours) or self.contradicts(theirs):
+            return None
+        return a == b or self.same(ours, theirs)
 
     def _references(self, problem: Problem) -> list[T]:
         given = references_of(problem)
         read = [reference for one in given if (reference := self.reference(problem, one)) is not None]
+        read = [reference for reference in read if not self.contradicts(reference)]
         if not read:
             raise DataError(
                 f"problem {problem.id!r}: the reference {given[0]!r} is not {self.expects}; expected {self.expects} or "
@@ -90,7 +97,7 @@ class ReadingVerifier(Generic[T]):
         for answer in found:
             value = self._first(problem, answer.value)
             if value is not None:
-                return answer, value
+                return None if self.contradicts(value) else (answer, value)
         return None
 
     def _first(self, problem: Problem, value: str) -> T | None:
