@@ -158,9 +158,17 @@ class VerifyConfig:
         default="auto",
         metadata={
             "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, short, "
-            "exact, relaxed, anls, vqa, or your own package.module:function"
+            "exact, relaxed, anls, vqa, your own package.module:function, or judge (a model behind base_url)"
         },
     )
+    second_verifier: str = field(
+        default="", metadata={"help": "checks again; where the two disagree, a response stays out of pairs"}
+    )
+    base_url: list[str] = field(
+        default_factory=list, metadata={"help": "judge: server of it, http://host:8000/v1, or several"}
+    )
+    model: str | None = field(default=None, metadata={"help": "judge: the server's name of the model"})
+    concurrency: int = field(default=16, metadata={"help": "judge: requests at a time, to each server"})
     workers: int = field(default=1, metadata={"help": "worker processes"})
     timeout_s: float = field(default=5.0, metadata={"help": "a check that takes longer is killed"})
 
