@@ -35,7 +35,7 @@ from rewards.kept.calls import CallStore
 from rewards.types import Problem, RolloutGroup, Verdict, Verifier
 from rewards.verifying.account import VerdictAccount
 from rewards.verifying.auto import AutoVerifier, picked
-from rewards.verifying.equality_classes import EqualityClasses, numbered, voting_verifier
+from rewards.verifying.equality_classes import EqualityClasses, numbered
 from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.reading import read_answer
 from rewards.verifying.verification import VERIFIERS, faults_of, verify_many
@@ -182,8 +182,7 @@ class _Checker:
     def _votes(self, some: Sequence[RolloutGroup], names: Sequence[str]) -> list[int | None]:
         found: list[int | None] = []
         for group, name in zip(some, names, strict=True):
-            chosen = name if name in VERIFIERS else voting_verifier(group.problem)
-            classes = EqualityClasses(group.problem, self.ready(chosen) if isinstance(chosen, str) else chosen)
+            classes = EqualityClasses(group.problem, self.ready(name if name in VERIFIERS else "auto"))
             found += [rollout.vote for rollout in numbered(group, classes).rollouts]
         return found
 

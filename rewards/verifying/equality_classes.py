@@ -7,14 +7,11 @@ goes to the oldest. The reference answer is never looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from mpo.multimodal.errors import DataError
 from rewards.types import NO_VOTE, Problem, RolloutGroup, Verdict, Verifier
-from rewards.verifying.auto import picked
 from rewards.verifying.equality import equal_many, same_text, voted
-from rewards.verifying.quantities import read_quantity
-from rewards.verifying.reading import Answer, Kind, read_answer
+from rewards.verifying.reading import Answer
 from rewards.verifying.verification import VERIFIERS
 
 MAX_COMPARISONS = 2_000  # per problem; beyond it only equal texts share a class
@@ -25,8 +22,7 @@ class EqualityClasses:
 
     Args:
         problem: whose answers they are.
-        verifier: a name, or any verifier; by default the one that `voting_verifier` names. One without an `equal` of its
-            own compares by `ByKind`.
+        verifier: a name, or any verifier; one without an `equal` of its own compares as `auto`.
         max_comparisons: of two answers, at most; each distinct answer is compared with every class there is.
 
     Attributes:
@@ -40,12 +36,11 @@ class EqualityClasses:
     """
 
     def __init__(
-        self, problem: Problem, verifier: Verifier | str | None = None, *, max_comparisons: int = MAX_COMPARISONS
+        self, problem: Problem, verifier: Verifier | str = "auto", *, max_comparisons: int = MAX_COMPARISONS
     ) -> None:
         self.problem, self.max_comparisons = problem, max_comparisons
-        chosen = voting_verifier(problem) if verifier is None else verifier
-        found = VERIFIERS[chosen] if isinstance(chosen, str) else chosen
-        self.verifier = found if hasattr(found, "equal") else BY_KIND
+        found = VERIFIERS[verifier] if isinstance(verifier, str) else verifier
+        self.verifier = found if hasattr(found, "equal") else VERIFIERS["auto"]
         self.comparisons = self.uncompared = 0
         self._representatives: list[Answer] = []
         self._of_value: dict[str, int] = {}
@@ -82,57 +77,6 @@ class EqualityClasses:
         return len(self._representatives) - 1
 
 
-class ByKind:
-    """Compares answers of a problem without reference: options as options, words as words, all else as mathematics.
-
-    Example:
-        >>> by_kind, problem = ByKind(), Problem("p", "?")
-        >>> one, other = (by_kind.answer(problem, text) for text in ("Final answer: the Nile", "Final answer: Nile."))
-        >>> by_kind.equal(problem, one, other)
-        True
-    """
-
-    def __call__(self, problem: Problem, text: str) -> Verdict:
-        """It judges nothing: it only says when two answers are the same."""
-        raise DataError(f"problem {problem.id!r} has no reference answer to check a response with")
-
-    def answer(self, problem: Problem, text: str) -> Answer | None:
-        """What a response states."""
-        return voted("choice", problem, text) if problem.meta.get("choices") else read_answer(text)
-
-    def equal(self, problem: Problem, a: Answer, b: Answer) -> bool | None:
-        """Whether two answers mean the same."""
-        return self.equal_many(problem, [(a, b)])[0]
-
-    def equal_many(self, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> list[bool | None]:
-        """`equal` for many pairs, in order."""
-        names = [_kind_of_pair(problem, *pair) for pair in pairs]
-        found: dict[int, bool | None] = {}
-        for name in dict.fromkeys(names):
-            places = [place for place, other in enumerate(names) if other == name]
-            found |= zip(places, equal_many(name, problem, [pairs[place] for place in places]), strict=True)
-        return [found[place] for place in range(len(pairs))]
-
-
-BY_KIND = ByKind()
-
-
-def voting_verifier(problem: Problem) -> Verifier | str:
-    """What compares a problem's answers: the verifier that checks them, or `ByKind` where there is no reference.
-
-    Example:
-        >>> voting_verifier(Problem("p", "How many?", answer="7"))
-        'number'
-    """
-    named = problem.meta.get("verifier")
-    if isinstance(named, str) and named in VERIFIERS and named != "auto":
-        return named
-    try:
-        return picked(problem)
-    except DataError:
-        return BY_KIND
-
-
 def votes_of(group: RolloutGroup) -> tuple[int | None, ...]:
     """What each rollout votes for: the number of its answer's class, or `None` if it does not vote.
 
@@ -158,14 +102,3 @@ def numbered(group: RolloutGroup, classes: EqualityClasses) -> RolloutGroup:
         for rollout in group.rollouts
     )
     return RolloutGroup(group.problem, rollouts)
-
-
-def _kind_of_pair(problem: Problem, a: Answer, b: Answer) -> str:
-    kinds = {a.kind, b.kind}
-    if problem.meta.get("choices") or kinds == {Kind.LETTER}:
-        return "choice"
-    if kinds == {Kind.YES_NO}:
-        return "yes_no"
-    if read_quantity(a.value) is not None and read_quantity(b.value) is not None:
-        return "math"
-    return "short" if kinds & {Kind.TEXT, Kind.LETTER, Kind.YES_NO} else "math"
