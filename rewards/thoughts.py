@@ -85,9 +85,8 @@ def _cuts(text: str) -> tuple[int, int, int]:
     """Where the thought's own text begins and ends, and where the solution begins; 0, 0, 0 without a thought."""
     opening = OPENED.match(text, len(text) - len(text.lstrip()))
     opened = opening.end() if opening else 0
-    closing = None
-    for closing in CLOSED.finditer(text):  # the last one
-        pass
+    closings = list(CLOSED.finditer(text))
+    closing = closings[-1] if closings else None
     after = closing.end() if closing else 0
     if OPENED.search(text, after):
         return opened, len(text), len(text)

@@ -42,7 +42,9 @@ def beam_search(config: BeamSearchConfig) -> Path:
         )
     sampling, prompt = sampling_of(config), prompt_of(config.prompt, system=config.system)
     params = checked_params(sampling)
-    inputs = [path for path in (config.problems, config.prm, config.policy, *prompt_files(config.prompt)) if path is not None]
+    inputs = [
+        path for path in (config.problems, config.prm, config.policy, *prompt_files(config.prompt)) if path is not None
+    ]
     stage = open_stage("beam-search", config, inputs=inputs)
     if stage.complete:
         return stage.out

@@ -166,9 +166,7 @@ def replay(
     return Replay(n, *(tuple(column) for column in zip(*rows, strict=True)))
 
 
-def _one_order(
-    group: RolloutGroup, order: Sequence[int], selector: str, error: float, wave: int
-) -> tuple[float, ...]:
+def _one_order(group: RolloutGroup, order: Sequence[int], selector: str, error: float, wave: int) -> tuple[float, ...]:
     """The fields of `Replay` after `n`, for one order of one problem."""
     correct, choose = correctness_of(group), CHOICES[selector]
     tokens = [group.rollouts[index].completion.num_tokens for index in order]

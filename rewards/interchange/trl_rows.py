@@ -77,7 +77,9 @@ def from_trl_row(row: Row) -> PreferencePair:
             raise DataError(f"{side} holds an image; expected text only")
         truncated = row.get(f"{side}_truncated")
         sides.append(Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP))
-    return PreferencePair(Problem(row["problem_id"], question, images, prompt=prompt), sides[0], sides[1], row["source"])
+    return PreferencePair(
+        Problem(row["problem_id"], question, images, prompt=prompt), sides[0], sides[1], row["source"]
+    )
 
 
 def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:

@@ -84,7 +84,7 @@ def _template(path: Path) -> str:
         raise ConfigError(f"prompt {path} is no UTF-8 text: {error}") from error
     if text.count(QUESTION) != 1 or len(text) > MAX_TEMPLATE_BYTES:
         raise ConfigError(
-            f"prompt {path}: expected a text of at most {MAX_TEMPLATE_BYTES >> 10} KiB that holds {QUESTION} once, where "
-            f"the question goes; it holds it {text.count(QUESTION)} times"
+            f"prompt {path}: expected a text of at most {MAX_TEMPLATE_BYTES >> 10} KiB that holds {QUESTION} once, "
+            f"where the question goes; it holds it {text.count(QUESTION)} times"
         )
     return text

@@ -95,8 +95,9 @@ class VerdictAccount:
         share = 1 - self.disputed / self.compared if self.compared else 0.0
         low, high = wilson_interval(share, min(self.compared, self.checked_problems))
         return (
-            f"second verifier {self.second}: of {self.compared:,} answers that both read they agree on {100 * share:.1f} % "
-            f"[{100 * low:.1f}, {100 * high:.1f}]; {self.disputed:,} are disputed and stay out of pairs"
+            f"second verifier {self.second}: of {self.compared:,} answers that both read they agree on "
+            f"{100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]; {self.disputed:,} are disputed and stay out of "
+            f"pairs and labels"
         )
 
     def warning(self) -> str:
@@ -107,8 +108,8 @@ class VerdictAccount:
         why = ", ".join(f"{n:,} {reason}" for reason, n in self.reasons.most_common())
         return "\n  ".join(
             [
-                f"{100 * missed / self.checked:.1f} % of the responses are unparsable ({why}); they count as neither right "
-                "nor wrong and stay out of pairs and labels. `mpo sample --prompt cot` asks for a last line "
+                f"{100 * missed / self.checked:.1f} % of the responses are unparsable ({why}); they count as neither "
+                "right nor wrong and stay out of pairs and labels. `mpo sample --prompt cot` asks for a last line "
                 '"Final answer: ...", `--prompt cot_boxed` for a box; a response that was cut needs a larger '
                 "--max_new_tokens; another --verifier may read these answers:",
                 *self.examples,

@@ -59,7 +59,12 @@ def picked(problem: Problem) -> str:
 
 def _is_text(reference: str) -> bool:
     """Words with a sign among them, such as "Mother/Father" or "12 Angry Men"."""
-    return "\\" not in reference and "=" not in reference and len(_WORDS.findall(reference)) >= 2 and not re.search(r"\d\s*[-+*/^]\s*\d", reference)
+    return (
+        "\\" not in reference
+        and "=" not in reference
+        and len(_WORDS.findall(reference)) >= 2
+        and not re.search(r"\d\s*[-+*/^]\s*\d", reference)
+    )
 
 
 class AutoVerifier:

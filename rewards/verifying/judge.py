@@ -89,7 +89,9 @@ def comparison_of(problem: Problem, text: str) -> Comparison | None:
     choices = problem.meta.get("choices")
     options = choices if isinstance(choices, list | tuple) else ()
     listed = [f"({chr(ord('A') + place)}) {option}" for place, option in enumerate(options[:26])]
-    return Comparison("\n".join([problem.question, *listed]), reference, found.value if found else solution[-MAX_SHOWN:])
+    return Comparison(
+        "\n".join([problem.question, *listed]), reference, found.value if found else solution[-MAX_SHOWN:]
+    )
 
 
 class Judge:

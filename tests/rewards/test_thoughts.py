@@ -50,7 +50,10 @@ def test_a_thought_and_its_solution(text: str) -> None:
     assert words["both"] == words["thought"] + words["solution"]
     assert solution_of(text) == SOLUTION
     first = split_on_blank_lines(text)[0]
-    assert (first.start, text[: first.end].endswith("One.\n\n")) == (0, True)  # a continuation begins behind the thought
+    assert (first.start, text[: first.end].endswith("One.\n\n")) == (
+        0,
+        True,
+    )  # a continuation begins behind the thought
 
 
 def test_without_a_thought_all_is_as_before() -> None:

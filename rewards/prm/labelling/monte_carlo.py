@@ -2,7 +2,8 @@
 
 mc_i = (continuations from the end of step i that reach the right answer) / K  (VisualPRM, arXiv 2503.10291,
 Eq. 1). Counts are kept, not bits. A continuation whose answer cannot be read, or whose check timed out or failed,
-counts as neither right nor wrong: it is taken out of K. How many continuations a step gets is its budget's business (`budgets.py`).
+counts as neither right nor wrong: it is taken out of K. How many continuations a step gets is its budget's business
+(`budgets.py`).
 """
 
 from __future__ import annotations

@@ -88,7 +88,10 @@ def test_a_second_verifier_disputes(tmp_path: Path, caplog: pytest.LogCaptureFix
     """`exact` and `number` differ in 7.0; the row is listed, and no pair holds it unless it is asked for."""
     given = stage(
         tmp_path,
-        (Problem("n", "?", answer="7"), ["a\n\nFinal answer: 7", "b\n\nFinal answer: 7.0", SILENT, "c\n\nFinal answer: 8"]),
+        (
+            Problem("n", "?", answer="7"),
+            ["a\n\nFinal answer: 7", "b\n\nFinal answer: 7.0", SILENT, "c\n\nFinal answer: 8"],
+        ),
     )
     out = verify(VerifyConfig(given, tmp_path / "out", second_verifier="exact"))
     (group,) = read_groups(out)
@@ -111,7 +114,9 @@ def test_a_second_verifier_disputes(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_misses_never_become_pairs(tmp_path: Path) -> None:
-    given = stage(tmp_path, (Problem("n", "?", answer="7"), ["Final answer: 7", SILENT, "Final answer: 7\nFinal answer: 8"]))
+    given = stage(
+        tmp_path, (Problem("n", "?", answer="7"), ["Final answer: 7", SILENT, "Final answer: 7\nFinal answer: 8"])
+    )
     out = verify(VerifyConfig(given, tmp_path / "out"))
     with pytest.raises(DataError, match="no pair could be made"):
         pairs(PairsConfig(out, tmp_path / "pairs", rule="correctness"))
@@ -158,7 +163,10 @@ def test_what_a_judge_got_is_kept_when_its_server_fails(tmp_path: Path) -> None:
     with ModelServer(reply=judge_reply) as server:
         judge = Judge(server.base_url, "j", attempts=1)
         server.breaks_on = "<<<e>>>"
-        with CallStore(tmp_path / "c.sqlite", {}) as store, pytest.raises(ServerError, match="the judge: .*1 requests"):
+        with (
+            CallStore(tmp_path / "c.sqlite", {}) as store,
+            pytest.raises(ServerError, match=r"the judge: .*1 requests"),
+        ):
             store.each(calls, judge.run)
         server.breaks_on = ""
         server.requests.clear()
@@ -169,7 +177,14 @@ def test_what_a_judge_got_is_kept_when_its_server_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "expected"),
-    [("RIGHT", C), (" wrong.\n", W), ("**UNCLEAR**", U), ("RIGHT. No: WRONG", E), ("The two are the same.", E), ("", E)],
+    [
+        ("RIGHT", C),
+        (" wrong.\n", W),
+        ("**UNCLEAR**", U),
+        ("RIGHT. No: WRONG", E),
+        ("The two are the same.", E),
+        ("", E),
+    ],
 )
 def test_one_word_comes_out_or_an_error(reply: str, expected: Verdict) -> None:
     assert read_word(reply) is expected

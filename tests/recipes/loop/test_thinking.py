@@ -1,4 +1,4 @@
-"""A thinking policy behind a real server, through sample, verify, score, pairs and best-of-n: nothing lost or misread."""
+"""A thinking policy behind a real server, through sample, verify, score, pairs and best-of-n: nothing is lost."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from rewards.interchange.trl_rows import from_trl_row, to_trl_row
 from rewards.kept.keys import derived_seed
 from rewards.prm.formats import FORMATS
 from rewards.prm.rendering import conversations
-from rewards.sampling.openai_generator import OpenAIGenerator
 from rewards.sampling.generator import SamplingParams
+from rewards.sampling.openai_generator import OpenAIGenerator
 from rewards.sampling.prompts import PROMPTS, messages_of, prompt_of
 from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, FinishReason, PreferencePair, Problem, Prompt
@@ -59,10 +59,12 @@ def test_a_file_is_a_prompt(tmp_path: Path) -> None:
     assert prompt.text("1?") == "Q: 1?\nUse {braces}."
 
 
-@pytest.mark.parametrize("content", [b"no question", b"{question} {question}", b"\xff{question}", b"{question}" + b"x" * 70_000])
+@pytest.mark.parametrize(
+    "content", [b"no question", b"{question} {question}", b"\xff{question}", b"{question}" + b"x" * 70_000]
+)
 def test_files_that_are_no_prompt_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.txt").write_bytes(content)
-    with pytest.raises(ConfigError, match="p.txt"):
+    with pytest.raises(ConfigError, match=r"p\.txt"):
         prompt_of(str(tmp_path / "p.txt"))
     with pytest.raises(ConfigError, match="unknown prompt 'nonsense': expected one of direct, cot, cot_boxed, r1"):
         prompt_of("nonsense")
@@ -103,7 +105,7 @@ def test_the_prompt_is_part_of_a_samples_key_and_goes_with_the_groups(tmp_path: 
         sample(first)
         assert len(server.requests) == asked
         mine.write_text("{question} At length.")
-        with pytest.raises(FingerprintError, match="mine.txt"):
+        with pytest.raises(FingerprintError, match=r"mine\.txt"):
             sample(first)
         with pytest.raises(FingerprintError, match="prompt"):
             sample(replace(first, prompt="direct"))

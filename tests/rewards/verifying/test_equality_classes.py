@@ -1,4 +1,4 @@
-"""Votes count meanings: planted spellings change nothing, and classes are an equivalence, whatever the verifier says."""
+"""Votes count meanings: planted spellings change nothing, and classes are an equivalence, whatever a verifier says."""
 
 from __future__ import annotations
 
@@ -80,8 +80,10 @@ def test_planted_spellings_change_no_vote(kind: str) -> None:
     rng, spellings = np.random.default_rng(1), SPELLINGS[kind]
     for _ in range(12):
         meanings = rng.choice(list(spellings), 6).tolist()
-        plain = group_of(PROBLEMS[kind], [spellings[m][0] for m in meanings], list(spellings)[0], spellings)
-        dressed = group_of(PROBLEMS[kind], [str(rng.choice(spellings[m])) for m in meanings], list(spellings)[0], spellings)
+        plain = group_of(PROBLEMS[kind], [spellings[m][0] for m in meanings], next(iter(spellings)), spellings)
+        dressed = group_of(
+            PROBLEMS[kind], [str(rng.choice(spellings[m])) for m in meanings], next(iter(spellings)), spellings
+        )
         assert votes_of(plain) == votes_of(dressed)
         for name in CHOICES:
             assert CHOICES[name](plain) == CHOICES[name](dressed)
