@@ -6,14 +6,11 @@ holds the closing tag alone. A response that was cut inside its thought has no s
 
 from __future__ import annotations
 
-import re
-
 from mpo.multimodal.errors import ConfigError
+from rewards.verifying.phrases import CLOSED, OPENED
 
 PARTS = ("solution", "thought", "both")
 OPENING, CLOSING = "<think>", "</think>"  # as most templates write them; others are read too
-CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>|◁/think▷|<\|/think\|>|</seed:think>", re.IGNORECASE)
-OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|◁think▷|<\|think\|>|<seed:think>", re.IGNORECASE)
 
 
 def solution_start(text: str) -> int:

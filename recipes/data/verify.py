@@ -1,7 +1,7 @@
 """`mpo verify`: one verdict per rollout; trouble of the checker is its own verdict, never `wrong`.
 
-`auto`, the default, picks a verifier for each problem by its reference and choices; the manifest counts which. A problem
-whose `meta["verifier"]` names a row of `rewards.verifying.verification.VERIFIERS` is checked with that one,
+`auto`, the default, picks a verifier for each problem by its reference and choices; the manifest counts which. A
+problem whose `meta["verifier"]` names a row of `rewards.verifying.verification.VERIFIERS` is checked with that one,
 so that one file may mix charts, documents and multiple choice; `--verifier` is for all the others. A data row can
 only pick from that table: a callable of yours is imported because the flag names it, never because a row does.
 

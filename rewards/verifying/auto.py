@@ -6,14 +6,14 @@ import logging
 import re
 from collections.abc import Sequence
 
-from rewards.verifying.answers import references_of
-from rewards.verifying.math_verifier import MathVerifier
-from rewards.verifying.quantities import read_quantity
 from mpo.multimodal.errors import DataError
 from rewards.types import Problem, Verdict
+from rewards.verifying.answers import references_of
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
+from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier
 from rewards.verifying.options import named_options, options_of
+from rewards.verifying.quantities import read_quantity
 from rewards.verifying.reading import Answer, Kind, kind_of, read_answer
 from rewards.verifying.texts import ENOUGH, AnlsVerifier, ExactVerifier, ShortVerifier, VqaVerifier
 from rewards.verifying.verifier import ReadingVerifier
@@ -39,7 +39,7 @@ def picked(problem: Problem) -> str:
         DataError: the problem has no reference answer.
 
     Example:
-        >>> [picked(Problem("p", "?", answer=a)) for a in ("B", "No", "12 cm", r"\frac{1}{2}", "Paris", ["a", "a", "b"])]
+        >>> [picked(Problem("p", "?", answer=a)) for a in ("B", "No", "12 cm", r"\frac12", "Paris", ["a", "a", "b"])]
         ['choice', 'yes_no', 'number', 'math', 'short', 'vqa']
     """
     references = references_of(problem)

@@ -12,12 +12,17 @@ from rewards.verifying.reading import Kind
 from rewards.verifying.verifier import ReadingVerifier
 
 _YES_NO = re.compile(
-    r"[\s*_\"']*(?:(?P<yes>yes|yeah|yep|true|correct|ja|oui|si|sí|sim|да|はい|是的|是|对|正确|예|네|wahr|vrai|verdadero|verdadeiro)"
+    r"[\s*_\"']*(?:(?P<yes>yes|yeah|yep|true|correct|ja|oui|si|sí|sim|да|はい|是的|是|对|正确|예|네|wahr|vrai|verdadero"
+    r"|verdadeiro)"
     r"|(?P<no>no|nope|false|incorrect|nein|non|não|нет|いいえ|不是|否|不对|错误|错|不|아니오|아니요|falsch|faux|falso))(?![\w'])",
     re.IGNORECASE,
 )
-_BOTH = re.compile(r"[\s,]*(?:and|or|/|&)\s*(?:yes|no|true|false)\b|\s*(?:doubt|idea|way|more|one|longer)\b", re.IGNORECASE)
-_INSIDE = re.compile(r"\b(?:answer|statement|claim) is\s+(?P<word>yes|no|true|false|correct|incorrect)\b", re.IGNORECASE)
+_BOTH = re.compile(
+    r"[\s,]*(?:and|or|/|&)\s*(?:yes|no|true|false)\b|\s*(?:doubt|idea|way|more|one|longer)\b", re.IGNORECASE
+)
+_INSIDE = re.compile(
+    r"\b(?:answer|statement|claim) is\s+(?P<word>yes|no|true|false|correct|incorrect)\b", re.IGNORECASE
+)
 
 
 class ChoiceVerifier(ReadingVerifier[frozenset[str]]):

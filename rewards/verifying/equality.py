@@ -1,8 +1,8 @@
 """Two answers of one problem → do they mean the same? One function per verifier, for votes.
 
 `equal(problem, a, b)` never looks at the problem's reference answer: a vote may not know it. It is symmetric, and True
-for two answers of one value. None means "cannot be told" (one side cannot be read as the verifier wants it, a check that
-hangs): count it as different. It need not be transitive (a tolerance cannot be): who groups, compares with one member
+for two answers of one value. None means "cannot be told" (one side cannot be read as the verifier wants it, a check
+that hangs): count it as different. It need not be transitive (a tolerance cannot be): who groups, compares with one member
 of each group, and asks about many pairs at once with `equal_many`, so that mathematics goes through its workers in one
 piece. A check that hangs costs its limit once; verdicts are remembered.
 """
@@ -31,9 +31,7 @@ def equality_of(verifier: Verifier | str) -> Equal:
     return cast(Equal, getattr(_named(verifier), "equal", same_text))
 
 
-def equal_many(
-    verifier: Verifier | str, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]
-) -> list[bool | None]:
+def equal_many(verifier: Verifier | str, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> list[bool | None]:
     """`equal` for many pairs, in order."""
     batched = getattr(_named(verifier), "equal_many", None)
     if batched is not None:

@@ -111,7 +111,9 @@ class MathVerifier:
         golds = [_references_or_none(problem) for problem in problems]
         self._check([(one, _ANY_NUMBER) for gold in golds for one in gold])
         return [
-            None if gold and any(self._known[one, _ANY_NUMBER] is not Verdict.ERROR for one in gold) else _fault(problem)
+            None
+            if gold and any(self._known[one, _ANY_NUMBER] is not Verdict.ERROR for one in gold)
+            else _fault(problem)
             for problem, gold in zip(problems, golds, strict=True)
         ]
 
@@ -219,7 +221,7 @@ def _compare_inequations(gold: Any, answer: Any) -> Verdict:
 
 
 def differ(gold: Any, answer: Any) -> bool:
-    """Whether two values that math-verify calls equal differ: it rounds to six places, so all tiny numbers are alike."""
+    """Whether two values that math-verify calls equal differ: it rounds, so all tiny numbers are alike."""
     from sympy import FiniteSet, Tuple, simplify
 
     if isinstance(gold, FiniteSet | Tuple) and isinstance(answer, FiniteSet | Tuple):

@@ -1,15 +1,34 @@
-r"""Numbers and units in words, in several languages → digits and unit signs: "negative twenty-three" → "-23", "5厘米" → "5 cm"."""
+# ruff: noqa: E501 - tables of words
+"""Numbers and units in words, in several languages → digits and signs: "minus twenty" → "-20", "5厘米" → "5 cm"."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _SMALL = {word: number for number, word in enumerate(_ONES)} | {word: 20 + 10 * i for i, word in enumerate(_TENS)}
 _LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {
@@ -28,14 +47,18 @@ _PART = "|".join([*_PARTS, *(f"{word}s" for word in _PARTS if word not in ("half
 _WORD = "|".join(sorted([*_SMALL, *_LARGE], key=len, reverse=True))
 NUMBER_WORDS = re.compile(
     rf"(?<![\w-])(?:(?:minus|negative)\s+)?(?:"
-    rf"(?P<number>(?:an? (?={'|'.join(_LARGE)})|(?={'|'.join(_SMALL)}))(?:(?:{_WORD})(?:[\s-]+(?:and[\s-]+)?(?={_WORD}))?){{1,12}})(?![\w])"
+    rf"(?P<number>(?:an? (?={'|'.join(_LARGE)})"
+    rf"|(?={'|'.join(_SMALL)}))(?:(?:{_WORD})(?:[\s-]+(?:and[\s-]+)?(?={_WORD}))?){{1,12}})(?![\w])"
     rf"(?:[\s-]+(?:and\s+)?(?:(?P<top>an?|{_WORD})[\s-]+)?(?P<part>{_PART})(?![\w]))?"
-    rf"|(?:an?\s+)?(?P<half>half|quarter|third)(?![\w])|(?P<other>{'|'.join(_OTHER_LANGUAGES)})(?![\w])|(?:an?\s+)?(?P<dozen>dozen)(?!\w))",
+    rf"|(?:an?\s+)?(?P<half>half|quarter|third)(?![\w])|(?P<other>{'|'.join(_OTHER_LANGUAGES)})(?![\w])"
+    rf"|(?:an?\s+)?(?P<dozen>dozen)(?!\w))",
     re.IGNORECASE,
 )
 _CHINESE_DIGITS = {sign: value for value, sign in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _CHINESE_POWERS = {"十": 10, "百": 100, "千": 1000}
-_CHINESE = re.compile(r"(?<![\u4e00-\u9fff])[零〇一二三四五六七八九两十百千]{1,8}(?=$|[\s个只条本人名件道元岁厘米分度时天次台辆棵颗块张支种])")
+_CHINESE = re.compile(
+    r"(?<![\u4e00-\u9fff])[零〇一二三四五六七八九两十百千]{1,8}(?=$|[\s个只条本人名件道元岁厘米分度时天次台辆棵颗块张支种])"
+)
 
 _UNITS = {
     "平方厘米": "cm^2", "平方千米": "km^2", "平方分米": "dm^2", "平方毫米": "mm^2", "平方米": "m^2", "平方公里": "km^2",

@@ -6,17 +6,23 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rewards.verifying.quantities import Quantity, read_quantity, stated_number, unit_factor
 from rewards.types import Problem
 from rewards.verifying.options import plain_text
 from rewards.verifying.places import first_sentence
+from rewards.verifying.quantities import Quantity, read_quantity
 from rewards.verifying.reading import Kind
+from rewards.verifying.sentences import stated_number
 from rewards.verifying.texts import yes_or_no
+from rewards.verifying.units import unit_factor
 from rewards.verifying.verifier import ReadingVerifier
 
 MAX_TEXT = 1_000  # characters of an answer that is compared as text
 _EPSILON = 1e-9
-_REASON = re.compile(r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\(|\s[-–—]\s(?!\d)|[,;]\s(?=\D*$)", re.IGNORECASE)
+_REASON = re.compile(
+    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\("
+    r"|\s[-–—]\s(?!\d)|[,;]\s(?=\D*$)",
+    re.IGNORECASE,
+)
 _BEGINS = re.compile(r"[-+$€£¥√\\(\d.]|[A-Za-z]\w?\s*=|(?:about|approximately|exactly)\b", re.IGNORECASE)
 _YEAR = re.compile(r"1[89]\d\d|20\d\d|2100")
 

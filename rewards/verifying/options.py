@@ -9,25 +9,41 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from rewards.verifying.quantities import read_quantity, unit_factor
 from rewards.types import Problem
 from rewards.verifying.dress import undressed
+from rewards.verifying.quantities import read_quantity
+from rewards.verifying.units import unit_factor
 
 MAX_TEXT = 1_000  # characters of an answer that is compared with options
 
 _LETTER = re.compile(
-    r"(?:(?:the |my )?(?:(?:correct|right|best) )?(?:option|choice|answer|letter|选项|選項|选|選|choose|pick|select)(?: letter| is|是|为)?\s*[:：]?\s*)?"
-    r"[*_\"']{0,3}(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Za-z])\s*\]|\{\s*([A-Za-z])\s*\}|<\s*([A-Za-z])\s*>|([A-Za-z])(?![A-Za-z0-9_'’À-ÿ]))[)\]}>]?[*_\"']{0,3}(?:选项|選項|项)?",
+    r"(?:(?:the |my )?(?:(?:correct|right|best) )?(?:option|choice|answer|letter|选项|選項|选|選|choose|pick"
+    r"|select)(?: letter| is|是|为)?\s*[:：]?\s*)?"
+    r"[*_\"']{0,3}(?:\(\s*([A-Za-z])\s*\)|\[\s*([A-Za-z])\s*\]|\{\s*([A-Za-z])\s*\}|<\s*([A-Za-z])\s*>"
+    r"|([A-Za-z])(?![A-Za-z0-9_'’À-ÿ]))[)\]}>]?[*_\"']{0,3}(?:选项|選項|项)?",
     re.IGNORECASE,
 )
-_NUMBERED = re.compile(r"(?:(?:option|choice|answer|选项)\s*)?[(\[]?\s*(\d{1,2}|[①-⑨])\s*[)\].]?(?:[\s.:,、].*)?", re.IGNORECASE | re.DOTALL)
-_SEVERAL = re.compile(r"(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\bor\b|\s)\s*(?:(?:option|choice)\s*)?[(\[]?((?-i:[A-Z]))[)\]]?(?![\w'’]))+", re.IGNORECASE)
-_MULTI = re.compile(r"[(\[]?\s*([A-Z])\s*[)\]]?(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\s)?\s*[(\[]?\s*([A-Z])\s*[)\]]?){1,10}")
+_NUMBERED = re.compile(
+    r"(?:(?:option|choice|answer|选项)\s*)?[(\[]?\s*(\d{1,2}|[①-⑨])\s*[)\].]?(?:[\s.:,、].*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_SEVERAL = re.compile(
+    r"(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\bor\b|\s)\s*(?:(?:option"
+    r"|choice)\s*)?[(\[]?((?-i:[A-Z]))[)\]]?(?![\w'’]))+",
+    re.IGNORECASE,
+)
+_MULTI = re.compile(
+    r"[(\[]?\s*([A-Z])\s*[)\]]?(?:\s*(?:,|;|/|&|、|，|和|与|及|\+|\band\b|\s)?\s*[(\[]?\s*([A-Z])\s*[)\]]?){1,10}"
+)
 _DENIED = re.compile(
-    r"\s*(?:is|are|was|seems|would be|can be|could be)?\s*(?:not\b|n't|wrong|incorrect|false|ruled out|excluded|invalid|(?:does|do) not)|是?(?:错|不)|不对", re.IGNORECASE
+    r"\s*(?:is|are|was|seems|would be|can be|could be)?\s*(?:not\b|n't|wrong|incorrect|false|ruled out|excluded"
+    r"|invalid|(?:does|do) not)|是?(?:错|不)|不对",
+    re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"\s*(?:[.:：,，、;。]|[-–—](?=\s)|=|\bis\b|\(|\s)\s*")
-_CLAUSE = re.compile(r"[,.;:(\n。，；]|\s[-–—]\s|\b(?:because|since|as|which|where|so|with|for|when|while|and)\b", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[,.;:(\n。，；]|\s[-–—]\s|\b(?:because|since|as|which|where|so|with|for|when|while|and)\b", re.IGNORECASE
+)
 _OR = re.compile(r"\b(?:or|either|neither|nor|not|n't|both|except|none of)\b|或|不是|不", re.IGNORECASE)
 _ANOTHER = re.compile(r"[\s,]*(?:or|and|nor|/|&)\b")
 _IN_QUESTION = re.compile(r"^[ \t]*\(?([A-Z])[).:：、][ \t]*(\S[^\n]*)$", re.MULTILINE)
@@ -87,8 +103,8 @@ def named_options(stated: str, options: Sequence[str], *, numbered: bool = False
 
     Example:
         >>> options = ("60°", "70°", "80°", "85°")
-        >>> [sorted(named_options(s, options) or "") for s in ("B", "(b) 70°", "70 degrees", "A, C", "B (80°)", "B or C")]
-        [['B'], ['B'], ['B'], ['A', 'C'], [], []]
+        >>> [sorted(named_options(s, options) or "") for s in ("B", "(b) 70°", "70 degrees", "A, C", "B (80°)")]
+        [['B'], ['B'], ['B'], ['A', 'C'], []]
     """
     if len(stated) > MAX_TEXT:
         return None
@@ -124,9 +140,20 @@ def _by_letter(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
     if bare and letter.islower() and rest.strip() and not re.match(r"\s*[).:]", value[match.start(5) + 1 :]):
         return None  # "a good one"
     separated = _SEPARATOR.match(rest)
-    if rest.strip() and not separated and match.group().rstrip()[-1] not in ")]}>*_\"'" and not re.match(r"[^\x00-\x7f]", rest):
+    if (
+        rest.strip()
+        and not separated
+        and match.group().rstrip()[-1] not in ")]}>*_\"'"
+        and not re.match(r"[^\x00-\x7f]", rest)
+    ):
         return None
-    if bare and letter.upper() in "AI" and re.match(r"\s+[a-z]", rest) and match.start(5) == 0 and not re.match(r"\s+(?:is|because|since|as)\b", rest):
+    if (
+        bare
+        and letter.upper() in "AI"
+        and re.match(r"\s+[a-z]", rest)
+        and match.start(5) == 0
+        and not re.match(r"\s+(?:is|because|since|as)\b", rest)
+    ):
         return None  # "A good question", "I am not sure"
     if ord(letter.upper()) - 65 >= known or _DENIED.match(rest) or _SEVERAL.match(rest):
         return frozenset()
@@ -144,7 +171,9 @@ def _contradicts(rest: str, place: int, texts: tuple[str, ...]) -> bool:
     readings = {plain_text(stated), plain_text(stated.rstrip(")")), plain_text(_CLAUSE.split(stated, maxsplit=1)[0])}
     if texts[place] in readings or _begins_with(plain_text(stated), texts[place]):
         return False
-    return any(text in readings or _begins_with(plain_text(stated), text) for text in texts if text and text != texts[place])
+    return any(
+        text in readings or _begins_with(plain_text(stated), text) for text in texts if text and text != texts[place]
+    )
 
 
 def _begins_with(stated: str, text: str) -> bool:

@@ -1,6 +1,6 @@
 r"""Text → a number with its unit, as answers write them: "1,000", "−3", "1.2 \times 10^{3}", "\frac{1}{2}", "12 cm²".
 
-Only the unit is read by a library (pint), and only from a short run of letters: no text is ever evaluated.
+No text is ever evaluated. Units are in `units.py`, a number inside a sentence in `sentences.py`.
 """
 
 from __future__ import annotations
@@ -8,83 +8,76 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache
 
 from rewards.verifying.dress import undressed
 from rewards.verifying.number_words import digits_for_words, unit_signs
-
-if TYPE_CHECKING:
-    import pint
+from rewards.verifying.units import CODES, CURRENCY, parsed_unit
 
 MAX_CHARACTERS = 200  # of an answer that is read as a quantity
 
 _NUMBER = (
     r"(?:\d{1,3}(?:[ '’\u00a0\u202f\u2009]\d{3}){1,6}(?![\d/]|\s*/)(?:[.,]\d{1,30})?"  # 1 000 000,5
     r"|\d{1,3}(?:\.\d{3}){2,6}(?:,\d{1,30})?(?![\d.])|\d{1,3}(?:\.\d{3}){1,6},\d{1,30}"  # 1.000.000,5
-    r"|\d{1,3}(?:,\d{3}){1,6}(?:\.\d{1,30})?(?![\d])|\d{1,2}(?:,\d{2}){1,6},\d{3}(?:\.\d{1,30})?(?!\d)"  # 1,000.5 and 12,34,567
+    r"|\d{1,3}(?:,\d{3}){1,6}(?:\.\d{1,30})?(?![\d])"  # 1,000.5
+    r"|\d{1,2}(?:,\d{2}){1,6},\d{3}(?:\.\d{1,30})?(?!\d)"  # 12,34,567
     r"|\d{1,18},\d{1,30}(?![\d,.]*\d)|\d{1,18}(?:\.\d{1,30})?|\.\d{1,30})"  # 1000,5; 1000.5
 )
 _EXPONENT = r"\{\s*[+-]?\d{1,3}\s*\}|\(\s*[+-]?\d{1,3}\s*\)|[+-]?\d{1,3}"
 _POWER = rf"(?:[eE][+-]?\d{{1,3}}(?![\d.])|\s*(?:×|x|X|\*|·|⋅|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*(?:{_EXPONENT}))?"
-_VALUE = re.compile(
-    rf"(?:(?<![\w)}}])(?P<sign>[+-])\s*)?(?:(?P<whole>\d{{1,9}})(?:\s+|\s?-\s?|\s*\+\s*|\s*&\s*)(?=\d{{1,6}}\s*/))?(?P<number>{_NUMBER})(?P<power>{_POWER})"
+VALUE = re.compile(
+    rf"(?:(?<![\w)}}])(?P<sign>[+-])\s*)?(?:(?P<whole>\d{{1,9}})(?:\s+|\s?-\s?"
+    rf"|\s*\+\s*|\s*&\s*)(?=\d{{1,6}}\s*/))?(?P<number>{_NUMBER})(?P<power>{_POWER})"
     rf"(?:\s*/\s*(?P<below>{_NUMBER}))?"
 )
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "mn": 10**6, "bn": 10**9, "lakh": 10**5, "crore": 10**7}
+SCALES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "mn": 10**6,
+    "bn": 10**9,
+    "lakh": 10**5,
+    "crore": 10**7,
+}
 _MACROS = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*\{([^{}]*)\}|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;: ]|~|\\q?quad"
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|rm)\s*\{([^{}]*)\}|\\(?:left|right"
+    r"|displaystyle)(?![A-Za-z])|\\[,;: ]|~|\\q?quad"
 )
 _FRACTION = re.compile(r"(-?)\s*\\[cdt]?frac\s*(?:\{\s*(-?)\s*([\d.,]+)\s*\}|(\d))\s*(?:\{\s*([\d.,]+)\s*\}|(\d))")
 _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,12})\\(?:overline|bar|dot)\s*(?:\{(\d{1,12})\}|(\d))")
 _LEAD = re.compile(
     r"^(?:[A-Za-z\u0391-\u03c9∠△\\][\w\\{}'^ ]{0,24}(?:=|≈|\\approx|:=)(?!=)|[A-Za-z]\w{0,2}\s*:"
-    r"|(?:just |only |exactly |precisely )?(?:about|approximately|approx\.?|roughly|around|nearly|almost|circa|ca\.|is|equals?|≈|~|=|\\approx|\\sim|约为?|大约|大约为|約|ungefähr|etwa|environ|aproximadamente|circa)(?![A-Za-z]))\s*",
+    r"|(?:just |only |exactly |precisely )?(?:about|approximately|approx\.?|roughly|around|nearly|almost|circa"
+    r"|ca\.|is|equals?|≈|~|=|\\approx|\\sim|约为?|大约|大约为|約|ungefähr|etwa|environ|aproximadamente"
+    r"|circa)(?![A-Za-z]))\s*",
     re.IGNORECASE,
 )
-_CURRENCY = "$€£¥₹₩"
-_SIGNED = {"CNY": "CNY", "JPY": "JPY"}
 _ATOM = r"[A-Za-zµμΩ°Å]++(?:\^?\{?-?[1-9]\}?(?!\d)|[²³])?"
 _UNIT = re.compile(rf"{_ATOM}(?:\s*[/*·⋅]?\s*{_ATOM})*")
 _PROSE = re.compile(r"(?:[^\W\u0370-\u03ff\d]|[\s,;.:?'’\"“”()°-])*")  # no Greek letters: 2π is a formula
 _HEDGED = re.compile(
-    r"n't\b|\b(?:log|ln|sqrt|sin|cos|tan|not|no|none|never|neither|except|without|less|fewer|more|greater|larger|smaller|higher|lower|under|below|above|over|beyond|exceeds?"
-    r"|between|from|at (?:least|most)|up to|minimum|maximum of|until|before|after|than|either|or|nor|unknown|unsure|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多|不足|以上|以下",
+    r"n't\b|\b(?:log|ln|sqrt|sin|cos|tan|not|no|none|never|neither|except|without|less|fewer|more|greater|larger"
+    r"|smaller|higher|lower|under|below|above|over|beyond|exceeds?"
+    r"|between|from|at (?:least|most)|up to|minimum|maximum of|until|before|after|than|either|or|nor|unknown"
+    r"|unsure|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多|不足|以上|以下",
     re.IGNORECASE,
 )
-_BOUND = re.compile(
-    r"(?:n't\b|\b(?:not|no|none of|never|less than|fewer than|more than|greater than|larger than|smaller than|higher than|lower than|under|below"
-    r"|above|over|exceeds?|between|at (?:least|most)|up to|either|cannot|can't)\b|不是|不到|小于|大于|少于|多于|超过|低于|高于|至少|至多)"
-    r"(?:(?!\b(?:is|are|was|were)\b|=)[^.,;，]){0,16}$",
-    re.IGNORECASE,
-)
-_BEHIND_HEDGED = re.compile(r"(?:st|nd|rd|th)\b|\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared|cubed|factorial)\b|以上|以下|左右各", re.IGNORECASE)
-_OPERAND = re.compile(
-    r"(?:\b(?:than|under|below|above|over|exceeding|out of|of the|in|at|on|by|for|since|until|after|before|during|year|figure|fig\.?|table|step|option"
-    r"|choice|question|problem|example|case|part|row|column|line|page|grade|class|number|no\.?|times|divided by|minus|plus|each|every|least|most|per|than the)\s+(?:the )?\$?|[/×x*÷+(^:#]\s?|\d\s?-\s?|\\(?:times|div|cdot)\s*|第)$",
-    re.IGNORECASE,
-)
-_FORMULA = re.compile(r"[<>≤≥±|]|\\(?:g|l)eq?\b|\\(?:pm|neq?|mp|gt|lt)\b|\b(?:log|ln)\b|\d\+(?!\s*\d)|\d\s*(?:!(?=\s*$)|\^|\*\*|[πθ√²³]|\\(?:pi|sqrt|theta|frac|log))|\d[xyzknπ](?![A-Za-z])|[√^]\s*\d|\\(?:sqrt|frac|log|sin|cos|tan)")
-_UNSURE = re.compile(
-    r"\b(?:unknown|unsure|unclear|cannot|unable|impossible|maybe|perhaps|might|no idea|not (?:sure|clear|possible|enough|known))\b|n't (?:know|be|tell|determine)\b|无法|不知道|不确定",
+BEHIND = re.compile(
+    r"(?:st|nd|rd|th)\b|\b(?:or (?:more|less|fewer|so)|below|above|at (?:least|most)|minus|plus|times|squared"
+    r"|cubed|factorial)\b|以上|以下|左右各",
     re.IGNORECASE,
 )
 _TWICE = re.compile(r"(\S{1,20}) ?\((\S{1,20})\)")
-_EQUALS = re.compile(r"=|≈|\\approx")
-_A_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3]")
-_AFTER_EQUALS = re.compile(r"(?:=|≈|\\approx)\s*$")
-_OPERATOR = re.compile(r"\s*(?:[×÷*/+^:]|x|-|\\times|\\div|\\cdot|times|plus|minus|divided by)\s*\(?\s*[-\d.]")
-_NAMED = re.compile(r"\b(?:figure|fig\.?|table|step|option|choice|question|problem|example|case|row|column|line|page)\s+$", re.IGNORECASE)
-_THIN = re.compile(r",\s*\\!\s*")
-_RESULT = re.compile(
-    r"\b(?:there (?:is|are|were|was|remain)|is|are|was|were|equals?|leaves?|left with|get|gives?|has|have|makes|total(?: of)?)"
-    r"(?: (?:about|approximately|only|exactly|roughly|around|a total of|just|equal to|of))?\s+$",
+NAMED = re.compile(
+    r"\b(?:figure|fig\.?|table|step|option|choice|question|problem|example|case|row|column|line|page)\s+$",
     re.IGNORECASE,
 )
+_THIN = re.compile(r",\s*\\!\s*")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
            "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
-_LETTER_UNITS = "mgsLlhVWAJKNCFTHΩd"  # the library knows k, c, e and others as constants
 _MIN_SHOUTED = 13  # "5!" may be a factorial; nobody leaves 17! as an answer
 
 
@@ -99,7 +92,6 @@ class Quantity:
         exact: the value as written, without rounding.
         decimal: whether it was written with decimals, which may have been rounded.
     """
-
 
     value: float
     unit: str = ""
@@ -126,29 +118,29 @@ def read_quantity(text: str) -> Quantity | None:
 
 @lru_cache(maxsize=4096)
 def _read(text: str) -> Quantity | None:
-    plain, currency = _plain(text)
-    match, *more = [*_VALUE.finditer(plain), None]
+    plain, currency = opened(text)
+    match, *more = [*VALUE.finditer(plain), None]
     if match is None:
         return None
     if len(more) == 2 and (twice := _TWICE.fullmatch(plain)) and _exact(twice[1]) == _exact(twice[2]):
         plain, more = twice[1], [None]  # "6 (6)"
     before, after = plain[: match.start()].strip(), plain[match.end() :].strip(" ,;.")
-    if _NAMED.search(plain[: match.start()]) or plain[: match.start()][-1:].isalpha():
+    if NAMED.search(plain[: match.start()]) or plain[: match.start()][-1:].isalpha():
         return None
     unit = "" if before else _unit_text(after)
-    if unit and _BEHIND_HEDGED.match(unit):
+    if unit and BEHIND.match(unit):
         return None
     if not unit and (
         more[0] is not None
         or not _PROSE.fullmatch(before + " " + after)
         or _HEDGED.search(before)
-        or _BEHIND_HEDGED.match(after)
+        or BEHIND.match(after)
     ):
         return None  # another number, a formula, or a bound
-    if unit and plain[match.end() : match.end() + 1].isalpha() and _parsed(unit) is None and unit not in _SIGNED:
+    if unit and plain[match.end() : match.end() + 1].isalpha() and parsed_unit(unit) is None and unit not in CODES:
         return None  # "2x" is a formula
     scale, _, rest = after.partition(" ")
-    factor = Fraction(_SCALES.get(scale.casefold(), 1))
+    factor = Fraction(SCALES.get(scale.casefold(), 1))
     if factor != 1:
         unit = _unit_text(rest.strip())
     if unit in ("cent", "cents"):
@@ -167,105 +159,19 @@ def _read(text: str) -> Quantity | None:
 
 
 def _exact(text: str) -> Fraction | None:
-    match = _VALUE.fullmatch(text)
+    match = VALUE.fullmatch(text)
     return _value(match) if match else None
 
 
-def stated_number(sentence: str) -> str | None:
-    """The one number that a sentence states, with its unit; operands ("lower than 8", "in 2010", "3 ×") are left out.
-
-    Number words are read only where no other number is stated; "one" is mostly a pronoun.
-
-    Example:
-        >>> stated_number("Therefore, the range of the miles hiked is 8 miles")
-        '8 miles'
-        >>> stated_number("There are three algorithms with accuracy lower than 8"), stated_number("It is 3 or 4")
-        ('3', None)
-    """
-    if len(sentence) > 400 or _UNSURE.search(sentence):
-        return None
-    if len(_A_WORD.findall(sentence)) < 2 and not _EQUALS.search(sentence):
-        return None  # no sentence
-    for words in (False, True):
-        plain, currency = _plain(sentence, words=words)
-        if _FORMULA.search(plain):
-            return None
-        stated = [
-            match
-            for match in _VALUE.finditer(plain)
-            if not _in_word(plain, match) and not _BOUND.search(plain[: match.start()])
-        ]
-        if len(stated) > 1:
-            result = [match for match in stated if _AFTER_EQUALS.search(plain[: match.start()])]
-            others = [match for match in stated if not _is_operand(plain, match)]
-            if result and result[-1] is stated[-1]:
-                others = result[-1:]
-            elif len(others) > 1 and others[-1] is stated[-1] and _RESULT.search(plain[: stated[-1].start()]):
-                others = others[-1:]
-            stated = others
-        elif stated and _NAMED.search(plain[: stated[0].start()]):
-            stated = []
-        if stated:
-            return _with_unit(plain, stated[0], currency) if len(stated) == 1 else None
-    return None
-
-
-def _is_operand(plain: str, match: re.Match[str]) -> bool:
-    before = plain[: match.start()]
-    signed = match["sign"] is not None and re.search(r"[\d)}]\s*$", before)
-    return bool(signed or _OPERAND.search(before) or _OPERATOR.match(plain, match.end()))
-
-
-def _with_unit(plain: str, match: re.Match[str], currency: str) -> str | None:
-    """The number and the unit behind it; None for a bound such as "5 or more"."""
-    after = re.split(r"[.,;:!?()]|\d", plain[match.end() :], maxsplit=1)[0].strip()
-    if _BEHIND_HEDGED.match(after):
-        return None
-    words = after.split()[:3]
-    names = (" ".join(words[:count]) for count in range(len(words), 0, -1))
-    unit = next((name for name in names if name[0] == "%" or name.casefold() in _SCALES or _parsed(name)), "")
-    return f"{currency if currency in _CURRENCY else ''}{match[0].strip()} {unit[:1] if unit[:1] == '%' else unit}".strip()
-
-
-def _in_word(plain: str, match: re.Match[str]) -> bool:
-    """Part of a name such as A4, x2 or 3D; "one" as a pronoun is left to the reader of words."""
-    before, after = plain[: match.start()], plain[match.end() :]
-    return bool(re.search(r"[A-Za-z_]$", before)) or bool(re.match(r"(?:D|st|nd|rd|th)\b|\s*\)?\s*[=≈]\s*\S", after)) or bool(re.search(r"\([^()]*$", before) and re.match(r"[^()]*\)\s*\S", after))
-
-
-def unit_factor(unit: str, reference: str) -> float | None:
-    """What a number in `unit` is multiplied with to be in `reference`; None where they cannot be compared.
-
-    A missing unit on either side, the same text, and two texts of which neither is a unit ("apples", "digits") give 1.
-
-    Example:
-        >>> unit_factor("m", "cm"), unit_factor("kg", "cm") is None, unit_factor("", "cm"), unit_factor("apples", "")
-        (100.0, True, 1.0, 1.0)
-    """
-    if not unit or not reference or unit == reference:
-        return 1.0
-    if {unit, reference} in ({"¥", "CNY"}, {"¥", "JPY"}):
-        return 1.0
-    ours, theirs = _parsed(unit), _parsed(reference)
-    if ours is None and theirs is None:
-        return 1.0 if {unit, reference}.isdisjoint({*_CURRENCY, *_SIGNED, "%"}) else None
-    if ours is None or theirs is None:
-        return None
-    import pint
-
-    try:
-        return float((1.0 * ours).to(theirs).magnitude)
-    except (pint.errors.PintTypeError, pint.errors.DimensionalityError):  # an offset or a logarithm; other dimensions
-        return None
-
-
-def _plain(text: str, *, words: bool = True) -> tuple[str, str]:
+def opened(text: str, *, words: bool = True) -> tuple[str, str]:
     """Macros opened, unusual signs replaced, a leading "x =" or "about" dropped; and the currency sign, if any."""
     text = text.replace("\\$", "＄").replace("\\%", "%").replace("\\circ", "°").replace("^{°}", "°").replace("^°", "°")
     dollar = "＄" in text or bool(re.search(r"(?<![\d$])\$\s*[\d.]", text) and text.count("$") == 1)
     text = undressed(_THIN.sub(",", text.replace("{,}", ",")).replace("\\!", "")).replace("＄", " ")
     text = text.replace("$", " ") if not dollar or text.count("$") != 1 else text
-    text = text.replace("–", "-").replace("—", "-").replace("△", "-").replace("▲", "-").replace("**", "").replace("⁄", "/")
+    text = (
+        text.replace("–", "-").replace("—", "-").replace("△", "-").replace("▲", "-").replace("**", "").replace("⁄", "/")
+    )
     if "\\" in text:
         text = _MACROS.sub(lambda match: f" {match[1]} " if match[1] else " ", text)
         text = _REPEATING.sub(_repeating, text)
@@ -279,10 +185,10 @@ def _plain(text: str, *, words: bool = True) -> tuple[str, str]:
     if shouted and int(shouted[1]) >= _MIN_SHOUTED:
         text = shouted[1]
     text = unit_signs(digits_for_words(text) if words else text)
-    signs = [sign for sign in _CURRENCY if sign in text]
+    signs = [sign for sign in CURRENCY if sign in text]
     for sign in signs:
         text = text.replace(sign, " ")
-    for code in _SIGNED:
+    for code in CODES:
         if code in text:
             text, signs = text.replace(code, " "), [code]
     text = " ".join(text.split())
@@ -296,7 +202,9 @@ def _plain(text: str, *, words: bool = True) -> tuple[str, str]:
 def _repeating(match: re.Match[str]) -> str:
     """`0.1\\overline{6}` → `1/6`."""
     whole, fixed, period = match[1] or "0", match[2], match[3] or match[4]
-    value = int(whole) + Fraction(int(fixed or 0) * (10 ** len(period) - 1) + int(period), 10 ** len(fixed) * (10 ** len(period) - 1))
+    value = int(whole) + Fraction(
+        int(fixed or 0) * (10 ** len(period) - 1) + int(period), 10 ** len(fixed) * (10 ** len(period) - 1)
+    )
     return f"{value.numerator}/{value.denominator}"
 
 
@@ -304,8 +212,8 @@ def decimal_text(number: str) -> str:
     """A number as written, in any of its languages → digits with a point.
 
     Example:
-        >>> [decimal_text(n) for n in ("1,234.5", "1.234,5", "1.234.567", "12,34,567", "1000,99", "1'000", "1,000", "1.000")]
-        ['1234.5', '1234.5', '1234567', '1234567', '1000.99', '1000', '1000', '1.000']
+        >>> [decimal_text(n) for n in ("1,234.5", "1.234,5", "1.234.567", "12,34,567", "1000,99", "1'000", "1,000")]
+        ['1234.5', '1234.5', '1234567', '1234567', '1000.99', '1000', '1000']
     """
     number = re.sub(r"[\s'’]", "", number)
     comma, point = number.rfind(","), number.rfind(".")
@@ -338,28 +246,3 @@ def _unit_text(after: str) -> str:
         return "%" if not re.search(r"\d", after) else ""
     found = _UNIT.fullmatch(after)
     return found[0].strip() if found else ""
-
-
-@cache
-def _registry() -> pint.UnitRegistry:
-    import pint
-
-    return pint.UnitRegistry(cache_folder=None, autoconvert_offset_to_baseunit=False)
-
-
-@lru_cache(maxsize=4096)
-def _parsed(unit: str) -> pint.Unit | None:
-    """The unit that a text names, in any of its spellings; None for other words."""
-    import pint
-
-    text = unit.replace("²", "^2").replace("³", "^3").replace("°C", "degC").replace("°F", "degF").replace("°", "degree")
-    text = re.sub(r"\b(?:sq\.?|square) (\w+)", r"\1^2", re.sub(r"\b(?:cubic) (\w+)", r"\1^3", text))
-    text = text.replace(" per ", "/").replace("·", "*").replace("^", "**").strip()
-    if re.fullmatch(r"[^\W\d_]", text) and text not in _LETTER_UNITS:
-        return None
-    if not re.fullmatch(r"[A-Za-zµμΩÅ]+(?:\*\*-?[1-9])?(?:\s*[*/]\s*[A-Za-zµμΩÅ]+(?:\*\*-?[1-9])?)*", text):
-        return None
-    try:
-        return _registry().parse_units(text)
-    except (pint.UndefinedUnitError, ValueError, AttributeError):
-        return None

@@ -1,7 +1,7 @@
 r"""Response → the final answer that it states, as an `Answer`; or why none can be read, as a `Missing`.
 
-Two steps: *where* the answer stands (`places.py`) and *how it is dressed* (`dress.py`). A verifier says what it looks for
-(`Kind`) and takes the first of `candidates` that it can read. Nothing here evaluates anything; every rule is linear in
+Two steps: *where* the answer stands (`places.py`) and *how it is dressed* (`dress.py`). A verifier says what it looks
+for (`Kind`) and takes the first of `candidates` that it can read. Nothing here evaluates anything; every rule is linear in
 the text's length.
 """
 
@@ -15,7 +15,8 @@ from itertools import chain
 
 from rewards.verifying.dress import undress
 from rewards.verifying.places import Place, contradict, first_sentence, statements, without_thought
-from rewards.verifying.quantities import read_quantity, stated_number
+from rewards.verifying.quantities import read_quantity
+from rewards.verifying.sentences import stated_number
 
 MAX_BARE_CHARACTERS = 80  # a longer response without any marker is reasoning, not an answer
 
@@ -61,16 +62,26 @@ _FORMULA = re.compile(r"\\[A-Za-z]|[=^_+*/<>≤≥≠∞π√±∪∩∈]|\d\s*[
 _FENCE = re.compile(r"```[a-z]{0,12}\n([^\n]{1,200})\n```")
 _SPECIAL_END = re.compile(r"(?:<\|[A-Za-z_]{2,24}\|>|</s>|<eos>|<end_of_turn>)\Z")
 _LEAD_LETTER = re.compile(
-    r"[*_\"'“]{0,3}(?:(?:option|choice|answer|选项)\s*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):：,，、。;\n*_]|\s*$|\s*[-–—]\s|\s*\())"
+    r"[*_\"'“]{0,3}(?:(?:option|choice|answer|选项)\s*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):：,，、。;\n*_]|\s*$"
+    r"|\s*[-–—]\s|\s*\())"
     r"(?![.]?[A-Za-z]\b)"
 )
-_LAST_LINE_LETTER = re.compile(r"[#>\s*_\-•]*(?:(?:so|thus|hence|therefore)[,:]?\s+)?(?:option\s+)?(?:\(([A-Z])\)|([A-Z])[).:]|([A-Z])[*_.\s]*$).{0,120}")
+_LAST_LINE_LETTER = re.compile(
+    r"[#>\s*_\-•]*(?:(?:so|thus|hence|therefore)[,:]?\s+)?(?:option\s+)?(?:\(([A-Z])\)|([A-Z])[).:]"
+    r"|([A-Z])[*_.\s]*$).{0,120}"
+)
 _CONCLUDES = re.compile(
-    r"(?:^|\W)(?:therefore|thus|hence|so|in conclusion|consequently|in total|altogether|finally|we get|we find|this gives"
-    r"|因此|所以|故|综上|一共|总共|よって|したがって|따라서)(?:\W|$|(?<=\w)(?=[^\x00-\x7f]))", re.IGNORECASE,
+    r"(?:^|\W)(?:therefore|thus|hence|so|in conclusion|consequently|in total|altogether|finally|we get|we find"
+    r"|this gives"
+    r"|因此|所以|故|综上|一共|总共|よって|したがって|따라서)(?:\W|$|(?<=\w)(?=[^\x00-\x7f]))",
+    re.IGNORECASE,
 )
 _RESULT = re.compile(r"(?:=|≈|\\approx|\b(?:is|are|equals|of|was|be|has|have|be|get|gives?|contains?)\b)[^=≈.]{0,12}$")
-_COUNTED = re.compile(r"\s*(?:yes,? )?(?:there (?:are|is|were|was)|it shows|the (?:image|picture|figure|chart) (?:shows|contains|has)|i (?:can )?(?:see|count))\b", re.IGNORECASE)
+_COUNTED = re.compile(
+    r"\s*(?:yes,? )?(?:there (?:are|is|were|was)|it shows|the (?:image|picture|figure|chart) (?:shows|contains"
+    r"|has)|i (?:can )?(?:see|count))\b",
+    re.IGNORECASE,
+)
 
 
 def kind_of(value: str) -> Kind:
@@ -180,7 +191,9 @@ def _solution(response: str) -> str | None:
     if text is None:
         return None
     text = text.strip()
-    while text.endswith(">") and (end := _SPECIAL_END.search(text, max(0, len(text) - 32))) and end[0] != "<|end_of_box|>":
+    while (
+        text.endswith(">") and (end := _SPECIAL_END.search(text, max(0, len(text) - 32))) and end[0] != "<|end_of_box|>"
+    ):
         text = text[: end.start()].rstrip()
     return text
 
@@ -200,7 +213,9 @@ def _weak(text: str, want: Kind | None, *, explicit: bool) -> Iterator[Answer]:
 def _weak_letters(text: str) -> Iterator[Answer]:
     match = _LEAD_LETTER.match(text)
     if match:
-        yield answer_of(text.partition("\n")[0] if len(text.partition("\n")[0]) <= 300 else first_sentence(text), "letter first")
+        yield answer_of(
+            text.partition("\n")[0] if len(text.partition("\n")[0]) <= 300 else first_sentence(text), "letter first"
+        )
     last = text.rstrip().rpartition("\n")[2]
     match = _LAST_LINE_LETTER.fullmatch(last)
     if match and "\n" in text:

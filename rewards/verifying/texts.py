@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from rewards.verifying.answers import references_of
 from rewards.types import Problem, Verdict
+from rewards.verifying.answers import references_of
 from rewards.verifying.dress import undressed
 from rewards.verifying.number_words import digits_for_words
 from rewards.verifying.places import first_sentence
@@ -19,7 +19,10 @@ ENOUGH = 3  # annotators that say the same make an answer fully right (VQAv2)
 
 _ARTICLES = re.compile(r"\b(?:a|an|the|der|die|das|le|la|les|el|los|las|o|os|as)\b\s+", re.IGNORECASE)
 _PUNCTUATION = re.compile(r"[^\w\s%°.,/:+'-]|(?<!\d)[.,:/]|[.,:/](?!\d)|(?<!\w)'|'(?!\w)|_")
-_MACRO = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|operatorname)\s*\{([^{}]*)\}|\\(?:left|right)(?![A-Za-z])|\*\*|(?<!\\)\$(?!\d)")
+_MACRO = re.compile(
+    r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|operatorname)\s*\{([^{}]*)\}|\\(?:left|right)(?![A-Za-z])|\*\*"
+    r"|(?<!\\)\$(?!\d)"
+)
 _YES_OR_NO = re.compile(r"(yes|no)(?=\s*(?:[,.;!:]|$))(?!,? (?:and|or) )", re.IGNORECASE)
 _CURRENCY = re.compile(r"\\?[$€£¥]\s?(?=\d)|(?<=\d)\s?[€£¥](?!\w)")
 
@@ -89,7 +92,7 @@ class ExactVerifier(_TextVerifier):
         case: "Cat" is not "cat".
 
     Example:
-        >>> [str(ExactVerifier()(Problem("p", "2 + 2?", answer="4"), text)) for text in ("Final answer: 4.", "4", "4.0")]
+        >>> [str(ExactVerifier()(Problem("p", "2 + 2?", answer="4"), text)) for text in ("Answer: 4.", "4", "4.0")]
         ['correct', 'correct', 'wrong']
     """
 
@@ -106,7 +109,8 @@ class ShortVerifier(_TextVerifier):
     """Short answers of words: case, articles and punctuation are ignored, number words are digits.
 
     Example:
-        >>> [str(ShortVerifier()(Problem("p", "What?", answer="the Eiffel Tower"), text)) for text in ("eiffel tower!", "Rome")]
+        >>> problem = Problem("p", "What?", answer="the Eiffel Tower")
+        >>> [str(ShortVerifier()(problem, text)) for text in ("eiffel tower!", "Rome")]
         ['correct', 'wrong']
     """
 

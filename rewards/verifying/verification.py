@@ -1,7 +1,6 @@
 r"""Completion → Verdict of its final answer: one verifier per kind of question, and the table of them.
 
-A verifier reads the answer (`rewards/verifying/reading.py`), reads it again as what it looks for (a letter, a number, …)
-and compares it with each accepted reference. What it cannot read is `UNPARSABLE`, never `WRONG`; its own trouble (a
+A verifier reads the answer (`reading.py`), reads it again as what it looks for (a letter, a number, …) and compares it with each accepted reference. What it cannot read is `UNPARSABLE`, never `WRONG`; its own trouble (a
 reference that it cannot read, a check that hangs) is `ERROR` or `TIMEOUT`. `VERIFIERS` is a plain dict; any callable of
 the type `Verifier` is accepted in place of a name.
 """
@@ -11,11 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from rewards.verifying.answers import canonical_answer, extract_final_answer
-from rewards.verifying.math_verifier import MathVerifier
 from rewards.types import Problem, Verdict, Verifier
+from rewards.verifying.answers import canonical_answer, extract_final_answer
 from rewards.verifying.auto import AutoVerifier
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
+from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier
 from rewards.verifying.texts import AnlsVerifier, ExactVerifier, ShortVerifier, VqaVerifier, anls, vqa_accuracy
 
@@ -36,8 +35,8 @@ __all__ = [
     "canonical_answer",
     "choice_verifier",
     "exact_verifier",
-    "faults_of",
     "extract_final_answer",
+    "faults_of",
     "number_verifier",
     "relaxed_verifier",
     "verify_many",

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 from mpo.multimodal.errors import DataError
-from rewards.verifying.answers import references_of
 from rewards.types import Problem, Verdict
+from rewards.verifying.answers import references_of
 from rewards.verifying.places import first_sentence
 from rewards.verifying.reading import Answer, Kind, Missing, candidates
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of answers
 r"""Answers of our own as models phrase and dress them, in several languages, right ones and wrong ones.
 
 Most rows come from tables of phrases: each phrase is filled with a right and with a wrong value. `SINGLE` holds rows that
@@ -394,7 +395,15 @@ SINGLE += [
 ]  # fmt: skip
 SINGLE += [
     Row("math: not all read", "math", "5", None, text, U)
-    for text in ("I think it is 5", r"\boxed{5", r"\boxed{)(}", "", r"\boxed{1,2,\dots,5}", "<think>5", "Final answer: five or so, as it seems")
+    for text in (
+        "I think it is 5",
+        r"\boxed{5",
+        r"\boxed{)(}",
+        "",
+        r"\boxed{1,2,\dots,5}",
+        "<think>5",
+        "Final answer: five or so, as it seems",
+    )
 ]
 SINGLE += [
     Row("math: several boxes", "math", "1, 2, 3", None, r"\boxed{1}, \boxed{2} and \boxed{3}", C),
@@ -441,6 +450,8 @@ def rows() -> Iterator[Row]:
     for verifier, reference, right, wrong in SAME_NUMBER:
         for texts, verdict in ((right, C), (wrong, W)):
             for place, text in enumerate(texts.split("|")):
-                response = (f"Final answer: {text}", f"We see it.\n\nAnswer: {text}", f"<answer>{text}</answer>")[place % 3]
+                response = (f"Final answer: {text}", f"We see it.\n\nAnswer: {text}", f"<answer>{text}</answer>")[
+                    place % 3
+                ]
                 yield Row(f"{verifier}: the value in another dress", verifier, reference, None, response, verdict)
     yield from SINGLE

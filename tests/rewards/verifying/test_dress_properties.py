@@ -86,9 +86,7 @@ def test_a_dressed_answer_keeps_its_verdict(
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(-10_000, 10_000), st.integers(1, 10_000), dresses, places)
-def test_a_dressed_number_of_mathematics_keeps_its_verdict(
-    value: int, off: int, names: list[str], place: str
-) -> None:
+def test_a_dressed_number_of_mathematics_keeps_its_verdict(value: int, off: int, names: list[str], place: str) -> None:
     """Plain numbers never need the parser; `\\mathrm` and the rest come off before they are compared."""
     problem, verifier = Problem("p", "?", answer=str(value)), VERIFIERS["math"]
     assert verifier(problem, dressed(str(value), names, place)) is C
@@ -162,15 +160,17 @@ def test_each_place_alone(text: str, where: str, value: str) -> None:
     assert (found.where, found.value) == (where, value)
 
 
+TEXTS = ["7", "7.0", "7 cm", "70 mm", "B", "(B)", "yes", "No", "seven", "x", "0.333", "1/3", "Paris"]
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(["choice", "number", "relaxed", "short", "exact", "anls", "yes_no", "vqa", "auto", "math"]),
-    st.lists(st.sampled_from(["7", "7.0", "7 cm", "70 mm", "B", "(B)", "yes", "No", "seven", "x", "0.333", "1/3", "Paris"]),
-             min_size=2, max_size=2),
-)  # fmt: skip
+    st.lists(st.sampled_from(TEXTS), min_size=2, max_size=2),
+)
 def test_equality_is_symmetric_and_reflexive(name: str, texts: list[str]) -> None:
     equal, problem = equality_of(name), Problem("p", "?", answer="7")
-    a, b = map(lambda text: answer_of(text, "bare"), texts)
+    a, b = (answer_of(text, "bare") for text in texts)
     assert equal(problem, a, b) == equal(problem, b, a)
     assert equal(problem, a, a) in (True, None)
     other = Problem("p", "?", answer="8")

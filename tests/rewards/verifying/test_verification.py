@@ -270,7 +270,11 @@ def test_two_workers_close_and_reuse():
 ANSWERS = st.text(alphabet="0123456789.,/^-+eE%$€ ABcm{}()\\fracboxtextπ²:×=*\n−", max_size=60)
 
 
-@given(st.sampled_from(sorted(VERIFIERS.keys() - {"math", "auto"})), ANSWERS, st.sampled_from(["7", "1/2", "50%", "B", "x y"]))
+@given(
+    st.sampled_from(sorted(VERIFIERS.keys() - {"math", "auto"})),
+    ANSWERS,
+    st.sampled_from(["7", "1/2", "50%", "B", "x y"]),
+)
 def test_any_text_gets_a_verdict(name, text, reference):
     """Only a reference that a verifier cannot read is trouble; a response never is."""
     for response in (text, f"Final answer: {text}"):
