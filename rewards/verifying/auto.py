@@ -68,7 +68,7 @@ def _is_text(reference: str) -> bool:
 
 
 class AutoVerifier:
-    """Checks each problem with the verifier that its row names (`meta["verifier"]`), else with the one that `picked` names.
+    """Checks each problem with the verifier that its row names (`meta["verifier"]`), else with the one of `picked`.
 
     Args:
         math: verifier for mathematics, with its workers; a new one if not given.

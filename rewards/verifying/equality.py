@@ -1,10 +1,10 @@
 """Two answers of one problem → do they mean the same? One function per verifier, for votes.
 
-`equal(problem, a, b)` never looks at the problem's reference answer: a vote may not know it. It is symmetric, and True
-for two answers of one value. None means "cannot be told" (one side cannot be read as the verifier wants it, a check
-that hangs): count it as different. It need not be transitive (a tolerance cannot be): who groups, compares with one member
-of each group, and asks about many pairs at once with `equal_many`, so that mathematics goes through its workers in one
-piece. A check that hangs costs its limit once; verdicts are remembered.
+`equal(problem, a, b)` never looks at the problem's reference answer: a vote may not know it. It is symmetric, and
+True for two answers of one value. None means "cannot be told" (one side cannot be read as the verifier wants it, a
+check that hangs): count it as different. It need not be transitive (a tolerance cannot be): who groups, compares with
+one member of each group, and asks about many pairs at once with `equal_many`, so that mathematics goes through its
+workers in one piece. A check that hangs costs its limit once; verdicts are remembered.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""Response → the final answer that it states, as an `Answer`; or why none can be read, as a `Missing`.
 
 Two steps: *where* the answer stands (`places.py`) and *how it is dressed* (`dress.py`). A verifier says what it looks
-for (`Kind`) and takes the first of `candidates` that it can read. Nothing here evaluates anything; every rule is linear in
-the text's length.
+for (`Kind`) and takes the first of `candidates` that it can read. Nothing here evaluates anything; every rule is
+linear in the text's length.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 r"""Completion → Verdict of its final answer: one verifier per kind of question, and the table of them.
 
-A verifier reads the answer (`reading.py`), reads it again as what it looks for (a letter, a number, …) and compares it with each accepted reference. What it cannot read is `UNPARSABLE`, never `WRONG`; its own trouble (a
-reference that it cannot read, a check that hangs) is `ERROR` or `TIMEOUT`. `VERIFIERS` is a plain dict; any callable of
-the type `Verifier` is accepted in place of a name.
+A verifier reads the answer (`reading.py`), reads it again as what it looks for (a letter, a number, …) and compares
+it with each accepted reference. What it cannot read is `UNPARSABLE`, never `WRONG`; its own trouble (a reference that
+it cannot read, a check that hangs) is `ERROR` or `TIMEOUT`. `VERIFIERS` is a plain dict; any callable of the type
+`Verifier` is accepted in place of a name.
 """
 
 from __future__ import annotations
