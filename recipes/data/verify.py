@@ -7,7 +7,7 @@ only pick from that table: a callable of yours is imported because the flag name
 
 `--second_verifier NAME` checks again: where the two disagree on an answer that both read, the response stands in
 `disagreements.jsonl` and stays out of pairs and labels. `judge`, as either, is a model behind a server
-(`rewards/verifying/judge.py`). What each answer votes for (`rewards/verifying/equality_classes.py`) is written down too.
+(`rewards/verifying/judge.py`). What each answer votes for is written down too (`rewards/verifying/equality_classes.py`).
 """
 
 from __future__ import annotations
@@ -245,7 +245,8 @@ def _names(config: VerifyConfig) -> list[str]:
     for name in names:
         if ":" not in name and name not in (*VERIFIERS, JUDGE):
             raise ConfigError(
-                f"unknown verifier {name!r}: expected one of {', '.join([*VERIFIERS, JUDGE])}, or package.module:function"
+                f"unknown verifier {name!r}: expected one of {', '.join([*VERIFIERS, JUDGE])}, or "
+                "package.module:function"
             )
     if len(set(names)) < len(names):
         raise ConfigError(f"second_verifier={names[1]} is the verifier itself; expected another one")
