@@ -29,6 +29,7 @@ from rewards.prm.labelling.responses import choose_responses
 from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.steps import split_on_blank_lines
 from rewards.verifying.auto import AutoVerifier
+from rewards.verifying.finished import verify_completions
 from rewards.verifying.math_verifier import MathVerifier
 
 
@@ -93,4 +94,5 @@ def _continuer(config: LabelConfig) -> Iterator[Callable[[Any], Any]]:
         verifier = AutoVerifier(math=math)
         model, processor = load_for_inference(config.policy), load_processor(config.policy)
         generator = TransformersGenerator(model, processor, params, batch_rows=config.batch_rows)
-        yield Continuer(generator, verifier.verify_many, with_texts=config.keep_continuations)
+        check = partial(verify_completions, verifier.verify_many)
+        yield Continuer(generator, check, with_texts=config.keep_continuations)

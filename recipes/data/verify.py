@@ -7,7 +7,7 @@ only pick from that table: a callable of yours is imported because the flag name
 
 `--second_verifier NAME` checks again: where the two disagree on an answer that both read, the response stands in
 `disagreements.jsonl` and stays out of pairs and labels. `judge`, as either, is a model behind a server
-(`rewards/verifying/judge.py`). What each answer votes for is written down too (`rewards/verifying/equality_classes.py`).
+(`rewards/verifying/judge.py`). What each answer votes for (`rewards/verifying/equality_classes.py`) is written down.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from rewards.types import Problem, RolloutGroup, Verdict, Verifier
 from rewards.verifying.account import VerdictAccount
 from rewards.verifying.auto import AutoVerifier, picked
 from rewards.verifying.equality_classes import EqualityClasses, numbered
+from rewards.verifying.finished import verify_completions
 from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.reading import read_answer
 from rewards.verifying.verification import VERIFIERS, faults_of, verify_many
@@ -62,7 +63,8 @@ def verify(config: VerifyConfig) -> Path:
     verifier's name) keeps its rollouts as they are, without verdict, and is counted under `unverified`; references that
     cannot be read are named before the first response is checked. Verdicts are in `calls.sqlite` as soon as
     those of some hundred problems are there, a judge's every some hundred requests: after a kill the same command goes
-    on. At the end one line says what was found, and a warning what could not be read.
+    on. A response that was cut before it stated an answer is `unparsable`, whatever its unfinished work says last. At
+    the end one line says what was found, and a warning what could not be read.
     """
     own = {name: found for name in _names(config) if (found := _imported(name)) is not None}
     stage = open_stage("verify", config, inputs=[config.groups])
@@ -146,8 +148,11 @@ class _Checker:
             if planned is not None and not planned.reason:
                 names.setdefault(planned.name, []).append(place)
         for name, places in sorted(names.items()):
-            answers = [(some[place].problem, r.completion.text) for place in places for r in some[place].rollouts]
-            verdicts = iter(self._verdicts(name, answers))
+            asked = [(some[place].problem, r.completion) for place in places for r in some[place].rollouts]
+            if ":" in name:  # a callable of the user's sees every text
+                verdicts = iter(self._verdicts(name, [(problem, completion.text) for problem, completion in asked]))
+            else:
+                verdicts = iter(verify_completions(partial(self._verdicts, name), asked))
             for place in places:
                 rollouts = tuple(rollout.with_(**{field: next(verdicts)}) for rollout in some[place].rollouts)
                 done[place] = RolloutGroup(some[place].problem, rollouts)

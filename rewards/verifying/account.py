@@ -92,7 +92,9 @@ class VerdictAccount:
         """What two verifiers say of the answers that both read; empty without a second one."""
         if not self.second:
             return ""
-        share = 1 - self.disputed / self.compared if self.compared else 0.0
+        if not self.compared:
+            return f"second verifier {self.second}: there is no answer that both verifiers read"
+        share = 1 - self.disputed / self.compared
         low, high = wilson_interval(share, min(self.compared, self.checked_problems))
         return (
             f"second verifier {self.second}: of {self.compared:,} answers that both read they agree on "

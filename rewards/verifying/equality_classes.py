@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rewards.types import NO_VOTE, Problem, RolloutGroup, Verdict, Verifier
+from rewards.types import NO_VOTE, Problem, Rollout, RolloutGroup, Verdict, Verifier
 from rewards.verifying.equality import equal_many, same_text, voted
+from rewards.verifying.finished import cut_before_its_answer
 from rewards.verifying.reading import Answer
 from rewards.verifying.verification import VERIFIERS
 
@@ -81,7 +82,7 @@ def votes_of(group: RolloutGroup) -> tuple[int | None, ...]:
     """What each rollout votes for: the number of its answer's class, or `None` if it does not vote.
 
     `mpo verify` has written the numbers down; where it has not, they are found here with the problem's verifier. A
-    response whose verdict is `unparsable` does not vote.
+    response whose verdict is `unparsable`, or that was cut before it stated an answer, does not vote.
     """
     return tuple(None if rollout.vote in (None, NO_VOTE) else rollout.vote for rollout in with_votes(group).rollouts)
 
@@ -95,10 +96,12 @@ def with_votes(group: RolloutGroup) -> RolloutGroup:
 
 def numbered(group: RolloutGroup, classes: EqualityClasses) -> RolloutGroup:
     """The group with the `vote` of every rollout by these classes."""
-    rollouts = tuple(
-        rollout.with_(
-            vote=NO_VOTE if rollout.verdict is Verdict.UNPARSABLE else classes.number(rollout.completion.text)
-        )
-        for rollout in group.rollouts
-    )
+    rollouts = tuple(rollout.with_(vote=_vote(rollout, classes)) for rollout in group.rollouts)
     return RolloutGroup(group.problem, rollouts)
+
+
+def _vote(rollout: Rollout, classes: EqualityClasses) -> int:
+    unread = rollout.verdict is Verdict.UNPARSABLE or (
+        rollout.verdict is None and cut_before_its_answer(rollout.completion)
+    )
+    return NO_VOTE if unread else classes.number(rollout.completion.text)

@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpo.multimodal.errors import DataError
@@ -20,9 +20,19 @@ from rewards.kept.calls import Each, Run, each_time, watched
 from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.sampling.generator import Generator
-from rewards.types import MonteCarloCount, Problem, Rollout, RolloutGroup, Splitter, Step, Verdict, verdict_of
+from rewards.types import (
+    Completion,
+    MonteCarloCount,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    Splitter,
+    Step,
+    Verdict,
+    verdict_of,
+)
 
-VerifyMany = Callable[[Sequence[tuple[Problem, str]]], list[Verdict]]
+VerifyMany = Callable[[Sequence[tuple[Problem, Completion]]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Continuer:
 
     Args:
         generator: draws.
-        verify_many: checks whole answers (prefix ⊕ continuation).
+        verify_many: checks whole responses (prefix ⊕ continuation), `verify_completions` with a verifier.
         with_texts: whether to give the continuations too, in order, as `drawn`.
     """
 
@@ -94,7 +104,7 @@ class Continuer:
         seconds = time.monotonic() - started
         made = [completion for completions in drawn for completion in completions]
         answers = [
-            (problem, prefix + completion.text)
+            (problem, replace(completion, text=prefix + completion.text))
             for problem, prefix, completions in zip(task.problems, task.prefixes, drawn, strict=True)
             for completion in completions
         ]

@@ -14,13 +14,14 @@ from recipes.config import PairsConfig, VerifyConfig
 from recipes.data.pairs import pairs
 from recipes.data.verify import DISAGREEMENTS, verify
 from recipes.stage.folder import MANIFEST, manifest_of
-from recipes.stage.groups import read_groups
+from recipes.stage.groups import read_groups, write_problems
 from rewards.errors import ServerError
 from rewards.kept.calls import CallStore
-from rewards.types import NO_VOTE, Problem, Verdict
+from rewards.types import NO_VOTE, Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
 from rewards.verifying.judge import MAX_SHOWN, Judge, comparison_of, read_word
 from tests.model_server import ModelServer
 from tests.recipes.data.test_verify import stage, verdicts
+from tests.recipes.run_folders import write_stage
 
 C, W, U, E = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE, Verdict.ERROR
 SILENT = "I look at it again.\n\nIt could be many things, and I cannot tell which."
@@ -222,3 +223,16 @@ def test_a_response_cannot_close_the_marks_or_flood_the_judge() -> None:
 def test_wrong_settings_are_refused_first(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         verify(VerifyConfig(tmp_path / "none", tmp_path / "out", **settings))
+
+
+def test_unfinished_work_states_no_answer(tmp_path: Path) -> None:
+    """The last number of a response that was cut is not its answer; one that it stated before the cut is."""
+    problem = Problem("n", "?", answer="7")
+    write_problems(tmp_path / "p.jsonl", [problem])
+    texts = ["Red is 3.\n\nSo far it is 7", "Final answer: 7\n\nThis is since", "Red is 3.\n\nSo far it is 9"]
+    cut = tuple(Rollout(Completion(text, FinishReason.LENGTH)) for text in texts)
+    given = write_stage(tmp_path / "samples", [RolloutGroup(problem, cut)], tmp_path / "p.jsonl")
+    (group,) = read_groups(verify(VerifyConfig(given, tmp_path / "out", second_verifier="math")))
+    assert [rollout.verdict for rollout in group.rollouts] == [U, C, U]
+    assert [rollout.second_verdict for rollout in group.rollouts] == [U, C, U]
+    assert [rollout.vote for rollout in group.rollouts] == [NO_VOTE, 0, NO_VOTE]

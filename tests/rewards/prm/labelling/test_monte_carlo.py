@@ -40,11 +40,12 @@ class Table:
     def __init__(self, rows: dict[tuple[str, str], list[Verdict]]) -> None:
         self.rows, self.asked = rows, []
 
-    def __call__(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        self.asked += items
+    def __call__(self, items: Sequence[tuple[Problem, Completion]]) -> list[Verdict]:
+        self.asked += [(problem, completion.text) for problem, completion in items]
         left = {key: list(row) for key, row in self.rows.items()}
         found = []
-        for problem, text in items:
+        for problem, completion in items:
+            text = completion.text
             prefix = max((p for i, p in left if i == problem.id and text.startswith(p)), key=len)
             found.append(left[problem.id, prefix].pop(0))
         return found
@@ -101,8 +102,8 @@ def test_counts_stand_at_their_steps(generator: TransformersGenerator) -> None:
 def test_answers_are_prefix_and_continuation(generator: TransformersGenerator) -> None:
     seen: list[tuple[Problem, str]] = []
 
-    def all_wrong(items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        seen.extend(items)
+    def all_wrong(items: Sequence[tuple[Problem, Completion]]) -> list[Verdict]:
+        seen.extend((problem, completion.text) for problem, completion in items)
         return [W] * len(items)
 
     label(groups_of([C, W], [W]), generator, all_wrong)
