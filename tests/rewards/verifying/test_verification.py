@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -108,6 +108,13 @@ def test_extraction_gives_stripped_text_or_none(text):
         "final answer" + " " * 200_000,
         "final answer:\n" * 20_000,
         r"\text{" * 30_000 + "7",
+        "<answer>" * 20_000,
+        "the answer is " * 10_000,
+        "A is " * 20_000,
+        "选" * 100_000,
+        "#### " + " " * 200_000 + "b",
+        "</s>" * 40_000,
+        "7 " + " " * 200_000 + "x",
     ],
 )
 def test_hostile_text_takes_linear_time(text):
