@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.messages import Message, system_message, user_message
 from rewards.errors import ServerError
 from rewards.kept.calls import each_time
 from rewards.kept.keys import digest
 from rewards.sampling.chat_client import NoReplyError, RequestRefusedError
+from rewards.sampling.chat_reply import ChatReply
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
 from rewards.thoughts import solution_of
 from rewards.types import Problem, Verdict
@@ -175,7 +174,7 @@ class Judge:
         try:
             reply = await servers.ask(
                 lambda: self._body(comparison, constrained=constrained),
-                _Reply.model_validate_json,
+                lambda content: ChatReply.read(content, 1),
                 key=lambda: request_key([], comparison.question),
             )
         except RequestRefusedError:
@@ -207,22 +206,6 @@ def read_word(reply: str) -> Verdict:
     """
     match = _WORD.fullmatch(solution_of(reply))
     return WORDS[match[1].upper()] if match else Verdict.ERROR
-
-
-class _Untrusted(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-
-class _Message(_Untrusted):
-    content: str | None
-
-
-class _Choice(_Untrusted):
-    message: _Message
-
-
-class _Reply(_Untrusted):
-    choices: list[_Choice] = Field(min_length=1)
 
 
 def _quoted(text: str) -> str:

@@ -51,7 +51,7 @@ def settings(verified: Path, policy_folder: Path, **changes: Any) -> LabelConfig
 def test_a_budget_is_estimated_drawn_and_named(
     verified: Path, policy_folder: Path, capsys: pytest.CaptureFixture[str], budget: str, drawn: int, expected: int
 ) -> None:
-    """A random policy changes no early guess: 4 responses × 4 steps × K = 4; `bisect` asks 3 steps of each wrong one."""
+    """A random policy changes no early guess: 4 responses × 4 steps × K = 4; `bisect` asks 3 steps of wrong ones."""
     out = label(settings(verified, policy_folder, budget=budget))
     counts = manifest_of(out)["counts"]
     assert counts["drawn"]["continuations"] == drawn

@@ -126,6 +126,8 @@ def test_wrong_settings_are_refused_before_anything_is_read(tmp_path: Path) -> N
         pairs(PairsConfig(missing, tmp_path / "out", rule="best"))
     with pytest.raises(ConfigError, match="needs the policy"):
         pairs(PairsConfig(missing, tmp_path / "out", rule="dropout_ntp"))
+    with pytest.raises(ConfigError, match="max_pairs must be at least 1"):
+        pairs(PairsConfig(missing, tmp_path / "out", max_pairs=0))
     with pytest.raises(ConfigError, match="takes no min_visual_dependence"):
         pairs(PairsConfig(missing, tmp_path / "out", rule="dropout_ntp", policy=tmp_path, min_visual_dependence=0.1))
     with pytest.raises(ConfigError, match="the other rules take none"):
@@ -215,7 +217,8 @@ def test_a_row_with_more_than_a_pair_holds_is_refused() -> None:
     text = {"type": "text", "text": "q"}
     for prompt, said in [
         ([], r"turns \[\]; expected one of the user"),
-        ([{"role": "system", "content": [text]}], r"turns \['system'\]"),
+        ([{"role": "system", "content": [text]}], r"turns \[\]; expected one of the user"),
+        ([{"role": "system", "content": [text]}] * 2, r"turns \['system'\]"),
         ([{"role": "user", "content": [text, text]}], r"expected images, then one text"),
         ([{"role": "user", "content": [text, {"type": "image"}]}], r"expected images, then one text"),
         ([{"role": "user", "content": [{"type": "image"}, text]}], r"1 image placeholders for 0 images"),
