@@ -289,12 +289,11 @@ def _imported(name: str) -> Verifier | None:
 
 def _ready(name: str, *, own: Mapping[str, Verifier], config: VerifyConfig, stack: ExitStack) -> Any:
     """A verifier with the flags' limits; `stack` stops its processes."""
-    limits = {"workers": config.workers, "timeout_s": config.timeout_s}
     if name in ("math", "auto"):
-        math = stack.enter_context(MathVerifier(**limits))
+        math = stack.enter_context(MathVerifier(workers=config.workers, timeout_s=config.timeout_s))
         return math if name == "math" else AutoVerifier(math=math)
     if name in own:
-        return stack.enter_context(WorkerVerifier(own[name], **limits))
+        return stack.enter_context(WorkerVerifier(own[name], workers=config.workers, timeout_s=config.timeout_s))
     if name == JUDGE:
         try:
             from rewards.verifying.judge import Judge

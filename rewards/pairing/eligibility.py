@@ -84,12 +84,12 @@ def without_second_opinion(group: RolloutGroup) -> RolloutGroup:
 
 
 def states_no_answer(text: str) -> bool:
-    """Whether a response truly states no final answer: the reader finds none, of whatever kind it looks for.
+    r"""Whether a response truly states no final answer: the reader finds none, of whatever kind it looks for.
 
     A response that states two answers that differ, or one that its verifier cannot read, states something.
 
     Example:
-        >>> states_no_answer("Let me look at it again."), states_no_answer("So there are 7 apples.")
+        >>> states_no_answer("I look again.\n\nI cannot tell."), states_no_answer("So there are 7 apples.")
         (True, False)
     """
     found = [find_answer(text, want) for want in (None, Kind.LETTER, Kind.NUMBER, Kind.MATH)]
