@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -85,10 +84,9 @@ def verify(config: VerifyConfig) -> Path:
     for text in (account.warning(), account.agreement()):
         if text:
             _log.warning("%s", text)
-    print(f"verify: {account.line()}", file=sys.stderr)
     total = account.verdicts.total()
     counts = {"in": total, "out": total, "rejected": {}, **account.counts(), "unverified": dict(unverified)}
-    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))}, note=account.line())
 
 
 @dataclass(frozen=True)

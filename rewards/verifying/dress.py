@@ -121,6 +121,8 @@ def _markdown(text: str) -> str:
         inner = _within(text, mark, mark)
         if inner is not None and inner == inner.strip(mark[0]):
             return inner
+    if re.fullmatch(r"\*(?!\*).+(?<!\*)\*", text) and "*" not in text[1:-1].replace("**", ""):
+        return text[1:-1]  # bold inside italic
     for mark in ("**", "__"):  # one half stayed outside
         if text.count(mark) == 1 and (text.startswith(mark) or text.endswith(mark)):
             return text.removeprefix(mark).removesuffix(mark)

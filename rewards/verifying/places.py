@@ -154,7 +154,9 @@ def _half_marked(value: str) -> str:
     for mark in ("**", "__"):
         if value.count(mark) == 1:
             value = value.replace(mark, "")
-    if value.count("*") == 1:
+    if value.replace("**", "").count("*") == 1 and re.search(r"(?<!\*)\*[\s.。]*$", value):
+        value = value.rstrip(" \t.。").removesuffix("*")
+    elif value.count("*") == 1:
         value = phrases.LONE_STAR.sub("", value)
     return value.strip()
 

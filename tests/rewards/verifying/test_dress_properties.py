@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rewards.types import Problem, Verdict
@@ -74,6 +74,8 @@ CASES = [
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(CASES), dresses, places)
+@example(CASES[0], ["bold", "braces", "blanks", "italic"], "answer")
+@example(CASES[0], ["blanks", "bold", "code", "italic"], "answer")
 def test_a_dressed_answer_keeps_its_verdict(
     case: tuple[str, str, list[str] | None, str], names: list[str], place: str
 ) -> None:

@@ -7,7 +7,8 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -277,6 +278,7 @@ def test_two_workers_close_and_reuse():
 ANSWERS = st.text(alphabet="0123456789.,/^-+eE%$€ ABcm{}()\\fracboxtextπ²:×=*\n−", max_size=60)
 
 
+@hypothesis_settings(deadline=None)  # the first call of a verifier imports its library
 @given(
     st.sampled_from(sorted(VERIFIERS.keys() - {"math", "auto"})),
     ANSWERS,
