@@ -14,8 +14,8 @@ from itertools import accumulate, pairwise
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.errors import StepAlignmentError
-from rewards.thoughts import scored_spans
 from rewards.types import Step
+from rewards.verifying.thoughts import scored_spans
 
 BLANK_LINE = "\n\n"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # ends after its last newline: a next line's indent is not eaten

@@ -129,7 +129,7 @@ class StepScores:
         values: one score per step.
         bounds: where a server told only a part of what a score is made of, the interval that it lies in, one per step;
             an exact score has two equal ends. `None`: all scores are exact.
-        part: of the response whose steps these are: "solution", "thought" or "both" (`rewards/thoughts.py`).
+        part: of the response whose steps these are: "solution", "thought" or "both" (`rewards/verifying/thoughts.py`).
 
     Example:
         >>> StepScores((0.9, 0.5)).values

@@ -21,8 +21,8 @@ from recipes.stage.prms import prm_of
 from rewards.prm.formats import format_files
 from rewards.scoring.aggregation import AGGREGATIONS
 from rewards.scoring.groups import StoredScorer, json_scores, score_groups, score_unseen
-from rewards.thoughts import scored_spans
 from rewards.types import RolloutGroup
+from rewards.verifying.thoughts import scored_spans
 
 _log = logging.getLogger(__name__)
 

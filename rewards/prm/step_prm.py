@@ -13,8 +13,8 @@ from rewards.prm.formats import PRMFormat
 from rewards.prm.rendering import forbidden_in
 from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.steps import merge_to_at_most, merged_size, scored_steps, steps_of
-from rewards.thoughts import scored_spans
 from rewards.types import Problem, Step, StepScores
+from rewards.verifying.thoughts import scored_spans
 
 CutResponse = tuple[Problem, tuple[Step, ...]]
 

@@ -26,8 +26,8 @@ from rewards.sampling.chat_reply import ChatReply, Choice, Usage
 from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
 from rewards.sampling.prompts import messages_of
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
-from rewards.thoughts import with_thought
 from rewards.types import Completion, FinishReason, Problem
+from rewards.verifying.thoughts import with_thought
 
 GIVE_UP_AFTER = 3  # problems in a row for which the server gave no usable reply
 AHEAD = 4  # requests under way per place at one of several servers, see `Replicas.window`

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 
 from rewards.steps import split_on_blank_lines
-from rewards.thoughts import scored_spans
 from rewards.types import Completion, FinishReason
 from rewards.verifying.answers import extract_final_answer
 from rewards.verifying.reading import Missing, find_answer
+from rewards.verifying.thoughts import scored_spans
 
 REASONS = ("truncated", "no_final_answer", "repetition")
 SAME_STEP = 3  # so many steps with one text, or so many equal lines at the end, are a loop

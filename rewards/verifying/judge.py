@@ -23,10 +23,10 @@ from rewards.kept.keys import digest
 from rewards.sampling.chat_client import NoReplyError, RequestRefusedError
 from rewards.sampling.chat_reply import ChatReply
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
-from rewards.thoughts import solution_of
 from rewards.types import Problem, Verdict
 from rewards.verifying.answers import references_of
 from rewards.verifying.reading import Kind, read_answer
+from rewards.verifying.thoughts import solution_of
 
 MAX_SHOWN = 1_500  # characters of each text that the judge is shown
 MAX_TOKENS = 2_048  # of its reply; a judge that does not think needs one word

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError
 from rewards.steps import merge_to_at_most, scored_steps, split_into, split_on_blank_lines
-from rewards.thoughts import PARTS, scored_spans, solution_of, solution_start, with_thought
 from rewards.types import Completion
 from rewards.verifying.degeneration import degeneration_faults
+from rewards.verifying.thoughts import PARTS, scored_spans, solution_of, solution_start, with_thought
 
 THOUGHT = "First.\n\nSecond.\n\nThird."
 SOLUTION = "One.\n\nTwo.\n\nFinal answer: 4"
