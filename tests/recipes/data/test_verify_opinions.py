@@ -52,7 +52,8 @@ def test_the_closing_line_and_the_warning(
     verify(VerifyConfig(given, tmp_path / "out"))
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(
-        "verify: 8 in, 8 out, nothing rejected; 8 responses of 3 problems: 3 right, 2 wrong, 2 unparsable, 0 timeout, 0 error, 1 not checked; "
+        "verify: 8 in, 8 out, nothing rejected; 8 responses of 3 problems: "
+        "3 right, 2 wrong, 2 unparsable, 0 timeout, 0 error, 1 not checked; "
         "accuracy 42.9 % ["
     )
     assert "; checked by number 50 %, short 50 %; " in line
