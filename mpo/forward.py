@@ -129,9 +129,8 @@ def prepare_models(
 
     enable_chunked_logps(base)
     if peft_config is not None:
-        policy = get_peft_model(
-            policy, copy.deepcopy(peft_config)
-        )  # PEFT writes into what it is given; around the chunked log-probs, not inside
+        # A copy, since PEFT writes into what it is given; around the chunked log-probs, not inside.
+        policy = get_peft_model(policy, copy.deepcopy(peft_config))
     if isinstance(policy, PeftModel):
         _check_head(policy)
         if checkpointing:

@@ -135,7 +135,7 @@ def test_the_reference_is_the_initial_policy_whatever_the_adapters(
 
 def test_usual_adapters_need_no_copy_and_random_ones_are_refused() -> None:
     for usual in ({}, {"init_lora_weights": "gaussian"}, {"use_dora": True}, {"use_rslora": True}):
-        policy, reference = prepare_models(tiny_internvl(), peft_config=LoraConfig(target_modules=["q_proj"], **usual))
+        _, reference = prepare_models(tiny_internvl(), peft_config=LoraConfig(target_modules=["q_proj"], **usual))
         assert reference is None, usual
     with pytest.raises(ConfigError, match="init_lora_weights=False starts from another model"):
         prepare_models(tiny_internvl(), peft_config=LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
