@@ -43,7 +43,11 @@ BANNED: dict[str, tuple[str, str]] = {
         r"\bsolution after solution\b|\bstep of a solution\b",
         "response",
     ),
-    "candidate": (r"\bcandidates?\b(?! (?:responses?|pairs?|answers?|thresholds?)\b)", "response"),
+    "candidate": (  # but for candidate settings, pairs and responses
+        r"\b(?:draw|draws|drawn|scores?|distinct|more|n|of|\d+|each|no) candidates?\b(?! (?:responses?|pairs?|is|are))|"
+        r"\bcandidate (?:solutions?|answers?)\b|\bper candidate\b",
+        "response",
+    ),
     "says not": (r"\bsays? not\b", "does not say"),
     "go without": (r"\b(?:go|goes) without\b", "cannot be combined with"),
     "read up": (r"\bread (?:it |them )?up\b", "check"),
@@ -58,6 +62,7 @@ ALLOWED = {
     ("a step", "which rows a line saw"),
     ("a step", "rows a number"),
     ("a step", "calls a step wrong"),
+    ("a step", "calls a response correct"),
     ("read up", "to be read up to the first error"),
     ("picture", "consistent with the picture above"),  # a response that a benchmark quotes
     ("picture", 'the words "picture" and "image"'),
@@ -151,6 +156,7 @@ def test_something_is_read() -> None:
         ("solution", "Step scores of each solution, in order."),
         ("solution", "N solutions behind one prompt"),
         ("candidate", "Draw n candidates and choose one."),
+        ("candidate", "the number of candidates"),
         ("says not", "they say not what is right"),
         ("go without", "advantage labels go without class_weights"),
         ("read up", "we have not read it up"),
@@ -178,6 +184,7 @@ def test_every_form_is_planted() -> None:
         ">>> solutions = picture",
         "scores the steps of candidate responses to one problem",
         "the resolution of bfloat16",
+        "A settings file may give an arm candidates, of which the best is kept.",
         "A thinking model writes its thought and then its solution.",
         "There are so many ways to write it.",
         "one seed per row, 4 bytes per weight",

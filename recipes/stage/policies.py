@@ -8,7 +8,7 @@ from rewards.sampling.generator import Generator, SamplingParams, check_number
 
 
 def checked_params(config: SampleConfig) -> SamplingParams:
-    """The sampling settings; raises raises ConfigError for what cannot work, before anything is read."""
+    """The sampling settings; raises raises raises ConfigError for what cannot work, before anything is read."""
     if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
         raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
     if config.engine != "local" and config.base_url:
