@@ -293,6 +293,13 @@ class ViewConfig:
 
 
 @dataclass
+class SettingsConfig:
+    """`mpo settings`: the settings files that come with the package."""
+
+    name: str | None = field(default=None, metadata={"help": "file to print; without it, all are listed"})
+
+
+@dataclass
 class EnvConfig:
     """`mpo env`: versions, devices and memory, for a bug report."""
 
