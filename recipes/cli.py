@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mpo-prm {import_module('mpo').__version__}")
         return 0
     if arguments[0] not in COMMANDS:
-        return _refuse(f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}; see `mpo --help`")
+        return _refuse(f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}")
     return _run(arguments)
 
 

@@ -60,10 +60,11 @@ def build(config_class: type, values: Mapping[str, Any], *, where: Callable[[str
     try:
         return TypeAdapter(with_config(ConfigDict(extra="forbid"))(config_class)).validate_python(values)
     except ValidationError as error:
-        key = str(error.errors()[0]["loc"][0])
-        wanted = expected(hints(config_class)[key])
-        close = did_you_mean(str(values[key]), choices(hints(config_class)[key]))
-        raise ConfigError(f"{where(key)}: expected {wanted}, got {shown(values[key])}{close}") from error
+        first = error.errors()[0]
+        key, kind, value = str(first["loc"][0]), hints(config_class)[str(first["loc"][0])], first["input"]
+        above = f" above {first['ctx']['gt']:g}" if first["type"] == "greater_than" else ""
+        close = did_you_mean(str(value), choices(kind), else_list=False)
+        raise ConfigError(f"{where(key)}: expected {expected(kind)}{above}, got {value!r:.80}{close}") from error
 
 
 @cache
@@ -96,11 +97,6 @@ def expected(kind: Any) -> str:
         return f"{expected(get_args(kind)[0])}, or several"
     some = choices(kind)
     return f"one of {', '.join(some)}" if some else KINDS.get(kind, "another value")
-
-
-def shown(value: Any) -> str:
-    """A given value as it stands in a message."""
-    return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
 class _Parser(argparse.ArgumentParser):

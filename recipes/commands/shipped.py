@@ -33,7 +33,7 @@ def find_settings(name: str | Path) -> Path:
     stem = str(name).removesuffix(".yaml")
     if stem in shipped:
         return shipped[stem]
-    known = did_you_mean(Path(stem).name, shipped)
+    known = did_you_mean(Path(stem).name, shipped, else_list=False)
     raise StageError(f"no settings at {name}: expected a YAML file, or a name that `mpo settings` lists{known}")
 
 
@@ -81,7 +81,7 @@ def first_sentence(file: Path) -> str:
     """What the comment at the top of a settings file says first."""
     top = re.match(r"(?:#.*\n)+", file.read_text(encoding="utf-8"))
     text = " ".join(re.sub(r"(?m)^#\s?", "", top[0]).split()) if top else ""
-    return re.split(r"(?<=\w\w)[.:](?=\s|$)|(?<=[`)])[.:](?=\s|$)", text)[0]
+    return re.split(r"(?<=[\w`)]{2})\.(?=\s|$)", text)[0]
 
 
 def _files() -> list[Path]:

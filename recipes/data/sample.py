@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -25,7 +25,7 @@ from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.interchange.sample_rows import write_sample_parquet
 from rewards.kept.keys import digest, problem_key, unit_key
-from rewards.kept.store import OnChange, SampleStore, StoredSample
+from rewards.kept.store import SampleStore, StoredSample
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
 from rewards.scoring.other_images import swapped
@@ -51,9 +51,7 @@ def sample(config: SampleConfig) -> Path:
     every = read_problems(config.problems, on_bad=quarantine.add).values()
     problems, image_digests = readable(every, quarantine)
     asked = swapped(problems) if config.swap_images else problems
-    with SampleStore(
-        stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
-    ) as store:
+    with SampleStore(stage.out / STORE, _fingerprint(stage, config), on_change=config.on_change) as store:
         (stage.out / MANIFEST).unlink(missing_ok=True)
         keys = [
             [
