@@ -414,6 +414,7 @@ FLOORS = [
     ["report", "worlds"],
     ["data", "training", "answering"],
     ["stage"],
+    ["commands"],
     ["config"],
 ]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -423,7 +424,8 @@ def stage_modules() -> set[str]:
     """The modules behind the commands, without the loop, whose business it is to call them."""
     from recipes.cli import COMMANDS
 
-    return {module for module, *_ in COMMANDS.values() if not module.startswith("recipes.loop.")}
+    modules = {command.module for command in COMMANDS.values()}
+    return {module for module in modules if not module.startswith(("recipes.loop.", "recipes.commands."))}
 
 
 def upward_import(path: str, name: str) -> bool:

@@ -81,7 +81,7 @@ def first_sentence(file: Path) -> str:
     """What the comment at the top of a settings file says first."""
     top = re.match(r"(?:#.*\n)+", file.read_text(encoding="utf-8"))
     text = " ".join(re.sub(r"(?m)^#\s?", "", top[0]).split()) if top else ""
-    return re.split(r"(?<=[\w`)]{2})\.(?=\s|$)", text)[0]
+    return re.split(r"(?<=[\w`)])\.(?=\s|$)", text)[0]
 
 
 def _files() -> list[Path]:

@@ -49,7 +49,7 @@ def test_it_is_taken(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> N
     if "…" not in line:
         _prepare(words)
         return
-    module, _, config, _ = COMMANDS[words[0]]
+    module, _, config, *_ = COMMANDS[words[0]]
     known = {field.name for field in fields(getattr(import_module("recipes.config"), config))}
     named = {word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")}
     assert named <= known, f"{page}: {module} knows no {named - known}"
