@@ -1,4 +1,4 @@
-"""What a newcomer meets: few names that editors and type checkers see, a wheel that is whole, and hidden packages named."""
+"""What a newcomer meets: few names that type checkers see, a whole wheel, hidden packages named."""
 
 from __future__ import annotations
 

@@ -52,8 +52,7 @@ def read_mapping(name: str | Path) -> tuple[Path, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(loaded, Mapping) or not all(isinstance(key, str) for key in loaded):
-        kind = type(loaded).__name__
-        raise ConfigError(f"{path}: expected a mapping of sections, or of keys and values; got {kind}")
+        raise ConfigError(f"{path}: expected a mapping of keys and values, got {type(loaded).__name__}")
     return path, dict(loaded)
 
 
