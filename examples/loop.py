@@ -15,6 +15,7 @@ from mpo import MPOConfig, MPOTrainer, load_for_inference, load_image, load_proc
 from rewards import (
     BestOfN,
     Generator,
+    Limits,
     MathVerifier,
     ModelPRM,
     Problem,
@@ -94,7 +95,7 @@ def main(policy: str, prm_folder: str, file: Path, out: str, steps: int) -> None
 
     with MathVerifier() as verifier:
         groups = scored(policy, practice, verifier, prm, seed=0)
-        pairs, report = build_pairs(groups, rule="correctness_and_prm", max_pairs=3)
+        pairs, report = build_pairs(groups, rule="correctness_and_prm", limits=Limits(max_pairs=3))
         print(f"{report.pairs} pairs; problems without one: {report.dropped}")
 
         args = MPOConfig(out, max_steps=steps, per_device_train_batch_size=8, learning_rate=2e-4, report_to="none")

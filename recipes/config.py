@@ -429,7 +429,7 @@ class SettingsConfig:
 
 @dataclass
 class EnvConfig:
-    """`mpo env`: versions, devices and memory, for a bug report."""
+    """`mpo env`: what a bug report needs besides `accelerate env`."""
 
     json: bool = field(default=False, metadata={"help": "print one JSON object instead of lines"})
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rewards.interchange.trl_rows import read_trl_parquet as read_trl_parquet
     from rewards.interchange.trl_rows import to_trl_row as to_trl_row
     from rewards.interchange.trl_rows import write_trl_parquet as write_trl_parquet
+    from rewards.pairing.limits import Limits as Limits
     from rewards.pairing.rules import RULES as RULES
     from rewards.pairing.rules import build_pairs as build_pairs
     from rewards.prm.formats import PRMFormat as PRMFormat
@@ -42,12 +43,12 @@ if TYPE_CHECKING:
     from rewards.scoring.aggregation import AGGREGATIONS as AGGREGATIONS
     from rewards.scoring.aggregation import aggregate as aggregate
     from rewards.scoring.groups import score_groups as score_groups
+    from rewards.scoring.process_reward_model import ProcessRewardModel as ProcessRewardModel
     from rewards.statistics import mean_with_interval as mean_with_interval
     from rewards.steps import split_on_blank_lines as split_on_blank_lines
     from rewards.types import Completion as Completion
     from rewards.types import PreferencePair as PreferencePair
     from rewards.types import Problem as Problem
-    from rewards.types import ProcessRewardModel as ProcessRewardModel
     from rewards.types import Rollout as Rollout
     from rewards.types import RolloutGroup as RolloutGroup
     from rewards.types import Step as Step
@@ -65,6 +66,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "rewards.choosing.evaluation": ("SELECTORS", "accuracy_at_k", "evaluate"),
     "rewards.choosing.selection": ("best_of_n", "majority", "weighted_vote"),
     "rewards.interchange.trl_rows": ("read_trl_parquet", "to_trl_row", "write_trl_parquet"),
+    "rewards.pairing.limits": ("Limits",),
     "rewards.pairing.rules": ("RULES", "build_pairs"),
     "rewards.prm.formats": ("PRMFormat",),
     "rewards.prm.labelling.labels": ("LabelledGroup", "LabelledSolution"),
@@ -77,6 +79,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "rewards.sampling.openai_generator": ("OpenAIGenerator",),
     "rewards.sampling.transformers_generator": ("TransformersGenerator",),
     "rewards.scoring.aggregation": ("AGGREGATIONS", "aggregate"),
+    "rewards.scoring.process_reward_model": ("ProcessRewardModel",),
     "rewards.scoring.groups": ("score_groups",),
     "rewards.statistics": ("mean_with_interval",),
     "rewards.steps": ("split_on_blank_lines",),
@@ -84,7 +87,6 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Completion",
         "PreferencePair",
         "Problem",
-        "ProcessRewardModel",
         "Rollout",
         "RolloutGroup",
         "Step",

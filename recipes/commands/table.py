@@ -194,7 +194,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "recipes.report.environment",
             "environment",
             "EnvConfig",
-            "print versions, devices and memory, for a bug report",
+            "print project, packages and attention kernels, for a bug report",
             "mpo env",
         ),
     },
