@@ -33,4 +33,4 @@ def _linked(text: str) -> str:
 
 
 def _shown(match: re.Match[str]) -> str:
-    return f"```python title=\"{match[1]}\"\n{(ROOT / match[1]).read_text(encoding='utf-8')}```"
+    return f'```python title="{match[1]}"\n{(ROOT / match[1]).read_text(encoding="utf-8")}```'

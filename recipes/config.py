@@ -46,7 +46,16 @@ class EngineConfig:
 class ModelTraining:
     """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
 
-    epochs: float = field(default=0.0, metadata={"help": "passes over the rows; above 0 it replaces --max_steps"})
+    epochs: float = field(
+        default=0.0, metadata={"help": "passes over the rows, in place of --max_steps; 1 if neither is given"}
+    )
+    min_steps: int = field(
+        default=20,
+        metadata={
+            "help": "with --epochs: least optimizer steps; the batch shrinks until there are as many; 0 leaves it as "
+            "it is"
+        },
+    )
     warmup: float = field(
         default=0.05, metadata={"help": "share of the steps during which the learning rate rises to its peak"}
     )
@@ -84,7 +93,7 @@ class ModelTraining:
         },
     )
     save_steps: int = field(
-        default=0, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
+        default=100, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
     )
 
 
@@ -215,8 +224,11 @@ class VerifyConfig:
     groups: Path = field(metadata={"help": "folder of `mpo sample`"})
     out: Path = field(metadata={"help": "folder for the verified groups"})
     verifier: str = field(
-        default="math",
-        metadata={"help": "exact, math, choice, number, relaxed, anls, or your own package.module:function"},
+        default="auto",
+        metadata={
+            "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, "
+            "short, exact, relaxed, anls, vqa, or your own package.module:function"
+        },
     )
     workers: int = field(default=1, metadata={"help": "processes that check answers"})
     timeout_s: float = field(
@@ -523,11 +535,13 @@ class TrainPRMConfig(ModelTraining):
         default=0,
         metadata={"help": "right responses per problem that are repeated with another problem's image, as wrong ones"},
     )
-    max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
     batch_groups: int = field(
-        default=4, metadata={"help": "problems per step over all processes, each with all its responses"}
+        default=32, metadata={"help": "problems per step over all processes, each with all its responses"}
     )
-    learning_rate: Positive = field(default=0.001, metadata={"help": "peak learning rate; it decays along a cosine"})
+    learning_rate: Positive = field(
+        default=1e-05, metadata={"help": "peak learning rate, with cosine decay; the default is VisualPRM's for 8B"}
+    )
     seed: int = field(default=0, metadata={"help": "order of the rows"})
 
 
@@ -538,9 +552,15 @@ class TrainMPOConfig(ModelTraining):
     policy: Path = field(metadata={"help": "model to train; as it is at the start, it is also the reference"})
     pairs: Path = field(metadata={"help": "folder of `mpo pairs`, or a Parquet file of TRL rows"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
-    max_steps: int = field(default=200, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=16, metadata={"help": "pairs per step, over all micro-batches and processes"})
-    learning_rate: Positive = field(default=0.0002, metadata={"help": "peak learning rate; it decays along a cosine"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
+    batch_size: int = field(default=64, metadata={"help": "pairs per step, over all micro-batches and processes"})
+    learning_rate: Positive = field(
+        default=1e-06,
+        metadata={
+            "help": "peak learning rate, with cosine decay; the default is safe for all weights of 1-8B, ten times as "
+            "much for LoRA"
+        },
+    )
     beta: float = field(default=0.1, metadata={"help": "β, how strongly the policy is held to the reference"})
     preference_weight: float = field(default=0.8, metadata={"help": "w_p, weight of the preference loss (DPO)"})
     quality_weight: float = field(default=0.2, metadata={"help": "w_q, weight of the quality loss (BCO)"})

@@ -19,7 +19,7 @@ SECTIONS: dict[str, str] = {
     "Labels": "soft_labels threshold until_first_error advantage max_doubt balance_classes text_weight injected "
     "visual_contrasts num_problems",
     "The loss": "beta preference_weight quality_weight generation_weight",
-    "Length of the training": "max_steps epochs batch_size batch_groups learning_rate warmup save_steps",
+    "Length of the training": "epochs max_steps min_steps batch_size batch_groups learning_rate warmup save_steps",
     "Which weights are trained": "lora_rank lora_alpha lora_targets freeze_vision",
     "Memory and speed": "dtype gradient_checkpointing per_device_batch max_length group_by_prompt balance_tokens "
     "max_row_tokens batch_rows engine actors workers timeout_s shard_gb",
