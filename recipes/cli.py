@@ -7,6 +7,7 @@ the folder holds the work of other settings, which the line names; 130 interrupt
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -21,6 +22,16 @@ from recipes.commands.words import did_you_mean
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `mpo --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for package in ("mpo", "rewards"):  # `python -m recipes.cli` looks in the working folder first
         found = find_spec(package)
@@ -54,6 +65,8 @@ def _run(arguments: list[str]) -> int:
         return _refuse(str(error), code=4)
     except MPOError as error:
         return _refuse(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _refuse(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:

@@ -112,7 +112,12 @@ def __getattr__(name: str) -> Any:
         return import_module("mpo").__version__
     if name not in _HOME:
         raise AttributeError(f"module 'rewards' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("openai", "tenacity"):
+            raise
+        raise ImportError(f"rewards.{name} needs the extra: pip install -e '.[server]' ({error})") from error
 
 
 def __dir__() -> list[str]:

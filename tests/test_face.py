@@ -70,6 +70,17 @@ def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_without_an_extra_the_extra_is_named(tmp_path: Path) -> None:
+    """What a bare wheel lacks: `openai` for servers, scikit-learn for the digits."""
+    code = "import sys; sys.modules[{!r}] = None; "
+    done = run(tmp_path, "-c", code.format("openai") + "from rewards import OpenAIGenerator")
+    assert "ImportError: rewards.OpenAIGenerator needs the extra: pip install -e '.[server]'" in done.stderr
+    world = "from recipes.cli import main; sys.exit(main(['world', '--out', 'w']))"
+    done = run(tmp_path, "-c", code.format("sklearn.datasets") + world)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the digits need the extra: pip install -e '.[digits]'" in done.stderr
+
+
 def test_a_wheel_is_whole(tmp_path: Path) -> None:
     """Everything that is read at run time is inside: templates, settings, accelerate's files, `py.typed`."""
     pytest.importorskip("setuptools", minversion="77", reason="builds the wheel without a network")

@@ -58,6 +58,17 @@ def test_settings_and_version_import_no_torch():
     assert without_torch("--version") == f"mpo-prm {mpo.__version__}\n"
 
 
+@pytest.mark.parametrize("words", ["--help", "sample --help", "settings"])
+def test_a_reader_that_leaves_is_no_error(words):
+    """`mpo … | head`: the pipe is closed before the first line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "recipes.cli", *words.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command(command, capsys, monkeypatch):
     """Required flags first, every flag once and explained, choices listed, and an example that parses, last."""
