@@ -235,7 +235,7 @@ def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = ", ".join(f"{fmean(row['distinct_answers'][str(k)] for row in rows):.1f} of {k}" for k in ks)
     unscored, total = sum(row["unscored"] for row in rows), sum(row["problems"] * row["samples"] for row in rows)
     reading = f"{unscored} of {total} could not be scored and rank last" if unscored else f"all {total} could be scored"
-    return f"{parts} candidates give different answers; {reading}"
+    return f"{parts} responses give different answers; {reading}"
 
 
 def _training(run: Path) -> list[Chart]:

@@ -136,9 +136,7 @@ class BestOfN:
                 if chance <= error:
                     break
         if selector != "majority" and all(rollout.reward is None for rollout in group.rollouts):
-            raise DataError(
-                f"the PRM can read none of the {len(group.rollouts)} responses; choose by majority instead"
-            )
+            raise DataError(f"the PRM can read none of the {len(group.rollouts)} responses; choose by majority instead")
         index = CHOICES[selector](group)
         text, counted = group.rollouts[index].completion.text, [r.completion.num_tokens for r in group.rollouts]
         tokens = sum(counted) if all(counted) else None
