@@ -30,11 +30,11 @@ def open_calls(stage: Stage, *, processor: Any = None, groups: Iterable[RolloutG
     fingerprint = stage.by_content()
     if processor is not None:
         fingerprint["template"] = digest(template_of(processor))[:16]
-        fingerprint["pictures"] = _pictures(groups)
+        fingerprint["images"] = _images(groups)
     return CallStore(stage.out / CALLS, fingerprint)
 
 
-def _pictures(groups: Iterable[RolloutGroup]) -> str:
+def _images(groups: Iterable[RolloutGroup]) -> str:
     """Content key of all image files, as they are on the disk."""
     paths = dict.fromkeys(Path(str(image)) for group in groups for image in group.problem.images)
     return digest([_file_digest(path) for path in paths])[:16]
