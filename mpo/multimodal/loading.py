@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.finite import non_finite_weight
 from mpo.multimodal.text_processor import TextProcessor
 
 
@@ -50,13 +51,14 @@ def load_model(
 
     Raises:
         StageError: a local path without `config.json`: the stage that writes it has not run.
+        ConfigError: a weight is NaN or infinite.
     """
     _check(path)
     more = {} if quantization_config is None else {"quantization_config": quantization_config}
     config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    return auto.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more)
+    return _finite(auto.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more), path)
 
 
 def load_merged(path: str | Path, adapter: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
@@ -68,7 +70,7 @@ def load_merged(path: str | Path, adapter: str | Path, *, dtype: torch.dtype) ->
         dtype: of the weights; the sum is rounded to it.
     """
     base: Any = load_model(path, dtype=dtype)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    return _finite(PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(), adapter)
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
@@ -84,7 +86,7 @@ def load_exactly(
     """A model of a class that no Auto class knows, on the CPU; its parameters and the checkpoint's are the same.
 
     Raises:
-        ConfigError: parameters are missing, left over, or of another shape.
+        ConfigError: parameters are missing, left over, of another shape, or not finite.
     """
     _check(path)
     loads: Any = model_class
@@ -98,6 +100,12 @@ def load_exactly(
             f"{path} does not hold a {model_class.__name__}: {len(wrong)} parameters are missing or left over, "
             f"e.g. {min(map(str, wrong))}"
         )
+    return _finite(model, path)
+
+
+def _finite(model: Any, path: str | Path) -> Any:
+    if name := non_finite_weight(model):
+        raise ConfigError(f"{path} holds NaN or infinity in {name}: expected finite weights; train or fetch it again")
     return model
 
 
