@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any
 
 from mpo.multimodal.failpoints import reach
@@ -25,10 +26,10 @@ def opened_atomically(path: Path, mode: str) -> Iterator[IO[Any]]:
         path: its folder must exist.
         mode: "w" for UTF-8 text with plain newlines, "wb" for bytes.
     """
-    partial = path.with_name(path.name + ".tmp")  # the same name each time: what a killed run left is overwritten
+    partial = path.with_name(f"{path.name}.{token_hex(8)}.tmp")  # two processes never write the same one
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
-        with partial.open(mode, **text) as file:  # type: ignore[call-overload]
+        with partial.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
             yield file
             reach("mid_export")
             file.flush()

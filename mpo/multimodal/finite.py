@@ -113,9 +113,10 @@ def non_finite_weight(model: nn.Module) -> str | None:
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dtype in REAL and weight.numel() and not weight.is_meta:
-                if not all(bool(end.isfinite()) for end in torch.aminmax(weight)):  # NaN is passed on by both ends
-                    return name
+            has_values = weight.dtype in REAL and weight.numel() > 0 and not weight.is_meta
+            # NaN is passed on by both ends; no copy of the weight is made
+            if has_values and not all(bool(end.isfinite()) for end in torch.aminmax(weight)):
+                return name
     return None
 
 

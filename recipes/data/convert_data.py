@@ -53,7 +53,7 @@ def convert_data(config: ConvertDataConfig) -> Path:
     if not written:
         raise DataError(f"no row of {config.source} could be converted: {left_out}: {'; '.join(first.values())}")
     quarantine.write(stage.out)
-    provenance = {**stage.fingerprint, "stage": stage.name}
+    provenance = stage.provenance()
     kind = "pairs" if config.source_format in PAIR_FORMATS else "steps"
     write_card(stage.out, pairs=written, data_file=file, fingerprint=provenance, rejected=left_out, kind=kind)
     counts = {"in": written + sum(left_out.values()), "out": written, "rejected": left_out}

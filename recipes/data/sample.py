@@ -24,7 +24,7 @@ from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.interchange.sample_rows import write_sample_parquet
-from rewards.kept.keys import digest, problem_key, unit_key
+from rewards.kept.keys import problem_key, unit_key
 from rewards.kept.store import OnChange, SampleStore, StoredSample
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
@@ -43,7 +43,9 @@ def sample(config: SampleConfig) -> Path:
     """
     params = checked_params(config)
     inputs = [path for path in (config.policy, config.problems) if path is not None]
-    stage = open_stage("sample", config, inputs=inputs, grows=("num_samples",), refuse=config.on_change == "refuse")
+    stage = open_stage(
+        "sample", config, inputs=inputs, grows=("num_samples", "problems"), refuse=config.on_change == "refuse"
+    )
     parquet = stage.out / PARQUET
     if stage.complete and (parquet.exists() or not config.parquet):
         return stage.out
@@ -51,9 +53,7 @@ def sample(config: SampleConfig) -> Path:
     every = read_problems(config.problems, on_bad=quarantine.add).values()
     problems, image_digests = readable(every, quarantine)
     asked = swapped(problems) if config.swap_images else problems
-    with SampleStore(
-        stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
-    ) as store:
+    with SampleStore(stage.out / STORE, _fingerprint(stage), on_change=cast(OnChange, config.on_change)) as store:
         (stage.out / MANIFEST).unlink(missing_ok=True)
         keys = [
             [
@@ -78,14 +78,9 @@ def sample(config: SampleConfig) -> Path:
         return stage.finish({**counts, "problems": str(config.problems)})
 
 
-def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
-    """All that a sample depends on besides its problem: settings, inputs by content, the prompt template."""
-    fingerprint = {key: value for key, value in stage.by_content().items() if key != "num_samples"}
-    if config.policy is not None:
-        from mpo.multimodal.loading import load_processor
-
-        fingerprint["template"] = digest(load_processor(config.policy).chat_template)[:16]
-    return fingerprint
+def _fingerprint(stage: Stage) -> dict[str, Any]:
+    """All that a sample depends on besides its problem, which is in its own key: settings, and the policy's content."""
+    return {key: value for key, value in stage.by_content().items() if key not in ("num_samples", "problems")}
 
 
 @contextmanager

@@ -29,8 +29,9 @@ from recipes.report.pairs import yield_rows
 from recipes.report.problems import problem_views
 from recipes.report.summary import BASELINE, TRAINED, label, runs_of, summarise
 from recipes.report.tables import SELECTOR_LABELS, caption, markdown_tables, samples_of, verdict, warning_text
-from recipes.stage.folder import MANIFEST, manifest_of
+from recipes.stage.folder import manifest_of
 from recipes.stage.numbers import change, columns, percent, points
+from recipes.stage.order import stages_in
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
@@ -257,10 +258,11 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 def _settings(run: Path) -> list[tuple[str, str]]:
     """Stage → its settings; of a path only its last two parts, since a report travels."""
     rows = []
-    for path in sorted(run.rglob(MANIFEST), key=lambda p: p.stat().st_mtime):
-        settings = manifest_of(path.parent)["fingerprint"]["settings"]
+    for folder in stages_in(run):
+        manifest = manifest_of(folder)
+        settings = manifest["fingerprint"]["settings"] | {name: at[0] for name, at in manifest["sources"].items()}
         text = ", ".join(f"{name} = {_short(value)}" for name, value in sorted(settings.items()))
-        rows.append((str(path.parent.relative_to(run)), text))
+        rows.append((str(folder.relative_to(run)), text))
     return rows
 
 

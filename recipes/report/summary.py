@@ -19,6 +19,7 @@ from mpo.multimodal.errors import DataError, StageError
 from mpo.multimodal.files import write_atomic
 from recipes.stage.folder import MANIFEST, RESULTS, manifest_of
 from recipes.stage.groups import read_groups
+from recipes.stage.order import stages_in
 from rewards.choosing.evaluation import RESAMPLES, SELECTORS, degenerate_shares, within_problem_aucs
 from rewards.scoring.visual_dependence import of_group
 from rewards.statistics import mean_with_interval, paired_difference
@@ -288,9 +289,9 @@ def _stages(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Every finished stage with its counts and seconds in each seed, in the order in which a run made them."""
     rows: dict[str, dict[str, Any]] = {}
     for run in runs:
-        for path in sorted(run.rglob(MANIFEST), key=lambda p: p.stat().st_mtime):
-            manifest, name = manifest_of(path.parent), str(path.parent.relative_to(run))
+        for folder in stages_in(run):
+            manifest, name = manifest_of(folder), str(folder.relative_to(run))
             row = rows.setdefault(name, {"folder": name, "stage": manifest["stage"], "counts": [], "seconds": []})
-            row["counts"].append({key: value for key, value in manifest["counts"].items() if key != "problems"})
+            row["counts"].append(manifest["counts"])
             row["seconds"].append(manifest["seconds"])
     return list(rows.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, StageError
 from mpo.multimodal.images import resolve_inside
-from recipes.stage.folder import manifest_of
+from recipes.stage.folder import problems_of
 from rewards.interchange.json_rows import write_rows
 from rewards.types import (
     Completion,
@@ -165,14 +164,6 @@ def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
             raise DataError(f"{folder / GROUPS}:{number}: problem {group.problem_id!r} occurs twice")
         seen.add(group.problem_id)
         yield RolloutGroup(problems[group.problem_id], rollouts)
-
-
-def problems_of(folder: str | Path) -> Path:
-    """The problems file behind a groups folder."""
-    counts = manifest_of(folder)["counts"]
-    if "problems" not in counts:
-        raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
-    return Path(os.path.normpath(Path(folder) / counts["problems"]))
 
 
 def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:

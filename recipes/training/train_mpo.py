@@ -36,5 +36,5 @@ def train_mpo(config: TrainMPOConfig) -> Path:
     counts = {"in": report.rows, "out": report.kept, "rejected": report.rejected}
     if is_first_process():
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
-        write_policy_card(stage.out, stage.fingerprint, counts, trainer)
+        write_policy_card(stage.out, stage.provenance(), counts, trainer)
     return stage.finish(counts)

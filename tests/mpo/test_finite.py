@@ -83,9 +83,7 @@ def test_a_warm_start_that_diverges_is_not_finished(labelled: Path, policy_folde
     out = tmp_path / "warm"
     with pytest.raises(NonFiniteLossError):
         warm_start(
-            WarmStartConfig(
-                policy=policy_folder, demonstrations=labelled, out=out, learning_rate=DIVERGES, max_steps=6
-            )
+            WarmStartConfig(policy=policy_folder, demonstrations=labelled, out=out, learning_rate=DIVERGES, max_steps=6)
         )
     assert not (out / MANIFEST).exists()
     assert not (out / "model.safetensors").exists()
