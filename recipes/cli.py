@@ -84,6 +84,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "prm-eval": ("recipes.answering.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
     "report": ("recipes.report.page", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
     "view": ("recipes.report.view", "view", "ViewConfig", "the page at an address of this machine"),
+    "check": ("recipes.report.check", "check", "CheckConfig", "whether every finished stage of a run is whole"),
     "env": ("recipes.report.environment", "environment", "EnvConfig", "versions, devices and memory, for a bug report"),
     "pipeline": ("recipes.loop.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
     "evidence": (
@@ -95,7 +96,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
 }
 
 # flags whose values may stand first, without their names
-POSITIONAL = {"view": ("--run",), "report": ("--run",), "convert-data": ("--source_format", "--target_format")}
+POSITIONAL = {
+    "view": ("--run",),
+    "report": ("--run",),
+    "check": ("--run",),
+    "convert-data": ("--source_format", "--target_format"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -293,6 +293,13 @@ class ViewConfig:
 
 
 @dataclass
+class CheckConfig:
+    """`mpo check`: whether every finished stage of a run still holds what it wrote."""
+
+    run: Path = field(metadata={"help": "folder of a run, or of a stage"})
+
+
+@dataclass
 class EnvConfig:
     """`mpo env`: versions, devices and memory, for a bug report."""
 

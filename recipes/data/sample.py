@@ -8,7 +8,7 @@ indexes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
+from rewards.errors import ServerError
 from rewards.interchange.sample_rows import write_sample_parquet
 from rewards.kept.keys import problem_key, unit_key
 from rewards.kept.store import OnChange, SampleStore, StoredSample
@@ -33,13 +34,15 @@ from rewards.types import Problem, Rollout, RolloutGroup
 
 STORE = "samples.sqlite"
 PARQUET = "samples.parquet"
+RUNS_BEFORE_ASIDE = 3  # in which a problem got no usable reply from a server that was there
 
 
 def sample(config: SampleConfig) -> Path:
     """Draw what the store lacks, and write `groups.jsonl`.
 
     Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose image cannot be decoded and
-    one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
+    one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted. So is
+    one that got no usable reply in three runs, while the server answered others.
     """
     params = checked_params(config)
     inputs = [path for path in (config.policy, config.problems) if path is not None]
@@ -119,15 +122,31 @@ def _draw_missing(
         _drawing(config, params, rows_a_problem) as generator,
         tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar,
     ):
-        for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
-            store.add(
-                StoredSample(keys[s.problem][s.index], asked[s.problem].id, s.index, s.seed, s.completion)
-                for s in samples
-                if s.completion is not None
-            )
-            refused |= {s.problem: s.reason for s in samples if s.completion is None}
-            bar.update(len(samples))
+        try:
+            for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
+                store.add(
+                    StoredSample(keys[s.problem][s.index], asked[s.problem].id, s.index, s.seed, s.completion)
+                    for s in samples
+                    if s.completion is not None
+                )
+                refused |= {s.problem: s.reason for s in samples if s.completion is None}
+                bar.update(len(samples))
+        except ServerError as error:
+            set_aside = _set_aside(store, error, {asked[place].id: row[0] for place, row in enumerate(keys)})
+            return {**{asked[place].id: reason for place, reason in refused.items()}, **set_aside}
     return {asked[place].id: reason for place, reason in refused.items()}
+
+
+def _set_aside(store: SampleStore, error: ServerError, keys: Mapping[str, str]) -> dict[str, str]:
+    """Id → reason of the problems that failed, when each has failed in `RUNS_BEFORE_ASIDE` runs: they block no longer.
+
+    Raises:
+        ServerError: one of them has not; the same command tries it again.
+    """
+    runs = {id: store.failed(keys[id]) for id in error.problems}
+    if not runs or min(runs.values()) < RUNS_BEFORE_ASIDE:
+        raise error
+    return {id: f"no usable reply in {runs[id]} runs: {reason}" for id, reason in error.problems.items()}
 
 
 def _groups(store: SampleStore, kept: Iterable[tuple[Problem, Sequence[str]]]) -> Iterator[RolloutGroup]:

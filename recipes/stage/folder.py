@@ -51,6 +51,7 @@ class Stage:
     fingerprint: dict[str, Any]
     complete: bool
     sources: dict[str, Path] = field(default_factory=dict)
+    image_root: Path | None = None
     started: float = field(default_factory=time.monotonic)
 
     def by_content(self) -> dict[str, Any]:
@@ -83,6 +84,7 @@ class Stage:
             "files": vouched(self.out),
             "sources": {name: _place(path, self.out) for name, path in self.sources.items()},
             "problems": problems,
+            "image_root": self.image_root and os.path.realpath(self.image_root),
             "seconds": round(time.monotonic() - self.started, 2),
         }
         reach("before_manifest")
@@ -119,12 +121,12 @@ def open_stage(
     """
     sources = _sources(config, inputs)
     image_root = getattr(config, "image_root", None)
-    keys = {key: _content(Path(path), name, image_root) for key, path in sources.items()}
+    keys = {key: content_of(Path(path), name, image_root) for key, path in sources.items()}
     fingerprint = {"settings": _settings(config, keys), "inputs": keys}
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"stage {name}: out={out} is a file; expected a folder")
-    stage = Stage(name, out, fingerprint, complete=False, sources=sources)
+    stage = Stage(name, out, fingerprint, complete=False, sources=sources, image_root=image_root)
     if _is_complete(stage, config, grows=grows, refuse=refuse, work=work):
         stage.complete = True
         return stage
@@ -183,6 +185,32 @@ def faults_of(folder: Path) -> list[str]:
         StageError: it is not finished, or its manifest is damaged.
     """
     return faults(folder, manifest_of(folder)["files"])
+
+
+def content_of(path: Path, stage: str, image_root: Path | None) -> str:
+    """Content key of an input: of a file, a model folder, or a finished stage whose files are as they were written.
+
+    Args:
+        path: the input.
+        stage: that reads it, for the message.
+        image_root: where the images lie that rows of a file name; None is the file's own folder.
+
+    Raises:
+        StageError: it is missing, damaged, or not finished.
+    """
+    if not path.exists():
+        raise StageError(f"stage {stage}: input {path} does not exist; run the stage that writes it first")
+    if path.is_file():
+        return file_content(path, image_root=image_root)
+    if (path / MANIFEST).exists():
+        if wrong := faults_of(path):
+            raise StageError(
+                f"stage {stage}: input {path} is damaged: {_some(wrong)}; run the stage that writes it again"
+            )
+        return folder_content(path, problems=problems_of(path) if manifest_of(path).get("problems") else None)
+    if (path / "config.json").exists():  # a model folder of the user's
+        return folder_content(path)
+    raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
 
 
 def _sources(config: Any, inputs: Sequence[Path]) -> dict[str, Path]:
@@ -252,23 +280,6 @@ def _is_complete(stage: Stage, config: Any, *, grows: Sequence[str], refuse: boo
     if wrong:
         logger.warning("%s is damaged and made again from what it keeps: %s", stage.out, _some(wrong))
     return not wrong
-
-
-def _content(path: Path, stage: str, image_root: Path | None) -> str:
-    """Content key of an input."""
-    if not path.exists():
-        raise StageError(f"stage {stage}: input {path} does not exist; run the stage that writes it first")
-    if path.is_file():
-        return file_content(path, image_root=image_root)
-    if (path / MANIFEST).exists():
-        if wrong := faults_of(path):
-            raise StageError(
-                f"stage {stage}: input {path} is damaged: {_some(wrong)}; run the stage that writes it again"
-            )
-        return folder_content(path, problems=problems_of(path) if manifest_of(path).get("problems") else None)
-    if (path / "config.json").exists():  # a model folder of the user's
-        return folder_content(path)
-    raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
 
 
 def _some(wrong: Sequence[str]) -> str:

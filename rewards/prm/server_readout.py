@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mpo.multimodal.errors import DataError
 from rewards.errors import ServerError
 from rewards.prm.readout import label_scores
+from rewards.sampling.chat_client import ROUNDING
 
 TOP = 20  # the most that vLLM and OpenAI list without further settings
 
@@ -64,7 +65,7 @@ class _Untrusted(BaseModel):
 
 class _Listed(_Untrusted):
     token: str
-    logprob: float = Field(allow_inf_nan=False)
+    logprob: float = Field(allow_inf_nan=False, le=ROUNDING)
 
 
 class _Token(_Untrusted):

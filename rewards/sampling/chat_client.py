@@ -27,6 +27,7 @@ MAX_REPLY_BYTES = 64 * 2**20
 LONGEST_MESSAGE = 200  # characters of what a server said, in an error
 CONNECT_S = 10.0  # for a connection to one server of several, and for the names of its models
 _REFUSED = (400, 413, 422)  # this request will never do: a prompt too long, an image that the server cannot read
+ROUNDING = 1e-3  # how far above 0 rounding may lift the log-probability of a certain token; more is no probability
 _PASSING = (408, 409, 425, 429)  # and every 5xx: try again
 
 Reply = TypeVar("Reply")

@@ -21,7 +21,7 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import assistant_message, user_message
 from rewards.errors import ServerError
 from rewards.kept.keys import derived_seed
-from rewards.sampling.chat_client import NoReplyError, RequestRefusedError
+from rewards.sampling.chat_client import ROUNDING, NoReplyError, RequestRefusedError, UnreachableError
 from rewards.sampling.chat_messages import data_uri, with_pictures
 from rewards.sampling.generator import Sample, SamplingParams, check_number, gather
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
@@ -119,6 +119,7 @@ class OpenAIGenerator:
             ]
         )
         failed: list[str] = []
+        at_fault: dict[str, str] = {}
         in_a_row = 0
         with asyncio.Runner() as runner:
             servers = self._connect()
@@ -140,15 +141,19 @@ class OpenAIGenerator:
                         elif isinstance(error, NoReplyError):
                             failed.append(f"problem {task.get_name()}: {error}")
                             in_a_row += 1
+                            if not (isinstance(error, UnreachableError) and error.refused):
+                                at_fault[task.get_name()] = str(error)
                         else:
                             raise error
-                    if in_a_row >= GIVE_UP_AFTER:
+                    if in_a_row >= GIVE_UP_AFTER:  # the server is at fault, not they
+                        at_fault.clear()
                         break
             finally:
                 runner.run(_stop(pending | finished, servers))
         if failed:
             raise ServerError(
-                f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept: the same command goes on"
+                f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept: the same command goes on",
+                problems=at_fault,
             )
 
     def _cut(self, indexes: list[int]) -> Iterator[list[int]]:
@@ -213,7 +218,7 @@ class _Untrusted(BaseModel):
 
 
 class _TokenLogprob(_Untrusted):
-    logprob: float = Field(allow_inf_nan=False)
+    logprob: float = Field(allow_inf_nan=False, le=ROUNDING)
 
 
 class _Logprobs(_Untrusted):
@@ -255,7 +260,7 @@ def _outcome(choice: _Choice, usage: _Usage | None) -> tuple[Completion | None, 
         return None, f"the server: finish_reason {str(choice.finish_reason)[:40]!r}"
     logprobs = None
     if choice.logprobs is not None and choice.logprobs.content is not None:
-        logprobs = tuple(token.logprob for token in choice.logprobs.content)
+        logprobs = tuple(min(0.0, token.logprob) for token in choice.logprobs.content)
     num_tokens = len(logprobs) if logprobs is not None else (usage.completion_tokens if usage else 0)
     return Completion(choice.message.content or "", FinishReason(choice.finish_reason), num_tokens, logprobs), ""
 

@@ -242,3 +242,38 @@ def test_stages_stand_in_the_order_of_the_loop(run: Path) -> None:
     os.utime(run / "samples" / MANIFEST, (4e9, 4e9))
     verify(VerifyConfig(run / "samples", run / "a"))
     assert [folder.name for folder in stages_in(run)] == ["samples", "a", "verified"]
+
+
+def test_check_verifies_a_whole_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(run)]) == 0
+    assert "2 stages, 2 files: all whole" in capsys.readouterr().out
+    damage(run / "verified" / "groups.jsonl")
+    (run / "policy" / "generation_config.json").write_text('{"suppress_tokens": [1]}')
+    with (run / "samples" / STORE).open("r+b") as store:
+        store.seek(4096)
+        store.write(b"\xff" * 4096)
+    assert main(["check", str(run)]) == 2
+    said = capsys.readouterr()
+    assert "verified: groups.jsonl does not match its SHA-256" in said.out
+    assert "samples: its policy at" in said.out
+    assert "has changed since; samples.sqlite: " in said.out
+    assert "2 of 2 stages" in said.err
+    assert main(["check", str(run / "data")]) == 2
+    assert "holds no finished stage" in capsys.readouterr().err
+
+
+def test_a_changed_row_of_a_store_is_seen_and_drawn_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One letter of one text, changed in place: nothing of it is exported."""
+    import sqlite3
+    from contextlib import closing
+
+    groups = (run / "samples" / "groups.jsonl").read_bytes()
+    with closing(sqlite3.connect(run / "samples" / STORE)) as connection, connection:
+        connection.execute("UPDATE samples SET text = text || 'x' WHERE rowid = 3")
+    (run / "samples" / "groups.jsonl").unlink()
+    words = ["--problems", run / "data" / "q.jsonl", "--policy", run / "policy", "--out", run / "samples"]
+    command = ["sample", *map(str, words), "--num_samples", "2", "--max_new_tokens", "4"]
+    assert main(command) == 2
+    assert "not as it was kept" in capsys.readouterr().err
+    assert main(command) == 0
+    assert (run / "samples" / "groups.jsonl").read_bytes() == groups
