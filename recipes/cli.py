@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 from mpo.multimodal.text import one_line
+from recipes.stage.processes import INTERRUPTED, ends_promptly
 
 # command: (module, function, config class in recipes.config, one line of help), in the order of the loop
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
@@ -95,6 +96,10 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
 }
 
+# Libraries whose errors are about a file that is damaged, or a disk that is full.
+OF_FILES = ("json", "jinja2", "pyarrow", "safetensors", "safetensors_rust", "sqlite3", "yaml", "zipfile")
+LONGEST_MESSAGE = 2000
+
 # flags whose values may stand first, without their names
 POSITIONAL = {
     "view": ("--run",),
@@ -116,8 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mpo.multimodal.errors import FingerprintError, MPOError
 
     try:
-        run, config = _prepare(arguments)
-        run(config)
+        with ends_promptly():
+            run, config = _prepare(arguments)
+            run(config)
     except FingerprintError as error:
         return _refuse(str(error), code=4)
     except (MPOError, _UsageError) as error:
@@ -125,8 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:
-        print("interrupted; finished stages and stored work are kept, the same command goes on", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
+    except Exception as error:
+        if not any(kind.__module__.partition(".")[0] in OF_FILES for kind in type(error).__mro__):
+            raise  # a defect of ours, whose traceback is wanted
+        return _refuse(f"{arguments[0]}: {type(error).__name__}: {error}")
     return 0
 
 
@@ -149,7 +159,7 @@ def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     parser = TrlParser([getattr(import_module("recipes.config"), config_class)], prog=f"mpo {command}")
     try:
         (config,) = parser.parse_args_and_config(rest)
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, RecursionError) as error:
         raise _UsageError(f"{command}: {error}") from error
     return getattr(import_module(module), function), config
 
@@ -169,7 +179,7 @@ def _help() -> str:
 
 
 def _refuse(message: str, *, code: int = 2) -> int:
-    print(f"mpo: {one_line(message)}", file=sys.stderr)
+    print(f"mpo: {one_line(message, LONGEST_MESSAGE)}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO, Any
 
+from mpo.multimodal.errors import StageError
 from mpo.multimodal.failpoints import reach
 
 
@@ -16,6 +18,18 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
     with opened_atomically(path, "w") as file:
         file.write(text)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file that we wrote holds.
+
+    Raises:
+        StageError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{path} is damaged ({error}): expected JSON; run the command that writes it again") from error
 
 
 @contextmanager

@@ -49,8 +49,8 @@ class Settings:
         if not path.is_file():
             raise StageError(f"no settings at {path}: expected a YAML file such as recipes/configs/digits_demo.yaml")
         try:
-            loaded = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+            loaded = yaml.safe_load(path.read_bytes())
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(loaded, Mapping):
             raise ConfigError(f"{path}: expected a mapping of sections, got {type(loaded).__name__}")

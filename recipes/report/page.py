@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import read_json, write_atomic
 from mpo.multimodal.text import printable
 from recipes.config import ReportConfig
 from recipes.report.charts import calibration_charts, pair_charts
@@ -196,7 +195,7 @@ def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[st
     found = [(f"{row['seed']}, pairs", text) for row in summary["pairs"] for text in row.get("warnings", ())]
     for run in runs:
         for path in sorted(run.glob("test/*/best_of_n/results.json")):
-            results = json.loads(path.read_text(encoding="utf-8"))
+            results = read_json(path)
             arm = label(path.parts[-3])
             found += [(f"{run.name}, best of k, {arm}", warning_text(w)) for w in results.get("warnings", ())]
     return found
@@ -250,7 +249,7 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     """The logged rows of a training folder: `trainer_state.json`, or a plain list; empty without either."""
     for name in LOGS:
         if (folder / name).exists():
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = read_json(folder / name)
             return content["log_history"] if isinstance(content, dict) else content
     return []
 

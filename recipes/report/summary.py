@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from mpo.multimodal.errors import DataError, StageError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import read_json, write_atomic
 from recipes.stage.folder import MANIFEST, RESULTS, manifest_of
 from recipes.stage.groups import read_groups
 from recipes.stage.order import stages_in
@@ -219,7 +219,7 @@ def _curves(runs: Sequence[Path], arm: str) -> Curves:
 
 def _results(run: Path, arm: str) -> dict[str, Any]:
     folder = run / "test" / arm / "best_of_n"
-    return json.loads((folder / RESULTS).read_text()) if (folder / MANIFEST).exists() else {}
+    return read_json(folder / RESULTS) if (folder / MANIFEST).exists() else {}
 
 
 def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
@@ -282,7 +282,7 @@ def _difference(left: Measure | None, right: Measure | None) -> dict[str, Any] |
 
 def _pairing(run: Path) -> dict[str, Any]:
     path = run / "pairs" / "report.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _stages(runs: Sequence[Path]) -> list[dict[str, Any]]:
