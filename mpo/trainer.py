@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import disable_dropout_in_model
 
-from mpo.admission import admit_all
+from mpo.admission import admit_all, context_of
 from mpo.collator import PreferenceCollator, first_pairs
 from mpo.config import DECISIVE, MPOConfig
 from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
@@ -86,7 +86,11 @@ class MPOTrainer(WholeStepTrainer):
         set_seed(args.seed)  # PEFT draws its adapters before Trainer sets the seed
         processor = processing_class or load_processor(source_of(model))
         train_dataset, eval_dataset, self.admission = admit_all(
-            data_collator or PreferenceCollator(processor), train=train_dataset, evaluation=eval_dataset, args=args
+            data_collator or PreferenceCollator(processor),
+            train=train_dataset,
+            evaluation=eval_dataset,
+            args=args,
+            context=context_of(model),
         )
         policy, reference = prepare_models(
             model,

@@ -121,9 +121,10 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
             )
         return find_format(given)
     try:
-        contract = validated(json.loads(file.read_bytes()), str(file))
-    except json.JSONDecodeError as error:
+        fields = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not a PRM contract: {error}") from error
+    contract = validated(fields, str(file))
     if given is not None and find_format(given) != contract:
         raise ConfigError(f"{file} says how this PRM is asked, and prm_format={given} says otherwise; leave it out")
     return contract

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.errors import ConfigError, ImageError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import assistant_message, user_message
 from rewards.errors import ServerError
@@ -174,6 +174,8 @@ class OpenAIGenerator:
             )
         except RequestRefusedError as error:
             return [Sample(request.place, index, seed, None, f"the server: {error}") for index in request.indexes]
+        except ImageError as error:  # it was there when the problems were read
+            return [Sample(request.place, index, seed, None, str(error)) for index in request.indexes]
         outcomes = [_outcome(choice, reply.usage if n == 1 else None) for choice in reply.choices]
         return [
             Sample(request.place, index, seed, *outcome)

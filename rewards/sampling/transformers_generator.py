@@ -182,8 +182,8 @@ class TransformersGenerator:
     def _encode(self, problem: Problem) -> EncodedPrompt | str:
         """The prompt, or why the processor refused it: Qwen-VL's takes no image 200 times as long as wide."""
         text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
-        images = [load_image(image) for image in problem.images]
         try:
+            images = [load_image(image) for image in problem.images]
             return encode_prompt(self.processor, text, images)
         except DataError as error:
             return str(error)

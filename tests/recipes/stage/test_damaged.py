@@ -38,16 +38,17 @@ FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "processor_co
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["cut", "empty", "binary"])
+@pytest.mark.parametrize("damage", ["cut", "binary", "empty"])
 def test_a_damaged_file_of_a_model_is_one_line_that_names_it(
     name: str, damage: str, policy_folder: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An empty template, or one cut at a good place, is a template: then the run fails later, or works."""
+    """But for an empty template, which is one."""
+    if (name, damage) == ("chat_template.jinja", "empty"):
+        return
     model = shutil.copytree(policy_folder, tmp_path / "model")
     whole = (model / name).read_bytes()
-    (model / name).write_bytes(
-        {"cut": whole[: len(whole) // 2], "empty": b"", "binary": bytes(range(128, 256))}[damage]
-    )
+    half, binary = whole[: len(whole) // 2], bytes(range(128, 256))
+    (model / name).write_bytes({"cut": half, "empty": b"", "binary": binary}[damage])
     line = refused(capsys, *sampling(model, problems, tmp_path / "out"))
     assert name == "chat_template.jinja" or str(model) in line
     assert not (tmp_path / "out" / MANIFEST).exists()
@@ -83,8 +84,7 @@ def test_native_attention_may_be_named(policy_folder: Path, problems: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "text",
-    [b"problems: [1", b"problems: !!python/object:x {}", b"a\0b: 1", b"\xff\xfe: 1", b"[" * 5000, b"- 1", b"x: 1"],
+    "text", [b"problems: [1", b"problems: !!python/object:x {}", b"a\0b: 1", b"\xff\xfe: 1", b"[" * 5000, b"- 1"]
 )
 def test_settings_that_are_no_yaml(text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tmp_path / "settings.yaml"
