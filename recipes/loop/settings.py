@@ -54,12 +54,15 @@ class Settings:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(loaded, Mapping):
             raise ConfigError(f"{path}: expected a mapping of sections, got {type(loaded).__name__}")
-        if unknown := sorted(set(loaded) - set(SECTIONS)):
+        if unknown := sorted(map(str, set(loaded) - set(SECTIONS))):
             raise ConfigError(f"{path}: unknown section {unknown[0]!r}; expected some of {', '.join(SECTIONS)}")
         if len(worlds := [name for name in WORLDS if name in loaded]) > 1:
             raise ConfigError(f"{path}: sections {' and '.join(worlds)}; expected one of them")
         self.world = worlds[0] if worlds else WORLDS[0]
         self.sections = {name: loaded.get(name) or {} for name in SECTIONS}
+        for name, section in self.sections.items():
+            if not isinstance(section, Mapping) or not all(isinstance(key, str) for key in section):
+                raise ConfigError(f"{path}: {name}: expected keys and values, got {section!r:.80}")
         for name, config_class in SECTIONS.items():
             if name == "own":  # has paths of the user's, none of the loop's
                 if self.world == name:
