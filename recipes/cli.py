@@ -86,7 +86,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "report": ("recipes.report.page", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
     "view": ("recipes.report.view", "view", "ViewConfig", "the page at an address of this machine"),
     "check": ("recipes.report.check", "check", "CheckConfig", "whether every finished stage of a run is whole"),
-    "env": ("recipes.report.environment", "environment", "EnvConfig", "versions, devices and memory, for a bug report"),
+    "env": (
+        "recipes.report.environment",
+        "environment",
+        "EnvConfig",
+        "project, packages and attention, for a bug report",
+    ),
     "pipeline": ("recipes.loop.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
     "evidence": (
         "recipes.loop.pipeline",

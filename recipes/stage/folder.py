@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -19,12 +20,16 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError, FingerprintError, StageError
 from mpo.multimodal.failpoints import reach
 from mpo.multimodal.files import write_atomic
+from mpo.multimodal.text import one_line
+from recipes.stage.closing import closing_line
 from recipes.stage.identity import file_content, folder_content
 from recipes.stage.lock import lock, unlock
 from recipes.stage.vouching import OWN, faults, vouched
 from rewards.kept.store import differences
 
 MANIFEST, STARTED = OWN  # the second: of a stage that goes on where it was killed: whose work lies in the folder
+PAIRS = "pairs.parquet"  # of `mpo pairs`
+RESULTS = "results.json"  # of `mpo best-of-n`
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
     *("out", "workers", "engine", "actors", "base_url", "concurrency", "samples_a_request", "problems_a_call"),
@@ -62,12 +67,15 @@ class Stage:
         """What a card says of where this stage's work comes from."""
         return {"stage": self.name, **self.fingerprint, "sources": {k: str(v) for k, v in self.sources.items()}}
 
-    def finish(self, counts: Mapping[str, Any]) -> Path:
-        """Write the manifest, last and atomically, and let the next process in; of several processes the first does.
+    def finish(self, counts: Mapping[str, Any], *, note: str = "") -> Path:
+        """Write the manifest, last and atomically, let the next process in, and print the closing line.
+
+        Of several processes the first does.
 
         Args:
             counts: `in`, `out` and `rejected` (reason → number), and whatever else the stage counted; `problems` is the
                 file behind the groups in this folder.
+            note: the number that matters, in words, for the closing line.
 
         Raises:
             AssertionError: the account does not balance, which is a defect of ours.
@@ -77,6 +85,7 @@ class Stage:
         if not is_first_process():
             return self.out
         problems = _place(Path(counts["problems"]), self.out) if "problems" in counts else None
+        seconds = round(time.monotonic() - self.started, 2)
         manifest: dict[str, Any] = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
@@ -85,11 +94,12 @@ class Stage:
             "sources": {name: _place(path, self.out) for name, path in self.sources.items()},
             "problems": problems,
             "image_root": self.image_root and os.path.realpath(self.image_root),
-            "seconds": round(time.monotonic() - self.started, 2),
+            "seconds": seconds,
         }
         reach("before_manifest")
         write_atomic(self.out / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         unlock(self.out)
+        print(closing_line(self.name, counts, self.out, seconds=seconds, note=note), file=sys.stderr)
         return self.out
 
 
@@ -129,6 +139,8 @@ def open_stage(
     stage = Stage(name, out, fingerprint, complete=False, sources=sources, image_root=image_root)
     if _is_complete(stage, config, grows=grows, refuse=refuse, work=work):
         stage.complete = True
+        if is_first_process():
+            print(one_line(f"{name}: complete already, nothing to do; {out}"), file=sys.stderr)
         return stage
     out.mkdir(parents=True, exist_ok=True)
     if is_first_process():
@@ -309,9 +321,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], *, besides: 
         old, new = ({key: value for key, value in side[part].items() if key not in left_out} for side in (before, now))
         names += differences(old, new)
     return names
-
-
-PAIRS = "pairs.parquet"
-
-
-RESULTS = "results.json"

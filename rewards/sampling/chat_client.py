@@ -15,19 +15,18 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 import openai
-from pydantic import BaseModel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.text import one_line
 from rewards.errors import ServerError
+from rewards.sampling.chat_reply import Untrusted
 
 API_KEY = "OPENAI_API_KEY"
 MAX_REPLY_BYTES = 64 * 2**20
 LONGEST_MESSAGE = 200  # characters of what a server said, in an error
 CONNECT_S = 10.0  # for a connection to one server of several, and for the names of its models
 _REFUSED = (400, 413, 422)  # this request will never do: a prompt too long, an image that the server cannot read
-ROUNDING = 1e-3  # how far above 0 rounding may lift the log-probability of a certain token; more is no probability
 _PASSING = (408, 409, 425, 429)  # and every 5xx: try again
 
 Reply = TypeVar("Reply")
@@ -195,15 +194,15 @@ class ChatClient:
         return one_line(text.replace(self._key, "***") if self._key else text, LONGEST_MESSAGE)
 
 
-class _Tokenized(BaseModel):
+class _Tokenized(Untrusted):
     tokens: list[int]
 
 
-class _Model(BaseModel):
+class _Model(Untrusted):
     id: str
 
 
-class _Models(BaseModel):
+class _Models(Untrusted):
     data: list[_Model]
 
 
