@@ -168,5 +168,5 @@ def _naming(path: str | Path, what: str = "cannot be loaded") -> Iterator[None]:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{path} {what}: {type(error).__name__}: {one_line(str(error), 400)}; fetch or make it again"
+            f"{path} {what}: {type(error).__name__}: {one_line(str(error), 800)}; fetch or make it again"
         ) from error

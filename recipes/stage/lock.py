@@ -44,4 +44,5 @@ def lock(out: Path, *, stage: str) -> None:
 def unlock(out: Path) -> None:
     """Let the next process in."""
     if held := _held.pop(os.path.realpath(out), None):
+        (out / LOCK).write_text("", encoding="utf-8")  # so that a folder has the same bytes whoever wrote it
         held.release()

@@ -64,9 +64,9 @@ DEAF = """
 import sys, time
 from recipes.stage.processes import ends_promptly
 with ends_promptly():
-    print("started", flush=True)
     while True:
         try:
+            print("started", flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
             pass
