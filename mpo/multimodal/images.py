@@ -79,7 +79,7 @@ def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | No
     )
     try:
         if source is None and path.exists() and not path.is_file():  # opening a pipe would wait for its other end
-            raise ImageError(f"image {path.name!r} cannot be decoded: it is no regular file")
+            raise ImageError(f"image {path.name!r} cannot be decoded: it is not a regular file")
         with Image.open(source or path, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
@@ -99,7 +99,7 @@ def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | No
 def _embedded(image: Mapping[str, Any]) -> bytes:
     if not isinstance(image.get("bytes"), bytes):
         raise ImageError(
-            "an image row holds no bytes; expected embedded bytes: a path inside a data file is not opened"
+            "an image row holds no bytes; expected embedded bytes, since a path inside a data file is not opened"
         )
     return image["bytes"]
 
@@ -109,7 +109,7 @@ def resolve_inside(path: str | Path, root: str | Path | None) -> Path:
     text = str(path)
     shown = text if len(text) <= SHOWN else text[:SHOWN] + "…"
     if "\0" in text or _ADDRESS.match(text):
-        raise ImageError(f"image path {shown!r} is not a local path; nothing is fetched: download it first")
+        raise ImageError(f"image path {shown!r} is not a local path; nothing is fetched, so download it first")
     if root is None:
         return Path(path)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ def pipeline(arguments: PipelineArguments) -> Path:
     return _publish([arguments.run_dir], arguments.run_dir)
 
 
-def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
+def loop(settings: Settings, run: Path, seed: int, arms: Sequence[str]) -> None:
     """One seed, from the first policy to Best-of-N on held-out problems."""
     from recipes.loop.start import start_of
     from recipes.training.train_mpo import train_mpo
@@ -111,11 +112,13 @@ def evidence(arguments: EvidenceArguments) -> Path:
         raise ConfigError(f"expected jobs >= 1 and different seeds, got {arguments.jobs} and {arguments.seeds}")
     runs = [arguments.run_dir / f"seed{seed}" for seed in arguments.seeds]
     commands = [_command(arguments.settings, run, seed) for seed, run in zip(arguments.seeds, runs, strict=True)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))}
-    codes = run_together(commands, jobs=arguments.jobs, environment=threads)
+    # our own path, so that the seeds import what we do, whatever the working folder holds
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    codes = run_together(commands, jobs=arguments.jobs, environment=environment)
     if any(codes):
         failed = [str(run) for run, code in zip(runs, codes, strict=True) if code]
-        raise StageError(f"these runs failed, see above; run the same command again to go on: {', '.join(failed)}")
+        raise StageError(f"these runs failed, see above; run the same command again to continue: {', '.join(failed)}")
     return _publish(runs, arguments.run_dir)
 
 
@@ -135,4 +138,4 @@ def _publish(runs: list[Path], folder: Path) -> Path:
 def _command(settings: Path, run: Path, seed: int) -> list[str]:
     flags = {"--settings": settings, "--run_dir": run, "--seed": seed}
     words = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-m", "recipes.cli", "pipeline", *words, "--arms", *ARMS]
+    return [sys.executable, "-P", "-m", "recipes.cli", "pipeline", *words, "--arms", *ARMS]

@@ -1,7 +1,7 @@
 """A stage's folder: its output, and a manifest written last that says what made it and vouches for every file.
 
 A stage that is complete with the same settings and inputs is not run again; one that was made with other settings
-is refused by name. A stage killed half way leaves no manifest; it is run anew, or goes on if it can. Every manifest
+is refused by name. A stage killed half way leaves no manifest; it is run anew, or continues if it can. Every manifest
 keeps the account `in = out + rejected(reason)`. One process works in a folder at a time; its lock dies with it.
 """
 
@@ -121,8 +121,8 @@ def open_stage(
         grows: settings that may be larger than before, and inputs that may be others, row by row: the stage is then
             not complete, and adds to what is there.
         refuse: whether a difference is an error; if not, the stage is not complete.
-        work: of a stage that goes on where it was killed, whether `out` holds something to go on from; its settings are
-            written down at the start. None: a killed stage is run anew.
+        work: of a stage that continues where it was killed, whether `out` holds something to continue from; its
+            settings are written down at the start. None: a killed stage is run anew.
 
     Raises:
         StageError: an input is missing, damaged or was never finished; another process works in `out`; or `out` is
@@ -252,7 +252,7 @@ def _is_setting(part: Any) -> bool:
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """Every setting that has a default, as it stands in a fingerprint."""
+    """Every setting that has a default, as it enters a fingerprint."""
     settings = [f for f in fields(config) if _is_setting(f)]
     known = {f.name: f.default for f in settings if f.default is not MISSING}
     made = {f.name: f.default_factory() for f in settings if f.default_factory is not MISSING}

@@ -1,4 +1,4 @@
-"""What a stage has computed so far: `calls.sqlite` in its folder, with which a killed stage goes on."""
+"""What a stage has computed so far: `calls.sqlite` in its folder, with which a killed stage continues."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def open_calls(stage: Stage) -> CallStore:
     """The stage's store, for the same settings and inputs as before.
 
     Raises:
-        FingerprintError: what is there was computed from something else, which is named.
+        FingerprintError: what the store holds was computed from something else, which is named.
     """
     return CallStore(stage.out / CALLS, stage.by_content())

@@ -15,7 +15,7 @@ from typing import Any
 PARENT = "MPO_PARENT_PID"  # of a process that is to end with the one that started it
 GRACE_S = 5.0  # to put things away after Ctrl-C; all work that was finished is on the disk anyway
 LOOK_EVERY_S = 0.5
-INTERRUPTED = "interrupted; finished stages and stored work are kept, the same command goes on"
+INTERRUPTED = "interrupted; finished stages and stored work are kept; run the same command to continue"
 
 
 @contextmanager
