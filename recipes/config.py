@@ -467,6 +467,13 @@ class ViewConfig:
 
 
 @dataclass
+class CheckConfig:
+    """`mpo check`: whether every finished stage of a run still holds what it wrote."""
+
+    run: Path = field(metadata={"help": "folder of a run, or of a stage"})
+
+
+@dataclass
 class SettingsConfig:
     """`mpo settings`: the settings files that come with the package."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mpo.multimodal.errors import DataError, MPOError
 
 
@@ -16,7 +18,16 @@ class StoreError(MPOError, OSError):
 
 
 class ServerError(MPOError, ConnectionError):
-    """A model server refused us, or gave no usable reply in all the attempts that we allow it."""
+    """A model server refused us, or gave no usable reply in all the attempts that we allow it.
+
+    Args:
+        message: what happened.
+        problems: id → why, of problems that got no usable reply from a server that was there and answered.
+    """
+
+    def __init__(self, message: str, *, problems: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.problems = dict(problems or {})
 
 
 class WorkerError(MPOError, RuntimeError):

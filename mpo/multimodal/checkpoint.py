@@ -17,12 +17,12 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.files import write_atomic
+from mpo.multimodal.finite import FiniteTrainer
 from mpo.multimodal.loading import load_model
 
 MANIFEST = "complete.json"
@@ -73,11 +73,8 @@ def newest_complete(output_dir: str | Path) -> Path:
     Raises:
         StageError: there is none; the message says what is wrong with each.
     """
-    found = [
-        (int(match[1]), path) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (match := _step(path))
-    ]
     wrong = []
-    for _, path in sorted(found, reverse=True):
+    for _, path in sorted(_checkpoints(Path(output_dir)), reverse=True):
         faults = faults_of(path)
         if not faults:
             return path
@@ -87,10 +84,9 @@ def newest_complete(output_dir: str | Path) -> Path:
     raise StageError(f"nothing to resume in {output_dir}: {reasons}; start without resume_from_checkpoint")
 
 
-class CheckpointedTrainer(Trainer):
+class CheckpointedTrainer(FiniteTrainer):
     """`transformers.Trainer` whose checkpoints are complete or skipped, and which resumes only the run that it was."""
 
-    model: Any
     _settings: dict[str, Any]
 
     @property
@@ -134,12 +130,17 @@ class CheckpointedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder, self._settings, ranks=self.args.world_size)
-            rotate_checkpoints(
-                str(folder.parent),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            self._delete_older(folder.parent, keep=limit)
+
+    def _delete_older(self, output_dir: Path, *, keep: int | None) -> None:
+        """All but the best and the newest `keep` by step: a clock can step back, and a copied folder has new times.
+
+        Later steps than this one are of a checkpoint that was damaged and is on its way to be written again.
+        """
+        found = sorted(pair for pair in _checkpoints(output_dir) if pair[0] <= self.state.global_step)
+        for _, path in found[:-keep] if keep and keep > 0 else ():
+            if str(path) != str(self.state.best_model_checkpoint):
+                shutil.rmtree(path)
 
     def _save_own_state(self, folder: Path) -> None:
         """What a subclass keeps beside Trainer's files."""
@@ -235,5 +236,8 @@ def _fault(path: Path, expected: Mapping[str, Any]) -> str | None:
     return None if same else "does not match its SHA-256"
 
 
-def _step(path: Path) -> re.Match[str] | None:
-    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) if path.is_dir() else None
+def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint that is there, whole or not."""
+    folders = [path for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    named = [(re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name), path) for path in folders]
+    return [(int(match[1]), path) for match, path in named if match]

@@ -50,7 +50,7 @@ def label(config: LabelConfig) -> Path:
         groups, processor, responses=config.responses, mixed_only=config.mixed_only, seed=config.seed
     )
     with (
-        open_calls(stage, processor=processor, groups=chosen) as calls,
+        open_calls(stage) as calls,
         engine(config, partial(_continuer, config)) as run,
     ):
         settings: dict[str, Any] = {

@@ -138,12 +138,12 @@ def _describe(stage: Stage, report: PairingReport, table: dict[str, PairingRepor
     """The report with what every rule would give, and the card."""
     rows = {name: {"pairs": r.pairs, "problems_with_pairs": r.problems_with_pairs} for name, r in table.items()}
     write_atomic(stage.out / REPORT, json.dumps({**asdict(report), "yields": rows}, indent=2) + "\n")
-    provenance = {**stage.fingerprint, "stage": stage.name}
+    provenance = stage.provenance()
     write_card(stage.out, pairs=report.pairs, data_file=PAIRS, fingerprint=provenance, report=report, yields=table)
 
 
 def _export_mmpr(stage: Stage, found: list[PreferencePair], report: PairingReport) -> None:
     folder = stage.out / "mmpr"
     written, rejected = write_mmpr(found, folder)
-    provenance = {**stage.fingerprint, "stage": stage.name}
+    provenance = stage.provenance()
     write_card(folder, pairs=written, data_file="meta.json", fingerprint=provenance, report=report, rejected=rejected)

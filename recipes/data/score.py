@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.loading import load_processor
 from recipes.config import ScoreConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import open_stage
@@ -43,7 +42,7 @@ def score(config: ScoreConfig) -> Path:
         raise ConfigError("engine ray is for a PRM in this process; for a server, raise concurrency instead")
     groups = read_groups(config.groups)
     with (
-        open_calls(stage, processor=load_processor(config.prm), groups=groups) as calls,
+        open_calls(stage) as calls,
         engine(config, partial(_scorer, config)) as run,
     ):
         stored = StoredScorer(run, calls.each, rows_a_call=config.batch_rows)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import read_json, write_atomic
 from mpo.multimodal.text import printable
 from recipes.config import ReportConfig
 from recipes.report.charts import calibration_charts, pair_charts
@@ -29,8 +28,9 @@ from recipes.report.pairs import yield_rows
 from recipes.report.problems import problem_views
 from recipes.report.summary import BASELINE, TRAINED, label, runs_of, summarise
 from recipes.report.tables import SELECTOR_LABELS, caption, markdown_tables, samples_of, verdict, warning_text
-from recipes.stage.folder import MANIFEST, manifest_of
+from recipes.stage.folder import manifest_of
 from recipes.stage.numbers import change, columns, percent, points
+from recipes.stage.order import stages_in
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
@@ -198,7 +198,7 @@ def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[st
     found = [(f"{row['seed']}, pairs", text) for row in summary["pairs"] for text in row.get("warnings", ())]
     for run in runs:
         for path in sorted(run.glob("test/*/best_of_n/results.json")):
-            results = json.loads(path.read_text(encoding="utf-8"))
+            results = read_json(path)
             arm = label(path.parts[-3])
             found += [(f"{run.name}, best of k, {arm}", warning_text(w)) for w in results.get("warnings", ())]
     return found
@@ -252,7 +252,7 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     """The logged rows of a training folder: `trainer_state.json`, or a plain list; empty without either."""
     for name in LOGS:
         if (folder / name).exists():
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = read_json(folder / name)
             return content["log_history"] if isinstance(content, dict) else content
     return []
 
@@ -260,10 +260,11 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 def _settings(run: Path) -> list[tuple[str, str]]:
     """Stage → its settings; of a path only its last two parts, since a report travels."""
     rows = []
-    for path in sorted(run.rglob(MANIFEST), key=lambda p: p.stat().st_mtime):
-        settings = manifest_of(path.parent)["fingerprint"]["settings"]
+    for folder in stages_in(run):
+        manifest = manifest_of(folder)
+        settings = manifest["fingerprint"]["settings"] | {name: at[0] for name, at in manifest["sources"].items()}
         text = ", ".join(f"{name} = {_short(value)}" for name, value in sorted(settings.items()))
-        rows.append((str(path.parent.relative_to(run)), text))
+        rows.append((str(folder.relative_to(run)), text))
     return rows
 
 

@@ -16,9 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from mpo.multimodal.errors import DataError, StageError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import read_json, write_atomic
 from recipes.stage.folder import MANIFEST, RESULTS, manifest_of
 from recipes.stage.groups import read_groups
+from recipes.stage.order import stages_in
 from rewards.choosing.evaluation import RESAMPLES, SELECTORS, degenerate_shares, within_problem_aucs
 from rewards.scoring.visual_dependence import of_group
 from rewards.statistics import mean_with_interval, paired_difference
@@ -218,7 +219,7 @@ def _curves(runs: Sequence[Path], arm: str) -> Curves:
 
 def _results(run: Path, arm: str) -> dict[str, Any]:
     folder = run / "test" / arm / "best_of_n"
-    return json.loads((folder / RESULTS).read_text()) if (folder / MANIFEST).exists() else {}
+    return read_json(folder / RESULTS) if (folder / MANIFEST).exists() else {}
 
 
 def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
@@ -281,16 +282,16 @@ def _difference(left: Measure | None, right: Measure | None) -> dict[str, Any] |
 
 def _pairing(run: Path) -> dict[str, Any]:
     path = run / "pairs" / "report.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _stages(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Every finished stage with its counts and seconds in each seed, in the order in which a run made them."""
     rows: dict[str, dict[str, Any]] = {}
     for run in runs:
-        for path in sorted(run.rglob(MANIFEST), key=lambda p: p.stat().st_mtime):
-            manifest, name = manifest_of(path.parent), str(path.parent.relative_to(run))
+        for folder in stages_in(run):
+            manifest, name = manifest_of(folder), str(folder.relative_to(run))
             row = rows.setdefault(name, {"folder": name, "stage": manifest["stage"], "counts": [], "seconds": []})
-            row["counts"].append({key: value for key, value in manifest["counts"].items() if key != "problems"})
+            row["counts"].append(manifest["counts"])
             row["seconds"].append(manifest["seconds"])
     return list(rows.values())

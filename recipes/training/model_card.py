@@ -43,11 +43,11 @@ def write_policy_card(folder: Path, fingerprint: Mapping[str, Any], counts: Mapp
 
     Args:
         folder: of the model.
-        fingerprint: of the stage.
+        fingerprint: `Stage.provenance` of the stage.
         counts: of the stage: pairs in, out and rejected by reason.
         trainer: after training.
     """
-    args, base = trainer.args, fingerprint["settings"]["policy"]
+    args, base = trainer.args, fingerprint["sources"]["policy"]
     settings = [
         ("weights w_p, w_q, w_g", f"{args.preference_weight}, {args.quality_weight}, {args.generation_weight}"),
         ("β", args.beta),
@@ -70,7 +70,7 @@ def write_prm_card(
     folder: Path, fingerprint: Mapping[str, Any], counts: Mapping[str, Any], trainer: Any, prm_format: PRMFormat
 ) -> None:
     """The card of a process reward model that `PRMTrainer` trained; arguments as above, and its format."""
-    base = fingerprint["settings"]["model"]
+    base = fingerprint["sources"]["model"]
     contract = {key: value for key, value in prm_format.to_dict().items() if value != ""}
     parts = [
         f"# A process reward model from {short(base)}\n\nIt gives each step of a response the probability that all is "
@@ -126,7 +126,8 @@ def _write(
         datasets=["local"],
         tags=[*tags, "trl", "mpo-prm"],
     ).to_yaml()
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    told = {key: fingerprint[key] for key in ("settings", "inputs")}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     where = "\n".join([f"## Provenance\n\nFingerprint of settings and inputs: `{digest}`.\n", *provenance(fingerprint)])
     parts = [*parts, *_log(trainer.state.log_history), where]
     write_atomic(folder / CARD, f"---\n{metadata}\n---\n\n" + "\n\n".join(parts) + "\n")

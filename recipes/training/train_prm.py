@@ -78,7 +78,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     counts = {"in": total, "out": total - sum(rejected.values()), "rejected": rejected}
     if is_first_process():
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
-        write_prm_card(stage.out, stage.fingerprint, counts, trainer, prm_format)
+        write_prm_card(stage.out, stage.provenance(), counts, trainer, prm_format)
     account, words = training_account(trainer)
     counts |= {"visual contrasts": sum(len(group.solutions) for group in contrasts), "training": account}
     return stage.finish(counts, note=words)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image, png_bytes
+from mpo.multimodal.text import one_line
 from rewards.interchange.parquet import write_parquet
 from rewards.interchange.visualprm import check_steps, valid_row
 from rewards.steps import split_into
@@ -133,19 +134,21 @@ def read_stepwise_parquet(path: str | Path) -> Iterator[tuple[int, Labelled | Da
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StageError(f"{path} is not a Parquet file of stepwise rows ({error})") from error
-    with file:
-        number = 0
-        for batch in file.iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                try:
-                    yield number, from_stepwise_row(row)
-                except DataError as error:
-                    yield number, error
-                number += 1
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(batch_size=64):
+                for row in batch.to_pylist():
+                    try:
+                        yield number, from_stepwise_row(row)
+                    except DataError as error:
+                        yield number, error
+                    number += 1
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, StageError):
+            raise
+        said = one_line(str(error), 200)
+        raise StageError(f"{path} is not a Parquet file of stepwise rows ({said})") from error
 
 
 def stepwise_features() -> Any:

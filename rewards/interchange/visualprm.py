@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.images import resolve_inside
-from rewards.interchange.json_rows import Model, write_rows
+from rewards.interchange.json_rows import Model, decoded_row, write_rows
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
@@ -141,11 +141,14 @@ def read_visualprm400k(
             if not line.strip():
                 continue
             try:
-                yield number, from_visualprm_row(json.loads(line), image_root=image_root)
+                row = decoded_row(line)
+            except DataError as error:
+                yield number, DataError(f"row: {error}")
+                continue
+            try:
+                yield number, from_visualprm_row(row, image_root=image_root)
             except DataError as error:
                 yield number, error
-            except (ValueError, RecursionError) as error:  # JSON, text or an integer that cannot be decoded
-                yield number, DataError(f"row: not JSON ({error})")
 
 
 def _relative(image: Any, root: str | Path, identifier: str) -> str:

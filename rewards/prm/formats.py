@@ -125,7 +125,7 @@ def find_format(name: str) -> PRMFormat:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # nested, they multiply without end
             raise ConfigError(f"PRM format {name} uses a YAML alias (*name); write the value out")
         fields = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"PRM format {name} cannot be read as YAML: {error}") from error
     return validated(fields, name)
 
@@ -149,7 +149,10 @@ def validated(fields: Any, where: str) -> PRMFormat:
     try:
         return TypeAdapter(PRMFormat).validate_python(fields)
     except ValidationError as error:
-        raise ConfigError(f"{where} is not a PRM contract: {error}") from error
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        said = f"{field[:80]}: {first['msg']} (got {first['input']!r:.80})"
+        raise ConfigError(f"{where} is not a PRM contract: {said}; {error.error_count()} errors in all") from error
 
 
 VISUALPRM = PRMFormat("visualprm", "turns")

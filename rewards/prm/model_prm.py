@@ -122,9 +122,10 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
             )
         return find_format(given)
     try:
-        contract = validated(json.loads(file.read_bytes()), str(file))
-    except json.JSONDecodeError as error:
+        fields = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not a PRM contract: {error}") from error
+    contract = validated(fields, str(file))
     if given is not None and find_format(given) != contract:
         raise ConfigError(
             f"{file} defines how this PRM is prompted, and prm_format={given} differs from it; leave it out"

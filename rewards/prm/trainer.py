@@ -189,6 +189,8 @@ class PRMTrainer(WholeStepTrainer):
         total = self._step_terms(read, targets) / steps
         if text is not None:
             total = total - self.text_weight * text.sum() / tokens
+        if model.training:
+            self._observe(total, [*dict.fromkeys(problems)])
         return total * world_size
 
     def _counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:

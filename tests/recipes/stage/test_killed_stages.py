@@ -104,7 +104,7 @@ def test_work_of_other_settings_or_pictures_is_refused(given: Path, capsys: pyte
         score(ScoreConfig(groups, given / "prm", scored, aggregation="min"))
     picture = Path(str(read_groups(groups)[0].problem.images[0]))
     shutil.copy(Path(str(read_groups(groups)[1].problem.images[0])), picture)
-    with pytest.raises(FingerprintError, match=r"of other images \("):
+    with pytest.raises(FingerprintError, match=r"of other groups \("):
         score(ScoreConfig(groups, given / "prm", scored))
 
 
