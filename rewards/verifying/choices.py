@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rewards.types import Problem
 from rewards.verifying.options import named_options, options_of
 from rewards.verifying.places import first_sentence
-from rewards.verifying.reading import Kind
+from rewards.verifying.reading import WEAK_SIGNS, Answer, Kind, Missing, candidates
 from rewards.verifying.verifier import ReadingVerifier
 
 _YES_NO = re.compile(
@@ -59,6 +59,25 @@ class ChoiceVerifier(ReadingVerifier[frozenset[str]]):
         """The letters of a reference."""
         options = options_of(problem)
         return named_options(value, options, numbered=_is_number(problem.answer))
+
+    def _read(self, problem: Problem, text: str) -> tuple[Answer, frozenset[str]] | None:
+        """The first statement that counts; weak signs, or a box of a value and a stated letter, must agree."""
+        found = candidates(text, self.want)
+        if isinstance(found, Missing):
+            return None
+        chosen: tuple[Answer, frozenset[str]] | None = None
+        for answer in found:
+            if chosen and chosen[0].where == "box" and not (answer.kind is Kind.LETTER and answer.where == "answer is"):
+                continue
+            value = self._first(problem, answer.value)
+            if value is None:
+                continue
+            if self.contradicts(value) or (chosen and value != chosen[1]):
+                return None
+            chosen = chosen or (answer, value)
+            if answer.where not in WEAK_SIGNS and (answer.where != "box" or answer.kind is Kind.LETTER):
+                break
+        return chosen
 
     def contradicts(self, value: frozenset[str]) -> bool:
         """No letter is left."""

@@ -111,7 +111,7 @@ def named_options(stated: str, options: Sequence[str], *, numbered: bool = False
     value = undressed(stated).strip()
     texts = tuple(plain_text(option) for option in options)
     whole = plain_text(value)
-    if whole in texts:
+    if whole in texts and not _is_letter_of(value, whole, options, texts):
         return _same(texts.index(whole), texts)
     if numbered and (match := _NUMBERED.fullmatch(value)):
         place = int(match[1]) if match[1].isdigit() else "①②③④⑤⑥⑦⑧⑨".index(match[1]) + 1
@@ -120,6 +120,14 @@ def named_options(stated: str, options: Sequence[str], *, numbered: bool = False
     if lettered is not None:
         return lettered
     return _by_text(value, texts)
+
+
+def _is_letter_of(value: str, whole: str, options: Sequence[str], texts: tuple[str, ...]) -> bool:
+    """Whether options are letters themselves, in other places, and this is written as none of them: a place then."""
+    letter = whole.strip("()")
+    if len(letter) != 1 or not letter.isalpha() or not 0 <= ord(letter) - 97 < len(texts):
+        return False
+    return value.strip("()") not in {option.strip(" ()") for option in options}
 
 
 def _by_letter(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
@@ -155,9 +163,13 @@ def _by_letter(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
         and not re.match(r"\s+(?:is|because|since|as)\b", rest)
     ):
         return None  # "A good question", "I am not sure"
-    if ord(letter.upper()) - 65 >= known or _DENIED.match(rest) or _SEVERAL.match(rest):
-        return frozenset()
     place = ord(letter.upper()) - 65
+    if place >= known:
+        return frozenset()
+    if texts and _is_own_text(rest, texts[place]):
+        return _same(place, texts)
+    if _DENIED.match(rest) or _SEVERAL.match(rest):
+        return frozenset()
     if texts and _contradicts(rest, place, texts):
         return frozenset()
     return _same(place, texts) if texts else frozenset(letter.upper())
@@ -176,9 +188,18 @@ def _contradicts(rest: str, place: int, texts: tuple[str, ...]) -> bool:
     )
 
 
+def _is_own_text(rest: str, own: str) -> bool:
+    """Whether a letter is followed by its option's text and then by nothing, or by another clause."""
+    stated = rest.strip().lstrip(".:：,，、;-–—=([\"“ ").strip()
+    for view in (stated, _CLAUSE.split(stated, maxsplit=1)[0]):
+        if own and own in (plain_text(view), plain_text(view.rstrip(")]\"”.,"))):
+            return True
+    return False
+
+
 def _begins_with(stated: str, text: str) -> bool:
     rest = stated[len(text) :]
-    return bool(text) and stated.startswith(text) and not re.match(r"[\w°%^/]|[.,]\d|\s*[-+*/^=]", rest)
+    return bool(text) and stated.startswith(text) and not re.match(r"[\w°%^/√π\\]|[.,]\d|\s*[-+*/^=]", rest)
 
 
 def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
@@ -203,7 +224,7 @@ def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
 
 
 def _contains(stated: str, text: str) -> bool:
-    if len(text) < 2 and not text.isdigit():
+    if (len(text) < 2 and not text.isdigit()) or (text in ("no", "yes") and not stated.endswith(f" {text}")):
         return False
     return re.search(rf"(?<![\w.,/^\\+*-]){re.escape(text)}(?![\w°%/^]|[.,]\d|\s*[-+*/^=]\s*\w)", stated) is not None
 

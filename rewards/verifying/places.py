@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from rewards.verifying import phrases
 
 MAX_STATEMENTS = 32  # of one rule that are looked at, from the end
+_CLOSING_SENTENCES, _CLOSING_CHARACTERS = 6, 400
+_LONGEST_LETTER = 12  # characters of "**(B)**"
+_NAMED_OPTION = re.compile(r"\W{0,4}[A-Z]\W{0,4}[.:] +\W{0,3}(?:yes|no|true|false)\b", re.IGNORECASE)  # "(B). No"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,46 @@ def without_thought(response: str) -> str | None:
     end = max((match.end() for match in phrases.CLOSED.finditer(response)), default=0)
     rest = response[end:]
     return None if phrases.OPENED.search(rest) else rest
+
+
+def without_courtesy(text: str) -> str:
+    """Without closing phrases such as "I hope this helps! Do you have other questions?".
+
+    Example:
+        >>> without_courtesy("It is **6 m**.\\n\\nI hope this helps! Let me know if you have any other questions.")
+        'It is **6 m**.'
+    """
+    for _ in range(_CLOSING_SENTENCES):
+        tail = max(0, len(text) - _CLOSING_CHARACTERS)
+        match = phrases.COURTESY.search(text, tail)
+        if match is None or not text[: match.start()].strip():
+            return text
+        text = text[: match.start()].rstrip()
+    return text
+
+
+def without_option_lists(text: str) -> str:
+    r"""Without lists that only repeat the options: lines "(A) …", "(B) …" in a row that judge none of them.
+
+    Example:
+        >>> without_option_lists("Which one?\n(A) 12\n(B) 14\nIt is (B).").split()
+        ['Which', 'one?', 'It', 'is', '(B).']
+    """
+    if "A)" not in text and "A." not in text and "A:" not in text:
+        return text
+    kept, run = [], list[re.Match[str]]()
+    at = 0
+    for match in [*phrases.OPTION_LINE.finditer(text), None]:
+        letters = "".join(one[1] or "" for one in run)
+        expected = chr(65 + len(letters))
+        if match and (not run or match.start() == run[-1].end()) and (match[1] in (None, expected)):
+            run.append(match)
+            continue
+        if len(letters) > 1 and not any(phrases.JUDGES.search(one[2] or "") for one in run):
+            kept.append(text[at : run[0].start()])
+            at = run[-1].end()
+        run = [match] if match and match[1] in (None, "A") else []
+    return "\n".join([*kept, text[at:]]).strip() if kept else text
 
 
 def first_sentence(text: str) -> str:
@@ -140,7 +183,9 @@ def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place |
         prose = prose and not block
     value = value.strip()
     if prose:
-        value = phrases.RATHER.split(first_sentence(value), maxsplit=1)[0]
+        sentence = first_sentence(value)
+        named = _NAMED_OPTION.match(value) if len(sentence) <= _LONGEST_LETTER else None
+        value = phrases.RATHER.split(named[0] if named else sentence, maxsplit=1)[0]
     value = phrases.HOPE.split(value, maxsplit=1)[0] if "hope" in value else value
     value = phrases.POLITE.sub("", _half_marked(value.strip()))
     if not re.search(r"[^\s*_.。:：$]", value):
@@ -209,9 +254,15 @@ def _letters(text: str) -> Iterator[Place]:
         place = _after(text, match.end(), "chosen", prose=True, at=match.start())
         if place:
             yield place
-    for match in _last(phrases.OPTION_RIGHT, text):
-        letter = next(group for group in match.groups() if group)
-        yield Place(match.start(), match.end(), letter, "option is right")
+    matches = _last(phrases.OPTION_RIGHT, text)
+    judged = {_letter_in(match) for match in matches if match["judged"]}
+    for match in matches:
+        if match["judged"] is None or len(judged) == 1:  # "A is true, B is true": the options are gone through
+            yield Place(match.start(), match.end(), _letter_in(match), "option is right")
+
+
+def _letter_in(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group)
 
 
 RULES: dict[str, Callable[[str], Iterator[Place]]] = {

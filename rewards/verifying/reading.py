@@ -13,12 +13,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
 
+from rewards.verifying import phrases
 from rewards.verifying.dress import undress
-from rewards.verifying.places import Place, contradict, first_sentence, statements, without_thought
-from rewards.verifying.quantities import read_quantity
+from rewards.verifying.places import (
+    Place,
+    contradict,
+    first_sentence,
+    statements,
+    without_courtesy,
+    without_option_lists,
+    without_thought,
+)
+from rewards.verifying.quantities import NAMED, read_quantity
 from rewards.verifying.sentences import stated_number
 
 MAX_BARE_CHARACTERS = 80  # a longer response without any marker is reasoning, not an answer
+MAX_SENTENCE = 400  # characters of a sentence in which a letter or an option is looked for
+MIN_SOLUTION = 200  # characters before "Question: …" that are no restated question
 
 
 class Kind(StrEnum):
@@ -67,9 +78,32 @@ _LEAD_LETTER = re.compile(
     r"(?![.]?[A-Za-z]\b)"
 )
 _LAST_LINE_LETTER = re.compile(
-    r"[#>\s*_\-•]*(?:(?:so|thus|hence|therefore)[,:]?\s+)?(?:option\s+)?(?:\(([A-Z])\)|([A-Z])[).:]"
-    r"|([A-Z])[*_.\s]*$).{0,120}"
+    r"[#>\s*_\-•]*(?:(?:so|thus|hence|therefore)[,:]?\s+)?(?:[Oo]ption\s+)?(?:\(([A-Z])\)|([A-Z])[).:]"
+    r"|([A-Z])[*_.\s]*$|([A-Z])\s*(?=\()).{0,300}"
 )
+_LETTER_LINE = re.compile(
+    r"[:：][*_ \t]*\n\s*[*_]{0,2}(\([A-H]\)[^\n]{0,300}|[A-H][).:] [^\n]{0,300}|[A-H])[*_.]{0,3}[ \t]*(?=\n|$)"
+)
+_PARENTHESISED = re.compile(r"\(([A-H])\)")
+_SAID = re.compile(
+    r"(?:\b(?:is|are|was|be|by|for)|[:：=])\s+(?:the\s+)?(?:(?:option|choice|letter|answer)\s+)?"
+    r"(?=[*_\"“]{0,3}(?:\([A-H]\)|[A-H][*_\"”]{0,3}(?:\s*[.。]?\s*$|\s*\()))"
+    r"|[为是选]\s*(?=[（(]?[A-H][)）]?\s*[.。]?\s*$)"
+)
+_DENIES = re.compile(
+    r"\b(?:not|never|neither|nor|incorrect|wrong|except|unlike|instead|cannot|unclear|unable|impossible|or)\b|n't\b|不"
+    r"|错|或",
+    re.IGNORECASE,
+)
+_PREMISE = re.compile(r"^(?:if|when|since|because|as|given|based on|assuming|from|in|for)\b[^,，]{0,200}[,，]\s*", re.IGNORECASE)
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|be|will|would|may|might|could|shows|equals)\b(?: (?:the|a|an|most|likely|also|about|around"
+    r"|approximately))*\s+",
+    re.IGNORECASE,
+)
+_BOLD = re.compile(r"\*\*([^*\n]{1,40})\*\*")
+_ITEM = re.compile(r"(?:[-*•]|\d{1,2}[.)])\s+")
+_REMAINS = re.compile(r"\b(?:left|remain\w*|in total|altogether)\b", re.IGNORECASE)
 _CONCLUDES = re.compile(
     r"(?:^|\W)(?:therefore|thus|hence|so|in conclusion|consequently|in total|altogether|finally|we get|we find"
     r"|this gives"
@@ -131,7 +165,8 @@ def read_answer(response: str, want: Kind | None = None) -> Answer | None:
 
 def stated_answer(response: str) -> Answer | None:
     """The same from explicit statements only: a bare response of one word states none."""
-    text = _solution(response)
+    text = _solution(response, None)
+    text = _before_next_question(text, None) if text is not None else None
     places = _places(text, None) if text is not None else None
     return next(_answers_at(places), None) if places is not None else None
 
@@ -142,9 +177,12 @@ def candidates(response: str, want: Kind | None = None) -> Iterator[Answer] | Mi
     Explicit statements come alone, but that letters and numbers may also be read from weaker signs where all that is
     explicit is a box or a sentence.
     """
-    text = _solution(response)
+    text = _solution(response, want)
     if text is None:
         return Missing.OPEN_THOUGHT
+    text = _before_next_question(text, want)
+    if text is None:
+        return Missing.CONTRADICTORY
     places = _places(text, want)
     return Missing.CONTRADICTORY if places is None else _all(text, places, want)
 
@@ -186,7 +224,8 @@ def _answers_at(places: Iterator[Place], *, inside: str = "") -> Iterator[Answer
             return
 
 
-def _solution(response: str) -> str | None:
+def _solution(response: str, want: Kind | None) -> str | None:
+    """What is read: behind the thought, without closing phrases, and for letters without a list of the options."""
     text = without_thought(response)
     if text is None:
         return None
@@ -195,7 +234,38 @@ def _solution(response: str) -> str | None:
         text.endswith(">") and (end := _SPECIAL_END.search(text, max(0, len(text) - 32))) and end[0] != "<|end_of_box|>"
     ):
         text = text[: end.start()].rstrip()
-    return text
+    text = without_courtesy(text)
+    return without_option_lists(text) if want is Kind.LETTER else text
+
+
+def _before_next_question(text: str, want: Kind | None) -> str | None:
+    """Without a question that the model goes on to ask itself; None if its answer is another one.
+
+    A question that stands before any answer is the given one, repeated.
+    """
+    following = phrases.NEXT_QUESTION.search(text, 1)
+    if following is None:
+        return text
+    head, tail = text[: following.start()].rstrip(), text[following.end() :].strip()
+    ours, theirs = _first_stated(head, want), _first_stated(tail, want)
+    if ours is None and len(head) < MIN_SOLUTION:
+        return text
+    return None if theirs is not None and (ours is None or _different(ours, theirs)) else head
+
+
+def _first_stated(text: str, want: Kind | None) -> Answer | None:
+    """The first statement of a text, explicit or weak, but not the bare text itself."""
+    places = _places(text, want)
+    found = _all(text, places, want) if places is not None else iter(())
+    return next((answer for answer in found if answer.where != "bare"), None)
+
+
+def _different(a: Answer, b: Answer) -> bool:
+    if Kind.LETTER in (a.kind, b.kind):
+        ours, theirs = (re.search(r"[A-Z]", answer.value) for answer in (a, b))
+        return ours is None or theirs is None or ours[0] != theirs[0]
+    ours, theirs = read_quantity(a.value), read_quantity(b.value)
+    return a.value.casefold() != b.value.casefold() and (ours is None or theirs is None or ours.value != theirs.value)
 
 
 def _weak(text: str, want: Kind | None, *, explicit: bool) -> Iterator[Answer]:
@@ -220,20 +290,92 @@ def _weak_letters(text: str) -> Iterator[Answer]:
     match = _LAST_LINE_LETTER.fullmatch(last)
     if match and "\n" in text:
         yield answer_of(last, "letter last")
-    first = first_sentence(text)
+    lines = _LETTER_LINE.findall(text)
+    if len(lines) == 1:
+        yield answer_of(lines[0], "letter line")
+    first, last = first_sentence(text), last_sentence(text)
+    for sentence in dict.fromkeys((last, first)):
+        if stated := _letter_said(sentence):
+            yield answer_of(stated, "letter in a sentence")
     if _YES_NO.match(first):
         yield answer_of(first, "first sentence")
-    if _CONCLUDES.search(last_sentence(text)):
-        yield answer_of(last_sentence(text), "conclusion")
+    if _CONCLUDES.search(last):
+        yield answer_of(last, "conclusion")
+    for sentence in dict.fromkeys((last, first)):
+        for view in _predicates(sentence):
+            yield answer_of(view, "predicate")
+
+
+def _letter_said(sentence: str) -> str | None:
+    """ "The top view is option (B)." → "(B)"; None where the sentence names two or denies one."""
+    if len(sentence) > MAX_SENTENCE or _DENIES.search(sentence):
+        return None
+    named = {letter for letter in _PARENTHESISED.findall(sentence)}
+    match = _SAID.search(sentence)
+    return sentence[match.end() :].strip() if match and len(named) <= 1 else None
+
+
+def _predicates(sentence: str) -> Iterator[str]:
+    """What a sentence says of its subject: "The function is a polynomial." → "a polynomial"."""
+    if len(sentence) > MAX_SENTENCE or _DENIES.search(sentence):
+        return
+    main = _PREMISE.sub("", sentence, count=1)
+    match = None
+    for match in _VERB.finditer(main):
+        pass
+    if match:
+        yield main[match.end() :]
 
 
 def _weak_numbers(text: str) -> Iterator[Answer]:
-    for where, sentence in (("last sentence", last_sentence(text)), ("first sentence", first_sentence(text))):
-        if where == "first sentence" and not _COUNTED.match(sentence):
-            continue
-        number = stated_number(sentence)
-        if number is not None:
-            yield answer_of(number, where)
+    stated = _number_last(text)
+    bold = _number_in_bold(text)
+    if stated and bold and read_quantity(stated[0]) != read_quantity(bold) and not _CONCLUDES.search(last_sentence(text)):
+        return  # two numbers stand out
+    if stated:
+        yield answer_of(*stated)
+    if bold:
+        yield answer_of(bold, "bold")
+    first = first_sentence(text)
+    if _COUNTED.match(first) and (number := stated_number(first)) is not None and not _counts_on(text, first, number):
+        yield answer_of(number, "first sentence")
+
+
+def _number_last(text: str) -> tuple[str, str] | None:
+    """The number of the last sentence, or of a last line that is nothing else; and the rule's name."""
+    lines = [line.strip() for line in text.rsplit("\n", 12) if line.strip()]
+    number = stated_number(last_sentence(text))
+    if number is not None:
+        return number, "last sentence"
+    if len(lines) > 1 and len(lines[-1]) <= 40 and not lines[-2][:1].isdigit() and read_quantity(lines[-1]) is not None:
+        return lines[-1], "last line"
+    while len(lines) > 1 and (item := _ITEM.match(lines[-1])) and not any(s.isdigit() for s in lines[-1][item.end() :]):
+        lines.pop()
+    if len(lines) > 1 and lines[-1].endswith((":", "：")) and (number := stated_number(last_sentence(lines[-1]))):
+        return number, "before a list"
+    return None
+
+
+def _number_in_bold(text: str) -> str | None:
+    """The one number that is set in bold, with nothing but its unit."""
+    if "**" not in text:
+        return None
+    found = {value.strip(" .") for value in _BOLD.findall(text)}
+    numbers = [value for value in found if read_quantity(value) is not None and not NAMED.search(f"{value} ")]
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def _counts_on(text: str, first: str, number: str) -> bool:
+    """Whether a later sentence counts or concludes with another number: the first was a beginning."""
+    rest = text[text.find(first) + len(first) :]
+    for line in rest.split("\n")[:50]:
+        for sentence in re.split(r"(?<=[.!?])\s+", line)[:20]:
+            if not (_COUNTED.match(sentence) or _CONCLUDES.search(sentence) or _REMAINS.search(sentence)):
+                continue
+            other = stated_number(sentence.strip(" .:"))
+            if other is not None and read_quantity(other) != read_quantity(number):
+                return True
+    return False
 
 
 def _weak_math(text: str) -> Iterator[Answer]:
@@ -255,6 +397,11 @@ WEAK: dict[Kind, Callable[[str], Iterator[Answer]]] = {
     Kind.MATH: _weak_math,  # "Therefore, x = 5."; "There are 10 objects. First …"
     Kind.YES_NO: _weak_yes_no,  # "Yes, the …"
 }
+
+
+WEAK_SIGNS = frozenset(
+    {"letter first", "letter last", "letter line", "letter in a sentence", "first sentence", "conclusion", "predicate"}
+)
 
 
 def last_sentence(text: str) -> str:
