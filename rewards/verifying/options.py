@@ -46,8 +46,9 @@ _CLAUSE = re.compile(
 )
 _OR = re.compile(r"\b(?:or|either|neither|nor|not|n't|both|except|none of)\b|或|不是|不", re.IGNORECASE)
 _ANOTHER = re.compile(r"[\s,]*(?:or|and|nor|/|&)\b")
+_LETTER_BESIDE = re.compile(r"\(([A-Z])\)\W*$|\b[Oo]ption \(?([A-Z])\)?(?!\w)|(?<!\w)\(([A-Z])\)")
 _IN_QUESTION = re.compile(r"^[ \t]*\(?([A-Z])[).:：、][ \t]*(\S[^\n]*)$", re.MULTILINE)
-_ARTICLE = re.compile(r"\b(?:a|an|the)\b\s*")
+_ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 
 
 def options_of(problem: Problem) -> tuple[str, ...]:
@@ -133,17 +134,20 @@ def _is_letter_of(value: str, whole: str, options: Sequence[str], texts: tuple[s
 def _by_letter(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
     """Letters named; empty if they cannot count; None if the text does not begin with a letter."""
     known = len(texts) or 26
+    match = _LETTER.match(value)
+    if match and texts:
+        place = ord(_letter_in(match).upper()) - 65
+        if place < known and value[match.end() :].strip() and _is_own_text(value[match.end() :], texts[place]):
+            return _same(place, texts)
     multi = _MULTI.fullmatch(value)
     if multi and not re.search(r"\bor\b", value) and value.upper() == value.replace("and", "AND"):
         letters = frozenset(re.findall(r"[A-Z]", value.replace("and", "")))
         if all(ord(letter) - 65 < known for letter in letters):
             return letters
         return frozenset() if " " in value or "," in value else None
-    match = _LETTER.match(value)
     if match is None:
         return None
-    bare = match[5] is not None
-    letter = next(group for group in match.groups() if group)
+    bare, letter = match[5] is not None, _letter_in(match)
     rest = value[match.end() :]
     if bare and letter.islower() and rest.strip() and not re.match(r"\s*[).:]", value[match.start(5) + 1 :]):
         return None  # "a good one"
@@ -166,8 +170,6 @@ def _by_letter(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
     place = ord(letter.upper()) - 65
     if place >= known:
         return frozenset()
-    if texts and _is_own_text(rest, texts[place]):
-        return _same(place, texts)
     if _DENIED.match(rest) or _SEVERAL.match(rest):
         return frozenset()
     if texts and _contradicts(rest, place, texts):
@@ -188,11 +190,15 @@ def _contradicts(rest: str, place: int, texts: tuple[str, ...]) -> bool:
     )
 
 
+def _letter_in(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group)
+
+
 def _is_own_text(rest: str, own: str) -> bool:
     """Whether a letter is followed by its option's text and then by nothing, or by another clause."""
-    stated = rest.strip().lstrip(".:：,，、;-–—=([\"“ ").strip()
+    stated = rest.strip().lstrip('.:：,，、;-–—=(["“ ').strip()
     for view in (stated, _CLAUSE.split(stated, maxsplit=1)[0]):
-        if own and own in (plain_text(view), plain_text(view.rstrip(")]\"”.,"))):
+        if own and own in (plain_text(view), plain_text(view.rstrip(')]"”.,'))):
             return True
     return False
 
@@ -205,11 +211,13 @@ def _begins_with(stated: str, text: str) -> bool:
 def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
     if not texts:
         return None
-    named = re.search(r"\(([A-Z])\)\W*$", value)
-    if named and ord(named[1]) - 65 < len(texts):  # "70° (B)"
-        rest = _by_text(value[: named.start()].strip(), texts)
-        own = _same(ord(named[1]) - 65, texts)
-        return own if rest is None or rest == own else frozenset()
+    named = [match for match in _LETTER_BESIDE.finditer(value) if ord(_letter_in(match)) - 65 < len(texts)]
+    if len(named) == 1:  # "70° (B)", "It is option (B) 70°"
+        rest = _by_text(f"{value[: named[0].start()]} {value[named[0].end() :]}".strip(), texts)
+        own = _same(ord(_letter_in(named[0])) - 65, texts)
+        if _OR.search(value) or rest not in (None, own):
+            return frozenset()
+        return own if rest == own or named[0].end() == len(value) else None
     stated = plain_text(value)
     first = plain_text(_CLAUSE.split(stated, maxsplit=1)[0])
     if first in texts and not _ANOTHER.match(stated, len(first)):

@@ -83,13 +83,15 @@ ASIAN = re.compile(
 OPTION_RIGHT = re.compile(
     r"(?:\b(?:option|choice|answer|letter)\s+)?[*_\"'“]{0,3}(?<![\w\\])(?:\(([A-Z])\)|([A-Z])\)?"
     r"|选项\s*[（(]?([A-Z])[)）]?)[*_\"'”]{0,3}"
-    r"(?:,?\s+(?:\([^()\n]{1,80}\)|[\"“][^\"”\n]{1,80}[\"”]),?)?"
+    r"(?:,?\s+(?P<text>\([^()\n]{1,80}\)|[\"“][^\"”\n]{1,80}[\"”]),?)?"
     r"(?:\s+(?:is|must be|should be|would be|seems|appears)(?: to be)?(?: (?:therefore|thus|clearly|indeed|also))?"
     r"(?: the| our| my)?(?: only| most| single)?"
     r" (?:(?:correct|right|best)\b(?! but| angle| triangle| side| hand| leg| half| end| of\b)"
     r"|(?P<judged>true|appropriate|accurate|valid)\b(?! but))"
     r"|\s+is (?:the|our|my) (?:final |correct |right |best )?(?:answer|option|choice|one)\b"
-    r"|\s*(?:选项|選項|项)?(?:是|为)?(?:正确|对的|正确的|正解|が正しい|が正解))",
+    r"|\s*(?:选项|選項|项)?(?:是|为)?(?:正确|对的|正确的|正解|が正しい|が正解))"
+    r"|\(([A-Z])\) (?:(?!\b(?:is|are|not|and|but|or)\b)[^().,;:\n]){1,60}? is (?:the |our |my )?(?:correct|right|best)"
+    r" (?:answer|option|choice|one)\b",
 )
 _LETTER_AHEAD = (
     r"[*_\"'“]{0,3}(?=\(?(?-i:[A-Z])\)?(?![\w'’])[*_\"'”]{0,3}(?!\s+(?:and|or|is (?:not|wrong|incorrect))\b))"
@@ -138,12 +140,15 @@ _COURTESY_SENTENCE = (
     r"|(?:do|would) you (?:have any|have other|want|need|like)\b|if you (?:have|need|want|would like) (?:any|more"
     r"|further|other|help|me)\b|i(?:'m| am| would be|'d be) (?:happy|glad) to\b|have a (?:nice|great|good)\b)"
 )
-COURTESY = re.compile(rf"(?:\A|(?<=[.!?*_)}}\n。！？]))\s*+(?:{_COURTESY_SENTENCE})[^.!?\n]*+[.!?]*\s*\Z", re.IGNORECASE)
+COURTESY = re.compile(
+    rf"(?:\A|(?<=[.!?*_)}}\n。！？]))\s*+(?:{_COURTESY_SENTENCE})[^.!?\n]*+[.!?]*\s*\Z", re.IGNORECASE
+)
 NEXT_QUESTION = re.compile(
     r"\n[ \t]*\n[ \t]*(?:\*\*|#{1,4} )?(?:question|problem|q|问题|题目)(?: ?\d{1,3})?(?:\*\*)?[:：]", re.IGNORECASE
 )
 OPTION_LINE = re.compile(r"^[ \t>*_-]*+\(?([A-Z])[).:][*_]*[ \t]+(\S[^\n]{0,160})$\n?|^[ \t]*\n", re.MULTILINE)
 JUDGES = re.compile(
-    r"\b(?:correct|right|true|false|wrong|incorrect|answer|best|because|since|eliminate\w*|not)\b|[✓✔✗✘❌✅]|正确|错",
+    r"\b(?:is|are|was|seems|must be)\s+(?:the |not )?(?:correct|right|true|false|wrong|incorrect|best|answer)\b"
+    r"|\b(?:correct|incorrect|wrong|answer|because|since|eliminate\w*)\b|[✓✔✗✘❌✅]|正确|错",
     re.IGNORECASE,
 )

@@ -257,8 +257,9 @@ def _letters(text: str) -> Iterator[Place]:
     matches = _last(phrases.OPTION_RIGHT, text)
     judged = {_letter_in(match) for match in matches if match["judged"]}
     for match in matches:
+        letter = _letter_in(match)
         if match["judged"] is None or len(judged) == 1:  # "A is true, B is true": the options are gone through
-            yield Place(match.start(), match.end(), _letter_in(match), "option is right")
+            yield Place(match.start(), match.end(), " ".join(filter(None, (letter, match["text"]))), "option is right")
 
 
 def _letter_in(match: re.Match[str]) -> str:

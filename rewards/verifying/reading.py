@@ -25,7 +25,7 @@ from rewards.verifying.places import (
     without_thought,
 )
 from rewards.verifying.quantities import NAMED, read_quantity
-from rewards.verifying.sentences import stated_number
+from rewards.verifying.sentences import UNSURE, stated_number
 
 MAX_BARE_CHARACTERS = 80  # a longer response without any marker is reasoning, not an answer
 MAX_SENTENCE = 400  # characters of a sentence in which a letter or an option is looked for
@@ -95,14 +95,19 @@ _DENIES = re.compile(
     r"|错|或",
     re.IGNORECASE,
 )
-_PREMISE = re.compile(r"^(?:if|when|since|because|as|given|based on|assuming|from|in|for)\b[^,，]{0,200}[,，]\s*", re.IGNORECASE)
+_PREMISE = re.compile(
+    r"^(?:if|when|since|because|as|given|based on|assuming|from|in|for)\b[^,，]{0,200}[,，]\s*", re.IGNORECASE
+)
 _VERB = re.compile(
     r"\b(?:is|are|was|were|be|will|would|may|might|could|shows|equals)\b(?: (?:the|a|an|most|likely|also|about|around"
     r"|approximately))*\s+",
     re.IGNORECASE,
 )
-_BOLD = re.compile(r"\*\*([^*\n]{1,40})\*\*")
+_BOLD = re.compile(r"\*\*([-+−$€£¥≈~(\\]{0,3}\s?\d[^*\n]{0,40})\*\*")
 _ITEM = re.compile(r"(?:[-*•]|\d{1,2}[.)])\s+")
+_NAMED_VALUE = re.compile(r"(?:[-*•]\s+)?[^=:\d]{1,40}(?:[=:]|≈)\s*[-+$]?[\d.,]+[^=:]{0,20}")
+_LABELLED = re.compile(r"(?:[-*•]|\d{1,2}[.)])\s+[^:：]{1,40}[:：]")
+_SUMS_UP = re.compile(r"\b(?:total|sum|final|result|answer|altogether|left|remain\w*|so|therefore)\b", re.IGNORECASE)
 _REMAINS = re.compile(r"\b(?:left|remain\w*|in total|altogether)\b", re.IGNORECASE)
 _CONCLUDES = re.compile(
     r"(?:^|\W)(?:therefore|thus|hence|so|in conclusion|consequently|in total|altogether|finally|we get|we find"
@@ -257,7 +262,7 @@ def _first_stated(text: str, want: Kind | None) -> Answer | None:
     """The first statement of a text, explicit or weak, but not the bare text itself."""
     places = _places(text, want)
     found = _all(text, places, want) if places is not None else iter(())
-    return next((answer for answer in found if answer.where != "bare"), None)
+    return next((answer for answer in found if answer.where not in ("bare", *SENTENCES)), None)
 
 
 def _different(a: Answer, b: Answer) -> bool:
@@ -299,11 +304,16 @@ def _weak_letters(text: str) -> Iterator[Answer]:
             yield answer_of(stated, "letter in a sentence")
     if _YES_NO.match(first):
         yield answer_of(first, "first sentence")
-    if _CONCLUDES.search(last):
+    if _CONCLUDES.search(last) and not UNSURE.search(last):
         yield answer_of(last, "conclusion")
     for sentence in dict.fromkeys((last, first)):
         for view in _predicates(sentence):
             yield answer_of(view, "predicate")
+
+
+def concludes(sentence: str) -> bool:
+    """Whether a sentence says "therefore", "so", "in total" or the like."""
+    return _CONCLUDES.search(sentence) is not None
 
 
 def _letter_said(sentence: str) -> str | None:
@@ -330,7 +340,12 @@ def _predicates(sentence: str) -> Iterator[str]:
 def _weak_numbers(text: str) -> Iterator[Answer]:
     stated = _number_last(text)
     bold = _number_in_bold(text)
-    if stated and bold and read_quantity(stated[0]) != read_quantity(bold) and not _CONCLUDES.search(last_sentence(text)):
+    if (
+        stated
+        and bold
+        and read_quantity(stated[0]) != read_quantity(bold)
+        and not _CONCLUDES.search(last_sentence(text))
+    ):
         return  # two numbers stand out
     if stated:
         yield answer_of(*stated)
@@ -344,6 +359,10 @@ def _weak_numbers(text: str) -> Iterator[Answer]:
 def _number_last(text: str) -> tuple[str, str] | None:
     """The number of the last sentence, or of a last line that is nothing else; and the rule's name."""
     lines = [line.strip() for line in text.rsplit("\n", 12) if line.strip()]
+    if len(lines) > 2 and lines[-3].endswith((":", "：")) and all(_NAMED_VALUE.fullmatch(line) for line in lines[-2:]):
+        return None  # a list of several values
+    if len(lines) > 1 and (item := _LABELLED.match(lines[-1])) and not _SUMS_UP.search(item[0]):
+        return None  # one item of a list
     number = stated_number(last_sentence(text))
     if number is not None:
         return number, "last sentence"
@@ -351,7 +370,7 @@ def _number_last(text: str) -> tuple[str, str] | None:
         return lines[-1], "last line"
     while len(lines) > 1 and (item := _ITEM.match(lines[-1])) and not any(s.isdigit() for s in lines[-1][item.end() :]):
         lines.pop()
-    if len(lines) > 1 and lines[-1].endswith((":", "：")) and (number := stated_number(last_sentence(lines[-1]))):
+    if lines and lines[-1].endswith((":", "：")) and (number := stated_number(last_sentence(lines[-1]))):
         return number, "before a list"
     return None
 
@@ -381,7 +400,7 @@ def _counts_on(text: str, first: str, number: str) -> bool:
 def _weak_math(text: str) -> Iterator[Answer]:
     last, first = last_sentence(text), first_sentence(text)
     if _CONCLUDES.search(last) and (number := stated_number(last)) is not None:
-        yield answer_of(number, "conclusion")
+        yield answer_of(number, "concluded number")
     if _COUNTED.match(first) and (number := stated_number(first)) is not None:
         yield answer_of(number, "first sentence")
 
@@ -399,9 +418,15 @@ WEAK: dict[Kind, Callable[[str], Iterator[Answer]]] = {
 }
 
 
-WEAK_SIGNS = frozenset(
-    {"letter first", "letter last", "letter line", "letter in a sentence", "first sentence", "conclusion", "predicate"}
-)
+SENTENCES = frozenset({"conclusion", "predicate"})  # whole ones, in which an option's text may stand
+WEAK_SIGNS = SENTENCES | {
+    "bare",
+    "letter first",
+    "letter last",
+    "letter line",
+    "letter in a sentence",
+    "first sentence",
+}
 
 
 def last_sentence(text: str) -> str:
