@@ -67,7 +67,11 @@ class ChoiceVerifier(ReadingVerifier[frozenset[str]]):
             return None
         chosen: tuple[Answer, frozenset[str]] | None = None
         for answer in found:
-            if chosen and chosen[0].where == "box" and not (answer.kind is Kind.LETTER and answer.where == "answer is"):
+            if (
+                chosen
+                and chosen[0].where not in WEAK_SIGNS
+                and (answer.kind is not Kind.LETTER or answer.where != "answer is")
+            ):
                 continue
             value = self._first(problem, answer.value)
             if value is None:
@@ -75,13 +79,18 @@ class ChoiceVerifier(ReadingVerifier[frozenset[str]]):
             if self.contradicts(value) or (chosen and value != chosen[1]):
                 return None
             chosen = chosen or (answer, value)
-            if answer.where not in WEAK_SIGNS and (answer.where != "box" or answer.kind is Kind.LETTER):
+            if answer.where not in WEAK_SIGNS and not _may_be_doubted(answer):
                 break
         return chosen
 
     def contradicts(self, value: frozenset[str]) -> bool:
         """No letter is left."""
         return not value
+
+
+def _may_be_doubted(answer: Answer) -> bool:
+    """A box that holds a value and a letter that was only chosen: "the answer is B" must not say otherwise."""
+    return answer.where in ("chosen", "option is right") or (answer.where == "box" and answer.kind is not Kind.LETTER)
 
 
 def _is_number(reference: str | None) -> bool:

@@ -42,12 +42,13 @@ _DENIED = re.compile(
 )
 _SEPARATOR = re.compile(r"\s*(?:[.:：,，、;。]|[-–—](?=\s)|=|\bis\b|\(|\s)\s*")
 _CLAUSE = re.compile(
-    r"[,.;:(\n。，；]|\s[-–—]\s|\b(?:because|since|as|which|where|so|with|for|when|while|and)\b", re.IGNORECASE
+    r"[;:(\n。，；]|[.,](?!\d)|\s[-–—]\s|\b(?:because|since|as|which|where|so|with|for|when|while|and)\b", re.IGNORECASE
 )
 _OR = re.compile(r"\b(?:or|either|neither|nor|not|n't|both|except|none of)\b|或|不是|不", re.IGNORECASE)
 _ANOTHER = re.compile(r"[\s,]*(?:or|and|nor|/|&)\b")
 _LETTER_BESIDE = re.compile(r"\(([A-Z])\)\W*$|\b[Oo]ption \(?([A-Z])\)?(?!\w)|(?<!\w)\(([A-Z])\)")
 _IN_QUESTION = re.compile(r"^[ \t]*\(?([A-Z])[).:：、][ \t]*(\S[^\n]*)$", re.MULTILINE)
+_MACRO_LETTER = re.compile(r"^\\(?:text|textbf|mathrm|mathbf|textrm)\s*\{\s*(\(?[A-Z]\)?[.:]?)\s*\}")  # \textbf{(C) } 7
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 
 
@@ -89,6 +90,8 @@ def plain_text(text: str) -> str:
         text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
         text = re.sub(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree", "°", text).replace("\\left", "").replace("\\right", "")
         text = re.sub(r"\\[dt]frac", r"\\frac", text)
+        text = re.sub(r"\\sqrt\s*\{\s*(\w+)\s*\}", r"√\1", text)
+    text = re.sub(r"\s*√\s*\{?\s*(\w+)\s*\}?", r"√\1", text) if "√" in text else text
     text = text.replace("$", "").replace("**", "").replace("`", "")
     text = re.sub(r"\s*°", "°", text.strip().strip("!?.;:,。"))
     return " ".join(_ARTICLE.sub("", text).split()) or text
@@ -109,7 +112,7 @@ def named_options(stated: str, options: Sequence[str], *, numbered: bool = False
     """
     if len(stated) > MAX_TEXT:
         return None
-    value = undressed(stated).strip()
+    value = _MACRO_LETTER.sub(r"\1 ", undressed(stated)).strip()
     texts = tuple(plain_text(option) for option in options)
     whole = plain_text(value)
     if whole in texts and not _is_letter_of(value, whole, options, texts):
@@ -205,7 +208,7 @@ def _is_own_text(rest: str, own: str) -> bool:
 
 def _begins_with(stated: str, text: str) -> bool:
     rest = stated[len(text) :]
-    return bool(text) and stated.startswith(text) and not re.match(r"[\w°%^/√π\\]|[.,]\d|\s*[-+*/^=]", rest)
+    return bool(text) and stated.startswith(text) and not re.match(r"[\w°%^/√π\\]|[.,]\d|\s*[-+*/^=√\\]", rest)
 
 
 def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:

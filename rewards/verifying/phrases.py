@@ -107,6 +107,7 @@ CHOSEN = re.compile(
     rf"|(?=\((?-i:[A-Z])\))))\s*{_LETTER_AHEAD}",
     re.IGNORECASE,
 )
+CONDITION = re.compile(r"(?:^|[.!?\n])\s*(?:if|when|unless)\b[^.!?\n]*\Z", re.IGNORECASE)
 TAKEN_BACK = re.compile(
     r"[\s.,!?*\"'\]})$\\]*(?:(?:or|but|hmm+|oh)[,. ]+)*(?:wait|no\b[,.:]?\s+(?=wait|actually|sorry|hold|hmm"
     r"|let me|i (?:was|mis|made|mean)|(?:that|this)(?:'s| is| was| can)|it(?:'s| is| must| should)"

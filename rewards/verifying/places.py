@@ -251,6 +251,8 @@ def _prose(text: str) -> Iterator[Place]:
 
 def _letters(text: str) -> Iterator[Place]:
     for match in _last(phrases.CHOSEN, text):
+        if phrases.CONDITION.search(text, max(0, match.start() - 200), match.start()):
+            continue  # "If it is red, select option B."
         place = _after(text, match.end(), "chosen", prose=True, at=match.start())
         if place:
             yield place

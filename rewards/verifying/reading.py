@@ -84,6 +84,7 @@ _LAST_LINE_LETTER = re.compile(
 _LETTER_LINE = re.compile(
     r"[:：][*_ \t]*\n\s*[*_]{0,2}(\([A-H]\)[^\n]{0,300}|[A-H][).:] [^\n]{0,300}|[A-H])[*_.]{0,3}[ \t]*(?=\n|$)"
 )
+_LETTER_BEHIND = re.compile(r"[.!?:]\s+(\([A-H]\))[.\s]*$")  # "It would sink. (D)"
 _PARENTHESISED = re.compile(r"\(([A-H])\)")
 _SAID = re.compile(
     r"(?:\b(?:is|are|was|be|by|for)|[:：=])\s+(?:the\s+)?(?:(?:option|choice|letter|answer)\s+)?"
@@ -91,7 +92,8 @@ _SAID = re.compile(
     r"|[为是选]\s*(?=[（(]?[A-H][)）]?\s*[.。]?\s*$)"
 )
 _DENIES = re.compile(
-    r"\b(?:not|never|neither|nor|incorrect|wrong|except|unlike|instead|cannot|unclear|unable|impossible|or)\b|n't\b|不"
+    r"\b(?:not|never|neither|nor|incorrect|wrong|except|unlike|instead|cannot|unclear|unable|impossible|or"
+    r"|than)\b|n't\b|不"
     r"|错|或",
     re.IGNORECASE,
 )
@@ -234,7 +236,7 @@ def _solution(response: str, want: Kind | None) -> str | None:
     text = without_thought(response)
     if text is None:
         return None
-    text = text.strip()
+    text = text.strip().lstrip("\u200b\u2060\ufeff").lstrip()
     while (
         text.endswith(">") and (end := _SPECIAL_END.search(text, max(0, len(text) - 32))) and end[0] != "<|end_of_box|>"
     ):
@@ -295,6 +297,8 @@ def _weak_letters(text: str) -> Iterator[Answer]:
     match = _LAST_LINE_LETTER.fullmatch(last)
     if match and "\n" in text:
         yield answer_of(last, "letter last")
+    elif match := _LETTER_BEHIND.search(last):
+        yield answer_of(match[1], "letter last")
     lines = _LETTER_LINE.findall(text)
     if len(lines) == 1:
         yield answer_of(lines[0], "letter line")

@@ -92,11 +92,16 @@ def stated_number(sentence: str) -> str | None:
 
 
 def _described(plain: str, numbers: list[re.Match[str]]) -> list[re.Match[str]]:
-    """ "There is 1 block that has 36 houses": the number before a clause that describes what is counted."""
+    """The number before a clause that describes it: "There is 1 block that has 36 houses", "It is 3 m, with a 1 m base"."""
     first, second = numbers[:2]
-    counted = re.search(r"\bthere (?:is|are|was|were)(?: only| exactly)?\s+$", plain[: first.start()], re.IGNORECASE)
-    between = plain[first.end() : second.start()]
-    return [first] if counted and re.match(r"[\w\s'-]{1,60}\b(?:that|which|who|whose|with)\b", between) else []
+    before, between = plain[: first.start()], plain[first.end() : second.start()]
+    if _THERE_IS.search(before) and re.match(r"[\w\s'-]{1,60}\b(?:that|which|who|whose|with)\b", between):
+        return [first]
+    told = _RESULT.search(before) and re.match(r"[\w\s%°'-]{0,60}, (?:with|which|where|while|since|because)\b", between)
+    return [first] if told else []
+
+
+_THERE_IS = re.compile(r"\bthere (?:is|are|was|were)(?: only| exactly)?\s+$", re.IGNORECASE)
 
 
 def _one_result(plain: str, numbers: list[re.Match[str]]) -> bool:

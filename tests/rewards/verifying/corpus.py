@@ -288,6 +288,7 @@ IN_SENTENCES_ONLY = """
     The first bar is {} times larger than the second.
     So the answer is {} with a total income of $940.
     So there are {} streets that have 4 lamps.
+    The age gap is {} years, with the girl being 13 and the man being 42.
     After taking all cones away, there are {} shapes left:\\n\\n1. Red cubes\\n2. Green balls
     The total is {}.\\n\\nQuestion: How many eggs are left?\\nSolution: we count them.
     پاسخ: {}
@@ -438,6 +439,12 @@ SINGLE += [
         (["5", "10", "5 \\sqrt { 3 }"], "The correct answer is (C) 5√3 inches.", "5 \\sqrt { 3 }", "5"),
         (SEVERAL, "Thus, the answer is B (R, T, S).", "R, T, S", "A, R, N"),
         (["A", "B", "C", "D"], "The missing part is (D) D.", "D", "A"),
+        (["7.5", "8", "8.5", "17"], "Half of the width is meant. In this case, the radius is 8.5 inches.", "8.5", "8"),
+        (["7.5", "8", "8.5"], "So it is $\\boxed{\\textbf{(C) }8.5}$ inches.", "8.5", "8"),
+        (["2", "6", "6 \\sqrt { 5 }"], "The correct option is (C) 6 √5.", "6 \\sqrt { 5 }", "6"),
+        (["red", "blue"], "If the fish leave, the reed would be blue. (B)", "blue", "red"),
+        (["red", "blue"], "\u200bB) blue", "blue", "red"),
+        (["red", "blue"], "The answer is B. BECAUSE: we look at the sign.\nIf it shines, select option A.\nIf not, select option B.", "blue", "red"),
     )
     for answer, verdict in ((right, C), (wrong, W))
 ]  # fmt: skip
@@ -452,6 +459,9 @@ SINGLE += [
         (ANGLES, "B", "The correct answer is **(B)**.\n\nWe measure, and x is \\boxed{80} degrees."),
         (ANGLES, "B", "The answer is (B).\n\nQuestion: Which is larger?\nSolution: The answer is (D)."),
         (ANGLES, "B", "The angle is not (B)."),
+        (["Sun", "Moon"], "Sun", "Both are round.\nThe Sun is larger than the Moon."),
+        (["8", "8.5"], "8", "The answer is (A) 8.5"),
+        (["red", "blue"], "red", "The answer is B. BECAUSE: we look at the sign.\nIt shines.\nSelect option A."),
     )
 ]  # fmt: skip
 SINGLE += [
