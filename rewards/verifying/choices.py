@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from rewards.types import Problem
 from rewards.verifying.options import named_options, options_of
 from rewards.verifying.places import first_sentence
-from rewards.verifying.reading import WEAK_SIGNS, Answer, Kind, Missing, candidates
+from rewards.verifying.reading import Answer, Kind, Missing, candidates
+from rewards.verifying.signs import WEAK_SIGNS
 from rewards.verifying.verifier import ReadingVerifier
 
 _YES_NO = re.compile(

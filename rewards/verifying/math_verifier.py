@@ -18,7 +18,8 @@ from rewards.verifying.answers import references_of
 from rewards.verifying.formulas import aligned, decide, latex_of
 from rewards.verifying.numbers import number_views
 from rewards.verifying.quantities import read_quantity
-from rewards.verifying.reading import Answer, Kind, Missing, answer_of, candidates, concludes
+from rewards.verifying.reading import Answer, Kind, Missing, answer_of, candidates
+from rewards.verifying.signs import CONCLUDES
 from rewards.verifying.workers import Workers
 
 MAX_BARE_WORDS = 2  # in a whole response that is an answer and no sentence
@@ -129,7 +130,7 @@ class MathVerifier:
         is_sentence = False
         for answer in found:
             if answer.where == "bare" and len(_WORD.findall(answer.value)) > MAX_BARE_WORDS:
-                is_sentence = not concludes(answer.value)
+                is_sentence = CONCLUDES.search(answer.value) is None
                 continue
             if is_sentence and answer.where == "last sentence":
                 continue

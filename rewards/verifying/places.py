@@ -105,6 +105,24 @@ def first_sentence(text: str) -> str:
     return text.strip()
 
 
+def last_sentence(text: str) -> str:
+    """The last sentence of the last line that is not empty.
+
+    Example:
+        >>> last_sentence("It is 3.5 m.\\nSo we add. That makes 7.")
+        'That makes 7'
+    """
+    line = text.rstrip().rpartition("\n")[2].strip()
+    rest = line
+    for _ in range(200):
+        sentence = first_sentence(rest)
+        after = rest[rest.find(sentence) + len(sentence) :].lstrip(".!?。！；？ \"'”*_)")
+        if not after:
+            return sentence.strip()
+        rest = after
+    return rest
+
+
 def boxes(text: str) -> list[tuple[int, int, str]]:
     r"""Start, end and content of every `\boxed{…}` whose brace closes, innermost ones only, and of `\boxed 7`.
 

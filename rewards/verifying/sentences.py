@@ -92,7 +92,7 @@ def stated_number(sentence: str) -> str | None:
 
 
 def _described(plain: str, numbers: list[re.Match[str]]) -> list[re.Match[str]]:
-    """The number before a clause that describes it: "There is 1 block that has 36 houses", "It is 3 m, with a 1 m base"."""
+    """The number before a clause that describes it: "There is 1 block that has 36 houses"; else nothing."""
     first, second = numbers[:2]
     before, between = plain[: first.start()], plain[first.end() : second.start()]
     if _THERE_IS.search(before) and re.match(r"[\w\s'-]{1,60}\b(?:that|which|who|whose|with)\b", between):
@@ -105,7 +105,7 @@ _THERE_IS = re.compile(r"\bthere (?:is|are|was|were)(?: only| exactly)?\s+$", re
 
 
 def _one_result(plain: str, numbers: list[re.Match[str]]) -> bool:
-    """Not "the voltage is 3 V and the current is 1 A": another result stands before, and nothing is concluded from it."""
+    """Not "the voltage is 3 V and the current is 1 A", where another result stands before the last."""
     *_, before, last = numbers
     between = plain[before.end() : last.start()]
     return not (
