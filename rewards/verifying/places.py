@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from rewards.verifying import phrases
 
 MAX_STATEMENTS = 32  # of one rule that are looked at, from the end
-_CLOSING_SENTENCES, _CLOSING_CHARACTERS = 6, 400
 _LONGEST_LETTER = 12  # characters of "**(B)**"
 _NAMED_OPTION = re.compile(r"\W{0,4}[A-Z]\W{0,4}[.:] +\W{0,3}(?:yes|no|true|false)\b", re.IGNORECASE)  # "(B). No"
 
@@ -34,58 +33,6 @@ class Place:
     end: int
     text: str
     rule: str
-
-
-def without_thought(response: str) -> str | None:
-    """What follows the last closed thought; None if a thought is still open at the end.
-
-    Example:
-        >>> without_thought("<think>3?</think>4"), without_thought("3?</think>4"), without_thought("<think>3")
-        ('4', '4', None)
-    """
-    end = max((match.end() for match in phrases.CLOSED.finditer(response)), default=0)
-    rest = response[end:]
-    return None if phrases.OPENED.search(rest) else rest
-
-
-def without_courtesy(text: str) -> str:
-    """Without closing phrases such as "I hope this helps! Do you have other questions?".
-
-    Example:
-        >>> without_courtesy("It is **6 m**.\\n\\nI hope this helps! Let me know if you have any other questions.")
-        'It is **6 m**.'
-    """
-    for _ in range(_CLOSING_SENTENCES):
-        tail = max(0, len(text) - _CLOSING_CHARACTERS)
-        match = phrases.COURTESY.search(text, tail)
-        if match is None or not text[: match.start()].strip():
-            return text
-        text = text[: match.start()].rstrip()
-    return text
-
-
-def without_option_lists(text: str) -> str:
-    r"""Without lists that only repeat the options: lines "(A) …", "(B) …" in a row that judge none of them.
-
-    Example:
-        >>> without_option_lists("Which one?\n(A) 12\n(B) 14\nIt is (B).").split()
-        ['Which', 'one?', 'It', 'is', '(B).']
-    """
-    if "A)" not in text and "A." not in text and "A:" not in text:
-        return text
-    kept, run = [], list[re.Match[str]]()
-    at = 0
-    for match in [*phrases.OPTION_LINE.finditer(text), None]:
-        letters = "".join(one[1] or "" for one in run)
-        expected = chr(65 + len(letters))
-        if match and (not run or match.start() == run[-1].end()) and (match[1] in (None, expected)):
-            run.append(match)
-            continue
-        if len(letters) > 1 and not any(phrases.JUDGES.search(one[2] or "") for one in run):
-            kept.append(text[at : run[0].start()])
-            at = run[-1].end()
-        run = [match] if match and match[1] in (None, "A") else []
-    return "\n".join([*kept, text[at:]]).strip() if kept else text
 
 
 def first_sentence(text: str) -> str:

@@ -19,11 +19,9 @@ from rewards.verifying.places import (
     Place,
     contradict,
     statements,
-    without_courtesy,
-    without_option_lists,
-    without_thought,
 )
 from rewards.verifying.quantities import read_quantity
+from rewards.verifying.solution import solution, without_option_lists
 
 MAX_BARE_CHARACTERS = 80  # a longer response without any marker is reasoning, not an answer
 MIN_SOLUTION = 200  # characters before "Question: …" that are no restated question
@@ -68,7 +66,6 @@ _LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\([A-Za-z]\)|\[[A-Z]\]|
 _YES_NO = re.compile(r"(?:yes|no|true|false)\b.*", re.IGNORECASE | re.DOTALL)
 _FORMULA = re.compile(r"\\[A-Za-z]|[=^_+*/<>≤≥≠∞π√±∪∩∈]|\d\s*[-:]\s*\d|^[(\[{].*,.*[)\]}]$")
 _FENCE = re.compile(r"```[a-z]{0,12}\n([^\n]{1,200})\n```")
-_SPECIAL_END = re.compile(r"(?:<\|[A-Za-z_]{2,24}\|>|</s>|<eos>|<end_of_turn>)\Z")
 
 
 def kind_of(value: str) -> Kind:
@@ -118,7 +115,7 @@ def read_answer(response: str, want: Kind | None = None) -> Answer | None:
 
 def stated_answer(response: str) -> Answer | None:
     """The same from explicit statements only: a bare response of one word states none."""
-    text = _solution(response, None)
+    text = solution(response)
     text = _before_next_question(text, None) if text is not None else None
     places = _places(text, None) if text is not None else None
     return next(_answers_at(places), None) if places is not None else None
@@ -130,7 +127,8 @@ def candidates(response: str, want: Kind | None = None) -> Iterator[Answer] | Mi
     Explicit statements come alone, but that letters and numbers may also be read from weaker signs where all that is
     explicit is a box or a sentence.
     """
-    text = _solution(response, want)
+    text = solution(response)
+    text = without_option_lists(text) if text and want is Kind.LETTER else text
     if text is None:
         return Missing.OPEN_THOUGHT
     text = _before_next_question(text, want)
@@ -175,20 +173,6 @@ def _answers_at(places: Iterator[Place], *, inside: str = "") -> Iterator[Answer
         yield answer_of(place.text, inside or place.rule)
         if place.rule in FINAL_RULES:
             return
-
-
-def _solution(response: str, want: Kind | None) -> str | None:
-    """What is read: behind the thought, without closing phrases, and for letters without a list of the options."""
-    text = without_thought(response)
-    if text is None:
-        return None
-    text = text.strip().lstrip("\u200b\u2060\ufeff").lstrip()
-    while (
-        text.endswith(">") and (end := _SPECIAL_END.search(text, max(0, len(text) - 32))) and end[0] != "<|end_of_box|>"
-    ):
-        text = text[: end.start()].rstrip()
-    text = without_courtesy(text)
-    return without_option_lists(text) if want is Kind.LETTER else text
 
 
 def _before_next_question(text: str, want: Kind | None) -> str | None:
