@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -28,7 +29,7 @@ STYLES = re.compile(r"<link[^>]*?\shref=[\"']?([^\"'\s>]+)", re.IGNORECASE)
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the working tree, in strict mode."""
-    pytest.importorskip("mkdocs", reason="the docs extra is not installed: pip install 'mpo-prm[docs]'")
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
@@ -67,6 +68,13 @@ def test_every_public_name_is_described(site: Path) -> None:
     assert not missing
     assert "&gt;&gt;&gt;" in text  # the examples are code, not quotations
     assert "<blockquote>" not in text
+
+
+def test_the_heart_is_printed(site: Path) -> None:
+    """The examples' own text: what the page shows is what the tests run."""
+    text = html.unescape(re.sub(r"<[^>]+>", "", (site / "examples.html").read_text()))
+    for name in ("mpo_loop.py", "loop.py"):
+        assert (ROOT / "examples" / name).read_text().strip() in text
 
 
 def test_pages_of_the_root_and_links_to_them(site: Path) -> None:

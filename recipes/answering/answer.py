@@ -1,4 +1,4 @@
-"""`mpo answer`: one question, N candidates, the one that the PRM or a vote chooses. Nothing is written."""
+"""`mpo answer`: one question, N responses, and the one that the PRM or a vote chooses. Nothing is written."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.prms import prm_of
 from rewards.choosing.best_of_n import Answer, BestOfN
 from rewards.choosing.selection import CHOICES
+from rewards.sampling.prompts import prompt_of
 from rewards.scoring.aggregation import AGGREGATIONS
 
 
 def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
-    """Answer, and print the answer, what it was chosen among, and its cost.
+    """Answer a question; print the answer, the responses that it was chosen from, and its cost.
 
     Raises:
         ConfigError: settings that cannot work; everything is checked before a model is loaded.
@@ -32,6 +33,7 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
         )
     if config.prm is None and config.selector != "majority":
         raise ConfigError(f"selector={config.selector} needs prm, the folder of a process reward model")
+    prompt = prompt_of(config.prompt, system=config.system)
     sampling = SampleConfig(
         problems=Path(),
         out=Path(),
@@ -48,7 +50,7 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
     prm = None
     if config.prm is not None:
         prm = prm_of(config.prm, base_url=config.prm_base_url, model=config.prm_model, read=config.prm_read)
-    chooser = BestOfN(generator, prm, aggregation=config.aggregation, wave=config.wave)
+    chooser = BestOfN(generator, prm, aggregation=config.aggregation, wave=config.wave, prompt=prompt)
     found = chooser.answer(
         config.image, config.question, config.n, selector=config.selector, error=config.error, seed=config.seed
     )
@@ -85,7 +87,7 @@ def _show(found: Answer, console: Console) -> None:
         )
     console.print(table)
     console.print(escape(found.text))
-    cost = f"{len(found.candidates)} candidates, {found.tokens if found.tokens is not None else 'unknown'} tokens"
+    cost = f"{len(found.candidates)} responses, {found.tokens if found.tokens is not None else 'unknown'} tokens"
     chance = (
         "" if found.may_change is None else f"; more would change the answer with probability {found.may_change:.3f}"
     )

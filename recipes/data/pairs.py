@@ -17,6 +17,7 @@ from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.groups import iter_groups, problems_of
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
+from rewards.pairing.eligibility import without_second_opinion
 from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairingReport
 from rewards.pairing.rules import RULES, Pairing, Rule, prm_margin, seen_by
@@ -40,7 +41,10 @@ def pairs(config: PairsConfig) -> Path:
     if stage.complete:
         return stage.out
     compared = {name: Pairing(name, limits) for name in RULES}
-    groups = seen_by(compared.values(), iter_groups(config.groups))
+    groups = iter_groups(config.groups)
+    if config.disputed:
+        groups = map(without_second_opinion, groups)
+    groups = seen_by(compared.values(), groups)
     if config.rule == DROPOUT:
         every, dropout = _dropout(list(groups), limits, config)
         found, report_of = iter(every), lambda: dropout
@@ -73,7 +77,7 @@ def _at_least_one(
     if not report.pairs and report.rejected_rollouts.get("no_visual_dependence"):
         raise DataError(
             f"min_visual_dependence={config.min_visual_dependence} needs scores without the image, and "
-            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
+            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave the option out"
         )
     if not report.pairs:
         raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
@@ -85,7 +89,7 @@ def _checked_limits(config: PairsConfig) -> Limits:
     if (config.rule == DROPOUT) != (config.policy is not None):
         raise ConfigError(
             f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
-            "the other rules take none"
+            "the other rules take no policy"
         )
     if config.rule == DROPOUT and config.min_visual_dependence is not None:
         raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")

@@ -1,19 +1,19 @@
 """`mpo sample`: N completions per problem, each with why it ended.
 
-Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed goes
-on with the same command and draws only what is missing; a larger `num_samples` adds to what is there. `groups.jsonl`,
-which the later stages read, is written from the store at the end, in the order of the problems and of the sample
-indexes.
+Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed
+continues with the same command and draws only what is missing; a larger `num_samples` adds to what is there.
+`groups.jsonl`, which the later stages read, is written from the store at the end, in the order of the problems and of
+the sample indexes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -30,9 +30,10 @@ from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.interchange.sample_rows import write_sample_parquet
 from rewards.kept.keys import digest, problem_key, unit_key
-from rewards.kept.store import OnChange, SampleStore, StoredSample
+from rewards.kept.store import SampleStore, StoredSample
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
+from rewards.sampling.prompts import prompt_files, prompt_of
 from rewards.scoring.other_images import partners, showing
 from rewards.types import Problem, Rollout, RolloutGroup
 
@@ -45,23 +46,22 @@ def sample(config: SampleConfig) -> Path:
     """Draw what the store lacks, and write `groups.jsonl`.
 
     Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose image cannot be decoded and
-    one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
+    one that the server or the processor refuses are not in it: they are listed in `quarantine.jsonl` and counted.
     """
-    params = checked_params(config)
-    inputs = [path for path in (config.policy, config.problems) if path is not None]
+    params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
+    inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage("sample", config, inputs=inputs, grows=("num_samples",), refuse=config.on_change == "refuse")
     parquet = stage.out / PARQUET
     if stage.complete and (parquet.exists() or not config.parquet):
         return stage.out
     quarantine = Quarantine()
     every = read_problems(config.problems, on_bad=quarantine.add).values()
-    problems, image_digests = readable(every, quarantine)
+    problems, image_digests = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
     asked = problems
     if config.swap_images:
         problems, asked, image_digests = _with_other_images(problems, quarantine, stage.out / OTHER_IMAGES)
-    with SampleStore(
-        stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
-    ) as store:
+    fingerprint = {**_fingerprint(stage, config), "prompt": asdict(prompt)}
+    with SampleStore(stage.out / STORE, fingerprint, on_change=config.on_change) as store:
         (stage.out / MANIFEST).unlink(missing_ok=True)
         keys = [
             [
@@ -159,7 +159,7 @@ def _draw_missing(
     refused: dict[int, str] = {}
     if len(done) == total:
         return {}
-    # As many rows per problem as when this segment began, so that going on cuts the same calls.
+    # As many rows per problem as when this segment began, so that a resumed run cuts the same calls.
     rows_a_problem = store.note("rows_a_problem", config.num_samples)
     with (
         _drawing(config, params, rows_a_problem) as generator,

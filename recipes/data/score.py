@@ -22,6 +22,7 @@ from rewards.prm.formats import format_files
 from rewards.scoring.aggregation import AGGREGATIONS
 from rewards.scoring.groups import StoredScorer, json_scores, score_groups, score_unseen
 from rewards.types import RolloutGroup
+from rewards.verifying.thoughts import scored_spans
 
 _log = logging.getLogger(__name__)
 
@@ -30,15 +31,16 @@ def score(config: ScoreConfig) -> Path:
     """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted.
 
     With `visual_dependence` the same again with blank and with other problems' images, into the same groups.
-    Each batch's scores are in `calls.sqlite` as soon as they are there: after a kill the same command goes on.
+    Each batch's scores are in `calls.sqlite` as soon as they are kept: after a kill the same command continues.
     """
     stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
     if stage.complete:
         return stage.out
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
+    scored_spans("", config.score)  # refuses a part that there is not
     if config.engine != "local" and config.base_url:
-        raise ConfigError("engine ray is for a PRM of this process; to a server, raise concurrency instead")
+        raise ConfigError("engine ray is for a PRM in this process; for a server, raise concurrency instead")
     groups = read_groups(config.groups)
     with (
         open_calls(stage, processor=load_processor(config.prm), groups=groups) as calls,
@@ -53,7 +55,9 @@ def score(config: ScoreConfig) -> Path:
     write_groups(stage.out, scored)
     if bounded := _bounded(scored):
         counts["bounded"] = bounded
-        _log.warning("%d of %d responses have scores that are only bounds; --read token_ids sees all", bounded, total)
+        _log.warning(
+            "%d of %d responses have scores that are only bounds; --read token_ids gives exact scores", bounded, total
+        )
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
 
 
@@ -68,6 +72,7 @@ def _scorer(config: ScoreConfig) -> Iterator[Callable[[Any], Any]]:
         model=config.model,
         read=config.read,
         concurrency=config.concurrency,
+        part=config.score,
     )
     yield partial(json_scores, prm)
 

@@ -115,7 +115,7 @@ def write_summary(runs: Sequence[Path], out: Path) -> Path:
 
 
 def label(arm: str) -> str:
-    """What a table calls an arm."""
+    """The name of an arm in tables."""
     return ARM_LABELS.get(arm, arm)
 
 
@@ -127,7 +127,7 @@ def _arm_names(runs: Sequence[Path]) -> list[str]:
 
 
 def _measures_of(runs: Sequence[Path], arm: str) -> Measures:
-    """Everything that the arm's groups say: each folder is read once."""
+    """Everything that the arm's groups tell; each folder is read once."""
     test = f"test/{arm}"
     measures = _measures(runs, [f"{test}/scored", f"{test}/verified"], _of_samples)
     for name in ("greedy", "swapped"):
@@ -222,8 +222,8 @@ def _results(run: Path, arm: str) -> dict[str, Any]:
 
 
 def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
-    """What each seed's candidates were: distinct ones a k, verdicts, unscored ones."""
-    keys = ("problems", "samples", "distinct_candidates", "verdicts", "unscored")
+    """What each seed's responses were: distinct answers at each k, verdicts, unscored ones."""
+    keys = ("problems", "samples", "distinct_answers", "verdicts", "unscored")
     return [{key: results[key] for key in keys} for run in runs if (results := _results(run, arm))]
 
 
@@ -252,7 +252,7 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
 
 
 def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
-    """MPO against each optional arm; empty where only the warm start stands beside it."""
+    """MPO against each optional arm; empty if there is only the warm start beside it."""
     others = [arm for arm in arms if arm not in (BASELINE, TRAINED)] if TRAINED in arms else []
     rows = [
         (f"MPO > {label(other)} ({how})", arms[TRAINED].get(how), arms[other].get(how))

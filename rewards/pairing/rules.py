@@ -42,20 +42,20 @@ __all__ = [
 def correctness(group: RolloutGroup, limits: Limits) -> tuple[list[PreferencePair], Counter[str]]:
     """Verified-right against verified-wrong, a random sample of all combinations (MMPR, arXiv 2411.10442, §2.2).
 
-    Format negatives stand apart, as in MMPR: right against responses without a final answer is a sample of its own,
-    with the source "correctness_format".
+    Format negatives, where they are asked for, stand apart, as in MMPR: right against responses that state no final
+    answer is a sample of its own, with the source "correctness_format".
 
     Args:
         group: rollouts with verdicts.
         limits: what a pair and a problem's number of pairs must keep to.
 
     Returns:
-        Pairs, sampled with a seed from the problem's id; and reason → rollouts that could stand on no side.
+        Pairs, sampled with a seed from the problem's id; and reason → rollouts that could take no side.
     """
     sides = eligible(group, limits)
     found: list[PreferencePair] = []
     everything: list[Sides] = []
-    for negatives, source in ((sides.wrong, "correctness"), (sides.unparsable, "correctness_format")):
+    for negatives, source in ((sides.wrong, "correctness"), (sides.silent, "correctness_format")):
         candidates = _within(group, itertools.product(sides.right, negatives), limits)
         everything += candidates
         found += [
@@ -68,12 +68,12 @@ def correctness_and_prm(group: RolloutGroup, limits: Limits) -> tuple[list[Prefe
     """The i-th best-rewarded right answer against the i-th best-rewarded wrong one (hardest negatives first).
 
     Each text is used at most once, so the pairs of a problem differ on both sides; ties in reward go to the
-    lower index. A response without a final answer is ranked among the wrong ones. With `max_length_ratio` a right
+    lower index. A format negative is ranked among the wrong ones. With `max_length_ratio` a right
     answer takes the best-rewarded unused wrong one that it allows. Arguments and returns are those of `correctness`;
     a rollout without reward is a reject.
     """
     sides = eligible(group, limits, need_reward=True)
-    wrong = sorted([*sides.wrong, *sides.unparsable])
+    wrong = sorted([*sides.wrong, *sides.silent])
     order = itertools.product(_best_first(group, sides.right), _best_first(group, wrong))
     candidates = _within(group, order, limits)
     matched = _each_once(candidates)[: limits.max_pairs]
@@ -175,7 +175,7 @@ def build_pairs(
 
 
 def seen_by(pairings: Iterable[Pairing], groups: Iterable[RolloutGroup]) -> Iterator[RolloutGroup]:
-    """The same groups, one at a time; each pairing has each of them counted as it passes."""
+    """The same groups, one at a time; each is counted for each pairing as it passes."""
     every = list(pairings)
     for group in groups:
         for pairing in every:
@@ -194,7 +194,7 @@ def _sample(candidates: list[Sides], size: int, problem_id: str) -> list[Sides]:
 
 
 def _each_once(candidates: Iterable[Sides]) -> list[Sides]:
-    """The candidates in their order without those that use an index again."""
+    """The candidate pairs in their order without those that use an index again."""
     used: set[int] = set()
     kept = []
     for both in candidates:
@@ -215,14 +215,14 @@ def _reward(group: RolloutGroup, index: int) -> float:
 
 
 def _with_lonely(sides: Eligible, candidates: Iterable[Sides], reason: str, *, one_side: bool = False) -> Counter[str]:
-    """The rejects, and the eligible rollouts that stand in no candidate although there are two sides."""
-    two = bool(sides.right and (sides.wrong or sides.unparsable))
+    """The rejects, and the eligible rollouts that are in no candidate pair although there are two sides."""
+    two = bool(sides.right and (sides.wrong or sides.silent))
     lonely = without_partner(sides.all, candidates) if two or one_side else 0
     return sides.rejects + Counter({reason: lonely} if lonely else {})
 
 
 def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
-    """One reason per problem: a side without partner, else what its verdicts say, else the most frequent reject."""
+    """One reason per problem: a side without partner, else what its verdicts show, else the most frequent reject."""
     if not group.rollouts:
         return "no_rollouts"
     if lonely := sorted(reason for reason in rejects if reason.startswith("no_partner")):
@@ -230,9 +230,9 @@ def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
     verdicts = {rollout.verdict for rollout in group.rollouts}
     if verdicts == {None}:
         return "no_verdict"
-    decided = verdicts & {Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE}
+    decided = {verdict for verdict in verdicts if verdict is not None and verdict.is_decided}
     if not decided:
-        return "verifier_failed"
+        return "none_readable" if Verdict.UNPARSABLE in verdicts else "verifier_failed"
     if decided == {Verdict.CORRECT}:
         return "all_right"
     if Verdict.CORRECT not in decided:

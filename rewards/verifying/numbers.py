@@ -19,7 +19,7 @@ from rewards.verifying.verifier import ReadingVerifier
 MAX_TEXT = 1_000  # characters of an answer that is compared as text
 _EPSILON = 1e-9
 _REASON = re.compile(
-    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.|with)\s|\s+\("
+    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\("
     r"|\s[-–—]\s(?!\d)|[,;]\s(?=\D*$)",
     re.IGNORECASE,
 )
@@ -28,7 +28,7 @@ _YEAR = re.compile(r"1[89]\d\d|20\d\d|2100")
 
 
 def number_views(value: str) -> Iterator[str]:
-    """As it stands, its first sentence, what stands before the reasons, and the one number that it states."""
+    """The text itself, its first sentence, the part before the reasons, and the one number that it states."""
     yield value
     first = first_sentence(value)
     yield first
