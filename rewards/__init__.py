@@ -63,6 +63,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "rewards.choosing.evaluation": ("SELECTORS", "accuracy_at_k", "evaluate"),
     "rewards.statistics": ("Estimate", "mean_with_interval", "paired_difference"),
     "rewards.choosing.selector_warnings": ("TrustWarning", "selector_regret", "trust_warnings"),
+    "rewards.pairing.limits": ("Limits",),
     "rewards.pairing.rules": (
         "RULES",
         "Pairing",

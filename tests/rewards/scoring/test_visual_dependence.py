@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from rewards.errors import StepAlignmentError
+from rewards.pairing.limits import Limits
 from rewards.pairing.rules import RULES, build_pairs
 from rewards.scoring.groups import BLANK_AT_A_TIME, score_unseen
 from rewards.scoring.visual_dependence import dependence, of_group, visual_dependence
@@ -139,7 +140,7 @@ def pairable(*dependences: float | None) -> RolloutGroup:
 @pytest.mark.parametrize("rule", list(RULES))
 def test_only_responses_that_depend_on_the_picture_are_chosen(rule):
     groups = [pairable(0.4, 0.05, None)]
-    pairs, report = build_pairs(groups, rule=rule, min_visual_dependence=0.1)
+    pairs, report = build_pairs(groups, rule=rule, limits=Limits(min_visual_dependence=0.1))
     assert {pair.meta["chosen_index"] for pair in pairs} == {0}
     assert report.rejected_rollouts["low_visual_dependence"] == report.rejected_rollouts["no_visual_dependence"] == 1
     assert report.mean_dependence == {"chosen": pytest.approx(0.4), "rejected": pytest.approx(0.05)}
@@ -149,7 +150,7 @@ def test_only_responses_that_depend_on_the_picture_are_chosen(rule):
 
 
 def test_a_problem_whose_right_answers_are_all_blind_is_dropped_for_it():
-    pairs, report = build_pairs([pairable(0.0, 0.05)], min_visual_dependence=0.1)
+    pairs, report = build_pairs([pairable(0.0, 0.05)], limits=Limits(min_visual_dependence=0.1))
     assert not pairs
     assert report.dropped == {"low_visual_dependence": 1}
 
