@@ -229,6 +229,27 @@ class PairsConfig:
     min_visual_dependence: float | None = field(
         default=None, metadata={"help": "of a chosen response, at least; needs `mpo score --visual_dependence true`"}
     )
+    min_step_score: float | None = field(
+        default=None,
+        metadata={"help": "lowest step score of a chosen response; 0 is off. Default: 0.5 for the PRM rules, else off"},
+    )
+    rejected_span: str | None = field(
+        default=None,
+        metadata={
+            "help": "what of a rejected response counts: full (the paper), first_bad_step or up_to_first_bad_step. "
+            "Default: first_bad_step for the PRM rules and step_prefix, else full"
+        },
+    )
+    span_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "what finds the bad step: prm (scores), mc (counts), exact (labels), or random (a control). "
+            "Default: mc for step_prefix, else prm"
+        },
+    )
+    bad_step_threshold: float | None = field(
+        default=None, metadata={"help": "a step is bad below this score (0.5), or at this count or less (0)"}
+    )
     margin: float = field(default=0.1, metadata={"help": "prm_margin: rewards of a pair differ by at least this"})
     policy: Path | None = field(default=None, metadata={"help": "dropout_ntp: model that wrote the responses"})
     temperature: float = field(default=1.0, metadata={"help": "dropout_ntp: of the continuations"})

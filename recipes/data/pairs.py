@@ -19,7 +19,8 @@ from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairingReport
-from rewards.pairing.rules import RULES, Pairing, Rule, prm_margin, seen_by
+from rewards.pairing.rules import LIMITS, RULES, Pairing, Rule, prm_margin, seen_by
+from rewards.pairing.spans import RejectedSpan
 from rewards.prm.labelling.continuations import CONTINUATIONS, with_right_continuations
 from rewards.types import PreferencePair, RolloutGroup
 
@@ -35,11 +36,12 @@ def pairs(config: PairsConfig) -> Path:
     With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give. Pairs
     go to the file problem by problem; all of them are in memory only with `mmpr` or `dropout_ntp`.
     """
-    limits = _checked_limits(config)
+    _check(config)
+    limits = _limits(config.rule, config)
     stage = open_stage("pairs", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
-    compared = {name: Pairing(name, limits) for name in RULES}
+    compared = {name: Pairing(name, _limits(name, config)) for name in RULES}
     groups = seen_by(compared.values(), iter_groups(config.groups))
     if config.rule == DROPOUT:
         every, dropout = _dropout(list(groups), limits, config)
@@ -61,7 +63,8 @@ def pairs(config: PairsConfig) -> Path:
     if config.mmpr:
         _export_mmpr(stage, every, report)
     counts = {"in": report.problems_in, "out": report.problems_with_pairs, "rejected": dict(report.dropped)}
-    return stage.finish({**counts, "pairs": report.pairs, "problems": str(problems_of(config.groups))})
+    made = {"pairs": report.pairs, "rejected_counted": round(report.rejected_counted, 4)}
+    return stage.finish({**counts, **made, "problems": str(problems_of(config.groups))})
 
 
 def _at_least_one(
@@ -75,11 +78,16 @@ def _at_least_one(
             f"min_visual_dependence={config.min_visual_dependence} needs scores without the image, and "
             f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
         )
+    if not report.pairs and report.rejected_rollouts.get("no_step_scores"):
+        raise DataError(
+            f"rule {config.rule} reads step scores, and {config.groups} has none; run `mpo score`, or ask for the "
+            "paper's pairs: --rejected_span full --min_step_score 0"
+        )
     if not report.pairs:
         raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
 
 
-def _checked_limits(config: PairsConfig) -> Limits:
+def _check(config: PairsConfig) -> None:
     if config.rule not in (*RULES, DROPOUT):
         raise ConfigError(f"unknown pairing rule {config.rule!r}: expected one of {', '.join([*RULES, DROPOUT])}")
     if (config.rule == DROPOUT) != (config.policy is not None):
@@ -89,7 +97,27 @@ def _checked_limits(config: PairsConfig) -> Limits:
         )
     if config.rule == DROPOUT and config.min_visual_dependence is not None:
         raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
-    return Limits(config.max_pairs, config.format_negatives, config.max_length_ratio, config.min_visual_dependence)
+    stepwise = {name: getattr(config, name) for name in ("min_step_score", "rejected_span", "span_source")}
+    if config.rule == DROPOUT and (given := [name for name, value in stepwise.items() if value is not None]):
+        raise ConfigError(f"{DROPOUT} takes no {given[0]}: its responses need no PRM; leave it out")
+
+
+def _limits(rule: str, config: PairsConfig) -> Limits:
+    """What the rule must keep to: its own limits where the settings say nothing."""
+    own = LIMITS.get(rule, Limits())
+    span = RejectedSpan(
+        config.rejected_span or own.rejected_span.part,
+        config.span_source or own.rejected_span.source,
+        config.bad_step_threshold,
+    )
+    return Limits(
+        config.max_pairs,
+        config.format_negatives,
+        config.max_length_ratio,
+        config.min_visual_dependence,
+        own.min_step_score if config.min_step_score is None else config.min_step_score,
+        span,
+    )
 
 
 def _rule(config: PairsConfig) -> str | Rule:

@@ -28,7 +28,9 @@ def to_trl_row(pair: PreferencePair) -> Row:
 
     Returns:
         `images` (as the problem holds them, in order), `prompt`, `chosen`, `rejected`; `chosen_truncated` and
-        `rejected_truncated`, which say that a response gets no end-of-turn token; `problem_id` and `source`.
+        `rejected_truncated`, which say that a response gets no end-of-turn token; `rejected_span`, [start, end] of the
+        rejected response's characters that count in L_p and L_q, or None for all (`mpo/spans.py`; TRL ignores it);
+        `problem_id` and `source`.
 
     Example:
         >>> from rewards.types import Completion, Problem
@@ -48,6 +50,7 @@ def to_trl_row(pair: PreferencePair) -> Row:
         "rejected": _assistant(pair.rejected.text),
         "chosen_truncated": pair.chosen.finish_reason is FinishReason.LENGTH,
         "rejected_truncated": pair.rejected.finish_reason is FinishReason.LENGTH,
+        "rejected_span": None if pair.rejected_span is None else list(pair.rejected_span),
         "problem_id": problem.id,
         "source": pair.source,
     }
@@ -59,7 +62,8 @@ def from_trl_row(row: Row) -> PreferencePair:
     TRL's format allows more than a pair of ours holds: one user turn, images before one text, one assistant turn.
 
     Raises:
-        DataError: the row says something else, an image cannot be decoded, or a side is empty or both are equal.
+        DataError: the row says something else, an image cannot be decoded, a side is empty, both are equal, or
+            `rejected_span` lies outside the rejected response.
     """
     from mpo.multimodal.images import load_image
 
@@ -74,7 +78,12 @@ def from_trl_row(row: Row) -> PreferencePair:
             raise DataError(f"{side} holds an image; expected text only")
         truncated = row.get(f"{side}_truncated")
         sides.append(Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP))
-    return PreferencePair(Problem(row["problem_id"], question, images), sides[0], sides[1], row["source"])
+    given = row.get("rejected_span")
+    if given is not None and len(given) != 2:
+        raise DataError(f"rejected_span {given}; expected [start, end] or null")
+    span = None if given is None else (given[0], given[1])
+    problem = Problem(row["problem_id"], question, images)
+    return PreferencePair(problem, sides[0], sides[1], row["source"], rejected_span=span)
 
 
 def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
@@ -155,6 +164,7 @@ def trl_features(*, decode: bool = True) -> datasets.Features:
             "rejected": List(message),
             "chosen_truncated": Value("bool"),
             "rejected_truncated": Value("bool"),
+            "rejected_span": List(Value("int32")),
             "problem_id": Value("string"),
             "source": Value("string"),
         }
