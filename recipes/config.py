@@ -461,7 +461,14 @@ class AnswerConfig:
     prm_model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
     prm_read: str = field(default="token_ids", metadata={"help": "of its server: token_ids (vLLM), choice, top"})
     n: int = field(default=8, metadata={"help": "candidates; at most so many with error"})
-    selector: str = field(default="prm", metadata={"help": "prm, weighted_vote or majority"})
+    selector: str = field(
+        default="prm", metadata={"help": "prm, majority, weighted_vote, vote_prod, vote_min or vote_min_4"}
+    )
+    vote_weight: str = field(
+        default="reward",
+        metadata={"help": "of weighted_vote: reward (as aggregated), or of the step scores prod, min or mean"},
+    )
+    vote_power: float = field(default=1.0, metadata={"help": "of weighted_vote: the weight to this power"})
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
     error: float | None = field(
         default=None, metadata={"help": "adaptive N: stop when more candidates change the answer at most so probably"}

@@ -53,6 +53,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "majority",
         "weighted_vote",
     ),
+    "rewards.choosing.votes": ("VoteWeight",),
     "rewards.choosing.curves": (
         "best_at_k",
         "pass_at_k",

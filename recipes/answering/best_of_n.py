@@ -2,7 +2,7 @@
 
 Everything is an expectation over random k-subsets of a problem's N rollouts. A rollout that the PRM could not read
 (control tokens, empty text) has no reward. It stays a candidate: ranked last (reward −∞) by `prm` and `orm`, with
-weight 0 in the weighted vote, a full voter in the majority, and counted as `unscored`.
+weight 0 in weighted votes, a full voter in the majority, and counted as `unscored`.
 
 At the end it prints what speaks against the PRM's choices (`rewards/choosing/selector_warnings.py`); `results.json`
 keeps it as `warnings`.

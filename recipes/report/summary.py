@@ -246,6 +246,8 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
         (f"PRM best@{k} > majority@{k} (MPO)", at_k(mpo, "prm"), at_k(mpo, "majority")),
         (f"weighted vote@{k} > majority@{k} (warm start)", at_k(base, "weighted_vote"), at_k(base, "majority")),
         (f"weighted vote@{k} > majority@{k} (MPO)", at_k(mpo, "weighted_vote"), at_k(mpo, "majority")),
+        (f"vote by product@{k} > majority@{k} (warm start)", at_k(base, "vote_prod"), at_k(base, "majority")),
+        (f"vote by product@{k} > majority@{k} (MPO)", at_k(mpo, "vote_prod"), at_k(mpo, "majority")),
         (f"MPO + PRM best@{k} > warm start + PRM best@{k}", at_k(mpo, "prm"), at_k(base, "prm")),
     ]
     return [claim for row in rows if (claim := _claim(*row))]
