@@ -58,6 +58,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "a checkpoint of the hub into native classes",
     ),
     "score": ("recipes.data.score", "score", "ScoreConfig", "step scores and rewards"),
+    "continue": (
+        "recipes.data.continue_prefixes",
+        "continue_prefixes",
+        "ContinueConfig",
+        "ask again from sound beginnings, where all samples are wrong",
+    ),
     "pairs": ("recipes.data.pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
     "convert-data": (
         "recipes.data.convert_data",

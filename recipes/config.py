@@ -212,6 +212,25 @@ class ScoreConfig(EngineConfig):
 
 
 @dataclass
+class ContinueConfig(EngineConfig):
+    """`mpo continue`: for problems with only wrong samples, continuations of their sound beginnings."""
+
+    groups: Path = field(metadata={"help": "folder with verified and scored groups"})
+    policy: Path = field(metadata={"help": "model that continues"})
+    out: Path = field(metadata={"help": "folder for the continued responses, verified; score them next"})
+    prefixes: int = field(default=4, metadata={"help": "different beginnings per problem, the longest first"})
+    num_continuations: int = field(default=4, metadata={"help": "K, of each beginning"})
+    span_source: str = field(default="prm", metadata={"help": "what finds the first bad step: prm, mc or exact"})
+    bad_step_threshold: float | None = field(
+        default=None, metadata={"help": "a step is bad below this score (0.5), or at this count or less (0)"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "of the continuations"})
+    max_new_tokens: int = field(default=512, metadata={"help": "of the continuations"})
+    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass"})
+    seed: int = field(default=0, metadata={"help": "draw"})
+
+
+@dataclass
 class PairsConfig:
     """`mpo pairs`: chosen and rejected responses."""
 
@@ -249,6 +268,10 @@ class PairsConfig:
     )
     bad_step_threshold: float | None = field(
         default=None, metadata={"help": "a step is bad below this score (0.5), or at this count or less (0)"}
+    )
+    continued: Path | None = field(
+        default=None,
+        metadata={"help": "folder of `mpo continue`, scored: problems with only wrong samples give step pairs too"},
     )
     margin: float = field(default=0.1, metadata={"help": "prm_margin: rewards of a pair differ by at least this"})
     policy: Path | None = field(default=None, metadata={"help": "dropout_ntp: model that wrote the responses"})

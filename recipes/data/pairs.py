@@ -18,6 +18,7 @@ from recipes.stage.groups import iter_groups, problems_of
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing.limits import Limits
+from rewards.pairing.prefixes import with_step_pairs
 from rewards.pairing.report import PairingReport
 from rewards.pairing.rules import LIMITS, RULES, Pairing, Rule, prm_margin, seen_by
 from rewards.pairing.spans import RejectedSpan
@@ -38,7 +39,8 @@ def pairs(config: PairsConfig) -> Path:
     """
     _check(config)
     limits = _limits(config.rule, config)
-    stage = open_stage("pairs", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
+    given = [folder for folder in (config.policy, config.continued) if folder]
+    stage = open_stage("pairs", config, inputs=[config.groups, *given])
     if stage.complete:
         return stage.out
     compared = {name: Pairing(name, _limits(name, config)) for name in RULES}
@@ -95,6 +97,10 @@ def _check(config: PairsConfig) -> None:
             f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
             "the other rules take none"
         )
+    if config.continued is not None and config.rule in (DROPOUT, "step_prefix"):
+        raise ConfigError(
+            f"rule {config.rule} takes no continued: it is for rules that need a right sample; leave it out"
+        )
     if config.rule == DROPOUT and config.min_visual_dependence is not None:
         raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
     stepwise = {name: getattr(config, name) for name in ("min_step_score", "rejected_span", "span_source")}
@@ -120,8 +126,9 @@ def _limits(rule: str, config: PairsConfig) -> Limits:
     )
 
 
-def _rule(config: PairsConfig) -> str | Rule:
-    return partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else config.rule
+def _rule(config: PairsConfig) -> Rule:
+    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
+    return rule if config.continued is None else with_step_pairs(rule, iter_groups(config.continued))
 
 
 def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[RolloutGroup]:
