@@ -366,7 +366,13 @@ class PipelineArguments:
     )
     run_dir: Path = field(metadata={"help": "folder of the run; running again goes on where it stopped"})
     seed: int = field(default=0, metadata={"help": "seed of everything but the held-out problems"})
-    arms: list[str] = field(default_factory=lambda: ["mpo"], metadata={"help": "mpo, dpo, rft, dpo_lm"})
+    arms: list[str] = field(
+        default_factory=lambda: ["mpo"],
+        metadata={
+            "help": "mpo (as the settings say), mpo_paper, mpo_first_error, mpo_all_wrong, dpo, dpo_lm, rft, "
+            "rft_filter, rft_all_wrong, mpo_random_span, mpo_mc_span, mpo_exact_span"
+        },
+    )
 
 
 @dataclass
@@ -376,6 +382,7 @@ class EvidenceArguments:
     settings: Path = field(metadata={"help": "YAML file with a section per stage"})
     run_dir: Path = field(metadata={"help": "folder; one run a seed inside"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
+    arms: list[str] = field(default_factory=list, metadata={"help": "as of `mpo pipeline`; default: every one"})
     jobs: int = field(default=1, metadata={"help": "seeds at a time, one process each with its share of the cores"})
 
 

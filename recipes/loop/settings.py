@@ -23,6 +23,7 @@ SECTIONS: dict[str, type] = {
     "deepen": stages.DeepenConfig,
     "train_prm": stages.TrainPRMConfig,
     "preference_sample": stages.SampleConfig,
+    "continue": stages.ContinueConfig,
     "pairs": stages.PairsConfig,
     "train_mpo": stages.TrainMPOConfig,
     "test_sample": stages.SampleConfig,
@@ -54,8 +55,8 @@ class Settings:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(loaded, Mapping):
             raise ConfigError(f"{path}: expected a mapping of sections, got {type(loaded).__name__}")
-        if unknown := sorted(set(loaded) - set(SECTIONS)):
-            raise ConfigError(f"{path}: unknown section {unknown[0]!r}; expected some of {', '.join(SECTIONS)}")
+        if unknown := sorted(set(loaded) - {*SECTIONS, "arms"}):
+            raise ConfigError(f"{path}: unknown section {unknown[0]!r}; expected some of {', '.join(SECTIONS)}, arms")
         if len(worlds := [name for name in WORLDS if name in loaded]) > 1:
             raise ConfigError(f"{path}: sections {' and '.join(worlds)}; expected one of them")
         self.world = worlds[0] if worlds else WORLDS[0]
@@ -67,13 +68,31 @@ class Settings:
                 continue
             required = [f.name for f in fields(config_class) if f.default is MISSING and f.default_factory is MISSING]
             self.build(name, **dict.fromkeys(required, Path()))  # the loop sets them; here only the keys are checked
+        self.arms = self._candidates(loaded.get("arms") or {})
 
     def build(self, section: str, **given: Any) -> Any:
         """The section's stage config; `given` are the paths and seeds that the loop sets."""
         config_class = SECTIONS[section]
         if set_twice := sorted(set(self.sections[section]) & set(given)):
             raise ConfigError(f"{self.path}: {section}.{set_twice[0]} is set by the loop; remove it")
-        values = {**self.sections[section], **given}
+        return self._checked(section, config_class, {**self.sections[section], **given})
+
+    def _candidates(self, arms: Any) -> dict[str, list[dict[str, Any]]]:
+        """Arm → the changes of `train_mpo` that may be tried for it (`recipes/loop/arms.py`)."""
+        expected = "a mapping of an arm to a list of settings of train_mpo, e.g. rft: [{learning_rate: 0.0002}]"
+        if not isinstance(arms, Mapping):
+            raise ConfigError(f"{self.path}: arms: expected {expected}, got {type(arms).__name__}")
+        for arm, candidates in arms.items():
+            if not isinstance(candidates, list) or not all(isinstance(one, Mapping) for one in candidates):
+                raise ConfigError(f"{self.path}: arms.{arm}: expected {expected}, got {candidates!r:.80}")
+            for candidate in candidates:
+                paths = dict.fromkeys(("policy", "pairs", "out"), Path())
+                if set_twice := sorted({*paths, "seed"} & set(candidate)):
+                    raise ConfigError(f"{self.path}: arms.{arm}: {set_twice[0]} is set by the loop; remove it")
+                self._checked(f"arms.{arm}", stages.TrainMPOConfig, {**paths, **candidate})
+        return {arm: [dict(candidate) for candidate in candidates] for arm, candidates in arms.items()}
+
+    def _checked(self, section: str, config_class: type, values: Mapping[str, Any]) -> Any:
         try:
             return TypeAdapter(with_config(ConfigDict(extra="forbid"))(config_class)).validate_python(values)
         except ValidationError as error:

@@ -25,7 +25,21 @@ from rewards.statistics import mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
 from rewards.verifying.degeneration import REASONS
 
-ARM_LABELS = {"policy": "warm start", "mpo": "MPO", "dpo": "DPO", "dpo_lm": "DPO + LM", "rft": "RFT"}
+ARM_LABELS = {
+    "policy": "warm start",
+    "mpo": "MPO",
+    "mpo_paper": "MPO (paper)",
+    "mpo_first_error": "MPO, first error, no filter",
+    "mpo_all_wrong": "MPO + all-wrong problems",
+    "dpo": "DPO",
+    "dpo_lm": "DPO + LM",
+    "rft": "RFT",
+    "rft_filter": "RFT + filter",
+    "rft_all_wrong": "RFT + filter + all-wrong problems",
+    "mpo_random_span": "MPO, random step (control)",
+    "mpo_mc_span": "MPO, first error by counts",
+    "mpo_exact_span": "MPO, first error by exact labels",
+}
 BASELINE, TRAINED = "policy", "mpo"
 PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
 LARGEST_CLAIM_K = 8
