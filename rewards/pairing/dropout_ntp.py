@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mpo.multimodal.errors import DataError
 from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairAccount, PairingReport
 from rewards.sampling.generator import Generator
@@ -134,8 +133,6 @@ def dropout_ntp(
         halves += found
     blind = [replace(half.group.problem, images=()) for half in halves]
     drawn = generator.generate(blind, 1, prefixes=[half.prefix for half in halves], seed=seed) if halves else []
-    if len(drawn) != len(halves):
-        raise DataError(f"expected {len(halves)} continuations, got {len(drawn)}; pairs would mix problems")
     pairs: dict[str, list[PreferencePair]] = {group.problem.id: [] for group in groups}
     for half, (continuation,) in zip(halves, drawn, strict=True):
         made = dropout_pair(half, continuation, limits)

@@ -25,24 +25,24 @@ from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.rows import prepare_sharing, rows_of
-from rewards.prm.step_prm import Solution, StepPRM, by_problem
+from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.types import StepScores
 
 CONTRACT = "prm.json"
 
 
 class ModelPRM(StepPRM):
-    """Scores every step of a solution with P(correct up to this step).
+    """Scores every step of a response with P(correct up to this step).
 
-    The solutions of one problem share its prompt: question and images go through the model once for all of them
-    (`mpo.multimodal.packing`), where the model can read such rows; else each solution is a row of its own.
+    The responses to one problem share its prompt: question and images go through the model once for all of them
+    (`mpo.multimodal.packing`), where the model can read such rows; else each response is a row of its own.
 
     Args:
         model: an image-text-to-text model, in eval mode, on its device; it is prepared in place.
         processor: its processor.
         prm_format: how it was trained to be asked.
-        batch_rows: solutions per forward pass.
-        max_pass_tokens: solutions that share a prompt and hold more tokens are read in several passes; the prompt is
+        batch_rows: responses per forward pass.
+        max_pass_tokens: responses that share a prompt and hold more tokens are read in several passes; the prompt is
             read in the first, and its keys and values are kept for the others.
     """
 
@@ -62,7 +62,7 @@ class ModelPRM(StepPRM):
         Args:
             path: its folder.
             prm_format: for a folder without `prm.json`: a name of `rewards.prm.formats.FORMATS` or a YAML file.
-            batch_rows: solutions per forward pass.
+            batch_rows: responses per forward pass.
 
         Raises:
             StageError: the folder has no `prm.json` and no format is given.
@@ -72,7 +72,7 @@ class ModelPRM(StepPRM):
         model: Any = load_weights(path, contract, dtype=stored_dtype(path))
         return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
 
-    def _outcomes(self, items: Sequence[Solution], describe: str) -> list[StepScores]:
+    def _scores(self, items: Sequence[CutResponse], describe: str) -> list[StepScores]:
         scores: list[StepScores] = []
         with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
             for start in range(0, len(items), self.batch_rows):
@@ -81,7 +81,7 @@ class ModelPRM(StepPRM):
                 bar.update(len(batch))
         return scores
 
-    def _score_batch(self, items: Sequence[Solution]) -> list[StepScores]:
+    def _score_batch(self, items: Sequence[CutResponse]) -> list[StepScores]:
         rendered: list[list[RenderedSolution]] = []
         for problem, steps in by_problem(items):
             images = [load_image(image) for image in problem.images]
@@ -92,7 +92,7 @@ class ModelPRM(StepPRM):
 
     @torch.inference_mode()
     def _logits(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[Tensor]:
-        """Label logits of the steps of several problems' solutions, in order: (steps of a row, labels) each."""
+        """Label logits of the steps of several problems' responses, in order: (steps of a row, labels) each."""
         inputs, positions = rows_of(rendered, self.processor, shared=self.shares)
         if LAYOUT in inputs and len(rendered) > 1 and inputs["input_ids"].numel() > self.max_pass_tokens:
             return [logits for some in rendered for logits in self._logits([some])]

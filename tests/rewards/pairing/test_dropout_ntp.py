@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from mpo.multimodal.errors import DataError
 from rewards.pairing.dropout_ntp import Half, dropout_ntp, dropout_pair, first_halves, half_prefix
 from rewards.pairing.limits import Limits
+from rewards.sampling.generator import Generator, Sample
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG
@@ -155,10 +156,11 @@ def test_the_whole_rule_with_a_real_model(policy, processor):
 def test_the_continuation_is_drawn_without_the_image_and_miscounts_are_refused():
     asked = []
 
-    class Recorder:
-        def generate(self, problems, n, *, prefixes=None, seed):
+    class Recorder(Generator):
+        def draw(self, problems, n, *, prefixes=None, seed, done=frozenset()):
             asked.extend(zip(problems, prefixes, strict=True))
-            return [[Completion(" something else")] for _ in problems[: self.keep]]
+            for place in range(len(problems[: self.keep])):
+                yield [Sample(place, 0, seed, Completion(" something else"))]
 
     generator, groups = Recorder(), [group_of(("a red circle", None, None, STOP))]
     generator.keep = 1
@@ -168,7 +170,7 @@ def test_the_continuation_is_drawn_without_the_image_and_miscounts_are_refused()
     assert problem.images == ()
     assert "a red circle".startswith(prefix)
     generator.keep = 0
-    with pytest.raises(DataError, match="expected 1 continuations, got 0"):
+    with pytest.raises(DataError, match="expected 1 completions, got 0: Recorder"):
         dropout_ntp(groups, Limits(max_pairs=1), generator=generator, **options)
 
 

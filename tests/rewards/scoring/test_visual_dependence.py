@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from mpo.multimodal.errors import DataError
 from rewards.errors import StepAlignmentError
 from rewards.pairing.limits import Limits
 from rewards.pairing.rules import RULES, build_pairs
 from rewards.scoring.groups import BLANK_AT_A_TIME, score_unseen
+from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.scoring.visual_dependence import dependence, of_group, visual_dependence
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, StepScores, Unseen, Verdict
 
@@ -24,21 +26,20 @@ def rollout(seen, blank=None, swapped=None, *, verdict=RIGHT, text="a\n\nb"):
     return Rollout(Completion(text), verdict, StepScores(tuple(seen)), sum(seen) / len(seen), **others)
 
 
-class LookingPRM:
+class LookingPRM(ProcessRewardModel):
     """Believes a step that names the mean grey of the image; a blind one believes every step by its length."""
 
     def __init__(self, *, looks: bool = True) -> None:
         self.looks, self.calls = looks, 0
 
-    def unscorable(self, text):
-        return None if text.strip() else "empty"
-
-    def score(self, problem, solutions):
-        return self.outcomes([(problem, solution) for solution in solutions])
-
     def outcomes(self, items, *, describe=""):
         self.calls += 1
-        return [StepScores(tuple(self.belief(problem, step) for step in text.split("\n\n"))) for problem, text in items]
+        return [
+            StepScores(tuple(self.belief(problem, step) for step in text.split("\n\n")))
+            if text.strip()
+            else DataError("no text", reason="empty")
+            for problem, text in items
+        ]
 
     def belief(self, problem, step):
         if not self.looks or not step.startswith("grey "):
@@ -81,8 +82,8 @@ def test_a_group_says_what_depends_on_the_picture():
 
 def both(groups, prm):
     """Scored with blank images, then with others; and what lacks them."""
-    groups, without = score_unseen(groups, prm, picture="blank")
-    groups, lacking = score_unseen(groups, prm, picture="swapped")
+    groups, without = score_unseen(groups, prm, image="blank")
+    groups, lacking = score_unseen(groups, prm, image="swapped")
     return groups, without | lacking
 
 
@@ -114,7 +115,7 @@ def test_what_has_no_other_picture_is_counted_and_stays_unknown():
 
 def test_blank_pictures_are_made_some_at_a_time():
     prm = LookingPRM()
-    done, _ = score_unseen([group(index % 250) for index in range(BLANK_AT_A_TIME + 1)], prm, picture="blank")
+    done, _ = score_unseen([group(index % 250) for index in range(BLANK_AT_A_TIME + 1)], prm, image="blank")
     assert prm.calls == 2
     assert len(done) == BLANK_AT_A_TIME + 1
 
