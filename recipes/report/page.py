@@ -40,7 +40,11 @@ Cells = Mapping[tuple[str, str, int], Any]  # (arm, selector, k) → its row of 
 LOGS = ("trainer_state.json", "log_history.json")
 KINDS = {
     "test": ("Test problems", "Every answer of one problem, best reward first. Colour is the PRM’s score of a step."),
-    "pairs": ("Preference pairs", "What MPO learns from: the same colours, with chosen and rejected answers marked."),
+    "pairs": (
+        "Preference pairs",
+        "What MPO learns from: the same colours. The marked part of a rejected answer carried the gradient; without a "
+        "mark, all of it did.",
+    ),
     "labels": (
         "Step labels",
         "What the PRM learns from: k/n continuations from a step’s end reached the right answer.",

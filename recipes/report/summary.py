@@ -41,6 +41,15 @@ ARM_LABELS = {
     "mpo_exact_span": "MPO, first error by exact labels",
 }
 BASELINE, TRAINED = "policy", "mpo"
+# arms that answer a question together, beside MPO against each of the others
+COMPARED = (
+    ("mpo_first_error", "mpo_paper"),
+    ("mpo_first_error", "rft"),
+    ("mpo_first_error", "mpo_random_span"),
+    ("rft_filter", "rft"),
+    ("mpo_all_wrong", "rft_filter"),
+    ("mpo_all_wrong", "rft_all_wrong"),
+)
 PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
 LARGEST_CLAIM_K = 8
 
@@ -268,11 +277,12 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
 
 
 def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
-    """MPO against each optional arm; empty where only the warm start stands beside it."""
+    """MPO against each optional arm, and `COMPARED`; empty where only the warm start stands beside MPO."""
     others = [arm for arm in arms if arm not in (BASELINE, TRAINED)] if TRAINED in arms else []
+    both = [(TRAINED, other) for other in others] + [pair for pair in COMPARED if {*pair} <= arms.keys()]
     rows = [
-        (f"MPO > {label(other)} ({how})", arms[TRAINED].get(how), arms[other].get(how))
-        for other in others
+        (f"{label(one)} > {label(other)} ({how})", arms[one].get(how), arms[other].get(how))
+        for one, other in both
         for how in ("sampled", "greedy")
     ]
     return [claim for row in rows if (claim := _claim(*row))]
