@@ -22,7 +22,13 @@ class EngineConfig:
 class ModelTraining:
     """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
 
-    epochs: float = field(default=0.0, metadata={"help": "passes over the rows, instead of max_steps; 0 is off"})
+    epochs: float = field(
+        default=0.0, metadata={"help": "passes over the rows, instead of max_steps; 1 if neither is given"}
+    )
+    min_steps: int = field(
+        default=20,
+        metadata={"help": "with epochs: take a smaller batch where there would be fewer optimizer steps; 0 never does"},
+    )
     warmup: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
     per_device_batch: int = field(default=0, metadata={"help": "rows of a micro-batch; 0: all of a process's at once"})
     dtype: str = field(
@@ -44,7 +50,7 @@ class ModelTraining:
         },
     )
     save_steps: int = field(
-        default=0,
+        default=100,
         metadata={"help": "steps from one checkpoint to the next; the same command goes on there; 0 for none"},
     )
 
@@ -150,8 +156,11 @@ class VerifyConfig:
     groups: Path = field(metadata={"help": "folder with groups.jsonl"})
     out: Path = field(metadata={"help": "folder for the verified groups"})
     verifier: str = field(
-        default="math",
-        metadata={"help": "exact, math, choice, number, relaxed, anls, or your own package.module:function"},
+        default="auto",
+        metadata={
+            "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, "
+            "short, exact, relaxed, anls, vqa, or your own package.module:function"
+        },
     )
     workers: int = field(default=1, metadata={"help": "worker processes"})
     timeout_s: float = field(default=5.0, metadata={"help": "a check that takes longer is killed"})
@@ -404,11 +413,11 @@ class TrainPRMConfig(ModelTraining):
     num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 for all"})
     injected: int = field(default=0, metadata={"help": "right responses per problem to repeat with one wrong digit"})
     visual_contrasts: int = field(default=0, metadata={"help": "right responses per problem under another's images"})
-    max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps, instead of epochs; 0 is off"})
     batch_groups: int = field(
-        default=4, metadata={"help": "problems per step over all processes, all their responses together"}
+        default=32, metadata={"help": "problems per step over all processes, all their responses together"}
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak, cosine decay"})
+    learning_rate: float = field(default=1e-5, metadata={"help": "peak, cosine decay; VisualPRM's for 8B"})
     seed: int = field(default=0, metadata={"help": "order of the rows"})
 
 
@@ -419,9 +428,12 @@ class TrainMPOConfig(ModelTraining):
     policy: Path = field(metadata={"help": "model to train; as it is given, it is the reference too"})
     pairs: Path = field(metadata={"help": "folder with pairs.parquet, or a parquet file"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
-    max_steps: int = field(default=200, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=16, metadata={"help": "pairs per step, over all micro-batches and processes"})
-    learning_rate: float = field(default=2e-4, metadata={"help": "peak, cosine decay"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps, instead of epochs; 0 is off"})
+    batch_size: int = field(default=64, metadata={"help": "pairs per step, over all micro-batches and processes"})
+    learning_rate: float = field(
+        default=1e-6,
+        metadata={"help": "peak, cosine decay; safe for all weights of 1-8B, take ten times as much with LoRA"},
+    )
     beta: float = field(default=0.1, metadata={"help": "β of the implicit reward"})
     preference_weight: float = field(default=0.8, metadata={"help": "w_p"})
     quality_weight: float = field(default=0.2, metadata={"help": "w_q"})

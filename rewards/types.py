@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     ImageLike = str | Path | Image.Image
 
 
+def _text_of(answer: Any) -> str:
+    return str(answer).lower() if isinstance(answer, bool) else str(answer)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question about zero or more images.
@@ -34,10 +38,11 @@ class Problem:
         id: unique within a dataset.
         question: the text that the policy is asked, without image placeholders.
         images: local paths or PIL images, in the order in which they stand before the question.
-        answer: the reference answer, or `None` where nobody knows it.
+        answer: the reference answer, or `None` where nobody knows it. A number or a truth value becomes its text; of a
+            list of accepted answers the first stays and all of them go to `meta["answers"]`.
         meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
-            `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by
-            `choice`).
+            `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), `choices`, the texts of the options (by
+            `choice`), and `answers`, all accepted answers.
     """
 
     id: str
@@ -45,6 +50,15 @@ class Problem:
     images: tuple[ImageLike, ...] = ()
     answer: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.answer is None or isinstance(self.answer, str):
+            return
+        several = self.answer if isinstance(self.answer, list | tuple) else [self.answer]
+        texts = [_text_of(one) for one in several if one is not None]
+        object.__setattr__(self, "answer", texts[0] if texts else None)
+        if len(texts) > 1:
+            object.__setattr__(self, "meta", {**self.meta, "answers": texts})
 
 
 class FinishReason(StrEnum):

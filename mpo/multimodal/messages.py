@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import ConfigError, DataError
 
 Message = dict[str, Any]
 
@@ -121,3 +121,19 @@ def _break_up(processor: Any, text: str) -> str:
     for token in control_tokens(processor):
         text = broken_up(text, token)
     return text
+
+
+def template_of(processor: Any) -> str:
+    """The chat template that a processor renders with: its own, or its tokenizer's.
+
+    Raises:
+        ConfigError: there is none, so no prompt can be rendered.
+    """
+    template = getattr(processor, "chat_template", None)
+    template = template or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    if not template:
+        raise ConfigError(
+            "the model has no chat template: expected chat_template.jinja, or the key chat_template in its tokenizer "
+            "or processor files; a base model has none: take its instruction-tuned version, or add the file"
+        )
+    return str(template)

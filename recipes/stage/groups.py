@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,7 +38,7 @@ class _ProblemRow(BaseModel):
     id: str
     question: str
     images: list[str] = []
-    answer: str | None = None
+    answer: bool | int | float | str | list[bool | int | float | str] | None = None
     meta: dict[str, Any] = {}
 
 
@@ -74,7 +74,7 @@ def read_problems(path: str | Path, *, on_bad: OnBad | None = None) -> dict[str,
     """Problems by id, in file order.
 
     A line is `{"id", "question", "images": [paths inside the file's folder], "answer", "meta"}`; `image` (one path)
-    is accepted for `images`.
+    is accepted for `images`, and for `answer` a number, true or false, or a list of accepted answers.
 
     Args:
         path: the file.
@@ -112,7 +112,7 @@ def _problem(line: bytes, path: Path, number: int) -> Problem:
     found = _validate(_ProblemRow, row, path, number)
     with _naming(path, number):
         images = tuple(resolve_inside(image, path.parent) for image in found.images)
-    return Problem(found.id, found.question, images, found.answer, found.meta)
+    return Problem(found.id, found.question, images, cast(str | None, found.answer), found.meta)
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:

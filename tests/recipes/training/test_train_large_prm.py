@@ -58,7 +58,7 @@ def settings(tmp_path: Path, half: Path) -> TrainPRMConfig:
         out=tmp_path / "prm",
         threshold=0.25,
         epochs=2.0,
-        max_steps=99,
+        min_steps=0,
         batch_groups=2,
         per_device_batch=1,
         gradient_checkpointing=True,
