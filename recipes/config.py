@@ -61,6 +61,10 @@ class WorldConfig:
 
     out: Path = field(metadata={"help": "folder to write: <split>.jsonl, images/, policy/"})
     seed: int = field(default=0, metadata={"help": "which problems, and the policy's initial weights"})
+    kinds: list[str] = field(
+        default_factory=lambda: ["sum", "range", "number"],
+        metadata={"help": "questions: sum, range, number, triple; in sum, triple and number every digit counts"},
+    )
     num_warm_start: int = field(default=1500, metadata={"help": "demonstrated problems"})
     num_prm: int = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
     num_preference: int = field(default=800, metadata={"help": "problems whose samples become pairs"})
