@@ -136,6 +136,11 @@ class SampleConfig(EngineConfig):
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
     )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    prompt: str = field(
+        default="cot",
+        metadata={"help": "how it is asked: direct (the bare question), cot, cot_boxed, r1, or a file with {question}"},
+    )
+    system: str = field(default="", metadata={"help": "system message, in place of the prompt's own"})
     num_samples: int = field(default=8, metadata={"help": "completions per problem; may be raised later"})
     temperature: float = field(default=1.0, metadata={"help": "0 is greedy"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
@@ -163,9 +168,17 @@ class VerifyConfig:
         default="auto",
         metadata={
             "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, "
-            "short, exact, relaxed, anls, vqa, or your own package.module:function"
+            "short, exact, relaxed, anls, vqa, your own package.module:function, or judge (a model behind base_url)"
         },
     )
+    second_verifier: str = field(
+        default="", metadata={"help": "checks again; where the two disagree, a response stays out of pairs"}
+    )
+    base_url: list[str] = field(
+        default_factory=list, metadata={"help": "judge: server of it, http://host:8000/v1, or several"}
+    )
+    model: str | None = field(default=None, metadata={"help": "judge: the server's name of the model"})
+    concurrency: int = field(default=16, metadata={"help": "judge: requests at a time, to each server"})
     workers: int = field(default=1, metadata={"help": "worker processes"})
     timeout_s: float = field(default=5.0, metadata={"help": "a check that takes longer is killed"})
 
@@ -211,6 +224,9 @@ class ScoreConfig(EngineConfig):
     prm_format: str | None = field(
         default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
     )
+    score: str = field(
+        default="solution", metadata={"help": "whose steps, where the policy thought first: solution, thought or both"}
+    )
     aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
     base_url: list[str] = field(
         default_factory=list, metadata={"help": "server that runs the PRM, http://host:8000/v1, or several"}
@@ -254,7 +270,12 @@ class PairsConfig:
         metadata={"help": "correctness, correctness_and_prm, prm_margin, step_prefix or dropout_ntp"},
     )
     max_pairs: int = field(default=4, metadata={"help": "pairs per problem"})
-    format_negatives: bool = field(default=True, metadata={"help": "reject responses without a final answer too"})
+    format_negatives: bool = field(
+        default=False, metadata={"help": "reject responses that state no final answer too: teaches to state one"}
+    )
+    disputed: bool = field(
+        default=False, metadata={"help": "use responses too on which the two verifiers of `mpo verify` disagree"}
+    )
     max_length_ratio: float | None = field(
         default=None, metadata={"help": "longer side over shorter side in characters, at most; 1.2 matches lengths"}
     )
@@ -506,6 +527,11 @@ class AnswerConfig:
     )
     prm_model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
     prm_read: str = field(default="token_ids", metadata={"help": "of its server: token_ids (vLLM), choice, top"})
+    prompt: str = field(
+        default="cot",
+        metadata={"help": "how it is asked: direct (the bare question), cot, cot_boxed, r1, or a file with {question}"},
+    )
+    system: str = field(default="", metadata={"help": "system message, in place of the prompt's own"})
     n: int = field(default=8, metadata={"help": "candidates; at most so many with error"})
     selector: str = field(
         default="prm", metadata={"help": "prm, majority, weighted_vote, vote_prod, vote_min or vote_min_4"}
@@ -540,6 +566,11 @@ class BeamSearchConfig:
         default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
     )
     model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    prompt: str = field(
+        default="cot",
+        metadata={"help": "how it is asked: direct (the bare question), cot, cot_boxed, r1, or a file with {question}"},
+    )
+    system: str = field(default="", metadata={"help": "system message, in place of the prompt's own"})
     width: int = field(default=4, metadata={"help": "W, unfinished prefixes kept per problem"})
     expand: int = field(default=4, metadata={"help": "m, continuations of each; W*m at the first step"})
     max_rounds: int = field(default=12, metadata={"help": "steps of an answer at most"})

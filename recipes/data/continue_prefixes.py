@@ -23,6 +23,8 @@ from rewards.pairing.spans import RejectedSpan
 from rewards.prm.labelling.monte_carlo import Continuer
 from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Verdict
+from rewards.verifying.auto import AutoVerifier
+from rewards.verifying.finished import verify_completions
 from rewards.verifying.math_verifier import MathVerifier
 
 
@@ -78,7 +80,8 @@ def continue_prefixes(config: ContinueConfig) -> Path:
 def _continuer(config: ContinueConfig) -> Iterator[Callable[[Any], Any]]:
     """What makes one call: the policy, loaded, and a verifier's processes."""
     params = SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens)
-    with MathVerifier() as verifier:
+    with MathVerifier() as math:
+        verifier = AutoVerifier(math=math)
         model, processor = load_for_inference(config.policy), load_processor(config.policy)
         generator = TransformersGenerator(model, processor, params, batch_rows=config.batch_rows)
-        yield Continuer(generator, verifier.verify_many, with_texts=True)
+        yield Continuer(generator, partial(verify_completions, verifier.verify_many), with_texts=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ from rewards.kept.keys import digest, problem_key, unit_key
 from rewards.kept.store import OnChange, SampleStore, StoredSample
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
+from rewards.sampling.prompts import prompt_files, prompt_of
 from rewards.scoring.other_images import partners, showing
 from rewards.types import Problem, Rollout, RolloutGroup
 
@@ -47,21 +48,20 @@ def sample(config: SampleConfig) -> Path:
     Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose image cannot be decoded and
     one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
     """
-    params = checked_params(config)
-    inputs = [path for path in (config.policy, config.problems) if path is not None]
+    params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
+    inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage("sample", config, inputs=inputs, grows=("num_samples",), refuse=config.on_change == "refuse")
     parquet = stage.out / PARQUET
     if stage.complete and (parquet.exists() or not config.parquet):
         return stage.out
     quarantine = Quarantine()
     every = read_problems(config.problems, on_bad=quarantine.add).values()
-    problems, image_digests = readable(every, quarantine)
+    problems, image_digests = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
     asked = problems
     if config.swap_images:
         problems, asked, image_digests = _with_other_images(problems, quarantine, stage.out / OTHER_IMAGES)
-    with SampleStore(
-        stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
-    ) as store:
+    fingerprint = {**_fingerprint(stage, config), "prompt": asdict(prompt)}
+    with SampleStore(stage.out / STORE, fingerprint, on_change=cast(OnChange, config.on_change)) as store:
         (stage.out / MANIFEST).unlink(missing_ok=True)
         keys = [
             [

@@ -60,7 +60,7 @@ def sound_beginnings(group: RolloutGroup, span: RejectedSpan, *, most: int) -> t
     found: dict[str, None] = {}
     reasons: Counter[str] = Counter()
     for rollout in group.rollouts:
-        if rollout.verdict is not Verdict.WRONG:
+        if rollout.verdict is not Verdict.WRONG or rollout.is_disputed:
             continue
         bad = span.bad_step(rollout)
         if isinstance(bad, str):

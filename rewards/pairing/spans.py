@@ -79,7 +79,7 @@ class RejectedSpan:
         start, end = _own_text(rollout, found.step)
         if self.part == "up_to_first_bad_step":
             return 0, end
-        return _elsewhere(rollout, found.step) if self.source == "random" else (start, end)
+        return self._elsewhere(rollout, start, end) if self.source == "random" else (start, end)
 
     def bad_step(self, rollout: Rollout) -> BadStep | str:
         """The first bad step, or why there is none to use."""
@@ -87,7 +87,7 @@ class RejectedSpan:
         if isinstance(values, str):
             return values
         try:
-            steps = split_into(rollout.completion.text, len(values))
+            steps = self._steps(rollout, len(values))
         except StepAlignmentError:
             return "steps_and_values_differ"
         threshold = SOURCES[self.source] if self.threshold is None else self.threshold
@@ -99,6 +99,22 @@ class RejectedSpan:
             return "no_bad_step"
         lowest = min(range(len(values)), key=lambda index: values[index])
         return BadStep(steps[lowest], values[lowest], is_lowest=True)
+
+    def _steps(self, rollout: Rollout, number: int) -> tuple[Step, ...]:
+        """The steps that were scored, of the part that the PRM was shown; counts are of the solution."""
+        scores = rollout.step_scores if self.source in ("prm", "random") else None
+        return split_into(rollout.completion.text, number, part=scores.part if scores else "solution")
+
+    def _elsewhere(self, rollout: Rollout, first: int, last: int) -> tuple[int, int]:
+        """As many characters from the start of another step; the same ones where no other has as many behind it."""
+        text, length = rollout.completion.text, last - first
+        assert rollout.step_scores is not None  # a bad step was found in them
+        steps = self._steps(rollout, len(rollout.step_scores.values))
+        starts = [
+            step.start for step in steps if not step.start <= first < step.end and step.start + length <= len(text)
+        ]
+        start = random.Random(seed_of(text)).choice(starts or [first])
+        return start, start + length
 
     def _values(self, rollout: Rollout) -> tuple[float, ...] | str:
         if self.source in ("prm", "random"):
@@ -115,15 +131,3 @@ def _own_text(rollout: Rollout, step: Step) -> tuple[int, int]:
     """[start, end) of a step without the whitespace around it."""
     text = rollout.completion.text[step.start : step.end]
     return step.end - len(text.lstrip()), step.start + len(text.rstrip())
-
-
-def _elsewhere(rollout: Rollout, bad: Step) -> tuple[int, int]:
-    """As many characters from the start of another step; the bad step itself where no other has as many behind it."""
-    text = rollout.completion.text
-    first, last = _own_text(rollout, bad)
-    length = last - first
-    assert rollout.step_scores is not None  # a bad step was found in them
-    steps = split_into(text, len(rollout.step_scores.values))
-    starts = [step.start for step in steps if step.index != bad.index and step.start + length <= len(text)]
-    start = random.Random(seed_of(text)).choice(starts or [first])
-    return start, start + length

@@ -48,14 +48,14 @@ class StoredScorer(ProcessRewardModel):
 
 def json_scores(prm: ProcessRewardModel, items: Sequence[tuple[Problem, str]]) -> list[Any]:
     """A PRM's outcomes as a JSON value, which `StoredScorer` reads: the work of one call."""
-    return [o.reason if isinstance(o, DataError) else [o.values, o.bounds] for o in prm.outcomes(items)]
+    return [o.reason if isinstance(o, DataError) else [o.values, o.bounds, o.part] for o in prm.outcomes(items)]
 
 
 def _from_json(kept: Any) -> StepScores | DataError:
     if isinstance(kept, str):
         return DataError(f"this response has no step scores: {kept}", reason=kept)
-    values, bounds = kept
-    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds))
+    values, bounds, part = kept
+    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds), part)
 
 
 def score_groups(

@@ -11,11 +11,11 @@ from rewards.types import Problem, Verdict
 from rewards.verifying.answers import references_of
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
 from rewards.verifying.math_verifier import MathVerifier
-from rewards.verifying.numbers import NumberVerifier
+from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier
 from rewards.verifying.options import named_options, options_of
 from rewards.verifying.quantities import read_quantity
 from rewards.verifying.reading import Answer, Kind, kind_of, read_answer
-from rewards.verifying.texts import ENOUGH, ShortVerifier, VqaVerifier
+from rewards.verifying.texts import ENOUGH, AnlsVerifier, ExactVerifier, ShortVerifier, VqaVerifier
 from rewards.verifying.verifier import ReadingVerifier
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def _is_text(reference: str) -> bool:
 
 
 class AutoVerifier:
-    """Checks each problem with the verifier that `picked` names.
+    """Checks each problem with the verifier that its row names (`meta["verifier"]`), else with the one of `picked`.
 
     Args:
         math: verifier for mathematics, with its workers; a new one if not given.
@@ -87,11 +87,25 @@ class AutoVerifier:
             "number": NumberVerifier(),
             "short": ShortVerifier(),
             "vqa": VqaVerifier(),
+            "exact": ExactVerifier(),
+            "relaxed": RelaxedVerifier(),
+            "anls": AnlsVerifier(),
         }
+
+    def name_of(self, problem: Problem) -> str:
+        """Name of a problem's verifier: its row's, else the one that its reference asks for.
+
+        Raises:
+            DataError: the row names none and the problem has no reference answer.
+        """
+        named = problem.meta.get("verifier")
+        return named if isinstance(named, str) and (named in self._others or named == "math") else picked(problem)
 
     def of(self, problem: Problem) -> MathVerifier | ReadingVerifier:
         """The verifier of a problem."""
-        name = picked(problem)
+        return self._by_name(self.name_of(problem))
+
+    def _by_name(self, name: str) -> MathVerifier | ReadingVerifier:
         return self.math if name == "math" else self._others[name]
 
     def __call__(self, problem: Problem, text: str) -> Verdict:
@@ -100,7 +114,7 @@ class AutoVerifier:
 
     def verify_many(self, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         """Check many completions; those of mathematics all at once. Raises as the verifiers that are picked."""
-        names = [picked(problem) for problem, _ in pairs]
+        names = [self.name_of(problem) for problem, _ in pairs]
         formulas = [pair for pair, name in zip(pairs, names, strict=True) if name == "math"]
         checked = iter(self.math.verify_many(formulas))
         return [
@@ -113,31 +127,38 @@ class AutoVerifier:
         return [self.of(problem).faults([problem])[0] for problem in problems]
 
     def answer(self, problem: Problem, text: str) -> Answer | None:
-        """The answer that the picked verifier reads from a response; without a reference, the stated one."""
-        if problem.answer is None and not options_of(problem):
-            return read_answer(text, Kind.MATH)
-        return self._voting(problem, []).answer(problem, text)
+        """The answer that the problem's verifier reads from a response; without a reference, the stated one."""
+        try:
+            return self.of(problem).answer(problem, text)
+        except DataError:
+            return self._others["choice"].answer(problem, text) if options_of(problem) else read_answer(text, Kind.MATH)
 
     def equal(self, problem: Problem, a: Answer, b: Answer) -> bool | None:
-        """Whether two answers mean the same to the picked verifier."""
+        """Whether two answers mean the same to the problem's verifier."""
         return self.equal_many(problem, [(a, b)])[0]
 
     def equal_many(self, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> list[bool | None]:
-        """The same for many pairs; without reference and options, what the answers look like decides."""
-        verifier = self._voting(problem, pairs)
-        if isinstance(verifier, MathVerifier):
-            return verifier.equal_many(problem, pairs)
-        return [verifier.equal(problem, a, b) for a, b in pairs]
+        """The same for many pairs; without a reference, options or what the two answers look like decide."""
+        try:
+            names = [self.name_of(problem)] * len(pairs)
+        except DataError:
+            names = ["choice" if options_of(problem) else _name_for(a, b) for a, b in pairs]
+        formulas = [pair for pair, name in zip(pairs, names, strict=True) if name == "math"]
+        compared = iter(self.math.equal_many(problem, formulas) if formulas else ())
+        return [
+            next(compared) if name == "math" else self._others[name].equal(problem, *pair)
+            for pair, name in zip(pairs, names, strict=True)
+        ]
 
-    def _voting(self, problem: Problem, pairs: Sequence[tuple[Answer, Answer]]) -> MathVerifier | ReadingVerifier:
-        if problem.answer is not None:
-            return self.of(problem)
-        if options_of(problem):
-            return self._others["choice"]
-        kinds = {answer.kind for pair in pairs for answer in pair}
-        if kinds <= {Kind.NUMBER}:
-            return self._others["number"]
-        return self.math if kinds & {Kind.MATH, Kind.NUMBER} else self._others["short"]
+
+def _name_for(a: Answer, b: Answer) -> str:
+    """What compares two answers of a problem without reference and options."""
+    kinds = {a.kind, b.kind}
+    if len(kinds) == 1 and (name := {Kind.LETTER: "choice", Kind.YES_NO: "yes_no"}.get(a.kind)):
+        return name
+    if all(read_quantity(answer.value) is not None for answer in (a, b)):
+        return "math"
+    return "short" if kinds & {Kind.TEXT, Kind.LETTER, Kind.YES_NO} else "math"
 
 
 def _checked(verifier: ReadingVerifier, problem: Problem, text: str) -> Verdict:

@@ -9,7 +9,6 @@ from rewards.choosing.selection import CHOICES, best_of_n, majority, weighted_vo
 from rewards.choosing.votes import VoteWeight
 from rewards.scoring.aggregation import aggregate
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores
-from rewards.verifying.answers import canonical_answer
 
 SELECTORS = {"best_of_n": best_of_n, "majority": majority, "weighted_vote": weighted_vote}
 EVERY = {**SELECTORS, **{f"mpo answer: {name}": select for name, select in CHOICES.items()}}
@@ -23,12 +22,12 @@ def group_of(*rows, id="p"):
 
 def answers(*values, rewards=None):
     rewards = rewards or [0.5] * len(values)
-    texts = ["no idea" if value is None else f"Final answer: {value}" for value in values]
+    texts = ["It depends.\n\nI cannot tell." if value is None else f"Final answer: {value}" for value in values]
     return group_of(*zip(texts, rewards, strict=True))
 
 
 def pick(name, group):
-    return EVERY[name](group, canonical_answer)
+    return EVERY[name](group)
 
 
 def test_best_of_n_takes_the_lowest_index_among_the_best():
@@ -71,12 +70,12 @@ def test_a_vote_by_product_hears_one_bad_step_that_the_mean_drowns():
         for value, scores in (("8", lucky), ("8", lucky), ("7", sound))
     ]
     group = RolloutGroup(Problem("p", "?"), tuple(rollouts))
-    chosen = {name: CHOICES[name](group, canonical_answer) for name in CHOICES}
+    chosen = {name: CHOICES[name](group) for name in CHOICES}
     assert chosen == {
         "prm": 2, "weighted_vote": 0, "vote_prod": 2, "vote_min": 2, "vote_min_4": 2, "majority": 0,
     }  # fmt: skip
     unread = RolloutGroup(Problem("p", "?"), (Rollout(Completion("Final answer: 9")), *rollouts))
-    assert CHOICES["vote_prod"](unread, canonical_answer) == 3  # a response without scores has weight 0
+    assert CHOICES["vote_prod"](unread) == 3  # a response without scores has weight 0
 
 
 @pytest.mark.parametrize(("how", "power"), [("best", 1.0), ("prod", 0.0), ("prod", -1.0), ("min", float("inf"))])
