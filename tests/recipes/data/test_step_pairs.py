@@ -94,7 +94,8 @@ def test_a_continuation_becomes_the_chosen_side(labelled: Path, world: Path, tmp
     assert json.loads((tmp_path / "pairs" / "report.json").read_text())["sources"] == {"step_prefix": 1}
     settings = {"policy": world / "policy", "pairs": tmp_path / "pairs", "out": tmp_path / "mpo"}
     assert run("train-mpo", **settings, max_steps=1, batch_size=1) == 0
-    assert manifest_of(tmp_path / "mpo")["counts"] == {"in": 1, "out": 1, "rejected": {}}
+    counts = manifest_of(tmp_path / "mpo")["counts"]
+    assert (counts["in"], counts["out"], counts["rejected"]) == (1, 1, {})
 
 
 @pytest.fixture(scope="module")
