@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -30,7 +30,7 @@ from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.interchange.sample_rows import write_sample_parquet
 from rewards.kept.keys import digest, problem_key, unit_key
-from rewards.kept.store import OnChange, SampleStore, StoredSample
+from rewards.kept.store import SampleStore, StoredSample
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
 from rewards.sampling.prompts import prompt_files, prompt_of
@@ -61,7 +61,7 @@ def sample(config: SampleConfig) -> Path:
     if config.swap_images:
         problems, asked, image_digests = _with_other_images(problems, quarantine, stage.out / OTHER_IMAGES)
     fingerprint = {**_fingerprint(stage, config), "prompt": asdict(prompt)}
-    with SampleStore(stage.out / STORE, fingerprint, on_change=cast(OnChange, config.on_change)) as store:
+    with SampleStore(stage.out / STORE, fingerprint, on_change=config.on_change) as store:
         (stage.out / MANIFEST).unlink(missing_ok=True)
         keys = [
             [

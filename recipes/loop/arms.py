@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -66,7 +67,7 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def check_arms(names: list[str], settings: Settings, *, development: bool) -> None:
+def check_arms(names: Sequence[str], settings: Settings, *, development: bool) -> None:
     """Refuse arms that cannot run, before anything does.
 
     Args:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def pipeline(arguments: PipelineArguments) -> Path:
     return _publish([arguments.run_dir], arguments.run_dir)
 
 
-def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
+def loop(settings: Settings, run: Path, seed: int, arms: Sequence[str]) -> None:
     """One seed, from the first policy to Best-of-N on held-out problems."""
     from recipes.loop.start import start_of
 
@@ -94,7 +95,9 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
 def evidence(arguments: EvidenceArguments) -> Path:
     """Every arm, every seed, one table; seeds run in their own processes, `jobs` at a time."""
     settings = Settings(arguments.settings)
-    arms = arguments.arms or [arm for arm in ARMS if arm != "mpo_exact_span" or settings.world == "world"]
+    arms: Sequence[str] = arguments.arms or [
+        arm for arm in ARMS if arm != "mpo_exact_span" or settings.world == "world"
+    ]
     check_arms(arms, settings, development=settings.world != "own")
     if arguments.jobs < 1 or len(set(arguments.seeds)) < len(arguments.seeds):
         raise ConfigError(f"expected jobs >= 1 and different seeds, got {arguments.jobs} and {arguments.seeds}")
@@ -122,12 +125,14 @@ def _publish(runs: list[Path], folder: Path) -> Path:
     return page
 
 
-def _command(settings: Path, run: Path, seed: int, arms: list[str]) -> list[str]:
+def _command(settings: Path, run: Path, seed: int, arms: Sequence[str]) -> list[str]:
     flags = {"--settings": settings, "--run_dir": run, "--seed": seed}
     words = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-m", "recipes.cli", "pipeline", *words, "--arms", *arms]
+    return [sys.executable, "-P", "-m", "recipes.cli", "pipeline", *words, "--arms", *arms]
 
 
 def _run_alone(command: list[str], threads: int) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # our own path, so that the seeds import what we do, whatever the working folder holds
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     return subprocess.run(command, env=environment, check=False).returncode

@@ -156,7 +156,7 @@ def test_the_checkpoints_number_type(policy_folder: Path, pairs: Path, tmp_path:
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("dtype", "fp8", "dtype must be auto or one of float32, bfloat16, got 'fp8'"),
+        ("dtype", "fp8", "--dtype: expected one of auto, float32, bfloat16, got 'fp8'"),
         (
             "lora_rank",
             "-1",
