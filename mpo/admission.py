@@ -1,7 +1,7 @@
 """Which rows can be trained on, decided before step 0: in = kept + rejected, by reason.
 
-The checks are the collator's own. Of an image only the header is read. So damage behind an intact header, and every
-fault in a stream, is met in training, where it stops the run with the row's name.
+The checks are the collator's own. Of an image only the header is read. So damage behind an intact header, and any
+fault in a stream, is found only in training, where it stops the run and names the row.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def admit_all(
     """A trainer's datasets without the rows that cannot be trained on; each account is logged once.
 
     Args:
-        collator: the trainer's; rows of another one than a `PreferenceCollator` are not looked at.
+        collator: the trainer's; rows of any collator but a `PreferenceCollator` are not checked.
         train: a dataset, or None.
         evaluation: a dataset, a dict of datasets, or None.
         args: of the run. Its ranks share the work, and all of them keep the same rows.
@@ -123,7 +123,9 @@ def admit_all(
         if rows is None:
             return None
         if not hasattr(rows, "__len__"):
-            logger.warning("%s: a stream is not checked beforehand; a row that cannot be used will stop the run", name)
+            logger.warning(
+                "%s: a stream cannot be checked beforehand; a row that cannot be used will stop the run", name
+            )
             return rows
         share = {"rank": args.process_index, "world_size": args.world_size, "quiet": args.disable_tqdm}
         kept, reports[name] = admit(rows, collator, max_length=args.max_length, name=name, **share)
@@ -149,7 +151,7 @@ def admit(
 
     Args:
         rows: a `datasets.Dataset`, which is indexed and not copied, a list, or anything with a length and items.
-        collator: says what is wrong with a row.
+        collator: finds what is wrong with a row.
         max_length: most tokens of a row's prompt, images included, and longer response; None is no limit.
         name: of the dataset, for the log.
         rank, world_size: each rank looks at every `world_size`-th row, and all learn of all rejections.

@@ -26,13 +26,13 @@ TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
 
 
 class PromptSharing:
-    """Packed batches for models that read them right; their paired form for all others. Either way, an image goes
+    """Packed batches for models that read them correctly; their paired form for all others. Either way, an image goes
     through a vision tower once per batch.
 
-    `on` is the decision, `reason` says why.
+    `on` is the decision, `reason` its reason.
 
     Args:
-        layout: "auto" shares where every model can, else logs a warning with the reason; "shared" demands it; "paired"
+        layout: "auto" shares where every model can, else logs a warning with the reason; "shared" requires it; "paired"
             never shares.
         models: policy and, if there is one, reference, possibly with PEFT around them; they are prepared in place.
         all_ranks: every rank admits its batches in step with the others, and they decide together; False where a rank
@@ -47,7 +47,7 @@ class PromptSharing:
         bases = [innermost(model) for model in models]
         reasons = [] if layout == "paired" else [reason for base in bases if (reason := why_not_shared(base))]
         self.on = layout != "paired" and not reasons
-        self.reason = "layout='paired' was asked for" if layout == "paired" else "the model can read a shared prompt"
+        self.reason = "layout='paired' was requested" if layout == "paired" else "the model can read a shared prompt"
         if reasons:
             self._refuse(reasons[0])
         for base in bases:
@@ -92,10 +92,10 @@ class PromptSharing:
         if not worst <= limit:  # a NaN is no agreement
             self.on = False
             self._refuse(
-                f"its log-probs differ from those of the paired layout by {worst:.2g} a token on a first batch"
+                f"its log-probs differ from those of the paired layout by {worst:.2g} per token on a first batch"
             )
         else:
-            self.reason += f"; on a first batch, log-probs differ from the paired layout's by {worst:.1e} a token"
+            self.reason += f"; on a first batch, log-probs differ from the paired layout's by {worst:.1e} per token"
 
     def _worst(self, batch: Mapping[str, Any], models: Sequence[Any]) -> float:
         """Largest difference of all models and ranks; infinite where the variable-length kernel cannot run at all."""

@@ -146,7 +146,7 @@ class MPOTrainer(WholeStepTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Any]:
-        """As ever; a resumed epoch's batch sampler is told which one it is, which Trainer (5.23) leaves out."""
+        """As in Trainer; a resumed epoch's batch sampler is told which one it is, which Trainer (5.23) leaves out."""
         if self._balanced is not None:  # the iterator starts at its first batch
             self._balanced.set_epoch(int(self.state.epoch or 0))
         return super().get_batch_samples(epoch_iterator, num_batches, device)

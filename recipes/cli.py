@@ -70,7 +70,9 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         return _refuse(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:
-        print("interrupted; finished stages and stored work are kept, the same command goes on", file=sys.stderr)
+        print(
+            "interrupted; finished stages and stored work are kept; run the same command to continue", file=sys.stderr
+        )
         return 130
     return 0
 

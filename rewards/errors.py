@@ -12,7 +12,7 @@ class StepAlignmentError(DataError):
 
 
 class StoreError(MPOError, OSError):
-    """A store of work cannot be opened or written: another process writes it, the disk is full, the file is none."""
+    """A store of work cannot be opened or written: another process holds it, the disk is full, or it is not a store."""
 
 
 class ServerError(MPOError, ConnectionError):
@@ -20,4 +20,4 @@ class ServerError(MPOError, ConnectionError):
 
 
 class WorkerError(MPOError, RuntimeError):
-    """A worker process died again and again over one call."""
+    """A worker process died repeatedly over one call."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: a manifest is written last, and a resume reads only what it vouches for.
+"""Checkpoints that are either complete or absent: a manifest is written last, and a resume trusts nothing else.
 
 A run that is killed inside a save leaves a folder without `complete.json`; such a folder, or one whose files do not
 match, is named and skipped. Old checkpoints are deleted only after a newer one is complete.
@@ -56,12 +56,12 @@ def write_manifest(folder: Path, settings: Mapping[str, Any], *, ranks: int = 1)
 
 
 def faults_of(folder: Path) -> list[str]:
-    """Why a checkpoint cannot be used; empty for a complete one. Every file is read: a second a gigabyte or so."""
+    """Why a checkpoint cannot be used; empty for a complete one. Every file is read: about one second per gigabyte."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"].items()
     except FileNotFoundError:
-        return [f"no {MANIFEST}: the save did not finish, or it is no checkpoint of this package"]
+        return [f"no {MANIFEST}: the save did not finish, or this package did not write the checkpoint"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read: {error}"]
     return [f"{name} {fault}" for name, expected in files if (fault := _fault(folder / name, expected))]
@@ -99,7 +99,7 @@ class CheckpointedTrainer(Trainer):
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; `resume_from_checkpoint=True` goes on from the newest complete checkpoint of `output_dir`.
+        """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint of `output_dir`.
 
         Raises:
             StageError: no complete checkpoint, or the named one is damaged.
@@ -173,7 +173,9 @@ class CheckpointedTrainer(Trainer):
                 f"{checkpoint} was written by DeepSpeed on {before} ranks, this run has {now}: its optimizer is cut "
                 f"by rank, so start {before} processes"
             )
-        logger.warning("resuming on %d ranks what %d saved: dropout, if any, draws other numbers", now, before)
+        logger.warning(
+            "resuming on %d ranks a checkpoint that %d ranks saved: dropout, if any, draws other numbers", now, before
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_renamed_weights(resume_from_checkpoint):
@@ -187,7 +189,7 @@ class CheckpointedTrainer(Trainer):
         """Read a full checkpoint through `from_pretrained`, which undoes the renaming of `save_pretrained`.
 
         Trainer (transformers 5.23) calls `load_state_dict(strict=False)` on the file's names instead. For an InternVL
-        no name matches, so it would go on from the initial weights with a warning.
+        no name matches, so it would continue from the initial weights with a warning.
         """
         if (
             self.weights_get_sharded

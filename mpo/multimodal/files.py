@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mpo.multimodal.failpoints import reach
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
+    """Write a text file so that it is either complete or absent."""
     with opened_atomically(path, "w") as file:
         file.write(text)
 
 
 @contextmanager
 def opened_atomically(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """A new file that takes its name when the block ends well, and leaves nothing and the old file when it does not.
+    """A new file that takes its name if the block succeeds; otherwise it leaves nothing, and the old file stays.
 
     Args:
         path: its folder must exist.

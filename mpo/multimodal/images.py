@@ -75,7 +75,7 @@ def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | No
         (io.BytesIO(image), Path("<bytes>")) if isinstance(image, bytes) else (None, resolve_inside(image, root))
     )
     if source is None and path.exists() and not path.is_file():  # opening a pipe would wait for its other end
-        raise ImageError(f"image {path.name!r} cannot be decoded: it is no regular file")
+        raise ImageError(f"image {path.name!r} cannot be decoded: it is not a regular file")
     try:
         with Image.open(source or path, formats=FORMATS) as opened:
             width, height = opened.size
@@ -95,7 +95,7 @@ def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | No
 def _embedded(image: Mapping[str, Any]) -> bytes:
     if not isinstance(image.get("bytes"), bytes):
         raise ImageError(
-            "an image row holds no bytes; expected embedded bytes: a path inside a data file is not opened"
+            "an image row holds no bytes; expected embedded bytes, since a path inside a data file is not opened"
         )
     return image["bytes"]
 
@@ -104,7 +104,7 @@ def resolve_inside(path: str | Path, root: str | Path | None) -> Path:
     """The real path of a file; with `root`, refuse one that leaves it (`..`, absolute, symlink)."""
     text = str(path)
     if "\0" in text or "://" in text:
-        raise ImageError(f"image path {text!r} is not a local path; nothing is fetched: download it first")
+        raise ImageError(f"image path {text!r} is not a local path; nothing is fetched, so download it first")
     if root is None:
         return Path(path)
     base = Path(root).resolve()

@@ -1,6 +1,6 @@
 """The only `from_pretrained`: models and processors, without remote code, from a local folder or the hub.
 
-A checkpoint without a processor of images is a text model: a causal LM, whose tokenizer is called as a processor.
+A checkpoint without an image processor is a text model: a causal LM whose tokenizer is called like a processor.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def load_merged(path: str | Path, adapter: str | Path, *, dtype: torch.dtype) ->
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
-    """The number type that a checkpoint's configuration names; float32 where it names none."""
+    """The number type that a checkpoint's configuration names; float32 if it names none."""
     _check(path)
     config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     return config.dtype or config.get_text_config().dtype or torch.float32

@@ -39,7 +39,9 @@ def convert_data(config: ConvertDataConfig) -> Path:
         ways = ", ".join(f"{a} to {b}" for a, b in POSSIBLE)
         raise ConfigError(f"cannot convert {wanted[0]!r} to {wanted[1]!r}; possible: {ways}")
     if config.image_root is not None and config.source_format != "visualprm":
-        raise ConfigError(f"image_root is for visualprm; the images of {config.source_format} say where they are")
+        raise ConfigError(
+            f"image_root applies to visualprm only; {config.source_format} files name their images themselves"
+        )
     stage = open_stage("convert-data", config, inputs=_inputs(config))
     if stage.complete:
         return stage.out

@@ -82,7 +82,7 @@ def _at_least_one(
     if not report.pairs and report.rejected_rollouts.get("no_visual_dependence"):
         raise DataError(
             f"min_visual_dependence={config.min_visual_dependence} needs scores without the image, and "
-            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
+            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave the option out"
         )
     if not report.pairs and report.rejected_rollouts.get("no_step_scores"):
         raise DataError(
@@ -99,7 +99,7 @@ def _check(config: PairsConfig) -> None:
     if (config.rule == DROPOUT) != (config.policy is not None):
         raise ConfigError(
             f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
-            "the other rules take none"
+            "the other rules take no policy"
         )
     if config.continued is not None and config.rule in (DROPOUT, "step_prefix"):
         raise ConfigError(

@@ -1,9 +1,9 @@
 """`mpo sample`: N completions per problem, each with why it ended.
 
-Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed goes
-on with the same command and draws only what is missing; a larger `num_samples` adds to what is there. `groups.jsonl`,
-which the later stages read, is written from the store at the end, in the order of the problems and of the sample
-indexes.
+Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed
+continues with the same command and draws only what is missing; a larger `num_samples` adds to what is there.
+`groups.jsonl`, which the later stages read, is written from the store at the end, in the order of the problems and of
+the sample indexes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sample(config: SampleConfig) -> Path:
     """Draw what the store lacks, and write `groups.jsonl`.
 
     Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose image cannot be decoded and
-    one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
+    one that the server or the processor refuses are not in it: they are listed in `quarantine.jsonl` and counted.
     """
     params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
     inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
@@ -159,7 +159,7 @@ def _draw_missing(
     refused: dict[int, str] = {}
     if len(done) == total:
         return {}
-    # As many rows per problem as when this segment began, so that going on cuts the same calls.
+    # As many rows per problem as when this segment began, so that a resumed run cuts the same calls.
     rows_a_problem = store.note("rows_a_problem", config.num_samples)
     with (
         _drawing(config, params, rows_a_problem) as generator,

@@ -108,7 +108,7 @@ def evidence(arguments: EvidenceArguments) -> Path:
         codes = list(pool.map(lambda command: _run_alone(command, threads), commands))
     if any(codes):
         failed = [str(run) for run, code in zip(runs, codes, strict=True) if code]
-        raise StageError(f"these runs failed, see above; run the same command again to go on: {', '.join(failed)}")
+        raise StageError(f"these runs failed, see above; run the same command again to continue: {', '.join(failed)}")
     return _publish(runs, arguments.run_dir)
 
 

@@ -39,11 +39,14 @@ PLOTS = "plots"  # folder beside the page
 Cells = Mapping[tuple[str, str, int], Any]  # (arm, selector, k) → its row of the summary
 LOGS = ("trainer_state.json", "log_history.json")
 KINDS = {
-    "test": ("Test problems", "Every answer of one problem, best reward first. Colour is the PRM’s score of a step."),
+    "test": (
+        "Test problems",
+        "Every response to one problem, best reward first. The colour is the PRM’s score of a step.",
+    ),
     "pairs": (
         "Preference pairs",
-        "What MPO learns from: the same colours. The marked part of a rejected answer carried the gradient; without a "
-        "mark, all of it did.",
+        "What MPO learns from: the same colours. The marked part of a rejected response carried the gradient; without "
+        "a mark, all of it did.",
     ),
     "labels": (
         "Step labels",
@@ -90,7 +93,7 @@ def report(run: str | Path, *, out: str | Path | None = None, problems: int = 24
 
 
 def report_stage(config: ReportConfig) -> Path:
-    """`mpo report`: `report` with the command's settings, and say where the page is."""
+    """`mpo report`: `report` with the command's settings, and print where the page is."""
     page = report(config.run, out=config.out, problems=config.problems)
     if config.markdown:
         print(markdown_tables(summarise(runs_of(config.run))))
@@ -153,7 +156,7 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
 
 
 def _lede(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> str:
-    """The result in two sentences, as far as the run has it."""
+    """The result in two sentences, as far as the run shows it."""
     sampled = {row["arm"]: row["sampled"]["mean"] for row in summary["arms"] if "sampled" in row}
     parts = []
     if BASELINE in sampled and TRAINED in sampled:
@@ -161,7 +164,7 @@ def _lede(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mappin
         parts.append(f"MPO takes the share of right answers from {moved} on {summary['problems']} held-out problems.")
     best = cell.get((TRAINED, "prm", summary["k"]))
     if best:
-        parts.append(f"Letting the PRM choose among {summary['k']} of them gives {percent(best['mean'])} %.")
+        parts.append(f"Letting the PRM choose among {summary['k']} responses gives {percent(best['mean'])} %.")
     return " ".join(parts)
 
 
@@ -189,13 +192,13 @@ def _curve_figures(summary: Mapping[str, Any]) -> list[Chart]:
     charts = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
-        title = f"Accuracy against the number of candidates, {printable(label(arm))}"
+        title = f"Accuracy against the number of responses, {printable(label(arm))}"
         charts.append(Chart(label(arm), title, partial(best_at_k_figure, own, low=low, high=high)))
     return charts
 
 
 def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(where, what): what the pairing reports and the best-of-N results of any seed warn of."""
+    """(where, what): the warnings of the pairing reports and the best-of-N results of any seed."""
     found = [(f"{row['seed']}, pairs", text) for row in summary["pairs"] for text in row.get("warnings", ())]
     for run in runs:
         for path in sorted(run.glob("test/*/best_of_n/results.json")):
@@ -231,12 +234,12 @@ def _claim_rows(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How different the candidates are, and how many the PRM could not read; over the seeds."""
+    """How different the responses are, and how many the PRM could not read; over the seeds."""
     ks = [k for k in columns([int(k) for k in rows[0]["distinct_answers"]]) if k > 1]
     parts = ", ".join(f"{fmean(row['distinct_answers'][str(k)] for row in rows):.1f} of {k}" for k in ks)
     unscored, total = sum(row["unscored"] for row in rows), sum(row["problems"] * row["samples"] for row in rows)
     reading = f"{unscored} of {total} could not be scored and rank last" if unscored else f"all {total} could be scored"
-    return f"{parts} candidates give different answers; {reading}"
+    return f"{parts} responses give different answers; {reading}"
 
 
 def _training(run: Path) -> list[Chart]:

@@ -138,7 +138,7 @@ def write_summary(runs: Sequence[Path], out: Path) -> Path:
 
 
 def label(arm: str) -> str:
-    """What a table calls an arm."""
+    """The name of an arm in tables."""
     return ARM_LABELS.get(arm, arm)
 
 
@@ -150,7 +150,7 @@ def _arm_names(runs: Sequence[Path]) -> list[str]:
 
 
 def _measures_of(runs: Sequence[Path], arm: str) -> Measures:
-    """Everything that the arm's groups say: each folder is read once."""
+    """Everything that the arm's groups tell; each folder is read once."""
     test = f"test/{arm}"
     measures = _measures(runs, [f"{test}/scored", f"{test}/verified"], _of_samples)
     for name in ("greedy", "swapped"):
@@ -245,7 +245,7 @@ def _results(run: Path, arm: str) -> dict[str, Any]:
 
 
 def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
-    """What each seed's candidates were: distinct answers at each k, verdicts, unscored ones."""
+    """What each seed's responses were: distinct answers at each k, verdicts, unscored ones."""
     keys = ("problems", "samples", "distinct_answers", "verdicts", "unscored")
     return [{key: results[key] for key in keys} for run in runs if (results := _results(run, arm))]
 
@@ -277,7 +277,7 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
 
 
 def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
-    """MPO against each optional arm, and `COMPARED`; empty where only the warm start stands beside MPO."""
+    """MPO against each optional arm, and `COMPARED`; empty if there is only the warm start beside it."""
     others = [arm for arm in arms if arm not in (BASELINE, TRAINED)] if TRAINED in arms else []
     both = [(TRAINED, other) for other in others] + [pair for pair in COMPARED if {*pair} <= arms.keys()]
     rows = [

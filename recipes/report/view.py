@@ -98,4 +98,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: a path is a stranger's text."""
+        """Log nothing: a path is text from a stranger."""

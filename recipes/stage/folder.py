@@ -1,7 +1,7 @@
-"""A stage's folder: its output, and a manifest written last that says what made it and that nothing is missing.
+"""A stage's folder: its output, and a manifest written last that records what made it and that nothing is missing.
 
 A stage that is complete with the same settings and inputs is not run again; one that was made with other settings
-is refused by name. A stage killed half way leaves no manifest; it is run anew, or goes on if it can. Every manifest
+is refused by name. A stage killed half way leaves no manifest; it is run anew, or continues if it can. Every manifest
 keeps the account `in = out + rejected(reason)`.
 """
 
@@ -27,7 +27,7 @@ from rewards.kept.store import differences
 MANIFEST = "manifest.json"
 PAIRS = "pairs.parquet"  # of `mpo pairs`
 RESULTS = "results.json"  # of `mpo best-of-n`
-STARTED = "started.json"  # of a stage that goes on where it was killed: whose work lies in the folder
+STARTED = "started.json"  # of a stage that continues where it was killed: whose work is in the folder
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
     *("out", "workers", "engine", "actors", "base_url", "concurrency", "samples_a_request", "problems_a_call"),
@@ -48,7 +48,7 @@ class Stage:
     started: float = field(default_factory=time.monotonic)
 
     def by_content(self) -> dict[str, Any]:
-        """All settings, with the content key of an input where its path stood: the fingerprint of unfinished work."""
+        """All settings, with the content key of an input in place of its path: the fingerprint of unfinished work."""
         settings, inputs = self.fingerprint["settings"], self.fingerprint["inputs"]
         return {key: inputs.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}
 
@@ -99,8 +99,8 @@ def open_stage(
         inputs: folders or files that must exist; a folder must be complete.
         grows: settings that may be larger than before: the stage is then not complete, and adds to what is there.
         refuse: whether a difference is an error; if not, the stage is not complete.
-        work: of a stage that goes on where it was killed, whether `out` holds something to go on from; its settings are
-            written down at the start. None: a killed stage is run anew.
+        work: of a stage that continues where it was killed, whether `out` holds something to continue from; its
+            settings are written down at the start. None: a killed stage is run anew.
 
     Raises:
         StageError: an input is missing or was never finished.
@@ -150,7 +150,7 @@ def manifest_of(folder: str | Path) -> dict[str, Any]:
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """Every setting that has a default, as it stands in a fingerprint."""
+    """Every setting that has a default, as it enters a fingerprint."""
     settings = [f for f in fields(config) if f.name not in NOT_SETTINGS]
     known = {f.name: f.default for f in settings if f.default is not MISSING}
     made = {f.name: f.default_factory() for f in settings if f.default_factory is not MISSING}

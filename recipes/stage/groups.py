@@ -90,7 +90,7 @@ def read_problems(path: str | Path, *, on_bad: OnBad | None = None) -> dict[str,
 
     Args:
         path: the file.
-        on_bad: called with (file:line, kind of fault, detail) for a bad line, and the rest goes on; without it the
+        on_bad: called with (file:line, kind of fault, detail) for a bad line, and the rest is read; without it the
             first bad line raises.
 
     Raises:

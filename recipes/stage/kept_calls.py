@@ -1,4 +1,4 @@
-"""What a stage has computed so far: `calls.sqlite` in its folder, with which a killed stage goes on."""
+"""What a stage has computed so far: `calls.sqlite` in its folder, with which a killed stage continues."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def open_calls(stage: Stage, *, processor: Any = None, groups: Iterable[RolloutG
         groups: whose images they depend on.
 
     Raises:
-        FingerprintError: what is there was computed from something else, which is named.
+        FingerprintError: what the store holds was computed from something else, which is named.
     """
     fingerprint = stage.by_content()
     if processor is not None:
         fingerprint["template"] = digest(template_of(processor))[:16]
-        fingerprint["pictures"] = _pictures(groups)
+        fingerprint["images"] = _images(groups)
     return CallStore(stage.out / CALLS, fingerprint)
 
 
-def _pictures(groups: Iterable[RolloutGroup]) -> str:
-    """Content key of all image files, as they lie on the disk."""
+def _images(groups: Iterable[RolloutGroup]) -> str:
+    """Content key of all image files, as they are on the disk."""
     paths = dict.fromkeys(Path(str(image)) for group in groups for image in group.problem.images)
     return digest([_file_digest(path) for path in paths])[:16]
 

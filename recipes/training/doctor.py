@@ -136,7 +136,7 @@ def _batch_and_paper(findings: Preflight, console: Console) -> None:
     batch = findings.batch
     console.rule("batch", align="left")
     console.print(
-        f"{batch.pairs_a_step} pairs per step = {batch.per_device} a device x {batch.accumulation} micro-batches x "
+        f"{batch.pairs_a_step} pairs per step = {batch.per_device} per device x {batch.accumulation} micro-batches x "
         f"{batch.ranks} ranks; {batch.steps} steps over {batch.rows} rows: {batch.epochs:.2f} epochs"
     )
     console.rule("what differs from the paper (arXiv 2411.10442)", align="left")

@@ -1,7 +1,7 @@
 """README.md of a trained model: what it was made from, with which settings and data, and how to load it.
 
 The card is Markdown with the Hub's metadata block. Paths of this machine are cut to their last part; names that come
-from outside stand as code. The licence is left out: it is the base model's and the data's, which are not known here.
+from outside are set as code. The licence is left out: it is the base model's and the data's, which are not known here.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def write_prm_card(
     base = fingerprint["settings"]["model"]
     contract = {key: value for key, value in prm_format.to_dict().items() if value != ""}
     parts = [
-        f"# A process reward model from {short(base)}\n\nGives each step of a response the probability that all is "
+        f"# A process reward model from {short(base)}\n\nIt gives each step of a response the probability that all is "
         "right up to it. Trained with `mpo train-prm`.",
         "## How to score with it\n\n" + fenced(_LOAD_PRM, "python"),
-        "## Its format\n\nHow it was asked in training, and has to be asked (`prm.json`):\n\n"
+        "## Its format\n\nHow it was prompted in training, and has to be prompted (`prm.json`):\n\n"
         + fenced(json.dumps(contract, indent=2, ensure_ascii=False), "json"),
         table("Settings", ("", "value"), _common_settings(trainer)),
         _data("responses with labelled steps", counts),
@@ -90,7 +90,7 @@ def _common_settings(trainer: Any) -> list[tuple[str, Any]]:
     return [
         ("optimizer steps", state.global_step),
         (
-            "pairs, or problems of a PRM, a step",
+            "pairs (for a PRM, problems) per step",
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         ),
         (

@@ -45,7 +45,7 @@ def build_trainer(config: TrainMPOConfig, out: Path, rows: Any, **changes: Any) 
 
 
 def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> MPOConfig:
-    """The trainer's settings for a run on so many pairs; `changes` stand above the config.
+    """The trainer's settings for a run on this many pairs; `changes` override the config.
 
     Raises:
         ConfigError: a value that cannot work.

@@ -124,7 +124,7 @@ def _labelled(group: RolloutGroup, rollout: Rollout, rule: LabelRule, *, whole: 
 def _check_advantage(config: TrainPRMConfig, prm_format: PRMFormat) -> None:
     if (config.advantage is not None) != bool(prm_format.neutral):
         raise ConfigError(
-            "advantage labels have three signs: give --advantage with a format that has a neutral token "
+            "advantage labels have three signs: use --advantage only with a format that has a neutral token "
             f"(visualprm_advantage), and with no other; got {config.advantage} with {prm_format.name!r}"
         )
     if config.advantage is not None and (config.injected or config.visual_contrasts):

@@ -48,7 +48,7 @@ def load_policy(config: TrainMPOConfig, dtype: torch.dtype) -> tuple[PreTrainedM
 def weights_dtype(config: ModelTraining, dtype: torch.dtype) -> torch.dtype:
     """The number type of the weights while they are trained, of a pass in `dtype`.
 
-    Weights that are trained are float32 whatever the pass runs in: at a learning rate of 1e-6, a step of Adam is below
+    Weights that are trained are float32 whatever the pass runs in: at a learning rate of 1e-6, an Adam step is below
     the resolution of bfloat16 and would be lost. Under adapters the weights stay as they are, so they take `dtype`.
     """
     return dtype if config.lora_rank else torch.float32

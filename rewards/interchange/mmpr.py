@@ -7,7 +7,7 @@ which sides were truncated, and `rejected_span`; InternVL's loader ignores them,
 rejected response.
 
 A file may be anyone's. Paths stay inside the folder of `meta.json`, images are decoded by our decoder, a zip archive is
-read without unpacking it, and a row that breaks the format is reported with its reason while the rest goes on.
+read without unpacking it, and a row that breaks the format is reported with its reason while the rest is read.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """TRL's stepwise supervision rows, and what they lack to hold a labelled rollout: images, counts, provenance.
 
 TRL's own columns (up to 1.13; the type is gone from later versions) are `prompt`, `completions` (one text per step) and
-`labels` (one bool a step, mc > 0). Ours follow them, and readers that do not know them may leave them out: `images`
-(PNG bytes), `scores`, `mc_correct`, `mc_total`, `response` (the steps as they stood, with what was between them),
+`labels` (one bool per step, mc > 0). Ours follow them, and readers that do not know them may leave them out: `images`
+(PNG bytes), `scores`, `mc_correct`, `mc_total`, `response` (the original text, with what was between the steps),
 `answer`, `verdict`, `problem_id`, `label_source`. A file with TRL's three columns alone is read too; its labels are
 one of one or none of one, of the source `given`: hard labels, no estimates of mc (`rewards/prm/labelling/source.py`).
 """
@@ -136,7 +136,7 @@ def read_stepwise_parquet(path: str | Path) -> Iterator[tuple[int, Labelled | Da
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise StageError(f"{path} is no Parquet file of stepwise rows ({error})") from error
+        raise StageError(f"{path} is not a Parquet file of stepwise rows ({error})") from error
     with file:
         number = 0
         for batch in file.iter_batches(batch_size=64):
@@ -163,7 +163,7 @@ def _counts(row: _Row) -> tuple[MonteCarloCount, ...]:
     total = [1] * len(right) if row.mc_total is None else row.mc_total
     if not len(row.completions) == len(row.labels) == len(right) == len(total):
         raise DataError(
-            f"labels: expected one label, and one count, a step, got {len(row.completions)} completions, "
+            f"labels: expected one label and one count per step, got {len(row.completions)} completions, "
             f"{len(row.labels)} labels, {len(right)} mc_correct, {len(total)} mc_total"
         )
     try:

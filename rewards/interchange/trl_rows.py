@@ -30,7 +30,7 @@ def to_trl_row(pair: PreferencePair) -> Row:
     Returns:
         `images` (as the problem holds them, in order), `prompt` (as the policy was asked: the question in its
         template, behind a system message if there was one), `chosen`, `rejected`; `chosen_truncated` and
-        `rejected_truncated`, which say that a response gets no end-of-turn token; `rejected_span`, [start, end] of the
+        `rejected_truncated`, which mark a response that gets no end-of-turn token; `rejected_span`, [start, end] of the
         rejected response's characters that count in L_p and L_q, or None for all (`mpo/spans.py`; TRL ignores it);
         `problem_id` and `source`.
 
@@ -64,7 +64,7 @@ def from_trl_row(row: Row) -> PreferencePair:
     one assistant turn. The question comes back as it was asked, template and all.
 
     Raises:
-        DataError: the row says something else, an image cannot be decoded, a side is empty, both are equal, or
+        DataError: the row holds something else, an image cannot be decoded, a side is empty, both are equal, or
             `rejected_span` lies outside the rejected response.
     """
     from mpo.multimodal.images import load_image

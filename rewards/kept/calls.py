@@ -3,7 +3,7 @@
 A call takes a batch and gives a value of JSON: scores, verdicts. It is the unit of work, not its single rows, because
 a row's last bits depend on the shape of its batch. A stage cuts the same calls from its whole list in every attempt,
 and each is kept whole or made again whole; so a resumed run gives the bytes of a straight one. The key of a call
-covers all that its rows say, and the store's fingerprint everything else.
+covers all that its rows hold, and the store's fingerprint everything else.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Store:
 
     Args:
         path: of the SQLite file; it and its folder are made if they are missing.
-        fingerprint: all that the work depends on besides what its keys say, as JSON values.
+        fingerprint: all that the work depends on besides its keys, as JSON values.
         on_change: what to do when the file holds work of another fingerprint: "refuse", or begin a "segment".
 
     Raises:
@@ -106,7 +106,7 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(
                 f"{self.path} could not keep {len(rows)} {self.holds} ({error}); what it held before is intact: "
-                "look at the disk, then run the same command again"
+                "check the disk, then run the same command again"
             ) from error
 
     def _open(self, fingerprint: Mapping[str, Any], on_change: OnChange) -> None:
@@ -143,7 +143,7 @@ class StoredSample:
 
 
 class SampleStore(Store):
-    """The samples of one fingerprint, one row a (problem, sample index); arguments and errors are those of `Store`.
+    """The samples of one fingerprint, one row per (problem, sample index); arguments and errors are those of `Store`.
 
     Example:
         >>> import tempfile

@@ -15,7 +15,7 @@ class Untrusted(BaseModel):
 
 
 class Listed(Untrusted):
-    """A token that could have stood at a place, with its log-probability."""
+    """A token that could have come at a place, with its log-probability."""
 
     token: str
     logprob: float = Field(allow_inf_nan=False)

@@ -142,7 +142,7 @@ class OpenAIGenerator(Generator):
                 runner.run(_stop(pending | finished, servers))
         if failed:
             raise ServerError(
-                f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept: the same command goes on"
+                f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept; run the same command to continue"
             )
 
     def _cut(self, indexes: list[int]) -> Iterator[list[int]]:

@@ -146,7 +146,7 @@ class TransformersGenerator(Generator):
         """Run B prompts without their last token through the model, and copy their cache n times.
 
         Returns:
-            What `generate` needs to go on from there, B·n rows; None where a layer of the cache holds more than keys
+            What `generate` needs to continue from there, B·n rows; None where a layer of the cache holds more than keys
             and values (a recurrent state): then `generate` expands the prompts itself, now and from now on.
         """
         shape = inputs["input_ids"].shape

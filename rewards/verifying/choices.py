@@ -52,7 +52,7 @@ class ChoiceVerifier(ReadingVerifier[frozenset[str]]):
         return None
 
     def views(self, value: str) -> Iterator[str]:
-        """As it stands: what follows a letter may contradict it."""
+        """Unchanged: what follows a letter may contradict it."""
         yield value
 
     def reference(self, problem: Problem, value: str) -> frozenset[str] | None:

@@ -28,7 +28,7 @@ _YEAR = re.compile(r"1[89]\d\d|20\d\d|2100")
 
 
 def _number_views(value: str) -> Iterator[str]:
-    """As it stands, its first sentence, what stands before the reasons, and the one number that it states."""
+    """The text itself, its first sentence, the part before the reasons, and the one number that it states."""
     yield value
     first = first_sentence(value)
     yield first

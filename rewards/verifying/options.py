@@ -164,7 +164,7 @@ def _by_letter(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
 
 
 def _contradicts(rest: str, place: int, texts: tuple[str, ...]) -> bool:
-    """Whether what stands behind a letter is another option's text and not its own."""
+    """Whether the text after a letter is another option's text and not its own."""
     stated = rest.strip().lstrip(".:：,，、;-–—=( ").strip()
     if not stated:
         return False

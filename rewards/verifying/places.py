@@ -1,10 +1,10 @@
-r"""Where a final answer stands in a response: one named rule a place, and which of them counts.
+r"""Where a final answer is in a response: one named rule per place, and which of them counts.
 
 `RULES` lists the rules of explicit statements. Their strength decides, then their place:
 
 1. `tag`: `<answer>…</answer>`, `<|begin_of_box|>…`; nothing else counts then.
-2. `line`: "Final answer: …", "#### …", "Answer: …", `\boxed{…}`: the one that stands last.
-3. `prose`: "the answer is …", "option B is correct": the last one. One that stands in the last paragraph, after the
+2. `line`: "Final answer: …", "#### …", "Answer: …", `\boxed{…}`: the last one.
+3. `prose`: "the answer is …", "option B is correct": the last one. One in the last paragraph, after the
    last box, goes before that box.
 
 Only what follows the last `</think>` is looked at. Weaker signs (a bare answer, a letter at the start, a number in the
@@ -127,7 +127,7 @@ def _last(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
 
 
 def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place | None:
-    """The answer that stands after a marker: the rest of its line, else the next line that is not empty."""
+    """The answer after a marker: the rest of its line, else the next line that is not empty."""
     line_end = text.find("\n", start)
     line_end = len(text) if line_end < 0 else line_end
     value = text[start:line_end]
@@ -252,7 +252,7 @@ def _standing(text: str, places: Iterator[Place]) -> list[Place]:
 
 
 def _supersedes(text: str, prose: Place, box: Place) -> bool:
-    """Whether a sentence goes before the box: it stands behind it, in another paragraph, and is short and plain."""
+    """Whether a sentence goes before the box: it comes after it, in another paragraph, and is short and plain."""
     between = text[box.end : prose.start]
     return prose.start > box.end and "\n" in between.strip(" $.") and len(prose.text) <= 40
 
