@@ -25,7 +25,7 @@ help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## the whole loop once on the digits world, one seed; writes runs/demo/report.html
-	$(BIN)/mpo pipeline --settings recipes/configs/digits_demo.yaml --run_dir runs/demo
+	$(BIN)/mpo pipeline --settings recipes/configs/digits_demo.yaml --run_dir runs/demo --arms mpo mpo_paper rft
 	@echo "The report is at $(CURDIR)/runs/demo/report.html"
 
 evidence: $(INSTALLED)  ## three seeds and every arm of the digits world, into runs/evidence

@@ -79,12 +79,15 @@ class AdmissionReport:
 
 
 class PairLength(NamedTuple):
-    """Tokens of one pair. `image` is a part of `prompt`: the placeholders and what frames them."""
+    """Tokens of one pair. `image` is a part of `prompt`: the placeholders and what frames them; `counted` is the part
+    of `rejected` that L_p and L_q read.
+    """
 
     prompt: int
     image: int
     chosen: int
     rejected: int
+    counted: int
 
     @property
     def longer(self) -> int:
@@ -229,7 +232,7 @@ def _read(rows: Any, index: int) -> Row:
 
 def _length(collator: PreferenceCollator, count: PromptLength, row: Row) -> PairLength:
     pair = collator.check(row)
-    return PairLength(*count(pair.prompt, pair.images), len(pair.chosen), len(pair.rejected))
+    return PairLength(*count(pair.prompt, pair.images), len(pair.chosen), len(pair.rejected), pair.rejected_tokens)
 
 
 def _undecoded(rows: Any, indices: Sequence[int]) -> Iterator[Row | None]:

@@ -1,8 +1,9 @@
 """Reference log-probs, computed once and kept: training then needs no second model.
 
-A response is found by content: the token ids of its prompt and its own, and the pixels as the processor made them. The
-weights, processor and number type that computed the values are written beside them, and a cache of another reference
-is refused. Each rank writes a SQLite file of its own, committed batch by batch: a kill loses at most a batch.
+A response is found by content: the token ids of its prompt and its own, the range of them that counts, and the pixels
+as the processor made them. The weights, processor and number type that computed the values are written beside them, and
+a cache of another reference is refused. Each rank writes a SQLite file of its own, committed batch by batch: a kill
+loses at most a batch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SCHEMA = (
 
 
 class ReferenceCache:
-    """Response → log π_ref(response | prompt), summed over its tokens.
+    """Response → log π_ref(response | prompt), summed over its tokens that count.
 
     Args:
         folder: holds one `logps-RANK.sqlite` per rank; made if it is missing.
@@ -186,17 +187,19 @@ def digest_of_processor(processor: Any) -> str:
     return _digest(part.encode() for part in parts)
 
 
-def response_keys(tensors: Iterable[Tensor], responses: Sequence[Sequence[int]]) -> list[str]:
-    """SHA-256 of each response of one prompt as the model sees it.
+def response_keys(
+    tensors: Iterable[Tensor], responses: Sequence[tuple[Sequence[int], tuple[int, int] | None]]
+) -> list[str]:
+    """SHA-256 of each response of one prompt as the model sees it, and of the part of it that is summed.
 
     Args:
         tensors: of the encoded prompt: ids, per-token features, pixels.
-        responses: token ids of each.
+        responses: token ids of each, and the range of them that counts; None: all.
     """
     prompt = _digest(
         part for tensor in tensors for part in (repr((tensor.dtype, tuple(tensor.shape))).encode(), _bytes(tensor))
     )
-    return [_digest([prompt.encode(), json.dumps([*response]).encode()]) for response in responses]
+    return [_digest([prompt.encode(), json.dumps([[*ids], counted]).encode()]) for ids, counted in responses]
 
 
 @contextmanager

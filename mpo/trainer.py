@@ -35,9 +35,11 @@ from mpo.reference import ReferenceCache
 from mpo.reference_run import ReferenceRun
 from mpo.reward_shift import RewardShift
 from mpo.sampler import PromptGroupSampler, TokenBalancedSampler, seed_of, token_balanced
+from mpo.spans import SPAN_COLUMN
 from mpo.types import MPOLoss, PairLogps
 
 REWARD_SHIFT_FILE = "reward_shift.json"
+CONTENT_COLUMNS = ("chosen", "rejected", SPAN_COLUMN)  # what a resume must find unchanged
 
 Batch = dict[str, Any]
 
@@ -182,6 +184,8 @@ class MPOTrainer(WholeStepTrainer):
             reward_shift=self.reward_shift.value,
             loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / max(1, len(pair_ids)),
         )
+        if "pair_rejected_share" in pairs:  # 1: the whole of each rejected response counts
+            metrics["tokens/rejected_counted"] = pairs["pair_rejected_share"].mean()
         if "pair_prompts" in pairs:  # 1: no prompt was repeated
             metrics["rows_per_prompt"] = loss.total.new_tensor(len(inputs["input_ids"]) / pairs["pair_prompts"])
         self._means["train" if model.training else "eval"].add(metrics, pairs=len(pair_ids))
@@ -259,10 +263,11 @@ class MPOTrainer(WholeStepTrainer):
         return {**super()._run_settings(), **{name: given.get(name) for name in DECISIVE}}
 
     def _row_contents(self) -> Iterator[Any]:
-        """The responses; images are not decoded."""
+        """The responses and the part that counts; images are not decoded."""
         rows: Any = self.train_dataset
-        rows = rows.select_columns(["chosen", "rejected"]) if hasattr(rows, "select_columns") else rows
-        yield from ([row.get("chosen"), row.get("rejected")] for row in rows)
+        if hasattr(rows, "select_columns"):
+            rows = rows.select_columns([name for name in CONTENT_COLUMNS if name in rows.column_names])
+        yield from ([row.get(name) for name in CONTENT_COLUMNS] for row in rows)
 
     # Helpers.
 

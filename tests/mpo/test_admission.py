@@ -157,7 +157,7 @@ def test_lengths_are_those_of_the_model_rows(collator: PreferenceCollator) -> No
     for length, row in zip(measured, rows, strict=True):
         placeholders = int((collator([row])["input_ids"][0] == image_token).sum())
         assert length.image == placeholders + 2 * len(row["images"])  # <img> and </img> frame each
-    assert measured[3] == PairLength(measured[3].prompt, 0, len(["o", "n", "e ", "t", "w", "o ", "3", EOT]), 6)
+    assert measured[3] == PairLength(measured[3].prompt, 0, len(["o", "n", "e ", "t", "w", "o ", "3", EOT]), 6, 6)
 
 
 def test_images_are_decoded_for_a_new_size_only(collator: PreferenceCollator, monkeypatch: pytest.MonkeyPatch) -> None:

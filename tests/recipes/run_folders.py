@@ -19,6 +19,7 @@ from recipes.stage.groups import read_problems, write_groups, write_problems
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing.limits import Limits
 from rewards.pairing.rules import build_pairs
+from rewards.pairing.spans import RejectedSpan
 from rewards.types import (
     Completion,
     FinishReason,
@@ -193,7 +194,8 @@ def make_run(
         best_of_n(BestOfNConfig(folder / "scored", folder / "best_of_n", list(ks)))
     made = score_all([_invaded(g, None, corpus) for g in make_groups(preference, samples, 0.5, rng)], rng)
     write_stage(run / "preference" / "scored", made, preference, name="score")
-    pairs, report = build_pairs(made, limits=Limits(max_pairs=2))
+    limits = Limits(max_pairs=2, rejected_span=RejectedSpan("first_bad_step"))
+    pairs, report = build_pairs(made, limits=limits)
     folder = open_stage("pairs", Made(run / "pairs"), inputs=[]).out
     write_trl_parquet(pairs, folder / "pairs.parquet")
     (folder / "report.json").write_text(json.dumps(asdict(report)))

@@ -94,7 +94,7 @@ def test_a_whole_run(tmp_path):
     run = make_run(tmp_path / "run", hostile="<b>x</b>")
     summary = summarise([run])
     assert [arm["label"] for arm in summary["arms"]] == ["warm start", "MPO", "DPO"]
-    assert len(summary["claims"]) == 9
+    assert len(summary["claims"]) == 11
     assert {c["name"] for c in summary["comparisons"]} == {"MPO > DPO (sampled)", "MPO > DPO (greedy)"}
     assert {arm["arm"] for arm in summary["arms"] if "swapped" in arm} == {"policy", "mpo", "dpo"}
     assert all(0.3 < row["auc_swapped"]["mean"] < 0.7 < row["auc"]["mean"] for row in summary["prm"])
