@@ -19,7 +19,7 @@ from rewards.verifying.verifier import ReadingVerifier
 MAX_TEXT = 1_000  # characters of an answer that is compared as text
 _EPSILON = 1e-9
 _REASON = re.compile(
-    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\("
+    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.|with)\s|\s+\("
     r"|\s[-–—]\s(?!\d)|[,;]\s(?=\D*$)",
     re.IGNORECASE,
 )
