@@ -40,6 +40,16 @@ def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tenso
     return segment_sums(pad(token_logps, (1, 0)), inputs[LAYOUT]), response_lengths(inputs)
 
 
+def token_logps(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Log-probability of each labelled token, float32, a tensor for each response in the order of `response_logps`."""
+    read = _read(model, _with_positions(model, inputs), fused_lm_head=True)
+    values, labels = pad(read.log_probs.float(), (1, 0)), inputs["labels"]  # (B, T)
+    layout = inputs.get(LAYOUT)
+    places = [(row, *span) for row in range(len(labels))
+              for span in (layout.segments(row) if layout else [(1, labels.shape[1])])]  # fmt: skip
+    return [values[row, start:end][labels[row, start:end] != IGNORED] for row, start, end in places]
+
+
 def response_lengths(inputs: Mapping[str, Any]) -> Tensor:
     """Numbers of labelled tokens, int64, in the order of `response_logps`."""
     labelled = inputs["labels"] != IGNORED

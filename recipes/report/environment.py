@@ -5,7 +5,6 @@ Versions, devices, sizes and yes-or-no answers only: no path, no host or user na
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 
+from mpo.multimodal.varlen import why_no_kernel
 from recipes.config import EnvConfig
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -112,15 +112,19 @@ def _devices() -> list[dict[str, Any]]:
 
 def _attention() -> dict[str, Any]:
     """What torch was built with, and what the shared prefix can use (`mpo/multimodal/varlen.py`)."""
-    varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     return {
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
         "flash in torch": torch.backends.cuda.is_flash_attention_available(),
-        "varlen in torch": varlen,
-        "varlen usable here": varlen and torch.cuda.is_available(),  # otherwise each part of a row by SDPA
+        "shared prompts": shared_prompts(),
     }
+
+
+def shared_prompts() -> str:
+    """What computes a row of several responses here, and why it is not the kernel."""
+    reason = why_no_kernel()
+    return "variable-length kernel" if reason is None else f"segment by segment by SDPA: {reason}"
 
 
 def _gib(size: int) -> float:

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from mpo.multimodal import varlen
+from mpo.multimodal.varlen import why_no_kernel
 from recipes.config import EnvConfig
 from recipes.report.environment import _commit, describe, environment
+from recipes.report.environment import shared_prompts as varlen_said
 
 ROOT = Path(__file__).resolve().parents[3]
 CANARIES = {
@@ -64,7 +67,29 @@ def test_versions_and_devices_are_those_in_use(printed: dict[str, Any]) -> None:
     assert len(printed["devices"]) == torch.accelerator.device_count()
     assert printed["cpu"]["usable"] <= printed["cpu"]["cores"] == os.cpu_count()
     assert printed["memory"]["total GiB"] >= printed["memory"]["free GiB"] > 0
-    assert printed["attention"]["varlen usable here"] == torch.cuda.is_available()
+    usable = why_no_kernel()
+    said = printed["attention"]["shared prompts"]
+    assert said == ("variable-length kernel" if usable is None else f"segment by segment by SDPA: {usable}")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "installed", "said"),
+    [
+        (False, None, "segment by segment by SDPA: torch sees no CUDA device"),
+        (
+            True,
+            "varlen_attn of torch 2.10.0 takes no scale",
+            "segment by segment by SDPA: varlen_attn of torch 2.10.0 takes",
+        ),
+        (True, None, "variable-length kernel"),
+    ],
+)
+def test_which_attention_would_be_used_and_why(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, installed: str | None, said: str
+) -> None:
+    monkeypatch.setattr(varlen.torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(varlen, "_installed", lambda: installed or (lambda: None))
+    assert varlen_said().startswith(said)
 
 
 def test_the_commit_of_a_checkout_and_of_none(printed: dict[str, Any], tmp_path: Path) -> None:
