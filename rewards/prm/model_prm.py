@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
@@ -24,11 +25,13 @@ from rewards.prm.formats import PRMFormat, find_format, validated
 from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, render
-from rewards.prm.rows import prepare_sharing, rows_of
+from rewards.prm.rows import check_sharing, prepare_sharing, rows_of
 from rewards.prm.step_prm import Solution, StepPRM, by_problem
 from rewards.types import StepScores
 
 CONTRACT = "prm.json"
+
+logger = logging.get_logger(__name__)
 
 
 class ModelPRM(StepPRM):
@@ -43,17 +46,26 @@ class ModelPRM(StepPRM):
         prm_format: how it was trained to be asked.
         batch_rows: solutions per forward pass.
         max_pass_tokens: solutions that share a prompt and hold more tokens are read in several passes; the prompt is
-            read in the first, and its keys and values are kept for the others.
+            read in the first, and its keys and values are kept for the others. None: 4,096 on a CPU, where short
+            passes are faster, and 65,536 elsewhere, which bounds the memory.
     """
 
     def __init__(
-        self, model: Any, processor: Any, prm_format: PRMFormat, *, batch_rows: int = 32, max_pass_tokens: int = 4096
+        self,
+        model: Any,
+        processor: Any,
+        prm_format: PRMFormat,
+        *,
+        batch_rows: int = 32,
+        max_pass_tokens: int | None = None,
     ) -> None:
         super().__init__(processor, prm_format)
         self.model = model
-        self.batch_rows, self.max_pass_tokens = batch_rows, max_pass_tokens
+        self.batch_rows = batch_rows
+        self.max_pass_tokens = max_pass_tokens or (4096 if model.device.type == "cpu" else 65_536)
         self._labels = prm_format.label_ids(processor.tokenizer)
         self.shares = prepare_sharing(model)
+        self._kernel: bool | None = None  # whether attention may use it; unknown until a first packed batch
 
     @classmethod
     def load(cls, path: str | Path, *, prm_format: str | None = None, batch_rows: int = 32) -> ModelPRM:
@@ -93,11 +105,29 @@ class ModelPRM(StepPRM):
     @torch.inference_mode()
     def _logits(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[Tensor]:
         """Label logits of the steps of several problems' solutions, in order: (steps of a row, labels) each."""
-        inputs, positions = rows_of(rendered, self.processor, shared=self.shares)
+        if self.shares and self._kernel is None:
+            self._check(rendered[0])
+        inputs, positions = self._rows(rendered)
         if LAYOUT in inputs and len(rendered) > 1 and inputs["input_ids"].numel() > self.max_pass_tokens:
             return [logits for some in rendered for logits in self._logits([some])]
-        inputs = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         return logits_at(self.model, inputs, positions, self._labels, max_tokens=self.max_pass_tokens)
+
+    def _rows(self, rendered: Sequence[Sequence[RenderedSolution]]) -> tuple[dict[str, Any], list[list[int]]]:
+        inputs, positions = rows_of(rendered, self.processor, shared=self.shares)
+        if LAYOUT in inputs:
+            inputs[LAYOUT].varlen = self._kernel is not False
+        device = self.model.device
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}, positions
+
+    def _check(self, some: Sequence[RenderedSolution]) -> None:
+        """Compare the two longest solutions of one problem, read together, with each read alone, once."""
+        inputs, positions = self._rows([sorted(some, key=lambda solution: len(solution.continuation))[-2:]])
+        if LAYOUT not in inputs:
+            return
+        found = check_sharing(self.model, inputs, positions, self._labels)
+        self.shares, self._kernel = found.shares, found.kernel
+        if not found.shares:
+            logger.warning("each solution is read with a prompt of its own: %s", found.reason)
 
 
 def save_format(path: str | Path, prm_format: PRMFormat) -> None:

@@ -24,9 +24,11 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import TrainingArguments, set_seed
+from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
+from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.ranks import check_pictures
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens
@@ -37,7 +39,9 @@ from rewards.prm.labelling.labels import LabelledGroup
 from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
 from rewards.prm.rendering import render
-from rewards.prm.rows import prepare_sharing, rows_of, spans_of
+from rewards.prm.rows import check_sharing, prepare_sharing, rows_of, spans_of, unshared
+
+logger = logging.get_logger(__name__)
 
 
 class PRMCollator:
@@ -143,7 +147,8 @@ class PRMTrainer(WholeStepTrainer):
         self.class_weights = class_weights
         self._label_ids = prm_format.label_ids(processor.tokenizer)
         self._judged: list[tuple[float, bool, str]] = []  # P(+), label and problem of each step since the last log
-        shared = prepare_sharing(model)
+        self._shares = shared = prepare_sharing(model)
+        self._kernel: bool | None = None  # whether attention may use it; unknown until a first packed batch
         if peft_config is not None:
             set_seed(args.seed)  # the adapters' first values
             model = get_peft_model(model, peft_config)
@@ -165,7 +170,7 @@ class PRMTrainer(WholeStepTrainer):
         """L_step + w·L_text: local sums × world size / `num_items_in_batch`, the step's counts, or the batch's."""
         if self.weights_get_sharded:
             check_pictures(inputs["inputs"])
-        asked = (model, inputs["inputs"], inputs["positions"], self._label_ids)
+        asked = (model, *self._as_read(model, inputs), self._label_ids)
         text: Tensor | None = None
         if self.text_weight > 0:
             rows, text = logits_and_text_logps(*asked)
@@ -187,6 +192,21 @@ class PRMTrainer(WholeStepTrainer):
         if text is not None:
             total = total - self.text_weight * text.sum() / tokens
         return total * world_size
+
+    def _as_read(self, model: Any, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Sequence[int]]]:
+        """Inputs and positions in the layout that the model reads right, which the first packed batch shows."""
+        inputs, positions = batch["inputs"], batch["positions"]
+        if self._shares and self._kernel is None:
+            packed = torch.tensor(float(LAYOUT in inputs), device=inputs["input_ids"].device)
+            if self._sum_over_ranks(packed):
+                found = check_sharing(model, inputs, positions, self._label_ids, fill=True, summed=self._sum_over_ranks)
+                self._shares, self._kernel = found.shares, found.kernel
+                if not found.shares:
+                    logger.warning("each solution is read with a prompt of its own: %s", found.reason)
+        if LAYOUT not in inputs:
+            return inputs, positions
+        inputs[LAYOUT].varlen = self._kernel is not False
+        return (inputs, positions) if self._shares else unshared(inputs, positions)
 
     def _counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Labelled steps and tokens of L_text of these micro-batches, int64 (2,)."""

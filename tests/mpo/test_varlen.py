@@ -73,15 +73,16 @@ def kernel(
 
 
 def top_left(
-    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, *rest: Any, **more: Any
-) -> Any:
-    """A kernel that aligns the causal mask at the start of both, as cuDNN does for packed sequences."""
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
+    scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """A kernel that aligns the causal mask at the start of both, as cuDNN does: a response sees too little."""
     out = []
     for (q0, q1), (k0, k1) in zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True):
-        q, k, v = (x.transpose(0, 1) for x in (query[q0:q1], key[k0:k1], value[k0:k1]))
-        groups = q.shape[0] // k.shape[0]
-        k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
-        out.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1))
+        keys = slice(k0, k0 + min(k1 - k0, q1 - q0))
+        ends = [torch.tensor([0, number], dtype=torch.int32) for number in (q1 - q0, keys.stop - keys.start)]
+        how = {"scale": scale, "window_size": window_size, "enable_gqa": enable_gqa}
+        out.append(kernel(query[q0:q1], key[keys], value[keys], *ends, q1 - q0, len(key[keys]), **how))
     return torch.cat(out)
 
 
