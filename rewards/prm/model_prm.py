@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from mpo.multimodal.ahead import ahead
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor, stored_dtype
@@ -85,19 +86,22 @@ class ModelPRM(StepPRM):
         return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
 
     def _outcomes(self, items: Sequence[Solution], describe: str) -> list[StepScores]:
+        """Tokens of a batch are made in a thread while the model reads the one before it."""
         scores: list[StepScores] = []
+        batches = [items[start : start + self.batch_rows] for start in range(0, len(items), self.batch_rows)]
         with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
-            for start in range(0, len(items), self.batch_rows):
-                batch = items[start : start + self.batch_rows]
-                scores.extend(self._score_batch(batch))
+            for batch, rendered in zip(batches, ahead(self._rendered, batches), strict=True):
+                scores.extend(self._scores(rendered))
                 bar.update(len(batch))
         return scores
 
-    def _score_batch(self, items: Sequence[Solution]) -> list[StepScores]:
-        rendered: list[list[RenderedSolution]] = []
-        for problem, steps in by_problem(items):
-            images = [load_image(image) for image in problem.images]
-            rendered.append(render(self.processor, self.format, problem, steps, images))
+    def _rendered(self, items: Sequence[Solution]) -> list[list[RenderedSolution]]:
+        return [
+            render(self.processor, self.format, problem, steps, [load_image(image) for image in problem.images])
+            for problem, steps in by_problem(items)
+        ]
+
+    def _scores(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[StepScores]:
         logits = torch.cat(self._logits(rendered))  # (all steps, labels)
         steps_each = [len(solution.read_positions) for some in rendered for solution in some]
         return [label_softmax(own) for own in logits.split(steps_each)]

@@ -6,7 +6,6 @@ In VisualPRM's layout that lies inside the first user turn, since the first step
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from mpo.multimodal.agreement import Found, check_first_batch
 from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, paired_rows
-from mpo.multimodal.prefix import EncodedPrompt, stack_rows
+from mpo.multimodal.prefix import EncodedPrompt, shared_length, stack_rows
 from mpo.multimodal.scoring import logits_at
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once, row_images
@@ -121,10 +120,8 @@ def _pack(solutions: Sequence[RenderedSolution], image_token_id: int | None) -> 
     """The solutions of one problem as shared prefix and tails; None: nothing can be shared."""
     ids = [[*solution.prompt.input_ids.tolist(), *solution.continuation] for solution in solutions]
     length = min(1 + min(solution.read_positions[0] for solution in solutions), *(len(row) - 1 for row in ids))
-    columns = zip(*(row[:length] for row in ids), strict=True)
-    length = len([*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)])
     prompt = solutions[0].prompt
-    length = min(length, len(prompt.input_ids))
+    length = min(length, len(prompt.input_ids), shared_length(ids))
     if not can_be_shared(prompt, image_token_id, length=length):
         return None
     prefix = EncodedPrompt(
