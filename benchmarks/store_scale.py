@@ -37,7 +37,7 @@ from recipes.data.sample import sample
 from recipes.data.verify import verify
 from recipes.stage.folder import MANIFEST
 from recipes.stage.groups import write_problems
-from rewards.sampling.generator import Sample
+from rewards.sampling.generator import Generator, Sample
 from rewards.types import Completion, Problem
 
 PICTURES = 500  # different ones; problems share them
@@ -46,7 +46,7 @@ WORDS = ("we", "read", "each", "digit", "from", "left", "to", "right", "and", "a
 STEPS = [" ".join(random.Random(i).choices(WORDS, k=8)) + "." for i in range(997)]
 
 
-class InstantGenerator:
+class InstantGenerator(Generator):
     """Short texts at once; about half of them right. `draw` notes when it was first asked and when it had given all."""
 
     def __init__(self) -> None:
@@ -72,11 +72,6 @@ class InstantGenerator:
                 ready = []
         yield ready
         self.ended = clocks()
-
-    def generate(
-        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]:
-        return [[completion(problem, index) for index in range(n)] for problem in problems]
 
 
 def completion(problem: Problem, index: int) -> Completion:

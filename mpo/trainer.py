@@ -32,9 +32,11 @@ from mpo.monitors import RunMonitor
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.ranks import check_pictures, check_whole_weights
 from mpo.multimodal.whole_steps import WholeStepTrainer
-from mpo.reference_run import cached_reference
+from mpo.reference import ReferenceCache
+from mpo.reference_run import ReferenceRun
 from mpo.reward_shift import RewardShift
 from mpo.sampler import PromptGroupSampler, TokenBalancedSampler, seed_of, token_balanced
+from mpo.types import MPOLoss, PairLogps
 
 REWARD_SHIFT_FILE = "reward_shift.json"
 
@@ -119,7 +121,9 @@ class MPOTrainer(WholeStepTrainer):
         )
         is_read_from_cache = args.precompute_ref_log_probs and self.weights_get_sharded  # the reference never runs
         self.ref_model = reference if reference is None or is_read_from_cache else self._placed(reference)
-        self.reference_cache = cached_reference(self) if args.precompute_ref_log_probs else None
+        self.reference_cache: ReferenceCache | None = None
+        if args.precompute_ref_log_probs:
+            self.reference_cache, self.ref_model = self.cached_reference(), None
         self.reward_shift = RewardShift(args.reward_shift, momentum=args.reward_shift_momentum)
         self.monitor = RunMonitor(starts_at_reference=ref_model is None, after_step=self._commit_reward_shift)
         self.add_callback(self.monitor)
@@ -164,16 +168,7 @@ class MPOTrainer(WholeStepTrainer):
             check_pictures(inputs)
         inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
         logps = pair_logps(model, inputs, pairs["pair_index"], reference=self.ref_model, reference_sums=known)
-        loss = mpo_loss(
-            logps,
-            beta=self.args.beta,
-            reward_shift=self.reward_shift.value,
-            weights=self.args.weights,
-            generation_average=self.args.generation_average,
-            label_smoothing=self.args.label_smoothing,
-            pair_weight=pairs.get("pair_weight"),
-            denominators=num_items_in_batch,
-        )
+        loss = self.loss_of(logps, pair_weight=pairs.get("pair_weight"), denominators=num_items_in_batch)
         if model.training:
             self.monitor.count(inputs["attention_mask"])
             self.reward_shift.observe(*implicit_rewards(logps, beta=self.args.beta))
@@ -193,6 +188,21 @@ class MPOTrainer(WholeStepTrainer):
         world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
         total = loss.total * world_size
         return (total, {}) if return_outputs else total
+
+    def loss_of(
+        self, logps: PairLogps, *, pair_weight: Tensor | None = None, denominators: Denominators | None = None
+    ) -> MPOLoss:
+        """L of some pairs under this run's settings and its δ of this moment; see `mpo.losses.mpo_loss`."""
+        return mpo_loss(
+            logps,
+            beta=self.args.beta,
+            reward_shift=self.reward_shift.value,
+            weights=self.args.weights,
+            generation_average=self.args.generation_average,
+            label_smoothing=self.args.label_smoothing,
+            pair_weight=pair_weight,
+            denominators=denominators,
+        )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer calls this once per optimizer step, after the last backward and before `optimizer.step`."""
@@ -272,6 +282,27 @@ class MPOTrainer(WholeStepTrainer):
         local = Denominators.of(torch.cat(lengths).to(device), self.args.generation_average)
         counts = torch.stack([torch.as_tensor(count, device=device) for count in (local.pairs, local.generation)])
         return Denominators(*self._sum_over_ranks(counts).unbind())
+
+    def cached_reference(self) -> ReferenceCache:
+        """The reference's log-probs of all rows: computed where they are lacking, or only read where weights will be
+        sharded. The policy must not have been trained yet.
+
+        Raises:
+            ConfigError: see `mpo.reference_run.ReferenceRun`.
+        """
+        if self.is_fsdp_enabled:
+            check_whole_weights(self.accelerator)
+        run = ReferenceRun(
+            policy=self.model,
+            reference=self.ref_model,
+            processor=self.processing_class,
+            collate=self.data_collator,
+            args=self.args,
+            accelerator=self.accelerator,
+            layout=self.args.layout if self.sharing.on else "paired",
+        )
+        datasets = [self.train_dataset, self.eval_dataset]
+        return run.kept(datasets) if self.weights_get_sharded else run.computed(datasets)
 
     def _placed(self, reference: PreTrainedModel) -> Any:
         """The frozen reference on its device, sharded like the policy."""

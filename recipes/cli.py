@@ -84,7 +84,12 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "prm-eval": ("recipes.answering.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
     "report": ("recipes.report.page", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
     "view": ("recipes.report.view", "view", "ViewConfig", "the page at an address of this machine"),
-    "env": ("recipes.report.environment", "environment", "EnvConfig", "versions, devices and memory, for a bug report"),
+    "env": (
+        "recipes.report.environment",
+        "environment",
+        "EnvConfig",
+        "project, packages and attention, for a bug report",
+    ),
     "pipeline": ("recipes.loop.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
     "evidence": (
         "recipes.loop.pipeline",

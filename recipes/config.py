@@ -294,7 +294,7 @@ class ViewConfig:
 
 @dataclass
 class EnvConfig:
-    """`mpo env`: versions, devices and memory, for a bug report."""
+    """`mpo env`: what a bug report needs besides `accelerate env`."""
 
     json: bool = field(default=False, metadata={"help": "one JSON object instead of lines"})
 

@@ -9,11 +9,11 @@ a `RolloutGroup` is one problem with all its rollouts. Two rollouts of a group m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import DataError
 from rewards.errors import StepAlignmentError
@@ -223,14 +223,6 @@ class PreferencePair:
 Splitter = Callable[[str], tuple[Step, ...]]
 Verifier = Callable[[Problem, str], Verdict]
 Aggregator = Callable[[StepScores], float]
-
-
-class ProcessRewardModel(Protocol):
-    """Scores the steps of candidate solutions of one problem."""
-
-    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
-        """Step scores of each solution, in order."""
-        ...
 
 
 def verdict_of(rollout: Rollout) -> str:

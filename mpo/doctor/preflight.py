@@ -17,7 +17,7 @@ from mpo.admission import AdmissionReport, PairLength, lengths
 from mpo.doctor.memory import MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
 from mpo.doctor.paper import BatchPlan, Deviation, Planned, deviations
 from mpo.forward import model_inputs, pair_logps
-from mpo.losses import implicit_rewards, mpo_loss
+from mpo.losses import implicit_rewards
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.scoring import response_logps
 from mpo.trainer import MPOTrainer
@@ -148,15 +148,7 @@ def _step_zero(trainer: MPOTrainer, batches: int) -> StepZero:
         with trainer.compute_loss_context_manager():
             admitted = _admitted(trainer, inputs)
             logps = pair_logps(trainer.model, admitted, inputs["pair_index"], reference=trainer.ref_model)
-        loss = mpo_loss(
-            logps,
-            beta=args.beta,
-            reward_shift=trainer.reward_shift.value,
-            weights=args.weights,
-            generation_average=args.generation_average,
-            label_smoothing=args.label_smoothing,
-            pair_weight=weight,
-        )
+        loss = trainer.loss_of(logps, pair_weight=weight)
         count = len(inputs["pair_ids"])
         rewards = torch.cat(implicit_rewards(logps, beta=args.beta)).abs()
         largest = max(largest, float(rewards.nan_to_num(nan=math.inf).max()))

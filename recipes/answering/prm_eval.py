@@ -30,8 +30,9 @@ from rewards.prm.evaluating.given_steps import score_given_steps
 from rewards.prm.formats import format_files
 from rewards.prm.model_prm import ModelPRM
 from rewards.scoring.other_images import blanked, swapped
+from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.steps import split_on_blank_lines
-from rewards.types import Problem, ProcessRewardModel
+from rewards.types import Problem
 
 Read = tuple[list[BenchmarkResponse], Counter[str]]
 RESULTS, SCORES = "results.json", "scores.jsonl"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
@@ -18,8 +17,9 @@ from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.groups import iter_groups, problems_of
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
+from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairingReport
-from rewards.pairing.rules import RULES, Pairing, prm_margin, seen_by
+from rewards.pairing.rules import RULES, Pairing, Rule, prm_margin, seen_by
 from rewards.prm.labelling.continuations import CONTINUATIONS, with_right_continuations
 from rewards.types import PreferencePair, RolloutGroup
 
@@ -35,17 +35,17 @@ def pairs(config: PairsConfig) -> Path:
     With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give. Pairs
     go to the file problem by problem; all of them are in memory only with `mmpr` or `dropout_ntp`.
     """
-    _check(config)
+    limits = _checked_limits(config)
     stage = open_stage("pairs", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
-    compared = {name: Pairing(name, **_limits(config)) for name in RULES}
+    compared = {name: Pairing(name, limits) for name in RULES}
     groups = seen_by(compared.values(), iter_groups(config.groups))
     if config.rule == DROPOUT:
-        every, dropout = _dropout(list(groups), config)
+        every, dropout = _dropout(list(groups), limits, config)
         found, report_of = iter(every), lambda: dropout
     else:
-        pairing = _pairing(config)
+        pairing = Pairing(_rule(config), limits)
         found = (pair for group in _continued(groups, config) for pair in pairing.pairs_of(group))
         report_of = pairing.report
     found = _at_least_one(found, report_of, config)
@@ -79,7 +79,7 @@ def _at_least_one(
         raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
 
 
-def _check(config: PairsConfig) -> None:
+def _checked_limits(config: PairsConfig) -> Limits:
     if config.rule not in (*RULES, DROPOUT):
         raise ConfigError(f"unknown pairing rule {config.rule!r}: expected one of {', '.join([*RULES, DROPOUT])}")
     if (config.rule == DROPOUT) != (config.policy is not None):
@@ -89,16 +89,11 @@ def _check(config: PairsConfig) -> None:
         )
     if config.rule == DROPOUT and config.min_visual_dependence is not None:
         raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
+    return Limits(config.max_pairs, config.format_negatives, config.max_length_ratio, config.min_visual_dependence)
 
 
-def _pairing(config: PairsConfig) -> Pairing:
-    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else config.rule
-    return Pairing(rule, **_limits(config))
-
-
-def _limits(config: PairsConfig) -> dict[str, Any]:
-    names = ("max_pairs", "format_negatives", "max_length_ratio", "min_visual_dependence")
-    return {name: getattr(config, name) for name in names}
+def _rule(config: PairsConfig) -> str | Rule:
+    return partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else config.rule
 
 
 def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[RolloutGroup]:
@@ -107,7 +102,9 @@ def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[
     return with_right_continuations(groups, kept) if config.rule == "step_prefix" and kept.is_file() else groups
 
 
-def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[PreferencePair], PairingReport]:
+def _dropout(
+    groups: list[RolloutGroup], limits: Limits, config: PairsConfig
+) -> tuple[list[PreferencePair], PairingReport]:
     """Continue half responses without their images; the policy loads only here."""
     from mpo.multimodal.loading import load_for_inference, load_processor
     from rewards.pairing.dropout_ntp import dropout_ntp
@@ -125,11 +122,10 @@ def _dropout(groups: list[RolloutGroup], config: PairsConfig) -> tuple[list[Pref
     )
     return dropout_ntp(
         groups,
+        limits,
         generator=generator,
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-        max_pairs=config.max_pairs,
-        max_length_ratio=config.max_length_ratio,
         seed=config.seed,
     )
 

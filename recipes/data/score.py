@@ -78,10 +78,10 @@ def _scored(
     """The scored groups; why some responses have no score, and why some have none without their image."""
     scored, unscored = score_groups(groups, prm, how=config.aggregation, describe="score")
     lacking: Counter[str] = Counter()
-    for picture in ("blank", "swapped") if config.visual_dependence else ():
-        describe = f"score, {picture} image"
-        stored = prm.about(picture)
-        scored, reasons = score_unseen(scored, stored, picture=picture, how=config.aggregation, describe=describe)
+    for image in ("blank", "swapped") if config.visual_dependence else ():
+        describe = f"score, {image} image"
+        stored = prm.for_image(image)
+        scored, reasons = score_unseen(scored, stored, image=image, how=config.aggregation, describe=describe)
         lacking |= reasons  # a response without an image lacks both
     return scored, unscored, lacking
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from mpo.multimodal.errors import ConfigError
 from rewards.choosing.best_of_n import score_new
 from rewards.sampling.generator import Generator
+from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.steps import split_on_blank_lines
-from rewards.types import Aggregator, Completion, FinishReason, Problem, ProcessRewardModel, Rollout, RolloutGroup
+from rewards.types import Aggregator, Completion, FinishReason, Problem, Rollout, RolloutGroup
 
 
 @dataclass

@@ -18,8 +18,8 @@ from rewards.choosing.adaptive import MAY_CHANGE, check_stopping, looks
 from rewards.choosing.selection import CHOICES, AnswerOf
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.scoring.aggregation import aggregate
-from rewards.scoring.groups import outcomes
-from rewards.types import Aggregator, Completion, Problem, ProcessRewardModel, Rollout, RolloutGroup, StepScores
+from rewards.scoring.process_reward_model import ProcessRewardModel
+from rewards.types import Aggregator, Completion, Problem, Rollout, RolloutGroup, StepScores
 from rewards.verifying.answers import canonical_answer
 
 if TYPE_CHECKING:
@@ -161,13 +161,14 @@ def score_new(
 ) -> list[Rollout]:
     """The rollouts with step scores and reward; without a PRM, and where it cannot read one, as they are.
 
-    A PRM may say what it cannot read, see `rewards.scoring.groups.outcomes`.
+    Raises:
+        DataError: an aggregation that gives no finite number.
     """
     if prm is None:
         return list(rollouts)
     scored = list(rollouts)
-    for index, found in enumerate(outcomes([(problem, rollout.completion.text) for rollout in rollouts], prm)):
-        if isinstance(found, str):
+    for index, found in enumerate(prm.outcomes([(problem, rollout.completion.text) for rollout in rollouts])):
+        if isinstance(found, DataError):
             continue
         reward = aggregate(found, how=how)
         if not math.isfinite(reward):

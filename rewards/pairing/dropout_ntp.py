@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mpo.multimodal.errors import DataError
+from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairAccount, PairingReport
 from rewards.sampling.generator import Generator
 from rewards.types import Completion, FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict
@@ -64,7 +64,7 @@ def half_prefix(text: str, *, encode: Encode, decode: Decode) -> str | None:
 
 
 def first_halves(
-    group: RolloutGroup, *, encode: Encode, decode: Decode, max_pairs: int
+    group: RolloutGroup, *, encode: Encode, decode: Decode, limits: Limits
 ) -> tuple[list[Half], Counter[str]]:
     """The halves to continue, of the best-rewarded responses first; and reason → rollouts that give none."""
     rejects: Counter[str] = Counter()
@@ -82,16 +82,14 @@ def first_halves(
         prefix = half_prefix(group.rollouts[index].completion.text, encode=encode, decode=decode)
         if prefix is None:
             rejects["no_token_boundary_in_the_middle"] += 1
-        elif len(halves) == max_pairs:
+        elif len(halves) == limits.max_pairs:
             rejects["over_max_pairs"] += 1
         else:
             halves.append(Half(group, index, prefix))
     return halves, rejects
 
 
-def dropout_pair(
-    half: Half, continuation: Completion, *, max_length_ratio: float | None = None
-) -> PreferencePair | str:
+def dropout_pair(half: Half, continuation: Completion, limits: Limits = Limits()) -> PreferencePair | str:
     """The pair of a response and its blind continuation, or why there is none."""
     rollout = half.group.rollouts[half.index]
     if not continuation.text.strip():
@@ -99,8 +97,7 @@ def dropout_pair(
     text = half.prefix + continuation.text
     if text.strip() == rollout.completion.text.strip():
         return "continued_as_it_was"
-    lengths = sorted(len(side.strip()) for side in (text, rollout.completion.text))
-    if max_length_ratio is not None and lengths[1] > max_length_ratio * lengths[0]:
+    if not limits.length_fits(text, rollout.completion.text):
         return "not_of_its_length"
     rejected = Completion(text, continuation.finish_reason, continuation.num_tokens)
     meta = {"chosen_index": half.index, "chosen_reward": rollout.reward, "shared_characters": len(half.prefix)}
@@ -109,24 +106,22 @@ def dropout_pair(
 
 def dropout_ntp(
     groups: Sequence[RolloutGroup],
+    limits: Limits,
     *,
     generator: Generator,
     encode: Encode,
     decode: Decode,
-    max_pairs: int,
     seed: int,
-    max_length_ratio: float | None = None,
 ) -> tuple[list[PreferencePair], PairingReport]:
     """Continue the halves of every problem without its images, all in one call of the generator.
 
     Args:
         groups: sampled responses; verdicts and rewards are used where there are some.
+        limits: `max_pairs` and `max_length_ratio` are read.
         generator: the policy that wrote the responses; it draws one continuation a half.
         encode: its tokenizer's, without special tokens.
         decode: the inverse, special tokens kept.
-        max_pairs: pairs per problem at most.
         seed: changes the draw.
-        max_length_ratio: as for the rules of `rewards.pairing.rules`.
 
     Returns:
         Pairs in the order of the problems, and the report; a ruler that asks for the first sample does not apply.
@@ -134,15 +129,13 @@ def dropout_ntp(
     halves: list[Half] = []
     reasons: dict[str, Counter[str]] = {}
     for group in groups:
-        found, reasons[group.problem.id] = first_halves(group, encode=encode, decode=decode, max_pairs=max_pairs)
+        found, reasons[group.problem.id] = first_halves(group, encode=encode, decode=decode, limits=limits)
         halves += found
     blind = [replace(half.group.problem, images=()) for half in halves]
     drawn = generator.generate(blind, 1, prefixes=[half.prefix for half in halves], seed=seed) if halves else []
-    if len(drawn) != len(halves):
-        raise DataError(f"expected {len(halves)} continuations, got {len(drawn)}; pairs would mix problems")
     pairs: dict[str, list[PreferencePair]] = {group.problem.id: [] for group in groups}
     for half, (continuation,) in zip(halves, drawn, strict=True):
-        made = dropout_pair(half, continuation, max_length_ratio=max_length_ratio)
+        made = dropout_pair(half, continuation, limits)
         if isinstance(made, str):
             reasons[half.group.problem.id][made] += 1
         else:

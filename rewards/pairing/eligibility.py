@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rewards.pairing.limits import Limits
 from rewards.scoring.visual_dependence import visual_dependence
 from rewards.types import FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict
 
@@ -36,22 +37,13 @@ class Eligible:
         return sorted([*self.right, *self.wrong, *self.unparsable])
 
 
-def eligible(
-    group: RolloutGroup,
-    *,
-    format_negatives: bool,
-    need_reward: bool = False,
-    min_visual_dependence: float | None = None,
-) -> Eligible:
+def eligible(group: RolloutGroup, limits: Limits, *, need_reward: bool = False) -> Eligible:
     """Sort a group's rollouts.
 
     Args:
         group: rollouts with verdicts.
-        format_negatives: a response without a final answer may be rejected.
+        limits: `format_negatives` and `min_visual_dependence` are read.
         need_reward: a rollout without reward is a reject.
-        min_visual_dependence: a right response whose score depends on the image by less
-            (`rewards/scoring/visual_dependence.py`) is a reject, and one that was not scored without it. None: no
-            limit.
     """
     found = Eligible()
     seen: set[str] = set()
@@ -65,11 +57,11 @@ def eligible(
             found.rejects["empty"] += 1
         elif correct and rollout.completion.finish_reason is FinishReason.LENGTH:
             found.rejects["truncated_right"] += 1
-        elif rollout.verdict is Verdict.UNPARSABLE and not format_negatives:
+        elif rollout.verdict is Verdict.UNPARSABLE and not limits.format_negatives:
             found.rejects["unparsable"] += 1
         elif need_reward and rollout.reward is None:
             found.rejects["no_reward"] += 1
-        elif correct and (blind := _blind(rollout, min_visual_dependence)):
+        elif correct and (blind := _blind(rollout, limits.min_visual_dependence)):
             found.rejects[blind] += 1
         elif text in seen:
             found.rejects["duplicate_text"] += 1
@@ -88,10 +80,10 @@ def _blind(rollout: Rollout, least: float | None) -> str | None:
     return "no_visual_dependence" if value is None else "low_visual_dependence" if value < least else None
 
 
-def within_length(group: RolloutGroup, sides: Sides, max_ratio: float | None) -> bool:
-    """Whether the longer text has at most `max_ratio` times the characters of the shorter one; None allows all."""
-    lengths = sorted(len(group.rollouts[index].completion.text.strip()) for index in sides)
-    return max_ratio is None or lengths[1] <= max_ratio * lengths[0]
+def within_length(group: RolloutGroup, sides: Sides, limits: Limits) -> bool:
+    """Whether the texts of two rollouts are as alike in length as the limits ask."""
+    chosen, rejected = (group.rollouts[index].completion.text for index in sides)
+    return limits.length_fits(chosen, rejected)
 
 
 def without_partner(indexes: Iterable[int], candidates: Iterable[Sides]) -> int:

@@ -16,17 +16,18 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 from mpo.multimodal.errors import ConfigError
 from rewards.kept.keys import seed_of
 from rewards.pairing.eligibility import Eligible, Sides, eligible, pair_of, within_length, without_partner
+from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairAccount, PairingReport
 from rewards.pairing.step_pairs import step_prefix
 from rewards.types import PreferencePair, RolloutGroup, Verdict
 
 __all__ = [
     "RULES",
+    "Limits",
     "Pairing",
     "PairingReport",
     "build_pairs",
@@ -38,14 +39,7 @@ __all__ = [
 ]
 
 
-def correctness(
-    group: RolloutGroup,
-    *,
-    max_pairs: int,
-    format_negatives: bool = True,
-    max_length_ratio: float | None = None,
-    min_visual_dependence: float | None = None,
-) -> tuple[list[PreferencePair], Counter[str]]:
+def correctness(group: RolloutGroup, limits: Limits) -> tuple[list[PreferencePair], Counter[str]]:
     """Verified-right against verified-wrong, a random sample of all combinations (MMPR, arXiv 2411.10442, §2.2).
 
     Format negatives stand apart, as in MMPR: right against responses without a final answer is a sample of its own,
@@ -53,33 +47,24 @@ def correctness(
 
     Args:
         group: rollouts with verdicts.
-        max_pairs: pairs per problem at most, of each of the two kinds; MMPR takes 15.
-        format_negatives: a response without a final answer may be rejected.
-        max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one.
-        min_visual_dependence: of a right response, at least (`rewards/scoring/visual_dependence.py`); else it is on
-            no side.
+        limits: what a pair and a problem's number of pairs must keep to.
 
     Returns:
         Pairs, sampled with a seed from the problem's id; and reason → rollouts that could stand on no side.
     """
-    sides = eligible(group, format_negatives=format_negatives, min_visual_dependence=min_visual_dependence)
+    sides = eligible(group, limits)
     found: list[PreferencePair] = []
     everything: list[Sides] = []
     for negatives, source in ((sides.wrong, "correctness"), (sides.unparsable, "correctness_format")):
-        candidates = _within(group, itertools.product(sides.right, negatives), max_length_ratio)
+        candidates = _within(group, itertools.product(sides.right, negatives), limits)
         everything += candidates
-        found += [pair_of(group, both, source=source) for both in _sample(candidates, max_pairs, group.problem.id)]
+        found += [
+            pair_of(group, both, source=source) for both in _sample(candidates, limits.max_pairs, group.problem.id)
+        ]
     return found, _with_lonely(sides, everything, "no_partner_of_its_length")
 
 
-def correctness_and_prm(
-    group: RolloutGroup,
-    *,
-    max_pairs: int,
-    format_negatives: bool = True,
-    max_length_ratio: float | None = None,
-    min_visual_dependence: float | None = None,
-) -> tuple[list[PreferencePair], Counter[str]]:
+def correctness_and_prm(group: RolloutGroup, limits: Limits) -> tuple[list[PreferencePair], Counter[str]]:
     """The i-th best-rewarded right answer against the i-th best-rewarded wrong one (hardest negatives first).
 
     Each text is used at most once, so the pairs of a problem differ on both sides; ties in reward go to the
@@ -87,25 +72,17 @@ def correctness_and_prm(
     answer takes the best-rewarded unused wrong one that it allows. Arguments and returns are those of `correctness`;
     a rollout without reward is a reject.
     """
-    sides = eligible(
-        group, format_negatives=format_negatives, need_reward=True, min_visual_dependence=min_visual_dependence
-    )
+    sides = eligible(group, limits, need_reward=True)
     wrong = sorted([*sides.wrong, *sides.unparsable])
     order = itertools.product(_best_first(group, sides.right), _best_first(group, wrong))
-    candidates = _within(group, order, max_length_ratio)
-    matched = _each_once(candidates)[:max_pairs]
+    candidates = _within(group, order, limits)
+    matched = _each_once(candidates)[: limits.max_pairs]
     pairs = [pair_of(group, both, source="correctness_and_prm") for both in matched]
     return pairs, _with_lonely(sides, candidates, "no_partner_of_its_length")
 
 
 def prm_margin(
-    group: RolloutGroup,
-    *,
-    max_pairs: int,
-    format_negatives: bool = True,
-    max_length_ratio: float | None = None,
-    min_visual_dependence: float | None = None,
-    margin: float = 0.1,
+    group: RolloutGroup, limits: Limits, *, margin: float = 0.1
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """A verified-right response against any verified one whose reward is lower by at least `margin`.
 
@@ -118,20 +95,18 @@ def prm_margin(
     """
     if not margin > 0:
         raise ConfigError(f"margin must be above 0, got {margin}")
-    sides = eligible(
-        group, format_negatives=format_negatives, need_reward=True, min_visual_dependence=min_visual_dependence
-    )
+    sides = eligible(group, limits, need_reward=True)
     apart = {
         (c, r): gap
         for c, r in itertools.product(sides.right, sides.all)
         if (gap := _reward(group, c) - _reward(group, r)) >= margin
     }
-    candidates = _within(group, sorted(apart, key=lambda both: (-apart[both], both)), max_length_ratio)
-    pairs = [pair_of(group, both, source="prm_margin") for both in _each_once(candidates)[:max_pairs]]
+    candidates = _within(group, sorted(apart, key=lambda both: (-apart[both], both)), limits)
+    pairs = [pair_of(group, both, source="prm_margin") for both in _each_once(candidates)[: limits.max_pairs]]
     return pairs, _with_lonely(sides, candidates, "no_partner_within_margin", one_side=bool(sides.right))
 
 
-Rule = Callable[..., tuple[list[PreferencePair], Counter[str]]]
+Rule = Callable[[RolloutGroup, Limits], tuple[list[PreferencePair], Counter[str]]]
 RULES: dict[str, Rule] = {
     "correctness": correctness,
     "correctness_and_prm": correctness_and_prm,
@@ -144,47 +119,23 @@ class Pairing:
     """A pairing rule with the account of every problem that it is given; one problem is held at a time.
 
     Args:
-        rule: a name in `RULES`, or a callable of the same shape.
-        max_pairs: pairs per problem at most, at least 1.
-        format_negatives: a response without a final answer may be rejected.
-        max_length_ratio: at least 1; pairs whose sides differ more in length are not made. None: no limit.
-        min_visual_dependence: in [-1, 1]; a right response whose score depends on the image by less stands on no
-            side (`rewards/scoring/visual_dependence.py`), nor one that was not scored without it. None: no limit.
+        rule: a name in `RULES`, or a callable: (group, limits) → pairs, and reason → rollouts on no side.
+        limits: given to the rule.
 
     Raises:
-        ConfigError: unknown rule, `max_pairs` or `max_length_ratio` below 1, `min_visual_dependence` outside [-1, 1].
+        ConfigError: unknown rule.
     """
 
-    def __init__(
-        self,
-        rule: str | Rule = "correctness_and_prm",
-        *,
-        max_pairs: int = 15,
-        format_negatives: bool = True,
-        max_length_ratio: float | None = None,
-        min_visual_dependence: float | None = None,
-    ) -> None:
+    def __init__(self, rule: str | Rule = "correctness_and_prm", limits: Limits = Limits()) -> None:
         make = RULES.get(rule) if isinstance(rule, str) else rule
         if make is None:
             raise ConfigError(f"unknown pairing rule {rule!r}: expected one of {', '.join(RULES)}, or a callable")
-        if max_pairs < 1:
-            raise ConfigError(f"max_pairs must be at least 1, got {max_pairs}")
-        if max_length_ratio is not None and not max_length_ratio >= 1.0:
-            raise ConfigError(f"max_length_ratio must be at least 1, got {max_length_ratio}")
-        if min_visual_dependence is not None and not -1.0 <= min_visual_dependence <= 1.0:
-            raise ConfigError(f"min_visual_dependence must be in [-1, 1], got {min_visual_dependence}")
-        self._make = partial(
-            make,
-            max_pairs=max_pairs,
-            format_negatives=format_negatives,
-            max_length_ratio=max_length_ratio,
-            min_visual_dependence=min_visual_dependence,
-        )
+        self._make, self._limits = make, limits
         self._account = PairAccount()
 
     def pairs_of(self, group: RolloutGroup) -> list[PreferencePair]:
         """The pairs of one problem, counted."""
-        made, rejects = self._make(group)
+        made, rejects = self._make(group, self._limits)
         self._account.add(made, rejected=rejects, why_none="" if made else _why_none(group, rejects))
         return made
 
@@ -194,26 +145,20 @@ class Pairing:
 
 
 def build_pairs(
-    groups: Iterable[RolloutGroup],
-    *,
-    rule: str | Rule = "correctness_and_prm",
-    max_pairs: int = 15,
-    format_negatives: bool = True,
-    max_length_ratio: float | None = None,
-    min_visual_dependence: float | None = None,
+    groups: Iterable[RolloutGroup], *, rule: str | Rule = "correctness_and_prm", limits: Limits = Limits()
 ) -> tuple[list[PreferencePair], PairingReport]:
     """Apply a pairing rule to every problem and account for all of them.
 
     Args:
         groups: problems with verified (and, for PRM rules, scored) rollouts.
-        rule: as for `Pairing`, with the other limits; raises what it raises.
-        max_pairs: pairs per problem at most.
-        format_negatives: a response without a final answer may be rejected.
-        max_length_ratio: of the two sides of a pair.
-        min_visual_dependence: of a right response.
+        rule: a name in `RULES` or a callable of the same shape, as for `Pairing`.
+        limits: given to the rule.
 
     Returns:
         The pairs in the order of the problems, and the report.
+
+    Raises:
+        ConfigError: unknown rule.
 
     Example:
         >>> from rewards.types import Completion, Problem, Rollout
@@ -224,13 +169,7 @@ def build_pairs(
         >>> pairs[0].chosen.text, report.pairs, report.dropped
         ('2 + 2 = 4', 1, {'all_wrong': 1})
     """
-    pairing = Pairing(
-        rule,
-        max_pairs=max_pairs,
-        format_negatives=format_negatives,
-        max_length_ratio=max_length_ratio,
-        min_visual_dependence=min_visual_dependence,
-    )
+    pairing = Pairing(rule, limits)
     pairs = [pair for group in groups for pair in pairing.pairs_of(group)]
     return pairs, pairing.report()
 
@@ -244,8 +183,8 @@ def seen_by(pairings: Iterable[Pairing], groups: Iterable[RolloutGroup]) -> Iter
         yield group
 
 
-def _within(group: RolloutGroup, candidates: Iterable[Sides], max_ratio: float | None) -> list[Sides]:
-    return [both for both in candidates if within_length(group, both, max_ratio)]
+def _within(group: RolloutGroup, candidates: Iterable[Sides], limits: Limits) -> list[Sides]:
+    return [both for both in candidates if within_length(group, both, limits)]
 
 
 def _sample(candidates: list[Sides], size: int, problem_id: str) -> list[Sides]:

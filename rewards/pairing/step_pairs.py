@@ -7,20 +7,16 @@ is found by Monte-Carlo counts instead of a judge: the first step from whose end
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from rewards.pairing.eligibility import Sides, eligible, pair_of, within_length, without_partner
+from rewards.pairing.limits import Limits
 from rewards.steps import split_on_blank_lines
 from rewards.types import PreferencePair, Rollout, RolloutGroup
 
 
 def step_prefix(
-    group: RolloutGroup,
-    *,
-    max_pairs: int,
-    format_negatives: bool = True,
-    max_length_ratio: float | None = None,
-    min_visual_dependence: float | None = None,
-    threshold: float = 0.0,
+    group: RolloutGroup, limits: Limits, *, threshold: float = 0.0
 ) -> tuple[list[PreferencePair], Counter[str]]:
     """A verified-wrong response against a verified-right one that shares its text up to its first bad step.
 
@@ -31,15 +27,14 @@ def step_prefix(
 
     Args:
         group: rollouts with verdicts; those with `mc`, one count per step, can be rejected.
-        max_pairs: pairs per problem at most.
-        format_negatives: not used: a response without a final answer has no step that is known to be bad.
-        max_length_ratio, min_visual_dependence: as for the other rules.
+        limits: as for the other rules; `format_negatives` is not used, since a response without a final answer has
+            no step that is known to be bad.
         threshold: a step is bad if its mc is at most this.
 
     Returns:
         Pairs whose meta holds `first_bad_step` and `shared_characters`; and reason → rollouts on no side.
     """
-    sides = eligible(group, format_negatives=False, min_visual_dependence=min_visual_dependence)
+    sides = eligible(group, replace(limits, format_negatives=False))
     candidates: dict[Sides, tuple[int, int]] = {}  # → first bad step, characters before it
     unusable: Counter[str] = Counter()
     for bad in sides.wrong:
@@ -48,7 +43,7 @@ def step_prefix(
             unusable[found] += 1
             continue
         for good in sides.right:
-            if _parts_there(group, (good, bad), found[1]) and within_length(group, (good, bad), max_length_ratio):
+            if _parts_there(group, (good, bad), found[1]) and within_length(group, (good, bad), limits):
                 candidates[good, bad] = found
     if sides.right and sides.wrong:
         lonely = without_partner([*sides.right, *sides.wrong], candidates) - unusable.total()
@@ -56,7 +51,7 @@ def step_prefix(
     pairs: list[PreferencePair] = []
     used: set[int] = set()
     for good, bad in sorted(candidates, key=lambda both: (-candidates[both][1], both)):
-        if bad not in used and len(pairs) < max_pairs:
+        if bad not in used and len(pairs) < limits.max_pairs:
             step, characters = candidates[good, bad]
             meta = {"first_bad_step": step, "shared_characters": characters}
             pairs.append(pair_of(group, (good, bad), source="step_prefix", **meta))

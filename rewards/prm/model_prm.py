@@ -27,7 +27,7 @@ from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.rows import check_sharing, prepare_sharing, rows_of
-from rewards.prm.step_prm import Solution, StepPRM, by_problem
+from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.types import StepScores
 
 CONTRACT = "prm.json"
@@ -36,17 +36,17 @@ logger = logging.get_logger(__name__)
 
 
 class ModelPRM(StepPRM):
-    """Scores every step of a solution with P(correct up to this step).
+    """Scores every step of a response with P(correct up to this step).
 
-    The solutions of one problem share its prompt: question and images go through the model once for all of them
-    (`mpo.multimodal.packing`), where the model can read such rows; else each solution is a row of its own.
+    The responses to one problem share its prompt: question and images go through the model once for all of them
+    (`mpo.multimodal.packing`), where the model can read such rows; else each response is a row of its own.
 
     Args:
         model: an image-text-to-text model, in eval mode, on its device; it is prepared in place.
         processor: its processor.
         prm_format: how it was trained to be asked.
-        batch_rows: solutions per forward pass.
-        max_pass_tokens: solutions that share a prompt and hold more tokens are read in several passes; the prompt is
+        batch_rows: responses per forward pass.
+        max_pass_tokens: responses that share a prompt and hold more tokens are read in several passes; the prompt is
             read in the first, and its keys and values are kept for the others. None: 4,096 on a CPU, where short
             passes are faster, and 65,536 elsewhere, which bounds the memory.
     """
@@ -75,7 +75,7 @@ class ModelPRM(StepPRM):
         Args:
             path: its folder.
             prm_format: for a folder without `prm.json`: a name of `rewards.prm.formats.FORMATS` or a YAML file.
-            batch_rows: solutions per forward pass.
+            batch_rows: responses per forward pass.
 
         Raises:
             StageError: the folder has no `prm.json` and no format is given.
@@ -85,30 +85,30 @@ class ModelPRM(StepPRM):
         model: Any = load_weights(path, contract, dtype=stored_dtype(path))
         return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
 
-    def _outcomes(self, items: Sequence[Solution], describe: str) -> list[StepScores]:
+    def _scores(self, items: Sequence[CutResponse], describe: str) -> list[StepScores]:
         """Tokens of a batch are made in a thread while the model reads the one before it."""
         scores: list[StepScores] = []
         batches = [items[start : start + self.batch_rows] for start in range(0, len(items), self.batch_rows)]
         with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
             for batch, rendered in zip(batches, ahead(self._rendered, batches), strict=True):
-                scores.extend(self._scores(rendered))
+                scores.extend(self._read(rendered))
                 bar.update(len(batch))
         return scores
 
-    def _rendered(self, items: Sequence[Solution]) -> list[list[RenderedSolution]]:
+    def _rendered(self, items: Sequence[CutResponse]) -> list[list[RenderedSolution]]:
         return [
             render(self.processor, self.format, problem, steps, [load_image(image) for image in problem.images])
             for problem, steps in by_problem(items)
         ]
 
-    def _scores(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[StepScores]:
+    def _read(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[StepScores]:
         logits = torch.cat(self._logits(rendered))  # (all steps, labels)
         steps_each = [len(solution.read_positions) for some in rendered for solution in some]
         return [label_softmax(own) for own in logits.split(steps_each)]
 
     @torch.inference_mode()
     def _logits(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[Tensor]:
-        """Label logits of the steps of several problems' solutions, in order: (steps of a row, labels) each."""
+        """Label logits of the steps of several problems' responses, in order: (steps of a row, labels) each."""
         if self.shares and self._kernel is None:
             self._check(rendered[0])
         inputs, positions = self._rows(rendered)
@@ -124,14 +124,14 @@ class ModelPRM(StepPRM):
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}, positions
 
     def _check(self, some: Sequence[RenderedSolution]) -> None:
-        """Compare the two longest solutions of one problem, read together, with each read alone, once."""
+        """Compare the two longest responses to one problem, read together, with each read alone, once."""
         inputs, positions = self._rows([sorted(some, key=lambda solution: len(solution.continuation))[-2:]])
         if LAYOUT not in inputs:
             return
         found = check_sharing(self.model, inputs, positions, self._labels)
         self.shares, self._kernel = found.shares, found.kernel
         if not found.shares:
-            logger.warning("each solution is read with a prompt of its own: %s", found.reason)
+            logger.warning("each response is read with a prompt of its own: %s", found.reason)
 
 
 def save_format(path: str | Path, prm_format: PRMFormat) -> None:

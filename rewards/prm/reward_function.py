@@ -8,7 +8,8 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.scoring.aggregation import AGGREGATIONS
 from rewards.scoring.groups import score_groups
-from rewards.types import Aggregator, Completion, Problem, ProcessRewardModel, Rollout, RolloutGroup
+from rewards.scoring.process_reward_model import ProcessRewardModel
+from rewards.types import Aggregator, Completion, Problem, Rollout, RolloutGroup
 
 Prompt = str | Sequence[Mapping[str, Any]]
 

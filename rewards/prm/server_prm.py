@@ -25,8 +25,8 @@ from rewards.errors import ServerError, StepAlignmentError
 from rewards.prm.formats import PRMFormat
 from rewards.prm.model_prm import load_format
 from rewards.prm.rendering import conversations, render
-from rewards.prm.server_readout import READS, Labels, StepReading, StepReply, read_reply, request_of
-from rewards.prm.step_prm import Solution, StepPRM, by_problem
+from rewards.prm.server_readout import READS, Labels, StepReading, read_reply, request_of, step_reply
+from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.sampling.chat_client import ChatClient, RequestRefusedError
 from rewards.sampling.chat_messages import data_uri, with_pictures
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class ServerPRM(StepPRM):
-    """Scores every step of a solution with P(correct up to this step), by asking a server.
+    """Scores every step of a response with P(correct up to this step), by asking a server.
 
     Args:
         base_url: of the API, e.g. `http://127.0.0.1:8000/v1`, or of several servers of the PRM; the key is read from
@@ -119,8 +119,8 @@ class ServerPRM(StepPRM):
         """
         return cls(base_url, model, load_processor(path), load_format(path, prm_format), **settings)
 
-    def _outcomes(self, items: Sequence[Solution], describe: str) -> list[StepScores | DataError]:
-        """All steps of all solutions, `concurrency` at a time.
+    def _scores(self, items: Sequence[CutResponse], describe: str) -> list[StepScores | DataError]:
+        """All steps of all responses, `concurrency` at a time.
 
         Raises:
             ServerError: a server refuses us, gives no usable reply, or refuses everything; all are gone.
@@ -142,14 +142,14 @@ class ServerPRM(StepPRM):
             _log.warning("the server refused %d steps, the first: %s", len(refused), refused[0])
         return [_step_scores(row) for row in found]
 
-    async def _ask_all(self, items: Sequence[Solution], bar: Any) -> list[list[StepReading | DataError]]:
+    async def _ask_all(self, items: Sequence[CutResponse], bar: Any) -> list[list[StepReading | DataError]]:
         found: list[list[StepReading | DataError]] = [[_NOT_ASKED] * len(steps) for _, steps in items]
         left = self._requests(items)
         servers = self._connect()
 
         async def work() -> None:
             for request in left:  # all workers take from one iterator
-                found[request.solution][request.step] = await self._ask(servers, request)
+                found[request.response][request.step] = await self._ask(servers, request)
                 bar.update()
 
         workers: list[asyncio.Task[None]] = []
@@ -164,14 +164,14 @@ class ServerPRM(StepPRM):
             await servers.close()
         return found
 
-    def _requests(self, items: Sequence[Solution]) -> Iterator[_Request]:
+    def _requests(self, items: Sequence[CutResponse]) -> Iterator[_Request]:
         place = 0
-        for problem, solutions in by_problem(items):
+        for problem, responses in by_problem(items):
             images = [load_image(image) for image in problem.images]
-            rendered = render(self.processor, self.format, problem, solutions, images)
+            rendered = render(self.processor, self.format, problem, responses, images)
             uris = [data_uri(image) for image in images]
             key = request_key(images, problem.question)
-            for steps, row in zip(solutions, rendered, strict=True):
+            for steps, row in zip(responses, rendered, strict=True):
                 turns = conversations(self.processor, self.format, problem, steps, len(images))
                 for step, (messages, position) in enumerate(zip(turns, row.read_positions, strict=True)):
                     where = f"problem {problem.id!r}, step {step}"
@@ -181,7 +181,7 @@ class ServerPRM(StepPRM):
     async def _ask(self, servers: Replicas, request: _Request) -> StepReading | DataError:
         body = {"model": self.model, "messages": request.messages, **request_of(self.read, self._labels)}
         try:
-            reply = await servers.ask(lambda: body, StepReply.model_validate_json, key=lambda: request.key)
+            reply = await servers.ask(lambda: body, step_reply, key=lambda: request.key)
         except RequestRefusedError as error:
             return error
         self._has_answered = True
@@ -210,9 +210,9 @@ class ServerPRM(StepPRM):
 
 @dataclass(frozen=True)
 class _Request:
-    """One step of one solution; `prompt_tokens` is the length of its prompt in the PRM's own rendering."""
+    """One step of one response; `prompt_tokens` is the length of its prompt in the PRM's own rendering."""
 
-    solution: int
+    response: int
     step: int
     where: str
     key: str
@@ -224,7 +224,7 @@ _NOT_ASKED = DataError("was not asked")
 
 
 def _step_scores(row: Sequence[StepReading | DataError]) -> StepScores | DataError:
-    """The scores of a solution's steps, with intervals if one is not exact; or its first error."""
+    """The scores of a response's steps, with intervals if one is not exact; or its first error."""
     readings = []
     for found in row:
         if isinstance(found, DataError):

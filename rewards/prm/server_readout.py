@@ -13,11 +13,11 @@ from itertools import product
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from mpo.multimodal.errors import DataError
 from rewards.errors import ServerError
 from rewards.prm.readout import label_scores
+from rewards.sampling.chat_reply import ChatReply
 
 TOP = 20  # the most that vLLM and OpenAI list without further settings
 
@@ -58,45 +58,20 @@ def by_top(labels: Labels) -> dict[str, Any]:
 READS: dict[str, Callable[[Labels], dict[str, Any]]] = {"token_ids": by_token_ids, "choice": by_choice, "top": by_top}
 
 
-class _Untrusted(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+def step_reply(content: bytes) -> ChatReply:
+    """The reply to a request of one step.
+
+    Raises:
+        ValueError: it has another form, or says nothing of the token that it generated.
+    """
+    reply = ChatReply.read(content, 1)
+    logprobs = reply.choices[0].logprobs
+    if logprobs is not None and not logprobs.content:
+        raise ValueError("expected the log-probabilities of one token, got those of none")
+    return reply
 
 
-class _Listed(_Untrusted):
-    token: str
-    logprob: float = Field(allow_inf_nan=False)
-
-
-class _Token(_Untrusted):
-    top_logprobs: list[_Listed]
-
-
-class _Logprobs(_Untrusted):
-    content: list[_Token] = Field(min_length=1)
-
-
-class _Choice(_Untrusted):
-    logprobs: _Logprobs | None
-
-
-class _Usage(_Untrusted):
-    prompt_tokens: int = Field(ge=0, lt=2**31)
-
-
-class StepReply(_Untrusted):
-    """The part of a server's reply that is read."""
-
-    choices: list[_Choice] = Field(min_length=1, max_length=1)
-    usage: _Usage | None = None
-
-    @property
-    def listed(self) -> list[tuple[str, float]]:
-        """Each listed token with its log-probability."""
-        logprobs = self.choices[0].logprobs
-        return [(entry.token, entry.logprob) for entry in logprobs.content[0].top_logprobs] if logprobs else []
-
-
-def read_reply(reply: StepReply, labels: Labels, read: str) -> StepReading | DataError:
+def read_reply(reply: ChatReply, labels: Labels, read: str) -> StepReading | DataError:
     """The score of a step.
 
     Args:
@@ -110,7 +85,11 @@ def read_reply(reply: StepReply, labels: Labels, read: str) -> StepReading | Dat
     Raises:
         ServerError: the server did not do what was asked for, and never will.
     """
-    listed = reply.listed
+    logprobs = reply.choices[0].logprobs
+    listed = [
+        (entry.token, entry.logprob)
+        for entry in (logprobs.content[0].top_logprobs if logprobs and logprobs.content else ())
+    ]
     if not listed:
         raise ServerError(f"the server lists no log-probabilities (read={read}); {_advice(read)}")
     if read == "token_ids":

@@ -1,25 +1,24 @@
-"""What every PRM with a `PRMFormat` does in the same way, wherever its model runs: cut, merge, score, rank."""
+"""What every PRM with a `PRMFormat` does in the same way, wherever its model runs: cut, merge, score."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 from mpo.multimodal.errors import DataError
 from rewards.prm.formats import PRMFormat
 from rewards.prm.rendering import forbidden_in
-from rewards.scoring.aggregation import aggregate
-from rewards.scoring.groups import scores_or_raise
+from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.steps import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
 from rewards.types import Problem, Step, StepScores
 
-Solution = tuple[Problem, tuple[Step, ...]]
+CutResponse = tuple[Problem, tuple[Step, ...]]
 
 
-class StepPRM(ABC):
-    """Scores every step of a solution with P(correct up to this step).
+class StepPRM(ProcessRewardModel):
+    """A PRM that is asked as a `PRMFormat` says.
 
     Args:
         processor: the PRM's processor.
@@ -39,69 +38,59 @@ class StepPRM(ABC):
             return "empty"
         return "control token" if forbidden_in(self.processor, self.format, text) else None
 
-    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
-        """Step scores of each solution of one problem, in order."""
-        return self.score_many([(problem, solution) for solution in solutions])
-
-    def score_many(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
-        """Step scores of many solutions of many problems, in order; `describe` names a progress bar.
-
-        Raises:
-            DataError: a solution has no scores.
-        """
-        return [scores_or_raise(outcome) for outcome in self.outcomes(items, describe=describe)]
-
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
-        """`score_many` with the error of a solution in its place."""
-        return list(self._outcomes([(problem, self.steps(text)) for problem, text in items], describe))
+        """Step scores of each response, or in its place why it has none; in order."""
+        return self._readable([(problem, (text,)) for problem, text in items], lambda own: self.steps(own[0]), describe)
 
-    def score_steps(self, items: Sequence[tuple[Problem, Sequence[str]]], *, describe: str = "") -> list[StepScores]:
-        """One score for each given step, where a text need not be split: the steps of a benchmark or of a person.
+    def score_steps(
+        self, items: Sequence[tuple[Problem, Sequence[str]]], *, describe: str = ""
+    ) -> list[StepScores | DataError]:
+        """One score for each given step.
 
         More steps than `max_steps` are merged, and each member of a merged step gets its score: P(correct up to the
         merged step's end). An error then lowers every member of its group, those before it included.
-
-        Args:
-            items: problems with the texts of a solution's steps, in order.
-            describe: names a progress bar.
         """
         limit = self.format.max_steps
-        merged = [(problem, merge_to_at_most(steps_of(texts), max_steps=limit)) for problem, texts in items]
-        scores = [scores_or_raise(outcome) for outcome in self._outcomes(merged, describe)]
-        sizes = [merged_size(len(texts), max_steps=limit) for _, texts in items]
+        found = self._readable(items, lambda own: merge_to_at_most(steps_of(own), max_steps=limit), describe)
         return [
-            _spread(found, [i // size for i in range(len(texts))])
-            for (_, texts), found, size in zip(items, scores, sizes, strict=True)
+            outcome if isinstance(outcome, DataError) else _spread(outcome, len(texts), limit)
+            for outcome, (_, texts) in zip(found, items, strict=True)
         ]
 
-    def select_best_response(
-        self, problem: Problem, responses: Sequence[str], *, how: str = "mean", return_scores: bool = False
-    ) -> list[str] | list[tuple[str, float]]:
-        """Responses, best first; with `return_scores`, `(response, score)` pairs.
-
-        Args:
-            problem: what was asked.
-            responses: candidate answers.
-            how: aggregation of step scores, a name of `rewards.scoring.aggregation.AGGREGATIONS`.
-            return_scores: give the scores too.
-        """
-        rewards = [aggregate(scores, how=how) for scores in self.score(problem, responses)]
-        ranked = sorted(zip(responses, rewards, strict=True), key=lambda pair: -pair[1])
-        return ranked if return_scores else [response for response, _ in ranked]
+    def _readable(
+        self,
+        items: Sequence[tuple[Problem, Sequence[str]]],
+        cut: Callable[[Sequence[str]], tuple[Step, ...]],
+        describe: str,
+    ) -> list[StepScores | DataError]:
+        """The model's scores of the responses all whose texts can be read; an error in the place of the others."""
+        reasons = [next(filter(None, map(self.unscorable, texts)), None) for _, texts in items]
+        readable = [(problem, cut(texts)) for (problem, texts), why in zip(items, reasons, strict=True) if why is None]
+        found = iter(self._scores(readable, describe))
+        return [
+            next(found) if why is None else _unread(problem, texts, why)
+            for (problem, texts), why in zip(items, reasons, strict=True)
+        ]
 
     @abstractmethod
-    def _outcomes(self, items: Sequence[Solution], describe: str) -> Sequence[StepScores | DataError]:
-        """One score per step of each solution, in order, or why there are none."""
+    def _scores(self, items: Sequence[CutResponse], describe: str) -> Sequence[StepScores | DataError]:
+        """One score per step of each response, in order, or why there are none."""
 
 
-def by_problem(items: Sequence[Solution]) -> Iterator[tuple[Problem, list[tuple[Step, ...]]]]:
-    """Neighbouring solutions of one problem together; one id with two images is two problems."""
+def by_problem(items: Sequence[CutResponse]) -> Iterator[tuple[Problem, list[tuple[Step, ...]]]]:
+    """Neighbouring responses to one problem together; one id with two images is two problems."""
     for _, group in groupby(items, key=lambda item: (item[0].id, item[0].question, item[0].images)):
-        solutions = list(group)
-        yield solutions[0][0], [steps for _, steps in solutions]
+        responses = list(group)
+        yield responses[0][0], [steps for _, steps in responses]
 
 
-def _spread(scores: StepScores, places: Sequence[int]) -> StepScores:
-    """The score of each place, with its interval."""
+def _unread(problem: Problem, texts: Sequence[str], why: str) -> DataError:
+    start = " ".join(texts)[:60]
+    return DataError(f"problem {problem.id!r}: no step can be scored ({why}) of the response {start!r}", reason=why)
+
+
+def _spread(scores: StepScores, count: int, max_steps: int) -> StepScores:
+    """The scores of `count` steps that were merged to at most `max_steps`, each with its interval."""
+    places = [index // merged_size(count, max_steps=max_steps) for index in range(count)]
     bounds = None if scores.bounds is None else tuple(scores.bounds[place] for place in places)
     return StepScores(tuple(scores.values[place] for place in places), bounds)

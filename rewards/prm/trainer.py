@@ -202,7 +202,7 @@ class PRMTrainer(WholeStepTrainer):
                 found = check_sharing(model, inputs, positions, self._label_ids, fill=True, summed=self._sum_over_ranks)
                 self._shares, self._kernel = found.shares, found.kernel
                 if not found.shares:
-                    logger.warning("each solution is read with a prompt of its own: %s", found.reason)
+                    logger.warning("each response is read with a prompt of its own: %s", found.reason)
         if LAYOUT not in inputs:
             return inputs, positions
         inputs[LAYOUT].varlen = self._kernel is not False

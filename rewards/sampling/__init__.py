@@ -1,1 +1,1 @@
-"""Backends that draw completions from a policy; each satisfies `rewards.sampling.generator.Generator`."""
+"""Backends that draw completions from a policy; each is a `rewards.sampling.generator.Generator`."""

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 import openai
-from pydantic import BaseModel
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.text import one_line
 from rewards.errors import ServerError
+from rewards.sampling.chat_reply import Untrusted
 
 API_KEY = "OPENAI_API_KEY"
 MAX_REPLY_BYTES = 64 * 2**20
@@ -194,15 +194,15 @@ class ChatClient:
         return one_line(text.replace(self._key, "***") if self._key else text, LONGEST_MESSAGE)
 
 
-class _Tokenized(BaseModel):
+class _Tokenized(Untrusted):
     tokens: list[int]
 
 
-class _Model(BaseModel):
+class _Model(Untrusted):
     id: str
 
 
-class _Models(BaseModel):
+class _Models(Untrusted):
     data: list[_Model]
 
 

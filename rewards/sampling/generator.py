@@ -1,55 +1,16 @@
-"""From a generator's samples, which come in any order, to n completions per problem."""
+"""What draws completions of a policy, whatever its backend: the abstract `Generator`, its settings and its samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.types import Completion, Problem
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from PIL import Image
-
-    ImageLike = str | Path | Image.Image
-
-
-def gather(
-    batches: Iterable[list[Sample]], problems: Sequence[Problem], n: int, *, describe: str = ""
-) -> list[list[Completion]]:
-    """The completions of each problem, in order of their index.
-
-    Args:
-        batches: what `Generator.draw` gives, with nothing done before.
-        problems: what was asked.
-        n: completions per problem.
-        describe: text of a progress bar; empty for none.
-
-    Raises:
-        DataError: a completion was refused; its reason is given.
-    """
-    found: dict[tuple[int, int], Completion] = {}
-    with tqdm(total=len(problems) * n, desc=describe, unit="sample", disable=not describe) as bar:
-        for samples in batches:
-            for sample in samples:
-                if sample.completion is None:
-                    raise DataError(f"no completion for problem {problems[sample.problem].id!r}: {sample.reason}")
-                found[sample.problem, sample.index] = sample.completion
-            bar.update(len(samples))
-    return [[found[place, index] for index in range(n)] for place in range(len(problems))]
-
-
-def check_number(n: int, params: SamplingParams) -> None:
-    """Raise ConfigError if n completions cannot be drawn: n < 1, or n > 1 at temperature 0, one text n times."""
-    if n < 1 or (n > 1 and params.temperature == 0):
-        raise ConfigError(f"cannot draw {n} completions at temperature {params.temperature}: greedy takes n=1")
 
 
 @dataclass(frozen=True)
@@ -87,9 +48,24 @@ class Sample:
     reason: str = ""
 
 
-class Generator(Protocol):
-    """Draws completions of a policy: `generate` all at once, `draw` as they come, without those that are done."""
+class Generator(ABC):
+    """Draws completions of a policy; a backend writes `draw`.
 
+    Attributes:
+        describe: text of the progress bar of `generate`; empty for none.
+
+    Example:
+        >>> class Echo(Generator):
+        ...     def draw(self, problems, n, *, prefixes=None, seed, done=frozenset()):
+        ...         for place, problem in enumerate(problems):
+        ...             yield [Sample(place, index, seed, Completion(problem.question)) for index in range(n)]
+        >>> [[completion.text for completion in own] for own in Echo().generate([Problem("p", "2 + 2?")], 2, seed=0)]
+        [['2 + 2?', '2 + 2?']]
+    """
+
+    describe: str = ""
+
+    @abstractmethod
     def draw(
         self,
         problems: Sequence[Problem],
@@ -99,14 +75,42 @@ class Generator(Protocol):
         seed: int,
         done: Container[tuple[int, int]] = frozenset(),
     ) -> Iterator[list[Sample]]:
-        """Samples 0 … n-1 of each problem, in any order, each once, but those (problem, index) that are `done`.
+        """Samples 0 … n-1 of each problem as they come, in any order, each once.
 
         A sample is the same whatever is done before, on a backend that can promise it.
+
+        Args:
+            problems: what to ask; a problem may occur more than once (with different prefixes).
+            n: completions per problem, at least 1.
+            prefixes: text that each response starts with (same length as `problems`); completions continue it and do
+                not repeat it.
+            seed: changes the draw.
+            done: (place of the problem, sample index) that are not wanted.
         """
-        ...
 
     def generate(
         self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
     ) -> list[list[Completion]]:
-        """n completions per problem, in order; each continues its problem's prefix, if there are prefixes."""
-        ...
+        """n completions per problem, in order; arguments and errors are those of `draw`.
+
+        Raises:
+            DataError: a completion was refused, with the reason; or `draw` left some out.
+        """
+        found: dict[tuple[int, int], Completion] = {}
+        total = len(problems) * n
+        with tqdm(total=total, desc=self.describe, unit="sample", disable=not self.describe) as bar:
+            for samples in self.draw(problems, n, prefixes=prefixes, seed=seed):
+                for sample in samples:
+                    if sample.completion is None:
+                        raise DataError(f"no completion for problem {problems[sample.problem].id!r}: {sample.reason}")
+                    found[sample.problem, sample.index] = sample.completion
+                bar.update(len(samples))
+        if len(found) != total:
+            raise DataError(f"expected {total} completions, got {len(found)}: {type(self).__name__} left some out")
+        return [[found[place, index] for index in range(n)] for place in range(len(problems))]
+
+
+def check_number(n: int, params: SamplingParams) -> None:
+    """Raise ConfigError if n completions cannot be drawn: n < 1, or n > 1 at temperature 0, one text n times."""
+    if n < 1 or (n > 1 and params.temperature == 0):
+        raise ConfigError(f"cannot draw {n} completions at temperature {params.temperature}: greedy takes n=1")

@@ -14,8 +14,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import assistant_message, user_message
@@ -23,7 +21,8 @@ from rewards.errors import ServerError
 from rewards.kept.keys import derived_seed
 from rewards.sampling.chat_client import NoReplyError, RequestRefusedError
 from rewards.sampling.chat_messages import data_uri, with_pictures
-from rewards.sampling.generator import Sample, SamplingParams, check_number, gather
+from rewards.sampling.chat_reply import ChatReply, Choice, Usage
+from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
 from rewards.types import Completion, FinishReason, Problem
 
@@ -31,7 +30,7 @@ GIVE_UP_AFTER = 3  # problems in a row for which the server gave no usable reply
 AHEAD = 4  # requests under way per place at one of several servers, see `Replicas.window`
 
 
-class OpenAIGenerator:
+class OpenAIGenerator(Generator):
     """Draws n completions per problem from a model behind an OpenAI-compatible server.
 
     The server's chat template renders the question. It must not take control tokens in a question's text for structure,
@@ -82,13 +81,6 @@ class OpenAIGenerator:
         )
         self.describe = describe
 
-    def generate(
-        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]:
-        """n completions for each problem, in order; arguments and errors are those of `draw`."""
-        samples = self.draw(problems, n, prefixes=prefixes, seed=seed)
-        return gather(samples, problems, n, describe=self.describe)
-
     def draw(
         self,
         problems: Sequence[Problem],
@@ -98,8 +90,7 @@ class OpenAIGenerator:
         seed: int,
         done: Container[tuple[int, int]] = frozenset(),
     ) -> Iterator[list[Sample]]:
-        """Samples 0 … n-1 of each problem, request by request as the replies come; see
-        `rewards.sampling.generator.Generator`.
+        """Samples 0 … n-1 of each problem, request by request as the replies come; arguments are `Generator.draw`'s.
 
         A request that the server refuses gives samples without completion, with its reason. One that gets no usable
         reply does not stop the others, unless the next ones get none either.
@@ -162,7 +153,7 @@ class OpenAIGenerator:
         try:
             reply = await servers.ask(
                 lambda: self._body(request, seed),
-                lambda content: _read(content, n),
+                lambda content: ChatReply.read(content, n),
                 key=lambda: request_key(
                     [load_image(image) for image in request.problem.images], request.problem.question
                 ),
@@ -208,55 +199,14 @@ class _Request:
     seed: int
 
 
-class _Untrusted(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-
-class _TokenLogprob(_Untrusted):
-    logprob: float = Field(allow_inf_nan=False)
-
-
-class _Logprobs(_Untrusted):
-    content: list[_TokenLogprob] | None = None
-
-
-class _Message(_Untrusted):
-    content: str | None
-
-
-class _Choice(_Untrusted):
-    index: int
-    message: _Message
-    finish_reason: str | None
-    logprobs: _Logprobs | None = None
-
-
-class _Usage(_Untrusted):
-    completion_tokens: int = Field(ge=0, lt=2**31)
-
-
-class _ReplyRow(_Untrusted):
-    choices: list[_Choice]
-    usage: _Usage | None = None
-
-
-def _read(content: bytes, n: int) -> _ReplyRow:
-    """A reply with exactly n choices, in order of their index; ValueError for anything else."""
-    reply = _ReplyRow.model_validate_json(content)
-    choices = sorted(reply.choices, key=lambda choice: choice.index)
-    if [choice.index for choice in choices] != list(range(n)):
-        raise ValueError(f"asked for n={n} choices, got {len(choices)}; where a server ignores n, ask for 1 a request")
-    return _ReplyRow(choices=choices, usage=reply.usage)
-
-
-def _outcome(choice: _Choice, usage: _Usage | None) -> tuple[Completion | None, str]:
+def _outcome(choice: Choice, usage: Usage | None) -> tuple[Completion | None, str]:
     """The completion, or why there is none. A null content is an empty answer."""
     if choice.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
         return None, f"the server: finish_reason {str(choice.finish_reason)[:40]!r}"
     logprobs = None
     if choice.logprobs is not None and choice.logprobs.content is not None:
         logprobs = tuple(token.logprob for token in choice.logprobs.content)
-    num_tokens = len(logprobs) if logprobs is not None else (usage.completion_tokens if usage else 0)
+    num_tokens = len(logprobs) if logprobs is not None else (usage and usage.completion_tokens) or 0
     return Completion(choice.message.content or "", FinishReason(choice.finish_reason), num_tokens, logprobs), ""
 
 

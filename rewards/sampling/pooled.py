@@ -6,8 +6,8 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rewards.kept.calls import Run
-from rewards.sampling.generator import Generator, Sample, gather
-from rewards.types import Completion, Problem
+from rewards.sampling.generator import Generator, Sample
+from rewards.types import Problem
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def drawn(generator: Generator, task: DrawTask) -> list[Sample]:
     return [sample for batch in batches for sample in batch]
 
 
-class PooledGenerator:
+class PooledGenerator(Generator):
     """Draws what one generator would, with `run` making the calls; arguments are those of `Generator`.
 
     Args:
@@ -60,9 +60,3 @@ class PooledGenerator:
                 tasks.append(DrawTask(some, n, starts, seed, have))
         for number, samples in self.run(tasks):
             yield [replace(sample, problem=sample.problem + firsts[number]) for sample in samples]
-
-    def generate(
-        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]:
-        """n completions for each problem, in order."""
-        return gather(self.draw(problems, n, prefixes=prefixes, seed=seed), problems, n)

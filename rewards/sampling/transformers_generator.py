@@ -13,7 +13,7 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import end_of_turn_id, prompt_text, user_message
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from rewards.kept.keys import derived_seed
-from rewards.sampling.generator import Sample, SamplingParams, check_number, gather
+from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
 from rewards.sampling.row_sampler import RowSampler
 from rewards.types import Completion, FinishReason, Problem
 
@@ -36,7 +36,7 @@ COPYABLE: tuple[type, ...] = (DynamicLayer, DynamicSlidingWindowLayer)
 ROW_STATE = "rope_deltas"
 
 
-class TransformersGenerator:
+class TransformersGenerator(Generator):
     """Draws n completions per problem; the prompt and its images go through the model once for all rows of a call.
 
     A call has `batch_rows // rows_a_problem` problems (at least one) with `rows_a_problem` rows each. Calls are cut
@@ -71,13 +71,6 @@ class TransformersGenerator:
         self._end = end_of_turn_id(processor)
         self._cache_can_be_copied = True  # until the first prompt shows otherwise
 
-    def generate(
-        self, problems: Sequence[Problem], n: int, *, prefixes: Sequence[str] | None = None, seed: int
-    ) -> list[list[Completion]]:
-        """n completions for each problem, in order; arguments and errors are those of `draw`."""
-        samples = self.draw(problems, n, prefixes=prefixes, seed=seed)
-        return gather(samples, problems, n, describe=self.describe)
-
     def draw(
         self,
         problems: Sequence[Problem],
@@ -87,15 +80,7 @@ class TransformersGenerator:
         seed: int,
         done: Container[tuple[int, int]] = frozenset(),
     ) -> Iterator[list[Sample]]:
-        """Samples 0 … n-1 of each problem, call by call.
-
-        Args:
-            problems: what to ask; a problem may occur more than once (with different prefixes).
-            n: completions per problem, at least 1.
-            prefixes: text that each answer starts with (same length as `problems`); completions continue it and
-                do not repeat it.
-            seed: changes the draw.
-            done: (place of the problem, sample index) that are not wanted.
+        """Samples 0 … n-1 of each problem, call by call; arguments are those of `Generator.draw`.
 
         Raises:
             ConfigError: n is below 1, or above 1 with `temperature` 0, which would give one text n times.

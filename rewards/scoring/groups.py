@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -13,12 +12,13 @@ from mpo.multimodal.errors import DataError
 from rewards.kept.calls import Each, Run, watched
 from rewards.scoring.aggregation import aggregate
 from rewards.scoring.other_images import blanked, swapped
-from rewards.types import Aggregator, Problem, ProcessRewardModel, RolloutGroup, StepScores, Unseen
+from rewards.scoring.process_reward_model import ProcessRewardModel
+from rewards.types import Aggregator, Problem, RolloutGroup, StepScores, Unseen
 
 BLANK_AT_A_TIME = 64  # problems whose blank images are in memory together
 
 
-class StoredScorer:
+class StoredScorer(ProcessRewardModel):
     """A PRM whose calls are kept: scoring the same list goes on where a run was killed, to the same bits.
 
     Args:
@@ -31,17 +31,9 @@ class StoredScorer:
     def __init__(self, run: Run, each: Each, *, rows_a_call: int, kind: str = "score") -> None:
         self.run, self.each, self.rows_a_call, self.kind = run, each, rows_a_call, kind
 
-    def about(self, kind: str) -> StoredScorer:
-        """The same PRM and store for calls of another kind, e.g. with other images."""
+    def for_image(self, kind: str) -> StoredScorer:
+        """The same PRM and store for calls with other images, e.g. "blank"."""
         return StoredScorer(self.run, self.each, rows_a_call=self.rows_a_call, kind=kind)
-
-    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
-        """Step scores of each solution, in order.
-
-        Raises:
-            DataError: one has none.
-        """
-        return [scores_or_raise(outcome) for outcome in self.outcomes([(problem, text) for text in solutions])]
 
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
         """Step scores of each (problem, response), or why it has none; in order."""
@@ -55,8 +47,8 @@ class StoredScorer:
 
 
 def json_scores(prm: ProcessRewardModel, items: Sequence[tuple[Problem, str]]) -> list[Any]:
-    """`outcomes` as a JSON value, which `StoredScorer` reads: the work of one call."""
-    return [o if isinstance(o, str) else [o.values, o.bounds] for o in outcomes(items, prm)]
+    """A PRM's outcomes as a JSON value, which `StoredScorer` reads: the work of one call."""
+    return [o.reason if isinstance(o, DataError) else [o.values, o.bounds] for o in prm.outcomes(items)]
 
 
 def _from_json(kept: Any) -> StepScores | DataError:
@@ -82,15 +74,15 @@ def score_groups(
         earlier PRM gave them; and reason → number of those. What an earlier PRM said without the image is gone.
     """
     items = [(group.problem, rollout.completion.text) for group in groups for rollout in group.rollouts]
-    found = outcomes(items, prm, describe=describe)
-    reasons = Counter(outcome for outcome in found if isinstance(outcome, str))
+    found = prm.outcomes(items, describe=describe)
+    reasons = Counter(outcome.reason for outcome in found if isinstance(outcome, DataError))
     left = iter(found)
     scored = []
     for group in groups:
         rollouts = []
         for rollout in group.rollouts:
             outcome = next(left)
-            scores = None if isinstance(outcome, str) else outcome
+            scores = None if isinstance(outcome, DataError) else outcome
             reward = aggregate(scores, how=how) if scores else None
             rollouts.append(rollout.with_(step_scores=scores, reward=reward, blank=None, swapped=None))
         scored.append(RolloutGroup(group.problem, tuple(rollouts)))
@@ -101,7 +93,7 @@ def score_unseen(
     groups: Sequence[RolloutGroup],
     prm: ProcessRewardModel,
     *,
-    picture: str,
+    image: str,
     how: str | Aggregator = "mean",
     describe: str = "",
 ) -> tuple[list[RolloutGroup], Counter[str]]:
@@ -121,13 +113,13 @@ def score_unseen(
     done: list[RolloutGroup] = []
     lacking: Counter[str] = Counter()
     problems = [group.problem for group in groups]
-    others = swapped(problems) if picture == "swapped" else problems
+    others = swapped(problems) if image == "swapped" else problems
     with tqdm(total=len(groups), desc=describe, unit="problem", disable=not describe) as bar:
         for start in range(0, len(groups), BLANK_AT_A_TIME):
             part, asked = groups[start : start + BLANK_AT_A_TIME], others[start : start + BLANK_AT_A_TIME]
-            if picture == "blank":
+            if image == "blank":
                 asked = [blanked(problem) for problem in asked]
-            done += _with_unseen(part, asked, prm, picture, how, lacking)
+            done += _with_unseen(part, asked, prm, image, how, lacking)
             bar.update(len(part))
     return done, lacking
 
@@ -150,9 +142,9 @@ def _with_unseen(
             lacking["no other image of its size" if group.problem.images else "no image"] += len(own)
     items = [(asked[row], groups[row].rollouts[index].completion.text) for row, index in places]
     found: dict[tuple[int, int], Unseen] = {}
-    for place, outcome in zip(places, outcomes(items, prm), strict=True):
-        if isinstance(outcome, str):
-            lacking[outcome] += 1
+    for place, outcome in zip(places, prm.outcomes(items), strict=True):
+        if isinstance(outcome, DataError):
+            lacking[outcome.reason] += 1
         else:
             found[place] = Unseen(outcome, aggregate(outcome, how=how))
     return [
@@ -162,38 +154,3 @@ def _with_unseen(
         )
         for row, group in enumerate(groups)
     ]
-
-
-def outcomes(
-    items: Sequence[tuple[Problem, str]], prm: ProcessRewardModel, *, describe: str = ""
-) -> list[StepScores | str]:
-    """Step scores of each (problem, response), or in a few words why it has none; in order.
-
-    A PRM needs `score` alone. One that can say more (`rewards.prm.step_prm.StepPRM`) is asked for more: by `unscorable`
-    which responses it cannot read, by `outcomes` for many problems in one call, a `DataError` in place of no scores.
-    """
-    unscorable: Callable[[str], str | None] = getattr(prm, "unscorable", lambda text: None)
-    reasons = [unscorable(text) for _, text in items]
-    readable = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
-    if hasattr(prm, "outcomes"):
-        found: Iterator[StepScores | DataError] = iter(prm.outcomes(readable, describe=describe))
-    else:
-        found = _one_problem_a_call(readable, prm)
-    return [_scores_or_reason(next(found)) if reason is None else reason for reason in reasons]
-
-
-def _one_problem_a_call(items: Sequence[tuple[Problem, str]], prm: ProcessRewardModel) -> Iterator[StepScores]:
-    for _, some in groupby(items, key=lambda item: id(item[0])):
-        problems, texts = zip(*some, strict=True)
-        yield from (scores for scores, _ in zip(prm.score(problems[0], texts), texts, strict=True))
-
-
-def scores_or_raise(outcome: StepScores | DataError) -> StepScores:
-    """The scores of a response, or the error in their place raised."""
-    if isinstance(outcome, DataError):
-        raise outcome
-    return outcome
-
-
-def _scores_or_reason(outcome: StepScores | DataError) -> StepScores | str:
-    return outcome.reason if isinstance(outcome, DataError) else outcome

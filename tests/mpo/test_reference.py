@@ -132,15 +132,15 @@ def test_a_complete_cache_serves_weights_that_get_sharded(tmp_path: Path, forwar
     files = {path.name: path.stat().st_mtime_ns for path in trainer.reference_cache.folder.iterdir()}
     forwards.clear()
     trainer.is_deepspeed_enabled = True
-    values = mpo.reference_run.cached_reference(trainer)
+    values = trainer.cached_reference()
     assert (len(values), trainer.ref_model, forwards) == (len(trainer.reference_cache), None, [])
     assert {path.name: path.stat().st_mtime_ns for path in values.folder.iterdir()} == files
     trainer.train_dataset = preference_rows(8)
     with pytest.raises(ConfigError, match=r"lacks 2 rows, .* once without FSDP or DeepSpeed"):
-        mpo.reference_run.cached_reference(trainer)
+        trainer.cached_reference()
     trainer.args.reference_cache_dir = str(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="lacks 8 rows"):
-        mpo.reference_run.cached_reference(trainer)
+        trainer.cached_reference()
 
 
 def test_a_collator_without_keys_is_refused(tmp_path: Path) -> None:

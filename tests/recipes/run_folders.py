@@ -17,6 +17,7 @@ from recipes.config import BestOfNConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_problems, write_groups, write_problems
 from rewards.interchange.trl_rows import write_trl_parquet
+from rewards.pairing.limits import Limits
 from rewards.pairing.rules import build_pairs
 from rewards.types import (
     Completion,
@@ -182,7 +183,7 @@ def make_run(
         best_of_n(BestOfNConfig(folder / "scored", folder / "best_of_n", list(ks)))
     made = score_all([_invaded(g, None, corpus) for g in make_groups(preference, samples, 0.5, rng)], rng)
     write_stage(run / "preference" / "scored", made, preference, name="score")
-    pairs, report = build_pairs(made, max_pairs=2)
+    pairs, report = build_pairs(made, limits=Limits(max_pairs=2))
     folder = open_stage("pairs", Made(run / "pairs"), inputs=[]).out
     write_trl_parquet(pairs, folder / "pairs.parquet")
     (folder / "report.json").write_text(json.dumps(asdict(report)))

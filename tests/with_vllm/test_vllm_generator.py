@@ -13,7 +13,7 @@ from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.messages import prompt_text, user_message
 from mpo.multimodal.prefix import encode_prompt, stack_rows
-from rewards.sampling.generator import SamplingParams, gather
+from rewards.sampling.generator import SamplingParams
 from rewards.sampling.openai_generator import OpenAIGenerator
 from rewards.types import Completion, FinishReason, Problem
 from tests.with_vllm.vllm_server import MODEL, Served
@@ -105,4 +105,4 @@ def test_what_the_server_refuses_is_a_sample_without_completion(served: Served) 
         assert samples[place].completion is None
         assert samples[place].reason.startswith("the server: HTTP 400")
     with pytest.raises(DataError, match="HTTP 400"):
-        gather(iter([[samples[0]]]), [too_long], 1)
+        generator(served).generate([too_long], 1, seed=0)

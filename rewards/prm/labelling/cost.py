@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from rewards.kept.calls import Run
+from rewards.kept.keys import seed_of
 from rewards.prm.labelling.budgets import Budget, Draw, Ending, Place, budget_named
-from rewards.prm.labelling.monte_carlo import Continuations, Response, derived_seed, responses_of
+from rewards.prm.labelling.monte_carlo import Continuations, Response, responses_of
 from rewards.types import RolloutGroup, Splitter, Verdict
 
 SAMPLED = 6  # responses of either verdict, at most
@@ -62,7 +63,7 @@ def estimate_cost(
     """Measure on a sample of responses what `label_steps` with the same arguments will cost."""
     budgeted, responses = budget_named(budget, num_continuations), responses_of(groups, splitter)
     costly = [response for response in responses if most(budgeted, [response.ending], num_continuations)]
-    continuations = partial(Continuations, run=run, seed=derived_seed(seed, "estimate"), rows_a_call=rows_a_call)
+    continuations = partial(Continuations, run=run, seed=seed_of(f"{seed}:estimate", bits=63), rows_a_call=rows_a_call)
     rng = random.Random(f"estimate:{seed}")
     at_most, expected, sampled, tokens, seconds = 0, 0.0, 0, 0, 0.0
     for right in (True, False):  # they cost a budget differently

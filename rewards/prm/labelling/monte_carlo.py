@@ -7,7 +7,6 @@ wrong: it is taken out of K. How many continuations a step gets is its budget's 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from mpo.multimodal.errors import DataError
 from rewards.kept.calls import Each, Run, each_time, watched
+from rewards.kept.keys import seed_of
 from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count, is_decided
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.sampling.generator import Generator
@@ -169,7 +169,7 @@ class Continuations:
 
     def _call_seed(self) -> int:
         """The seed itself for the first call; others after it, or a wave would draw the one before it again."""
-        return derived_seed(self.seed, self._calls) if self._calls else self.seed
+        return seed_of(f"{self.seed}:{self._calls}", bits=63) if self._calls else self.seed
 
     def _end(self, place: Place) -> int:
         response, step = place
@@ -249,8 +249,3 @@ def _with_counts(
 def _about(task: Task) -> list[Any]:
     asked = zip(task.problems, task.prefixes, strict=True)
     return ["continue", task.seed, task.n, [[p.id, p.question, p.answer, prefix] for p, prefix in asked]]
-
-
-def derived_seed(seed: int, purpose: int | str) -> int:
-    """A seed in [0, 2^63) that nothing but the same seed and purpose gives."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "big") >> 1

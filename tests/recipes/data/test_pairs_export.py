@@ -126,6 +126,8 @@ def test_wrong_settings_are_refused_before_anything_is_read(tmp_path: Path) -> N
         pairs(PairsConfig(missing, tmp_path / "out", rule="best"))
     with pytest.raises(ConfigError, match="needs the policy"):
         pairs(PairsConfig(missing, tmp_path / "out", rule="dropout_ntp"))
+    with pytest.raises(ConfigError, match="max_pairs must be at least 1"):
+        pairs(PairsConfig(missing, tmp_path / "out", max_pairs=0))
     with pytest.raises(ConfigError, match="takes no min_visual_dependence"):
         pairs(PairsConfig(missing, tmp_path / "out", rule="dropout_ntp", policy=tmp_path, min_visual_dependence=0.1))
     with pytest.raises(ConfigError, match="the other rules take none"):

@@ -23,6 +23,7 @@ from rewards.interchange.trl_rows import read_trl_parquet
 from rewards.kept.calls import in_turn
 from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations, with_right_continuations
 from rewards.prm.labelling.monte_carlo import Continuer, Task
+from rewards.sampling.generator import Generator, Sample
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
 from tests.recipes.run_folders import write_stage
 
@@ -144,9 +145,11 @@ def test_after_a_kill_the_same_are_kept(labelled: Path, world: Path, tmp_path: P
 def test_a_call_made_again_keeps_no_row_twice_and_other_settings_start_empty(labelled: Path, tmp_path: Path) -> None:
     problem, path = Problem("p", "?"), tmp_path / "a %23#?b" / CONTINUATIONS
 
-    class Fixed:
-        def generate(self, problems, n, *, prefixes=None, seed):
-            return [[Completion(f"\0{prefix}{seed}{i}", FinishReason.LENGTH) for i in range(n)] for prefix in prefixes]
+    class Fixed(Generator):
+        def draw(self, problems, n, *, prefixes=None, seed, done=frozenset()):
+            for place, prefix in enumerate(prefixes):
+                texts = [f"\0{prefix}{seed}{i}" for i in range(n)]
+                yield [Sample(place, i, seed, Completion(text, FinishReason.LENGTH)) for i, text in enumerate(texts)]
 
     def call(fingerprint: int, seed: int) -> None:
         run = in_turn(Continuer(Fixed(), lambda answers: [C] * len(answers), with_texts=True))

@@ -15,7 +15,7 @@ import recipes.data.sample
 import recipes.data.verify
 from recipes.config import PairsConfig, SampleConfig, VerifyConfig
 from recipes.stage.groups import GROUPS, iter_groups, read_groups
-from rewards.sampling.generator import Sample
+from rewards.sampling.generator import Generator, Sample
 from rewards.types import Completion, RolloutGroup
 from tests.recipes.run_folders import make_groups, make_problems, score_all, write_stage
 
@@ -64,7 +64,7 @@ def test_pairs_holds_a_group(scored: Path, tmp_path: Path, alive: Alive) -> None
 
 
 def test_the_export_of_samples_holds_a_group(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Instant:
+    class Instant(Generator):
         def draw(self, problems, n, **_):
             for place in range(len(problems)):
                 yield [Sample(place, i, 0, Completion(f"{place} {i}")) for i in range(n)]

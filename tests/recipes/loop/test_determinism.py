@@ -14,6 +14,7 @@ from recipes.config import PairsConfig
 from recipes.data.pairs import pairs
 from recipes.stage.kept_calls import CALLS
 from rewards.interchange.trl_rows import read_trl_parquet
+from rewards.pairing.limits import Limits
 from rewards.pairing.rules import RULES, build_pairs
 from tests.recipes.run_folders import make_groups, make_problems, score_all, write_stage
 
@@ -76,9 +77,9 @@ def test_the_order_of_problems_changes_no_pair(scored: Path, tmp_path: Path, rul
     from recipes.stage.groups import read_groups
 
     groups = read_groups(scored)
-    first, _ = build_pairs(groups, rule=rule, max_pairs=2)
+    first, _ = build_pairs(groups, rule=rule, limits=Limits(max_pairs=2))
     random.Random(1).shuffle(groups)
-    second, _ = build_pairs(groups, rule=rule, max_pairs=2)
+    second, _ = build_pairs(groups, rule=rule, limits=Limits(max_pairs=2))
     assert [pair.problem.id for pair in first] != [pair.problem.id for pair in second] or not first
     by_id = [sorted(found, key=lambda pair: (pair.problem.id, pair.meta["chosen_index"], pair.meta["rejected_index"]))
              for found in (first, second)]  # fmt: skip

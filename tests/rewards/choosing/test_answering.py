@@ -67,8 +67,9 @@ def test_each_candidate_is_scored_once() -> None:
 
 def test_what_the_prm_cannot_read_is_never_its_choice() -> None:
     class Picky(RulePRM):
-        def unscorable(self, text: str) -> str | None:
-            return "empty" if not text else None
+        def outcomes(self, items: Any, *, describe: str = "") -> Any:
+            found = super().outcomes(items)
+            return [scores if text else DataError("no text") for scores, (_, text) in zip(found, items, strict=True)]
 
     found = BestOfN(ListGenerator(["", "Final answer: 7"]), Picky(lambda step: 0.0)).answer(None, "?", 2)
     assert (found.index, found.rewards) == (1, (None, 0.0))

@@ -15,10 +15,10 @@ from recipes.worlds.digits.world import scenes, to_problem
 from rewards.choosing.beam_search import BeamSearch, cut_to_one_step
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import ModelPRM
-from rewards.sampling.generator import Sample, SamplingParams
+from rewards.sampling.generator import Generator, Sample, SamplingParams
 from rewards.sampling.openai_generator import OpenAIGenerator
 from rewards.sampling.transformers_generator import TransformersGenerator
-from rewards.types import Completion, FinishReason, Problem
+from rewards.types import Completion, FinishReason, Problem, StepScores
 from tests.model_server import ModelServer
 from tests.rewards.scripted import RulePRM
 
@@ -28,7 +28,7 @@ VALUE = {"a": 0.4, "b": 0.9, "c": 0.1, "d": 0.6}
 PROBLEM = Problem("p", "?")
 
 
-class TreeGenerator:
+class TreeGenerator(Generator):
     """Sample i of a prefix takes branch i mod 4 at the next step, then branch 0; every path has DEPTH steps."""
 
     def __init__(self) -> None:
@@ -42,15 +42,12 @@ class TreeGenerator:
                 text = "\n\n".join([WORDS[index % 4], *"a" * (left - 1)])
                 yield [Sample(place, index, seed, Completion(text, FinishReason.STOP, left))]
 
-    def generate(self, problems: Any, n: int, *, prefixes: Any = None, seed: int) -> list[list[Completion]]:
-        raise NotImplementedError
-
 
 class TreePRM(RulePRM):
     """As RulePRM, but a prefix that ends in a blank line has no empty step."""
 
-    def score(self, problem: Problem, solutions: Any) -> Any:
-        return super().score(problem, [text.strip() for text in solutions])
+    def outcomes(self, items: Any, *, describe: str = "") -> Any:
+        return super().outcomes([(problem, text.strip()) for problem, text in items])
 
 
 def test_a_tree_by_hand() -> None:
@@ -70,10 +67,8 @@ def test_a_full_width_is_exhaustive_search() -> None:
     """A PRM under which the greedy first step is wrong: only a wide enough beam finds the best path."""
 
     class LatePRM(TreePRM):
-        def score(self, problem: Problem, solutions: Any) -> Any:
-            from rewards.types import StepScores
-
-            return [StepScores((late(text.strip().split("\n\n")),)) for text in solutions]
+        def outcomes(self, items: Any, *, describe: str = "") -> Any:
+            return [StepScores((late(text.strip().split("\n\n")),)) for _, text in items]
 
     def late(steps: list[str]) -> float:
         if steps[:2] == ["c", "d"]:

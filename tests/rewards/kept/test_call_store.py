@@ -17,20 +17,18 @@ from mpo.multimodal.errors import FingerprintError
 from rewards.errors import StoreError
 from rewards.kept.calls import CallStore, in_turn
 from rewards.scoring.groups import StoredScorer, json_scores
+from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.types import Problem, StepScores
 
 SETTINGS = {"prm": "a"}
 
 
-class ByBatch:
+class ByBatch(ProcessRewardModel):
     """A PRM whose scores depend on the batch, as those of a real one do in their last bits."""
 
     def __init__(self, breaks_at: int = -1) -> None:
         self.batches: list[list[str]] = []
         self.breaks_at = breaks_at
-
-    def unscorable(self, text: str) -> str | None:
-        return None
 
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores]:
         if len(self.batches) == self.breaks_at:

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from mpo.multimodal.errors import DataError
 from rewards.pairing.dropout_ntp import Half, dropout_ntp, dropout_pair, first_halves, half_prefix
+from rewards.pairing.limits import Limits
+from rewards.sampling.generator import Generator, Sample
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG
@@ -102,14 +104,14 @@ STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
     ],
 )
 def test_what_may_be_a_positive(row, group, reason):
-    halves, rejects = first_halves(group_of(row, **group), encode=encode, decode=decode, max_pairs=3)
+    halves, rejects = first_halves(group_of(row, **group), encode=encode, decode=decode, limits=Limits(max_pairs=3))
     assert rejects == ({reason: 1} if reason else {})
     assert len(halves) == (reason is None)
 
 
 def test_the_best_rewarded_come_first_and_no_text_twice():
     rows = [("one circle", None, 0.1, STOP), ("two circles", None, 0.9, STOP), (" one circle", None, 0.8, STOP)]
-    halves, rejects = first_halves(group_of(*rows), encode=encode, decode=decode, max_pairs=1)
+    halves, rejects = first_halves(group_of(*rows), encode=encode, decode=decode, limits=Limits(max_pairs=1))
     assert [half.index for half in halves] == [1]
     assert rejects == {"duplicate_text": 1, "over_max_pairs": 1}
 
@@ -134,10 +136,10 @@ def test_the_whole_rule_with_a_real_model(policy, processor):
     ]
     pairs, report = dropout_ntp(
         groups,
+        Limits(max_pairs=2),
         generator=TransformersGenerator(policy, processor, SamplingParams(max_new_tokens=8)),
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-        max_pairs=2,
         seed=0,
     )
     (pair,) = pairs
@@ -154,21 +156,22 @@ def test_the_whole_rule_with_a_real_model(policy, processor):
 def test_the_continuation_is_drawn_without_the_image_and_miscounts_are_refused():
     asked = []
 
-    class Recorder:
-        def generate(self, problems, n, *, prefixes=None, seed):
+    class Recorder(Generator):
+        def draw(self, problems, n, *, prefixes=None, seed, done=frozenset()):
             asked.extend(zip(problems, prefixes, strict=True))
-            return [[Completion(" something else")] for _ in problems[: self.keep]]
+            for place in range(len(problems[: self.keep])):
+                yield [Sample(place, 0, seed, Completion(" something else"))]
 
     generator, groups = Recorder(), [group_of(("a red circle", None, None, STOP))]
     generator.keep = 1
-    options = {"encode": encode, "decode": decode, "max_pairs": 1, "seed": 0}
-    dropout_ntp(groups, generator=generator, **options)
+    options = {"encode": encode, "decode": decode, "seed": 0}
+    dropout_ntp(groups, Limits(max_pairs=1), generator=generator, **options)
     ((problem, prefix),) = asked
     assert problem.images == ()
     assert "a red circle".startswith(prefix)
     generator.keep = 0
-    with pytest.raises(DataError, match="expected 1 continuations, got 0"):
-        dropout_ntp(groups, generator=generator, **options)
+    with pytest.raises(DataError, match="expected 1 completions, got 0: Recorder"):
+        dropout_ntp(groups, Limits(max_pairs=1), generator=generator, **options)
 
 
 def test_a_prefix_that_encodes_to_other_tokens_is_no_boundary():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError
+from rewards.pairing.limits import Limits
 from rewards.pairing.rules import (
     RULES,
     Pairing,
@@ -52,7 +53,7 @@ def indexes(pairs):
 @given(GROUPS, st.sampled_from(sorted(RULES)), st.integers(1, 5), st.booleans(), st.sampled_from([None, 1.0, 2.0]))
 def test_invariants_and_accounting(groups, rule, max_pairs, format_negatives, max_length_ratio):
     """What no pair may be, whatever the rule: truncated, unverified or not sampled as chosen; equal or empty sides."""
-    options = {"max_pairs": max_pairs, "format_negatives": format_negatives, "max_length_ratio": max_length_ratio}
+    options = {"limits": Limits(max_pairs, format_negatives, max_length_ratio)}
     pairs, report = build_pairs(groups, rule=rule, **options)
     by_id = {group.problem.id: group for group in groups}
     for pair in pairs:
@@ -82,7 +83,7 @@ def test_invariants_and_accounting(groups, rule, max_pairs, format_negatives, ma
 @given(GROUPS)
 def test_prm_margin_keeps_its_distance_and_uses_a_text_once(groups):
     for group in groups:
-        pairs, _ = prm_margin(group, max_pairs=9, margin=0.25)
+        pairs, _ = prm_margin(group, Limits(max_pairs=9), margin=0.25)
         gaps = [pair.meta["chosen_reward"] - pair.meta["rejected_reward"] for pair in pairs]
         assert gaps == sorted(gaps, reverse=True)
         assert all(gap >= 0.25 for gap in gaps)
@@ -94,7 +95,7 @@ def test_prm_margin_keeps_its_distance_and_uses_a_text_once(groups):
 @given(GROUPS)
 def test_step_prefix_parts_at_the_first_bad_step(groups):
     for group in groups:
-        for pair in step_prefix(group, max_pairs=9)[0]:
+        for pair in step_prefix(group, Limits(max_pairs=9))[0]:
             shared, mc = pair.meta["shared_characters"], group.rollouts[pair.meta["rejected_index"]].mc
             assert pair.chosen.text[:shared] == pair.rejected.text[:shared] != ""
             assert pair.chosen.text[shared:].split("\n\n")[0] != pair.rejected.text[shared:].split("\n\n")[0]
@@ -105,7 +106,7 @@ def test_step_prefix_parts_at_the_first_bad_step(groups):
 @given(GROUPS)
 def test_a_rule_says_why_a_rollout_stands_on_no_side(groups):
     for group in groups:
-        pairs, rejects = correctness(group, max_pairs=10**6)
+        pairs, rejects = correctness(group, Limits(max_pairs=10**6))
         right, wrong = {c for c, _ in indexes(pairs)}, {r for _, r in indexes(pairs)}
         if pairs:  # then every usable rollout is in some pair
             assert len(right) + len(wrong) + rejects.total() == len(group.rollouts)
@@ -113,30 +114,30 @@ def test_a_rule_says_why_a_rollout_stands_on_no_side(groups):
 
 def test_prm_rule_pairs_the_best_right_with_the_hardest_wrong():
     group = group_of(("r0", C, 0.2), ("w1", W, 0.1), ("r2", C, 0.9), ("w3", W, 0.8), ("w4", W, 0.8), ("r5", C, 0.5))
-    assert indexes(correctness_and_prm(group, max_pairs=15)[0]) == [(2, 3), (5, 4), (0, 1)]
-    assert indexes(correctness_and_prm(group, max_pairs=1)[0]) == [(2, 3)]
+    assert indexes(correctness_and_prm(group, Limits(max_pairs=15))[0]) == [(2, 3), (5, 4), (0, 1)]
+    assert indexes(correctness_and_prm(group, Limits(max_pairs=1))[0]) == [(2, 3)]
 
 
 def test_prm_rule_never_trusts_the_prm_over_the_verifier():
     group = group_of(("right", C, 0.1), ("wrong", W, 0.9))
-    assert indexes(correctness_and_prm(group, max_pairs=5)[0]) == [(0, 1)]
+    assert indexes(correctness_and_prm(group, Limits(max_pairs=5))[0]) == [(0, 1)]
 
 
 def test_correctness_takes_all_combinations_then_a_seeded_sample():
     rows = [(f"r{i}", C, None) for i in range(4)] + [(f"w{i}", W, None) for i in range(5)]
-    everything, _ = correctness(group_of(*rows), max_pairs=20)
+    everything, _ = correctness(group_of(*rows), Limits(max_pairs=20))
     assert sorted(indexes(everything)) == list(itertools.product(range(4), range(4, 9)))
-    samples = {tuple(indexes(correctness(group_of(*rows, id=f"p{i}"), max_pairs=6)[0])) for i in range(10)}
+    samples = {tuple(indexes(correctness(group_of(*rows, id=f"p{i}"), Limits(max_pairs=6))[0])) for i in range(10)}
     assert len(samples) > 5  # the problem's id is the seed
     assert all(len(set(sample)) == 6 for sample in samples)
-    assert correctness(group_of(*rows), max_pairs=6) == correctness(group_of(*rows), max_pairs=6)
+    assert correctness(group_of(*rows), Limits(max_pairs=6)) == correctness(group_of(*rows), Limits(max_pairs=6))
 
 
 def test_format_negatives_are_an_explicit_choice():
     group = group_of(("right", C, 0.5), ("no answer", U, 0.5))
     pairs, report = build_pairs([group])
     assert pairs[0].meta["rejected_verdict"] == "unparsable"
-    pairs, report = build_pairs([group], format_negatives=False)
+    pairs, report = build_pairs([group], limits=Limits(format_negatives=False))
     assert pairs == []
     assert report.dropped == {"unparsable": 1}
 
@@ -191,37 +192,39 @@ def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match=r"'best'.*correctness, correctness_and_prm, prm_margin, step_prefix"):
         build_pairs([], rule="best")
     with pytest.raises(ConfigError, match="max_pairs"):
-        build_pairs([], max_pairs=0)
+        build_pairs([], limits=Limits(max_pairs=0))
     for ratio in (0.5, float("nan")):
         with pytest.raises(ConfigError, match="max_length_ratio must be at least 1"):
-            build_pairs([], max_length_ratio=ratio)
+            build_pairs([], limits=Limits(max_length_ratio=ratio))
     with pytest.raises(ConfigError, match="margin must be above 0"):
-        prm_margin(group_of(("a", C, 0.5)), max_pairs=1, margin=0.0)
+        prm_margin(group_of(("a", C, 0.5)), Limits(max_pairs=1), margin=0.0)
     assert build_pairs([])[1].problems_in == 0
 
 
 def test_format_negatives_stand_apart_in_mmprs_rule():
     """2 right × 2 wrong and 2 right × 1 without an answer, at most 3 of each."""
     rows = [("r1", C, None), ("r2", C, None), ("w1", W, None), ("w2", W, None), ("no answer", U, None)]
-    pairs, report = build_pairs([group_of(*rows)], rule="correctness", max_pairs=3)
+    pairs, report = build_pairs([group_of(*rows)], rule="correctness", limits=Limits(max_pairs=3))
     assert Counter(pair.source for pair in pairs) == {"correctness": 3, "correctness_format": 2}
     assert report.sources == {"correctness": 3, "correctness_format": 2}
 
 
 def test_prm_margin_pairs_right_answers_too():
     group = group_of(("r0", C, 0.9), ("r1", C, 0.5), ("w2", W, 0.85), ("w3", W, 0.1))
-    assert indexes(prm_margin(group, max_pairs=9)[0]) == [(0, 3)]  # then 1 has no unused partner below 0.4
+    assert indexes(prm_margin(group, Limits(max_pairs=9))[0]) == [(0, 3)]  # then 1 has no unused partner below 0.4
     solved = group_of(("r0", C, 0.9), ("r1", C, 0.5), ("r2", C, 0.45))
-    assert indexes(prm_margin(solved, max_pairs=9)[0]) == [(0, 2)]
+    assert indexes(prm_margin(solved, Limits(max_pairs=9))[0]) == [(0, 2)]
     close = group_of(("r0", C, 0.5), ("w1", W, 0.45))
     assert build_pairs([close], rule="prm_margin")[1].dropped == {"no_partner_within_margin": 1}
 
 
 def test_length_matching_takes_the_hardest_negative_of_the_chosens_length():
     group = group_of(("four", C, 0.9), ("a far longer text", W, 0.8), ("five5", W, 0.3))
-    assert indexes(correctness_and_prm(group, max_pairs=9)[0]) == [(0, 1)]
-    assert indexes(correctness_and_prm(group, max_pairs=9, max_length_ratio=1.5)[0]) == [(0, 2)]
-    _, report = build_pairs([group_of(("four", C, 0.9), ("a far longer text", W, 0.8))], max_length_ratio=1.5)
+    assert indexes(correctness_and_prm(group, Limits(max_pairs=9))[0]) == [(0, 1)]
+    assert indexes(correctness_and_prm(group, Limits(max_pairs=9, max_length_ratio=1.5))[0]) == [(0, 2)]
+    _, report = build_pairs(
+        [group_of(("four", C, 0.9), ("a far longer text", W, 0.8))], limits=Limits(max_length_ratio=1.5)
+    )
     assert report.dropped == {"no_partner_of_its_length": 1}
     assert report.rejected_rollouts == {"no_partner_of_its_length": 2}
 
@@ -236,7 +239,7 @@ def test_step_prefix_by_hand():
     wrong = steps_of("See 3\n\nSee 9\n\nFinal answer: 12", W, [4, 0, 0])
     right = steps_of("See 3\n\nSee 8\n\nFinal answer: 11", C)
     other = steps_of("Look: 3\n\nSee 8\n\nFinal answer: 11", C)
-    (pair,), rejects = step_prefix(RolloutGroup(Problem("p", "?"), (wrong, other, right)), max_pairs=9)
+    (pair,), rejects = step_prefix(RolloutGroup(Problem("p", "?"), (wrong, other, right)), Limits(max_pairs=9))
     assert indexes([pair]) == [(2, 0)]
     assert (pair.meta["first_bad_step"], pair.meta["shared_characters"]) == (1, len("See 3\n\n"))
     assert rejects == {"no_partner_with_its_prefix": 1}
@@ -252,7 +255,7 @@ def test_step_prefix_by_hand():
     ],
 )
 def test_step_prefix_says_why_a_wrong_response_is_not_used(wrong, reason):
-    pairs, rejects = step_prefix(RolloutGroup(Problem("p", "?"), (wrong, steps_of("a\n\nc", C))), max_pairs=9)
+    pairs, rejects = step_prefix(RolloutGroup(Problem("p", "?"), (wrong, steps_of("a\n\nc", C))), Limits(max_pairs=9))
     assert (pairs, rejects) == ([], {reason: 1, "no_partner_with_its_prefix": 1})
 
 
@@ -270,7 +273,7 @@ def test_a_blind_ruler_that_explains_the_pairs_is_warned_of():
 
 def test_yields_of_all_rules():
     group = group_of(("right", C, 0.9), ("wrong", W, 0.5), ("none", U, 0.1))
-    pairings = {name: Pairing(name, max_pairs=4) for name in RULES}
+    pairings = {name: Pairing(name, Limits(max_pairs=4)) for name in RULES}
     groups = [group, group_of(("a", W, 0.1), id="q")]
     assert list(seen_by(pairings.values(), groups)) == groups
     table = {name: pairing.report() for name, pairing in pairings.items()}

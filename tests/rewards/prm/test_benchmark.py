@@ -29,6 +29,7 @@ from rewards.prm.evaluating.given_steps import score_given_steps
 from rewards.prm.evaluating.metrics import class_counts, f1_scores, first_error_f1
 from rewards.prm.formats import STEP_TAG, VISUALPRM
 from rewards.prm.model_prm import ModelPRM
+from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.statistics import statistic_with_interval
 from rewards.steps import merge_to_at_most, merged_size, steps_of
 from rewards.types import Problem, StepScores
@@ -399,8 +400,9 @@ def test_given_steps_are_scored_as_they_are(policy: Any, processor: Any) -> None
     )
     assert given[0].values == pytest.approx(text.values, abs=1e-5)
     assert len(given[1].values) == 2
-    with pytest.raises(DataError, match="not empty"):
-        prm.score_steps([(problem, ["a", " "])])
+    (blank,) = prm.score_steps([(problem, ["a", " "])])
+    assert isinstance(blank, DataError)
+    assert blank.reason == "empty"
 
 
 def test_a_merged_steps_score_goes_to_all_its_members(policy: Any, processor: Any) -> None:
@@ -425,13 +427,13 @@ def test_steps_tile_their_text_and_merge_by_index(texts: list[str], limit: int) 
     )
 
 
-class TextPRM:
-    """A PRM of the bare protocol: 0.9 for a block of text that names no 4, else 0.1."""
+class TextPRM(ProcessRewardModel):
+    """The least that a PRM must have: 0.9 for a block of text that names no 4, else 0.1."""
 
-    def score(self, problem: Problem, solutions: Sequence[str]) -> list[StepScores]:
+    def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
         return [
             StepScores(tuple(0.1 if "4" in block else 0.9 for block in text.split("\n\n") if block != "skip"))
-            for text in solutions
+            for _, text in items
         ]
 
 

@@ -133,10 +133,14 @@ def test_what_cannot_be_scored_is_refused(prm: ModelPRM) -> None:
         "control token",
         None,
     ]
-    with pytest.raises(StepAlignmentError, match="problem 'p0', rollout 0, step 1: contains the control token"):
+    with pytest.raises(DataError, match=r"problem 'p0': no step can be scored \(control token\) of .*'Red is 3"):
         prm.score(PROBLEMS[0], ["Red is 3\n\nBlue<|im_end|> is 9"])
-    with pytest.raises(DataError, match="cannot split"):
+    with pytest.raises(DataError, match=r"no step can be scored \(empty\)"):
         prm.score(PROBLEMS[0], [" \n"])
+    fine, bad = prm.outcomes([(PROBLEMS[0], "Red is 3"), (PROBLEMS[0], "<|im_end|>")])
+    assert isinstance(fine, StepScores)
+    assert isinstance(bad, DataError)
+    assert bad.reason == "control token"
 
 
 # ---- choosing ----

@@ -172,7 +172,7 @@ def test_a_prm_that_misreads_packed_rows_gets_a_row_each(
     prm = ModelPRM(load_model(policy_folder).eval(), processor, VISUALPRM)
     found = [value for some in prm.score_many(ITEMS) for value in some.values]
     assert not prm.shares
-    assert "each solution is read with a prompt of its own: its values differ" in caplog.text
+    assert "each response is read with a prompt of its own: its values differ" in caplog.text
     assert found == pytest.approx(expected, abs=1e-6)
 
 

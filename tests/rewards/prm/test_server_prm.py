@@ -255,6 +255,16 @@ def test_a_refused_response_costs_itself_alone(start: Start, model: Any, process
     assert "the server refused 1 steps, the first: HTTP 400: " in caplog.text
 
 
+def test_given_steps_that_are_refused_cost_their_response_alone(start: Start, processor: Any) -> None:
+    server = start()
+    server.faults = ["ok", "refuse", "ok"]
+    given = [(PROBLEMS[0], [text]) for text in ("Red is 3", "Blue is 9", "So 12")]
+    found = served_prm(server, processor, concurrency=1).score_steps(given)
+    assert [outcome.reason if isinstance(outcome, DataError) else "scored" for outcome in found] == [
+        "scored", "refused by the server", "scored",
+    ]  # fmt: skip
+
+
 def test_a_server_that_refuses_everything_is_an_error(start: Start, processor: Any) -> None:
     server = start()
     server.then = "refuse"

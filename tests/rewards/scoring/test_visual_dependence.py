@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from mpo.multimodal.errors import DataError
 from rewards.errors import StepAlignmentError
+from rewards.pairing.limits import Limits
 from rewards.pairing.rules import RULES, build_pairs
 from rewards.scoring.groups import BLANK_AT_A_TIME, score_unseen
+from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.scoring.visual_dependence import dependence, of_group, visual_dependence
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, StepScores, Unseen, Verdict
 
@@ -23,21 +26,20 @@ def rollout(seen, blank=None, swapped=None, *, verdict=RIGHT, text="a\n\nb"):
     return Rollout(Completion(text), verdict, StepScores(tuple(seen)), sum(seen) / len(seen), **others)
 
 
-class LookingPRM:
+class LookingPRM(ProcessRewardModel):
     """Believes a step that names the mean grey of the image; a blind one believes every step by its length."""
 
     def __init__(self, *, looks: bool = True) -> None:
         self.looks, self.calls = looks, 0
 
-    def unscorable(self, text):
-        return None if text.strip() else "empty"
-
-    def score(self, problem, solutions):
-        return self.outcomes([(problem, solution) for solution in solutions])
-
     def outcomes(self, items, *, describe=""):
         self.calls += 1
-        return [StepScores(tuple(self.belief(problem, step) for step in text.split("\n\n"))) for problem, text in items]
+        return [
+            StepScores(tuple(self.belief(problem, step) for step in text.split("\n\n")))
+            if text.strip()
+            else DataError("no text", reason="empty")
+            for problem, text in items
+        ]
 
     def belief(self, problem, step):
         if not self.looks or not step.startswith("grey "):
@@ -80,8 +82,8 @@ def test_a_group_says_what_depends_on_the_picture():
 
 def both(groups, prm):
     """Scored with blank images, then with others; and what lacks them."""
-    groups, without = score_unseen(groups, prm, picture="blank")
-    groups, lacking = score_unseen(groups, prm, picture="swapped")
+    groups, without = score_unseen(groups, prm, image="blank")
+    groups, lacking = score_unseen(groups, prm, image="swapped")
     return groups, without | lacking
 
 
@@ -113,7 +115,7 @@ def test_what_has_no_other_picture_is_counted_and_stays_unknown():
 
 def test_blank_pictures_are_made_some_at_a_time():
     prm = LookingPRM()
-    done, _ = score_unseen([group(index % 250) for index in range(BLANK_AT_A_TIME + 1)], prm, picture="blank")
+    done, _ = score_unseen([group(index % 250) for index in range(BLANK_AT_A_TIME + 1)], prm, image="blank")
     assert prm.calls == 2
     assert len(done) == BLANK_AT_A_TIME + 1
 
@@ -139,7 +141,7 @@ def pairable(*dependences: float | None) -> RolloutGroup:
 @pytest.mark.parametrize("rule", list(RULES))
 def test_only_responses_that_depend_on_the_picture_are_chosen(rule):
     groups = [pairable(0.4, 0.05, None)]
-    pairs, report = build_pairs(groups, rule=rule, min_visual_dependence=0.1)
+    pairs, report = build_pairs(groups, rule=rule, limits=Limits(min_visual_dependence=0.1))
     assert {pair.meta["chosen_index"] for pair in pairs} == {0}
     assert report.rejected_rollouts["low_visual_dependence"] == report.rejected_rollouts["no_visual_dependence"] == 1
     assert report.mean_dependence == {"chosen": pytest.approx(0.4), "rejected": pytest.approx(0.05)}
@@ -149,7 +151,7 @@ def test_only_responses_that_depend_on_the_picture_are_chosen(rule):
 
 
 def test_a_problem_whose_right_answers_are_all_blind_is_dropped_for_it():
-    pairs, report = build_pairs([pairable(0.0, 0.05)], min_visual_dependence=0.1)
+    pairs, report = build_pairs([pairable(0.0, 0.05)], limits=Limits(min_visual_dependence=0.1))
     assert not pairs
     assert report.dropped == {"low_visual_dependence": 1}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,22 +13,24 @@ import pytest
 from rewards.kept.calls import in_turn
 from rewards.prm.labelling.cost import CostEstimate, estimate_cost
 from rewards.prm.labelling.monte_carlo import Continuer, label_steps
+from rewards.sampling.generator import Generator, Sample
 from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 C, W = Verdict.CORRECT, Verdict.WRONG
 
 
-class KnownPolicy:
+class KnownPolicy(Generator):
     """Continuations of three tokens; a prefix is right with a probability that its text alone decides."""
 
-    def generate(self, problems: Sequence[Problem], n: int, *, prefixes: Any, seed: int) -> list[list[Completion]]:
-        rows = []
+    def draw(
+        self, problems: Sequence[Problem], n: int, *, prefixes: Any = None, seed: int, done: Any = frozenset()
+    ) -> Iterator[list[Sample]]:
         for place, prefix in enumerate(prefixes):
             rng = random.Random(f"{seed}:{place}:{prefix}")
             p = int(hashlib.sha256(prefix.encode()).hexdigest(), 16) % 3 / 4  # 0, 1/4 or 1/2
-            rows.append([Completion("right" if rng.random() < p else "wrong", num_tokens=3) for _ in range(n)])
-        return rows
+            texts = ["right" if rng.random() < p else "wrong" for _ in range(n)]
+            yield [Sample(place, i, seed, Completion(text, num_tokens=3)) for i, text in enumerate(texts)]
 
 
 def verify(items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
@@ -77,10 +79,10 @@ def test_a_slow_first_call_is_not_extrapolated() -> None:
         def __init__(self) -> None:
             self.started = False
 
-        def generate(self, problems: Sequence[Problem], n: int, *, prefixes: Any, seed: int) -> list[list[Completion]]:
+        def draw(self, problems: Sequence[Problem], n: int, **settings: Any) -> Iterator[list[Sample]]:
             time.sleep(1e-4 * n * len(problems) if self.started else 1.0)
             self.started = True
-            return super().generate(problems, n, prefixes=prefixes, seed=seed)
+            return super().draw(problems, n, **settings)
 
     estimate = estimate_cost(groups_of(400), **SETTINGS | {"run": in_turn(Continuer(Starting(), verify))}, seed=0)
     assert 1e-4 * estimate.at_most <= estimate.seconds < estimate.at_most / estimate.sample * 0.9

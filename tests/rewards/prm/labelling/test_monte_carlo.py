@@ -12,6 +12,7 @@ from mpo.multimodal.errors import ConfigError, DataError
 from recipes.worlds.digits.world import scenes, to_problem
 from rewards.kept.calls import in_turn
 from rewards.prm.labelling.monte_carlo import Continuer, label_steps
+from rewards.sampling.generator import Generator
 from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
@@ -65,11 +66,14 @@ def label(groups: list[RolloutGroup], generator: Any, verify_many: Any, **change
     return done.groups, done.rejected
 
 
-class Recorder:
+class Recorder(Generator):
     """Passes calls on to a generator and keeps them."""
 
     def __init__(self, generator: TransformersGenerator) -> None:
         self.generator, self.calls = generator, []
+
+    def draw(self, *asked: Any, **settings: Any) -> Any:
+        return self.generator.draw(*asked, **settings)
 
     def generate(self, problems: Sequence[Problem], n: int, *, prefixes: Any = None, seed: int) -> Any:
         drawn = self.generator.generate(problems, n, prefixes=prefixes, seed=seed)
