@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ import torch
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import image_sha256, load_image
+from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.packing import can_be_shared, pack_rows, within_limit
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from mpo.multimodal.vision import row_images
-from mpo.reference import response_keys
+from mpo.reference import prompt_key, response_keys
 from mpo.rows import CheckedPair, Row, check_row, naming, row_name
 
 
 @dataclass
 class _Group:
-    """One prompt and its distinct responses in a batch: token ids → place."""
+    """One prompt, its key if that is asked for, and its distinct responses in a batch: token ids → place."""
 
     prompt: EncodedPrompt
+    key: str = ""
     responses: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def place(self, response: list[int]) -> int:
@@ -31,12 +34,13 @@ class _Group:
 
 
 class PreferenceCollator:
-    """Rows → model inputs, `pair_index` (B, 2), `pair_ids`, `pair_prompts` (how many different prompts there are) and,
-    if any row has a weight, `pair_weight` (B,).
+    """Rows → model inputs, `pair_index` (B, 2), `pair_ids`, `pair_lengths` (tokens of the chosen responses),
+    `pair_prompts` (how many different prompts there are) and, if any row has a weight, `pair_weight` (B,).
 
     Pairs with the same prompt and images share them, and a response that stands in several pairs goes in once: the
     batch holds M ≤ 2B responses, and `pair_index` says which is the chosen and which the rejected one of each pair.
-    Prompts come in the order of their first pair, responses row after row.
+    Prompts come in the order of their first pair, responses row after row. Encoded prompts are kept from epoch to
+    epoch, as many as fit.
 
     Args:
         processor: of the model that is trained.
@@ -61,6 +65,7 @@ class PreferenceCollator:
         max_length: int | None = None,
     ) -> None:
         self.processor, self.with_keys, self.shared_prefix = processor, with_keys, shared_prefix
+        self._prompts: Kept[tuple[EncodedPrompt, str]] = Kept(KEPT_BYTES)
         self.image_root, self.max_row_tokens, self.max_length = image_root, max_row_tokens, max_length
         tokenizer = processor.tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -78,28 +83,38 @@ class PreferenceCollator:
         names = [row_name(row, index) for index, row in enumerate(rows)]
         groups: dict[Any, _Group] = {}
         pairs: list[tuple[Any, int, int]] = []  # key of the prompt, places of chosen and rejected among its responses
-        weights = []
+        weights, lengths = [], []
         for row, name in zip(rows, names, strict=True):
             with naming(name):
                 pair = self.check(row)
                 images = [load_image(image, root=self.image_root) for image in pair.images]
                 key = (pair.prompt, *map(image_sha256, images))
                 if key not in groups:
-                    groups[key] = _Group(encode_prompt(self.processor, pair.prompt, images))
+                    groups[key] = _Group(*self._prompts(key, partial(self._encoded, pair.prompt, images)))
                 pair.check_length(len(groups[key].prompt.input_ids), self.max_length)
                 pairs.append((key, groups[key].place(pair.chosen), groups[key].place(pair.rejected)))
                 weights.append(pair.weight)
+                lengths.append(len(pair.chosen))
         first = dict(zip(groups, _starts([len(group.responses) for group in groups.values()]), strict=True))
         batch = self._stacked([*groups.values()])
         batch["pair_index"] = torch.tensor(
             [[first[key] + chosen, first[key] + rejected] for key, chosen, rejected in pairs]
         )
-        batch["pair_ids"], batch["pair_prompts"] = names, len(groups)
+        batch["pair_ids"], batch["pair_prompts"], batch["pair_lengths"] = names, len(groups), lengths
         if self.with_keys:
-            batch["response_keys"] = [key for group in groups.values() for key in _keys_of(group)]
+            batch["response_keys"] = [
+                key for group in groups.values() for key in response_keys(group.key, [*group.responses])
+            ]
         if any(row.get("weight") is not None for row in rows):
             batch["pair_weight"] = torch.tensor(weights)
         return batch
+
+    def _encoded(self, text: str, images: list[Any]) -> tuple[EncodedPrompt, str]:
+        prompt = encode_prompt(self.processor, text, images)
+        if not self.with_keys:
+            return prompt, ""
+        features = {**prompt.token_features, **prompt.image_features}
+        return prompt, prompt_key([prompt.input_ids, *(features[name] for name in sorted(features))])
 
     def check(self, row: Row) -> CheckedPair:
         """What `mpo.rows.check_row` finds with this processor; images are not opened."""
@@ -130,14 +145,9 @@ def first_pairs(batch: dict[str, Any], pairs: int) -> dict[str, Any]:
         batch: of `PreferenceCollator`.
         pairs: how many to keep, 0 or more; there may be fewer.
     """
-    per_pair = ("pair_index", "pair_ids", "pair_weight")
+    per_pair = ("pair_index", "pair_ids", "pair_lengths", "pair_weight")
     return {name: value[:pairs] if name in per_pair else value for name, value in batch.items()}
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
     return [sum(sizes[:index]) for index in range(len(sizes))]
-
-
-def _keys_of(group: _Group) -> list[str]:
-    features = {**group.prompt.token_features, **group.prompt.image_features}
-    return response_keys([group.prompt.input_ids, *(features[name] for name in sorted(features))], [*group.responses])

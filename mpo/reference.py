@@ -184,16 +184,20 @@ def digest_of_processor(processor: Any) -> str:
     return _digest(part.encode() for part in parts)
 
 
-def response_keys(tensors: Iterable[Tensor], responses: Sequence[Sequence[int]]) -> list[str]:
+def prompt_key(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of a prompt as the model sees it: its ids, per-token features and pixels."""
+    return _digest(
+        part for tensor in tensors for part in (repr((tensor.dtype, tuple(tensor.shape))).encode(), _bytes(tensor))
+    )
+
+
+def response_keys(prompt: str, responses: Sequence[Sequence[int]]) -> list[str]:
     """SHA-256 of each response of one prompt as the model sees it.
 
     Args:
-        tensors: of the encoded prompt: ids, per-token features, pixels.
+        prompt: its `prompt_key`.
         responses: token ids of each.
     """
-    prompt = _digest(
-        part for tensor in tensors for part in (repr((tensor.dtype, tuple(tensor.shape))).encode(), _bytes(tensor))
-    )
     return [_digest([prompt.encode(), json.dumps([*response]).encode()]) for response in responses]
 
 
@@ -206,12 +210,14 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes where they are; those of an accelerator are copied to the host."""
+    return memoryview(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
 
 
-def _digest(parts: Iterable[bytes]) -> str:
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
     return digest.hexdigest()

@@ -43,6 +43,9 @@ class ModelTraining:
             "help": "most tokens of a prompt with a response, images included; longer ones are rejected and counted"
         },
     )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "processes that make batches ahead; default: 4 with an accelerator, else none"}
+    )
     save_steps: int = field(
         default=0,
         metadata={"help": "steps from one checkpoint to the next; the same command goes on there; 0 for none"},

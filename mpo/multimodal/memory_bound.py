@@ -10,6 +10,8 @@ from torch import Tensor
 
 Value = TypeVar("Value")
 
+KEPT_BYTES = 2**29  # of a collator, in each process that collates: 512 MiB
+
 
 class Kept(Generic[Value]):
     """Values by key, of at most so many bytes of tensors.

@@ -13,6 +13,7 @@ from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ModelTraining
 
+WORKERS = 4  # processes that make batches, beside an accelerator
 CHECKPOINTS = 2  # kept; a damaged one is no loss while there is another
 
 
@@ -58,10 +59,12 @@ def large_model_training(out: Path, config: ModelTraining, *, batch: str, dtype:
     if (
         not 0 <= config.warmup < 1
         or min(config.epochs, config.per_device_batch, config.lora_rank, config.save_steps) < 0
+        or (config.dataloader_num_workers or 0) < 0
     ):
         raise ConfigError(
-            "expected warmup in [0, 1) and no negative epochs, per_device_batch, lora_rank or save_steps, got "
-            f"{config.warmup}, {config.epochs}, {config.per_device_batch}, {config.lora_rank} and {config.save_steps}"
+            "expected warmup in [0, 1) and no negative epochs, per_device_batch, lora_rank, save_steps or "
+            f"dataloader_num_workers, got {config.warmup}, {config.epochs}, {config.per_device_batch}, "
+            f"{config.lora_rank}, {config.save_steps} and {config.dataloader_num_workers}"
         )
     per_device, accumulation = micro_batches(getattr(config, batch), config.per_device_batch, name=batch)
     arguments = training_defaults(out, config) | {
@@ -69,6 +72,7 @@ def large_model_training(out: Path, config: ModelTraining, *, batch: str, dtype:
         "gradient_accumulation_steps": accumulation,
         "bf16": dtype == torch.bfloat16,
         "gradient_checkpointing": config.gradient_checkpointing,
+        **feeding(config.dataloader_num_workers, accelerated=torch.accelerator.is_available()),
     }
     if config.epochs:
         arguments |= {"max_steps": -1, "num_train_epochs": config.epochs, "warmup_steps": config.warmup}
@@ -77,6 +81,26 @@ def large_model_training(out: Path, config: ModelTraining, *, batch: str, dtype:
     if config.save_steps:
         arguments |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": CHECKPOINTS}
     return arguments
+
+
+def feeding(workers: int | None, *, accelerated: bool) -> dict[str, Any]:
+    """How batches reach the model: processes that make them ahead, and copies that do not wait.
+
+    Args:
+        workers: processes; None for `WORKERS` with an accelerator, else none.
+        accelerated: whether the model runs on one.
+
+    Example:
+        >>> feeding(None, accelerated=False)
+        {'dataloader_num_workers': 0}
+        >>> feeding(None, accelerated=True)["dataloader_num_workers"]
+        4
+    """
+    number = (WORKERS if accelerated else 0) if workers is None else workers
+    settings: dict[str, Any] = {"dataloader_num_workers": number}
+    if number:
+        settings |= {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2}
+    return settings | ({"accelerator_config": {"non_blocking": True}} if accelerated else {})
 
 
 def has_checkpoint(out: Path) -> bool:

@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
+from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.ranks import check_pictures
@@ -38,14 +39,14 @@ from rewards.prm.formats import PRMFormat
 from rewards.prm.labelling.labels import LabelledGroup
 from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
-from rewards.prm.rendering import render
+from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.rows import check_sharing, prepare_sharing, rows_of, spans_of, unshared
 
 logger = logging.get_logger(__name__)
 
 
 class PRMCollator:
-    """Groups → rows, read positions and labels.
+    """Groups → rows, read positions and labels. Rendered groups are kept from epoch to epoch, as many as fit.
 
     Args:
         processor: of the model that is trained.
@@ -55,6 +56,7 @@ class PRMCollator:
 
     def __init__(self, processor: Any, prm_format: PRMFormat, *, shared: bool = False) -> None:
         self.processor, self.format, self.shared = processor, prm_format, shared
+        self._rendered: Kept[tuple[LabelledGroup, list[RenderedSolution]]] = Kept(KEPT_BYTES)
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
         """Returns `inputs` (model inputs), `positions` (a list for each row), for each position `step_labels`,
@@ -62,11 +64,7 @@ class PRMCollator:
 
         The inputs' `labels` mark the text of the responses that end right.
         """
-        rendered = []
-        for group in groups:
-            images = [load_image(image) for image in group.problem.images]
-            steps = [solution.steps for solution in group.solutions]
-            rendered.append(render(self.processor, self.format, group.problem, steps, images))
+        rendered = [self._rendered(id(group), lambda group=group: (group, self._render(group)))[1] for group in groups]
         placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
         inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
         for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
@@ -81,6 +79,11 @@ class PRMCollator:
             "step_groups": step_groups,
             "solution_groups": [place for place, _ in placed],
         }
+
+    def _render(self, group: LabelledGroup) -> list[RenderedSolution]:
+        images = [load_image(image) for image in group.problem.images]
+        steps = [solution.steps for solution in group.solutions]
+        return render(self.processor, self.format, group.problem, steps, images)
 
 
 def first_groups(batch: Mapping[str, Any], groups: int) -> dict[str, Any]:
@@ -214,8 +217,19 @@ class PRMTrainer(WholeStepTrainer):
         tokens = [text_tokens(batch["inputs"], self._label_ids) for batch in batches if self.text_weight > 0]
         return torch.tensor([steps, sum(map(int, tokens))], device=device)
 
-    def _denominators(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
-        return self._sum_over_ranks(self._counts(batches, device))
+    def _counts_of_batches(self, batches: list[dict[str, Any]]) -> Tensor:
+        return self._counts(batches, self.args.device)
+
+    def _counts_of_rows(self, rows: Sequence[int]) -> Tensor | None:
+        """Labelled steps; how many tokens of text a group has, only its rendered rows tell."""
+        if self.text_weight > 0:
+            return None
+        groups: Any = self.train_dataset
+        steps = sum(m is not None for row in rows for some in groups[row].solutions for m in some.labels)
+        return torch.tensor([steps, 0])
+
+    def _over_ranks(self, counts: Tensor, device: torch.device) -> Tensor:
+        return self._sum_over_ranks(counts.to(device))
 
     def _counting(self, batch: dict[str, Any], *, rows: int) -> dict[str, Any]:
         return first_groups(batch, rows)

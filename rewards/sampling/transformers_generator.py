@@ -66,10 +66,10 @@ class TransformersGenerator(Generator):
 
     A call has `batch_rows // rows_a_problem` problems (at least one) with `rows_a_problem` rows each. Calls are cut
     from the whole list, and a call of which only some rows are wanted is drawn whole, the others as dummies. So a call
-    has the same shapes and neighbours whether or not the run was interrupted (rows leave it when its own texts end), and
-    gives the same bits, on one machine with one number of threads and the same `batch_rows`. Each row's random numbers
-    are its own (`RowSampler`), whatever the cut; with other neighbours only rounding differs, which moves a token where
-    two are equally likely to the last bit.
+    has the same shapes and neighbours whether or not the run was interrupted (its rows leave it where their own texts
+    end), and gives the same bits, on one machine with one number of threads and the same `batch_rows`. Each row's
+    random numbers are its own (`RowSampler`), whatever the cut; with other neighbours only rounding differs, which
+    moves a token where two are equally likely to the last bit.
 
     Args:
         model: an image-text-to-text model, already on its device.

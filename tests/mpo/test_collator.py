@@ -48,7 +48,15 @@ def test_one_text_pair(collator: PreferenceCollator) -> None:
         [*[1] * 9, 1, 1, 1, 1],
         [*[1] * 9, 1, 1, 0, 0],
     ]
-    assert set(batch) == {"input_ids", "labels", "attention_mask", "pair_ids", "pair_index", "pair_prompts"}
+    assert set(batch) == {
+        "input_ids",
+        "labels",
+        "attention_mask",
+        "pair_ids",
+        "pair_index",
+        "pair_lengths",
+        "pair_prompts",
+    }
 
 
 def test_truncated_response_has_no_end_of_turn(collator: PreferenceCollator) -> None:
