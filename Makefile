@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # The recipes train on one device; several visible ones would be wrapped in nn.DataParallel.
 export CUDA_VISIBLE_DEVICES ?= 0
 
-.PHONY: help demo evidence test test-vllm test-torch-min test-kill check bench docs clean
+.PHONY: help demo evidence test test-vllm test-torch-min test-kill check gpu bench docs clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,10 @@ check: $(INSTALLED)  ## format, lint, types, tests and the site (one of the test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+gpu: $(INSTALLED)  ## on a machine with a GPU: its tests, then every figure that only it can give, into runs/gpu.json; 10 minutes
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu.json
 
 bench: $(INSTALLED)  ## every script of benchmarks/
 	@shopt -s nullglob; scripts=(benchmarks/[!_]*.py); \

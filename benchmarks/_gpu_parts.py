@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -40,9 +41,7 @@ def kernel(report: Report, sizes: Sizes, rate: float) -> None:
     """The layer alone: values and gradients against float64, seconds by kernel and by segments."""
     width = sizes.large
     size = width.hidden // width.heads
-    reason = why_no_kernel() or why_not(
-        device(), sizes.dtype, heads=width.heads, key_heads=width.key_heads, size=size
-    )
+    reason = why_no_kernel() or why_not(device(), sizes.dtype, heads=width.heads, key_heads=width.key_heads, size=size)
     report.add("kernel", "variable-length kernel", usable=reason or "yes")
     for prefix, number, tokens in sizes.kernel:
         ends = [prefix + (place + 1) * (tokens + 1) for place in range(number)]
@@ -60,8 +59,8 @@ def kernel(report: Report, sizes: Sizes, rate: float) -> None:
             with report.trying("kernel", f"{shape} {way}"):
                 found = _attended(few, prefix, ends, varlen=varlen)
                 errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
-                forward = seconds(lambda varlen=varlen: _forward(given, prefix, ends, varlen=varlen))
-                both = seconds(lambda varlen=varlen: _attended(given, prefix, ends, varlen=varlen))
+                forward = seconds(partial(_forward, given, prefix, ends, varlen=varlen))
+                both = seconds(partial(_attended, given, prefix, ends, varlen=varlen))
                 pairs = prefix**2 / 2 + number * (tokens * prefix + tokens**2 / 2)
                 flops = 4 * width.heads * size * pairs
                 names = dict(zip(("error", "dq", "dk", "dv"), errors, strict=True))
@@ -144,9 +143,7 @@ def _pairs(width: Width, tiles: int, tokens: int, right: int, wrong: int, prompt
     ]  # fmt: skip
 
 
-def _step(
-    sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm: str, lora: int
-) -> dict[str, Any]:
+def _step(sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm: str, lora: int) -> dict[str, Any]:
     """Seconds of a step, tokens, FLOPs of the text weights and peak memory; the first two steps are not timed."""
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -237,8 +234,8 @@ def prm(report: Report, sizes: Sizes, rate: float) -> None:
                     scorer.shares, scorer._kernel = way != "a row each", way == "kernel"
                     few = texts[:2] if way == "a row each" else texts
                     scale = len(texts) / len(few)
-                    whole = scale * seconds(lambda scorer=scorer, few=few: scorer.score(problem, few), times=2)
-                    busy = busy_share(lambda scorer=scorer, few=few: scorer.score(problem, few))
+                    whole = scale * seconds(partial(scorer.score, problem, few), times=2)
+                    busy = busy_share(partial(scorer.score, problem, few))
                     scores[way] = [value for some in scorer.score(problem, few) for value in some.values]
                     off = max(abs(a - b) for a, b in zip(scores[way], scores["kernel"], strict=False))
                     report.add("prm", f"{tiles} tiles, N={number}: {way}", seconds=whole, busy=busy, off_kernel=off)
@@ -264,7 +261,7 @@ def sample(report: Report, sizes: Sizes, rate: float) -> None:
         for way, generator in (("ours", ours), ("generate", plain)):
             with report.trying("sample", f"{rows} rows: {way}"):
                 peak_gib(reset=True)
-                taken = seconds(lambda g=generator: g.generate(problems, number, seed=0), times=1, before=0)
+                taken = seconds(partial(generator.generate, problems, number, seed=0), times=1, before=0)
                 report.add(
                     "sample", f"{rows} rows: {way}", tokens_a_second=rows * sizes.new_tokens / taken,
                     ms_a_step=1e3 * taken / sizes.new_tokens, peak_GiB=peak_gib(),
@@ -290,7 +287,9 @@ def trainer(report: Report, sizes: Sizes, rate: float) -> None:
                     save_strategy="no", logging_strategy="no", disable_tqdm=True, optim="sgd",
                     **feeding(workers, accelerated=torch.cuda.is_available()),
                 )  # fmt: skip
-                run = MPOTrainer(model, args=args, processing_class=processor_of(sizes.small, tiles), train_dataset=rows)
+                run = MPOTrainer(
+                    model, args=args, processing_class=processor_of(sizes.small, tiles), train_dataset=rows
+                )
                 peak_gib(reset=True)
                 started = time.perf_counter()
                 busy = busy_share(run.train)

@@ -94,6 +94,7 @@ class MPOTrainer(WholeStepTrainer):
         )
         checked = self.admission.get("train")
         self._chosen_tokens = None if checked is None else checked.chosen_tokens
+        self._checked_rows = train_dataset  # of which these are
         policy, reference = prepare_models(
             model,
             ref_model,
@@ -284,7 +285,7 @@ class MPOTrainer(WholeStepTrainer):
         return self._counted(torch.cat([chosen_lengths(batch).cpu() for batch in batches]))
 
     def _counts_of_rows(self, rows: Sequence[int]) -> Denominators | None:
-        tokens = self._chosen_tokens
+        tokens = self._chosen_tokens if self.train_dataset is self._checked_rows else None
         return None if tokens is None else self._counted(torch.tensor([tokens[row] for row in rows], dtype=torch.int64))
 
     def _counted(self, lengths: Tensor) -> Denominators:

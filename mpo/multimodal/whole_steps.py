@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from mpo.multimodal.checkpoint import CheckpointedTrainer
 from mpo.multimodal.errors import ConfigError
@@ -50,7 +51,8 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
         loader = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)
         self._planned = None
-        if getattr(inner, "batch_sampler", None) is not None and not self.args.ignore_data_skip:
+        is_stream = isinstance(inner.dataset, IterableDataset)  # its batch sampler never ends
+        if not is_stream and inner.batch_sampler is not None and not self.args.ignore_data_skip:
             self._planned = PlannedBatches(inner.batch_sampler)
             vars(inner)["batch_sampler"] = self._planned  # DataLoader lets nobody set it; its iterators look here
         return loader

@@ -88,9 +88,9 @@ def test_an_epoch_is_planned_when_its_first_batch_is_asked_for() -> None:
 
 
 def test_a_micro_batch_is_emptied_once_it_is_done() -> None:
-    made = iter([{"rows": [1]}, {"rows": [2]}])
-    held = [{"rows": [0]}]
-    for batch in MicroBatches(held[0], made, [[0], [1], [2]], lambda batch, rows: batch):
-        assert sum(bool(one) for one in held) == 1
-        held.append(batch)
+    held = [{"rows": [place]} for place in range(3)]
+    full = []
+    for _ in MicroBatches(held[0], iter(held[1:]), [[0], [1], [2]], lambda batch, rows: batch):
+        full.append([bool(batch) for batch in held])
+    assert full == [[True, True, True], [False, True, True], [False, False, True]]
     assert not any(held)
