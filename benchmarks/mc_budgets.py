@@ -58,7 +58,12 @@ def _seed(args: argparse.Namespace, run: Path, seed: int) -> dict[str, dict[str,
     drawing = {"max_new_tokens": 72, "batch_rows": 256, "seed": seed}
     drawn = sample(
         SampleConfig(
-            policy=policy, problems=world / "prm.jsonl", out=run / "samples", num_samples=args.samples, **drawing
+            policy=policy,
+            problems=world / "prm.jsonl",
+            out=run / "samples",
+            num_samples=args.samples,
+            prompt="direct",
+            **drawing,
         )
     )
     verified = verify(VerifyConfig(drawn, run / "verified"))

@@ -8,6 +8,9 @@ Both sides compare the same (reference, final answer) pairs, all different, so t
 - hanging: LaTeX; every `--hang-every`-th answer is a tower of powers that math-verify does not finish in a minute
   (its issue 65). In this process it would never come back, so it is left out there.
 
+A last table has whole responses of some 400 characters, read and checked in this process by `choice`, `number` and
+`exact`.
+
 Wall-clock seconds with the worker started beforehand; sides interleaved, medians. The worker's start, which imports
 math-verify and SymPy, is timed apart: every killed check costs the time limit and such a start.
 
@@ -28,6 +31,7 @@ from statistics import median
 
 from rewards.types import Problem, Verdict
 from rewards.verifying.math_verifier import MathVerifier, compare
+from rewards.verifying.verification import VERIFIERS
 
 HANG = r"\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)}-4\right)}-5}{16}"
 Pair = tuple[str, str]  # reference, final answer
@@ -95,6 +99,32 @@ def measured(check: Check, pairs: list[Pair], args: argparse.Namespace) -> tuple
         return time.perf_counter() - started, Counter(verdicts)
 
 
+REASONING = """The triangle is isosceles, so its base angles are equal.
+
+**Step 1:** Let each base angle be x degrees. The angles of a triangle sum to 180 degrees, so 40 + 2x = 180.
+
+**Step 2:** We take 40 from both sides, which gives 2x = 140, and halve: each base angle has the same measure.
+
+**Step 3:** We check the sum of all three: it is right, so our work is consistent with the picture above.
+
+"""
+RESPONSES = {"choice": ("B", "The answer is ({})."), "number": ("70", "Final answer: {} degrees"), "exact": ("B", "{}")}
+
+
+def responses_per_second(name: str, count: int) -> float:
+    """Whole responses, all different, read and checked in this process."""
+    reference, phrase = RESPONSES[name]
+    problem = Problem("p", "?", answer=reference)
+    texts = [
+        f"Try {i}. {REASONING}" + (r"\boxed{B}" if name == "exact" else phrase.format(reference)) for i in range(count)
+    ]
+    started = time.perf_counter()
+    verdicts = {VERIFIERS[name](problem, text) for text in texts}
+    seconds = time.perf_counter() - started
+    assert verdicts == {Verdict.CORRECT}
+    return count / seconds
+
+
 def start_seconds() -> float:
     """From no worker to its first verdict."""
     with MathVerifier(timeout_s=60.0) as verifier:
@@ -139,6 +169,10 @@ def main() -> None:
                 f"| {1e6 / median(rates):,.0f} | {verdicts} |",
                 flush=True,
             )
+    print("| responses | read per second | µs per response |\n|" + " --- |" * 3)
+    for name in RESPONSES:
+        rate = median(responses_per_second(name, args.answers) for _ in range(args.rounds))
+        print(f"| {name} | {rate:,.0f} | {1e6 / rate:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

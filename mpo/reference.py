@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.messages import template_of
 
 Batch = dict[str, Any]
 _ADAPTER = re.compile(r"lora_|modules_to_save")
@@ -176,7 +177,7 @@ def digest_of_processor(processor: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = [
         backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True),
-        str(getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)),
+        template_of(processor),
         json.dumps(
             getattr(getattr(processor, "image_processor", None), "to_dict", dict)(), sort_keys=True, default=str
         ),

@@ -1,4 +1,4 @@
-"""The command line, `mpo …`. Nothing heavy is imported before a command is known.
+"""The command line, `mpo …`. Nothing heavy is imported before a command is known and its settings are checked.
 
 Exit codes: 0 done; 2 wrong use (one line says what was expected, what came, where, and what to do); 4 refused, because
 the folder holds the work of other settings, which the line names; 130 interrupted.
@@ -7,120 +7,66 @@ the folder holds the work of other settings, which the line names; 130 interrupt
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
-from mpo.multimodal.text import one_line
-
-# command: (module, function, config class in recipes.config, one line of help), in the order of the loop
-COMMANDS: dict[str, tuple[str, str, str, str]] = {
-    "world": (
-        "recipes.worlds.digits.compose",
-        "compose",
-        "WorldConfig",
-        "compose the digit problems and an untrained policy",
-    ),
-    "warm-start": (
-        "recipes.training.warm_start",
-        "warm_start",
-        "WarmStartConfig",
-        "supervised training on demonstrated answers",
-    ),
-    "sample": ("recipes.data.sample", "sample", "SampleConfig", "draw N answers per problem"),
-    "verify": ("recipes.data.verify", "verify", "VerifyConfig", "check final answers"),
-    "easy-vqa": (
-        "recipes.worlds.easy_vqa",
-        "compose",
-        "EasyVQAConfig",
-        "problems of the package easy-vqa, and a policy",
-    ),
-    "label-steps": ("recipes.data.label_steps", "label", "LabelConfig", "Monte-Carlo labels for steps"),
-    "label-exact": (
-        "recipes.worlds.digits.exact_labels",
-        "label_exactly",
-        "ExactLabelConfig",
-        "the digit world's own labels for steps",
-    ),
-    "deepen": (
-        "recipes.worlds.digits.deepen",
-        "deepen_policy",
-        "DeepenConfig",
-        "a deeper model for the digits' PRM to start from",
-    ),
-    "train-prm": ("recipes.training.train_prm", "train_prm", "TrainPRMConfig", "train a process reward model"),
-    "convert": (
-        "recipes.data.convert_checkpoint",
-        "convert",
-        "ConvertConfig",
-        "a checkpoint of the hub into native classes",
-    ),
-    "score": ("recipes.data.score", "score", "ScoreConfig", "step scores and rewards"),
-    "pairs": ("recipes.data.pairs", "pairs", "PairsConfig", "chosen and rejected answers"),
-    "convert-data": (
-        "recipes.data.convert_data",
-        "convert_data",
-        "ConvertDataConfig",
-        "FROM TO: preference pairs or labelled steps into another format",
-    ),
-    "train-mpo": ("recipes.training.train_mpo", "train_mpo", "TrainMPOConfig", "Mixed Preference Optimization"),
-    "doctor": (
-        "recipes.training.doctor",
-        "doctor",
-        "TrainMPOConfig",
-        "what `train-mpo` would do with its settings, beforehand",
-    ),
-    "rounds": ("recipes.loop.rounds", "rounds", "RoundsConfig", "sample → pairs → MPO again and again, with a guard"),
-    "best-of-n": ("recipes.answering.best_of_n", "best_of_n", "BestOfNConfig", "every selector at every k"),
-    "answer": ("recipes.answering.answer", "answer", "AnswerConfig", "one question, the best of N answers"),
-    "beam-search": (
-        "recipes.answering.beam_search",
-        "beam_search",
-        "BeamSearchConfig",
-        "answers found step by step with a PRM",
-    ),
-    "prm-eval": ("recipes.answering.prm_eval", "prm_eval", "PRMEvalConfig", "a PRM against a benchmark's step labels"),
-    "report": ("recipes.report.page", "report_stage", "ReportConfig", "one self-contained HTML page of a run"),
-    "view": ("recipes.report.view", "view", "ViewConfig", "the page at an address of this machine"),
-    "env": (
-        "recipes.report.environment",
-        "environment",
-        "EnvConfig",
-        "project, packages and attention, for a bug report",
-    ),
-    "pipeline": ("recipes.loop.pipeline", "pipeline", "PipelineArguments", "the whole loop, one seed"),
-    "evidence": (
-        "recipes.loop.pipeline",
-        "evidence",
-        "EvidenceArguments",
-        "the whole loop with all baselines, several seeds",
-    ),
-}
-
-# flags whose values may stand first, without their names
-POSITIONAL = {"view": ("--run",), "report": ("--run",), "convert-data": ("--source_format", "--target_format")}
+from recipes.commands.table import COMMANDS
+from recipes.commands.words import did_you_mean
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    try:
+        code = _main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `mpo --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+    for package in ("mpo", "rewards"):  # `python -m recipes.cli` looks in the working folder first
+        found = find_spec(package)
+        if found and found.origin and Path(found.origin).parents[1] != Path(__file__).parents[1]:
+            print(f"mpo: {found.origin} hides the package {package!r} of mpo-prm; rename it", file=sys.stderr)
+            return 2
+    from recipes.commands.help import overview
+
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"mpo-prm {import_module('mpo').__version__}")
         return 0
     if arguments[0] not in COMMANDS:
-        return _refuse(f"unknown command {arguments[0]!r}: expected one of {', '.join(COMMANDS)}")
+        return _refuse(f"unknown command {arguments[0]!r}{did_you_mean(arguments[0], COMMANDS)}")
+    return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
     from mpo.multimodal.errors import FingerprintError, MPOError
 
     try:
+        if {"-h", "--help"} & set(arguments):
+            _show_help(arguments[0])
+            return 0
         run, config = _prepare(arguments)
         run(config)
     except FingerprintError as error:
         return _refuse(str(error), code=4)
-    except (MPOError, _UsageError) as error:
+    except MPOError as error:
         return _refuse(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _refuse(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:
@@ -129,45 +75,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _UsageError(Exception):
-    pass
-
-
 def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     """The command's function and its parsed config; the stage's own module is imported last."""
-    command, *rest = arguments
-    if rest and rest[0].endswith((".yaml", ".yml")):
-        rest.insert(0, "--config")
-    else:
-        bare = sum(1 for _ in takewhile(lambda word: not word.startswith("-"), rest))
-        names = POSITIONAL.get(command, ())[:bare]
-        rest = [word for pair in zip(names, rest, strict=False) for word in pair] + rest[len(names) :]
-    module, function, config_class, _ = COMMANDS[command]
-    from trl import TrlParser
+    from mpo.multimodal.errors import MPOError
+    from recipes.commands.parse import parse
 
-    parser = TrlParser([getattr(import_module("recipes.config"), config_class)], prog=f"mpo {command}")
+    command, words = COMMANDS[arguments[0]], list(arguments[1:])
+    bare = list(takewhile(lambda word: not word.startswith("-"), words))
+    settings_first = not command.bare or (bare[:1] and bare[0].endswith((".yaml", ".yml")) and "run" in command.bare)
+    names = ["config"] if settings_first else command.bare
+    flags = [word for name, value in zip(names, bare, strict=False) for word in (f"--{name}", value)]
     try:
-        (config,) = parser.parse_args_and_config(rest)
-    except (ValueError, OSError, TypeError) as error:
-        raise _UsageError(f"{command}: {error}") from error
-    return getattr(import_module(module), function), config
+        config = parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]])
+    except MPOError as error:
+        raise type(error)(f"{arguments[0]}: {error}") from error
+    return getattr(import_module(command.module), command.function), config
 
 
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {help_line}" for name, (_, _, _, help_line) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: mpo COMMAND [[--config] FILE.yaml] [--flag value …]",
-            "",
-            *lines,
-            "",
-            "`mpo COMMAND --help` lists its flags.",
-        ]
-    )
+def _show_help(name: str) -> None:
+    from recipes.commands.help import command_help
+
+    print(command_help(name, _config_class(name)))
+
+
+def _config_class(name: str) -> type:
+
+    found: type = getattr(import_module("recipes.config"), COMMANDS[name].config)
+    return found
 
 
 def _refuse(message: str, *, code: int = 2) -> int:
+    from mpo.multimodal.text import one_line
+
     print(f"mpo: {one_line(message)}", file=sys.stderr)
     return code
 

@@ -8,47 +8,96 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+
+# The values that a field may have; `--help` lists them, and a test holds them to the tables behind them.
+Aggregation = Literal["mean", "min", "prod", "last", "max"]
+Arm = Literal["mpo", "dpo", "rft", "dpo_lm"]
+BenchmarkKind = Literal["visualprocessbench", "processbench", "groups"]
+Budget = Literal["full", "sequential", "bisect"]
+DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "stepwise"]
+Engine = Literal["local", "ray"]
+NumberType = Literal["auto", "float32", "bfloat16"]
+OnChange = Literal["refuse", "segment"]
+Positive = Annotated[float, Gt(0)]
+Read = Literal["token_ids", "choice", "top"]
+Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
+Scored = Literal["solution", "thought", "both"]
+Selector = Literal["prm", "weighted_vote", "majority"]
+Tracker = Literal["none", "wandb", "tensorboard", "trackio"]
 
 
 @dataclass
 class EngineConfig:
     """Where calls are made; what they give does not depend on it."""
 
-    engine: str = field(default="local", kw_only=True, metadata={"help": "local, or ray: several workers"})
-    actors: int = field(default=2, kw_only=True, metadata={"help": "workers of engine ray, each loads the model"})
+    engine: Engine = field(
+        default="local",
+        kw_only=True,
+        metadata={"help": "where the model runs: in this process, or in several Ray workers"},
+    )
+    actors: int = field(
+        default=2, kw_only=True, metadata={"help": "with --engine ray: number of workers; each loads the model"}
+    )
 
 
 @dataclass(kw_only=True)
 class ModelTraining:
     """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
 
-    epochs: float = field(default=0.0, metadata={"help": "passes over the rows, instead of max_steps; 0 is off"})
-    warmup: float = field(default=0.05, metadata={"help": "share of the steps in which the learning rate rises"})
-    per_device_batch: int = field(default=0, metadata={"help": "rows of a micro-batch; 0: all of a process's at once"})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "the pass runs in float32 or bfloat16; auto: the checkpoint's. Trained weights are float32"},
+    epochs: float = field(
+        default=0.0, metadata={"help": "passes over the rows, in place of --max_steps; 1 if neither is given"}
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "compute activations again to save memory"})
-    lora_rank: int = field(default=0, metadata={"help": "train adapters of this rank only; 0 trains the weights"})
+    min_steps: int = field(
+        default=20,
+        metadata={
+            "help": "with --epochs: least optimizer steps; the batch shrinks until there are as many; 0 leaves it as "
+            "it is"
+        },
+    )
+    warmup: float = field(
+        default=0.05, metadata={"help": "share of the steps during which the learning rate rises to its peak"}
+    )
+    per_device_batch: int = field(
+        default=0,
+        metadata={"help": "rows per micro-batch on each device; 0 takes a device's whole share of the step at once"},
+    )
+    dtype: NumberType = field(
+        default="auto",
+        metadata={
+            "help": "number type of the forward and backward pass; auto takes the checkpoint's. Trained weights are "
+            "float32"
+        },
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "recompute activations in the backward pass, which saves memory and costs time"},
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "train LoRA adapters of this rank; 0 trains the weights themselves"}
+    )
     lora_alpha: int = field(default=32, metadata={"help": "the adapters' output is scaled by lora_alpha / lora_rank"})
     lora_targets: list[str] = field(
         default_factory=lambda: ["all-linear"],
-        metadata={"help": "layers that get adapters, e.g. q_proj v_proj; the LM head never does"},
+        metadata={"help": "layers that get adapters, for example q_proj v_proj; the LM head never gets one"},
     )
-    freeze_vision: bool = field(default=False, metadata={"help": "train the language model only"})
+    freeze_vision: bool = field(
+        default=False, metadata={"help": "leave the vision tower as it is and train the language model"}
+    )
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "most tokens of a prompt with a response, images included; longer ones are rejected and counted"
+            "help": "most tokens of a prompt with its response, images included; longer rows are rejected and "
+            "counted, never cut"
         },
     )
     dataloader_num_workers: int | None = field(
         default=None, metadata={"help": "processes that make batches ahead; default: 4 with an accelerator, else none"}
     )
     save_steps: int = field(
-        default=0,
-        metadata={"help": "steps from one checkpoint to the next; the same command goes on there; 0 for none"},
+        default=100, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
     )
 
 
@@ -56,29 +105,31 @@ class ModelTraining:
 class WorldConfig:
     """`mpo world`: compose the digit problems and write an untrained policy."""
 
-    out: Path = field(metadata={"help": "folder to write: <split>.jsonl, images/, policy/"})
-    seed: int = field(default=0, metadata={"help": "which problems, and the policy's initial weights"})
-    num_warm_start: int = field(default=1500, metadata={"help": "demonstrated problems"})
+    out: Path = field(metadata={"help": "folder for the problems (SPLIT.jsonl), images/ and policy/"})
+    seed: int = field(default=0, metadata={"help": "chooses the problems and the policy's initial weights"})
+    num_warm_start: int = field(default=1500, metadata={"help": "problems with demonstrated responses"})
     num_prm: int = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
     num_preference: int = field(default=800, metadata={"help": "problems whose samples become pairs"})
-    num_development: int = field(default=200, metadata={"help": "problems on which choices are made"})
-    vision_steps: int = field(default=300, metadata={"help": "steps of vision pretraining on warm-start scans"})
-    num_test: int = field(default=500, metadata={"help": "held-out problems, for the published table only"})
-    solutions: int = field(default=4, metadata={"help": "demonstrated answers per warm-start problem"})
+    num_development: int = field(default=200, metadata={"help": "problems on which design choices are made"})
+    vision_steps: int = field(
+        default=300, metadata={"help": "steps of pretraining for the vision tower, on the warm-start scans"}
+    )
+    num_test: int = field(default=500, metadata={"help": "held-out problems, for the reported numbers alone"})
+    solutions: int = field(default=4, metadata={"help": "demonstrated responses per warm-start problem"})
 
 
 @dataclass
 class EasyVQAConfig:
     """`mpo easy-vqa`: problems of the package easy-vqa and an untrained policy."""
 
-    out: Path = field(metadata={"help": "folder to write: <split>.jsonl, images/, policy/"})
-    seed: int = field(default=0, metadata={"help": "which questions, and the policy's initial weights"})
-    num_warm_start: int = field(default=1500, metadata={"help": "demonstrated questions"})
+    out: Path = field(metadata={"help": "folder for the problems (SPLIT.jsonl), images/ and policy/"})
+    seed: int = field(default=0, metadata={"help": "chooses the questions and the policy's initial weights"})
+    num_warm_start: int = field(default=1500, metadata={"help": "questions with demonstrated responses"})
     num_prm: int = field(default=500, metadata={"help": "questions whose samples train the PRM"})
     num_preference: int = field(default=500, metadata={"help": "questions whose samples become pairs"})
-    num_development: int = field(default=200, metadata={"help": "questions on which choices are made"})
-    num_test: int = field(default=500, metadata={"help": "questions of the package's test split"})
-    solutions: int = field(default=2, metadata={"help": "demonstrated answers per warm-start question"})
+    num_development: int = field(default=200, metadata={"help": "questions on which design choices are made"})
+    num_test: int = field(default=500, metadata={"help": "held-out questions, from the package's test split"})
+    solutions: int = field(default=2, metadata={"help": "demonstrated responses per warm-start question"})
 
 
 @dataclass
@@ -86,11 +137,11 @@ class WarmStartConfig:
     """`mpo warm-start`: a short supervised stage on demonstrated answers."""
 
     policy: Path = field(metadata={"help": "model to train"})
-    demonstrations: Path = field(metadata={"help": "folder with groups.jsonl of right answers"})
+    demonstrations: Path = field(metadata={"help": "folder with a groups.jsonl of right responses"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
     max_steps: int = field(default=800, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=32, metadata={"help": "answers per step"})
-    learning_rate: float = field(default=2e-3, metadata={"help": "peak, cosine decay"})
+    batch_size: int = field(default=32, metadata={"help": "responses per step"})
+    learning_rate: Positive = field(default=0.002, metadata={"help": "peak learning rate; it decays along a cosine"})
     seed: int = field(default=0, metadata={"help": "order of the rows"})
 
 
@@ -99,13 +150,15 @@ class ExactLabelConfig:
     """`mpo label-exact`: the digits world's own step labels; an upper bound for Monte-Carlo ones."""
 
     groups: Path = field(metadata={"help": "folder with verified groups of the digits world"})
-    policy: Path = field(metadata={"help": "model whose control tokens no response may contain"})
+    policy: Path = field(metadata={"help": "model whose control tokens may not occur in a response"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
     responses: int = field(
-        default=8, metadata={"help": "responses labelled per problem; right and wrong ones balanced"}
+        default=8, metadata={"help": "responses to label per problem, balanced between right and wrong ones"}
     )
-    mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
-    seed: int = field(default=0, metadata={"help": "choice of the responses"})
+    mixed_only: bool = field(
+        default=True, metadata={"help": "skip problems whose responses are all right or all wrong"}
+    )
+    seed: int = field(default=0, metadata={"help": "chooses the responses"})
 
 
 @dataclass
@@ -114,103 +167,189 @@ class DeepenConfig:
 
     policy: Path = field(metadata={"help": "model to deepen"})
     out: Path = field(metadata={"help": "folder for the deeper model"})
-    extra_layers: int = field(default=2, metadata={"help": "decoder layers added on top"})
-    seed: int = field(default=0, metadata={"help": "their initial weights"})
+    extra_layers: int = field(default=2, metadata={"help": "decoder layers to add on top"})
+    seed: int = field(default=0, metadata={"help": "initial weights of the new layers"})
 
 
 @dataclass
 class SampleConfig(EngineConfig):
     """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 
-    problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
-    out: Path = field(metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command goes on there"})
+    problems: Path = field(
+        metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
+    )
+    out: Path = field(
+        metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command resumes an interrupted run"}
+    )
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
-        default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
+        default_factory=list,
+        metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
-    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
-    num_samples: int = field(default=8, metadata={"help": "completions per problem; may be raised later"})
-    temperature: float = field(default=1.0, metadata={"help": "0 is greedy"})
-    top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
-    top_k: int = field(default=0, metadata={"help": "0 is off"})
-    max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut and never chosen"})
-    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass, in this process"})
-    concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
-    samples_a_request: int = field(default=0, metadata={"help": "largest n of a request to a server; 0 is all"})
+    model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
+    num_samples: int = field(
+        default=8, metadata={"help": "responses per problem; a later run may ask for more and keeps these"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
+    )
+    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: int = field(
+        default=512, metadata={"help": "most tokens of a response; one that is cut there is never chosen in a pair"}
+    )
+    batch_rows: int = field(default=64, metadata={"help": "responses per forward pass, in this process"})
+    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
+    samples_a_request: int = field(
+        default=0,
+        metadata={"help": "most responses to ask for in one request to a server; 0 asks for all of a problem's"},
+    )
+    prompt: str = field(
+        default="cot",
+        metadata={
+            "help": "how the question is put to the policy: direct (the bare question), cot, cot_boxed, r1, or a text "
+            "file with {question} in it"
+        },
+    )
+    system: str = field(default="", metadata={"help": "system message, instead of the one that the prompt brings"})
     logprobs: bool = field(default=False, metadata={"help": "keep the log-probability of every sampled token"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same text"})
-    swap_images: bool = field(default=False, metadata={"help": "canary: ask with the image of another problem"})
-    on_change: str = field(
-        default="refuse", metadata={"help": "folder with other settings: refuse, or segment: keep both in its store"}
+    seed: int = field(default=0, metadata={"help": "the same seed draws the same responses"})
+    swap_images: bool = field(
+        default=False,
+        metadata={"help": "ask every question with another problem's image, to see what the image is worth"},
     )
-    parquet: bool = field(default=False, metadata={"help": "write samples.parquet too, with the images' bytes"})
+    on_change: OnChange = field(
+        default="refuse",
+        metadata={
+            "help": "if the folder holds samples of other settings: refuse to run, or keep both in separate segments "
+            "of its store"
+        },
+    )
+    parquet: bool = field(default=False, metadata={"help": "also write samples.parquet, which contains the images"})
 
 
 @dataclass
 class VerifyConfig:
     """`mpo verify`: check final answers."""
 
-    groups: Path = field(metadata={"help": "folder with groups.jsonl"})
+    groups: Path = field(metadata={"help": "folder of `mpo sample`"})
     out: Path = field(metadata={"help": "folder for the verified groups"})
     verifier: str = field(
-        default="math",
-        metadata={"help": "exact, math, choice, number, relaxed, anls, or your own package.module:function"},
+        default="auto",
+        metadata={
+            "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, "
+            "short, exact, relaxed, anls, vqa, your own package.module:function, or judge (a model behind base_url)"
+        },
     )
-    workers: int = field(default=1, metadata={"help": "worker processes"})
-    timeout_s: float = field(default=5.0, metadata={"help": "a check that takes longer is killed"})
+    second_verifier: str = field(
+        default="",
+        metadata={
+            "help": "check every response with this verifier too; a response on which the two disagree is in no pair"
+        },
+    )
+    base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "for judge: its server, such as http://host:8000/v1; several may be given"},
+    )
+    model: str | None = field(default=None, metadata={"help": "for judge: name of the model on the server"})
+    concurrency: int = field(default=16, metadata={"help": "for judge: requests in flight per server"})
+    workers: int = field(default=1, metadata={"help": "processes that check answers"})
+    timeout_s: float = field(
+        default=5.0,
+        metadata={
+            "help": "seconds after which a check is stopped; its response then counts as neither right nor wrong"
+        },
+    )
 
 
 @dataclass
 class LabelConfig(EngineConfig):
     """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step, fewer on a smaller budget."""
 
-    groups: Path = field(metadata={"help": "folder with verified groups"})
-    policy: Path = field(metadata={"help": "model that continues"})
+    groups: Path = field(metadata={"help": "folder of `mpo verify`"})
+    policy: Path = field(metadata={"help": "model that continues the responses, usually the one that wrote them"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
-    budget: str = field(default="full", metadata={"help": "full, sequential or bisect; soft labels need full"})
-    num_continuations: int = field(default=16, metadata={"help": "K, 16 in VisualPRM"})
-    responses: int = field(
-        default=8, metadata={"help": "responses labelled per problem; right and wrong ones balanced"}
+    budget: Budget = field(
+        default="full",
+        metadata={
+            "help": "how continuations are spent: full gives every step all of them, the others stop early; "
+            "--soft_labels of train-prm needs full"
+        },
     )
-    mixed_only: bool = field(default=True, metadata={"help": "only problems with right and wrong responses"})
-    temperature: float = field(default=1.0, metadata={"help": "of the continuations"})
-    max_new_tokens: int = field(default=512, metadata={"help": "of the continuations"})
-    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass"})
-    seed: int = field(default=0, metadata={"help": "draw"})
-    keep_continuations: bool = field(default=False, metadata={"help": "their texts too, for pairs by step_prefix"})
+    num_continuations: int = field(
+        default=16, metadata={"help": "K, continuations from the end of each step; VisualPRM takes 16"}
+    )
+    responses: int = field(
+        default=8, metadata={"help": "responses to label per problem, balanced between right and wrong ones"}
+    )
+    mixed_only: bool = field(
+        default=True, metadata={"help": "skip problems whose responses are all right or all wrong"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
+    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass"})
+    seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
+    keep_continuations: bool = field(
+        default=False, metadata={"help": "keep the texts of the continuations too, for pairs with --rule step_prefix"}
+    )
 
 
 @dataclass
 class ConvertConfig:
     """`mpo convert`: an InternVL chat or VisualPRM checkpoint of the hub into transformers' own classes."""
 
-    checkpoint: Path = field(metadata={"help": "folder as the hub has it: config.json, safetensors, tokenizer files"})
-    out: Path = field(metadata={"help": "folder for the native model; with prm.json if it is a PRM"})
-    prm: bool = field(default=False, metadata={"help": "it is a VisualPRM, though its architecture may not say so"})
-    system: str | None = field(default=None, metadata={"help": "the PRM's system message; default: the checkpoint's"})
-    shard_gb: float = field(default=2.0, metadata={"help": "largest file of weights, in GiB; bounds the memory"})
+    checkpoint: Path = field(
+        metadata={"help": "folder as downloaded from the hub: config.json, safetensors, tokenizer files"}
+    )
+    out: Path = field(metadata={"help": "folder for the converted model, with prm.json if it is a PRM"})
+    prm: bool = field(
+        default=False, metadata={"help": "treat it as a VisualPRM although its architecture does not say so"}
+    )
+    system: str | None = field(
+        default=None, metadata={"help": "system message of the PRM; default: the checkpoint's own"}
+    )
+    shard_gb: float = field(
+        default=2.0,
+        metadata={"help": "size limit of a weight file in GiB; also bounds the memory that the conversion needs"},
+    )
 
 
 @dataclass
 class ScoreConfig(EngineConfig):
     """`mpo score`: step scores and rewards from a PRM."""
 
-    groups: Path = field(metadata={"help": "folder with groups.jsonl"})
-    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json), also of one that a server runs"})
+    groups: Path = field(metadata={"help": "folder with a groups.jsonl, of `mpo verify` or `mpo sample`"})
+    prm: Path = field(metadata={"help": "folder of a PRM with its prm.json; needed for a PRM on a server too"})
     out: Path = field(metadata={"help": "folder for the scored groups"})
     prm_format: str | None = field(
-        default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
+        default=None,
+        metadata={"help": "how to ask a PRM that has no prm.json: a name of rewards/prm/formats.py, or a YAML file"},
     )
-    aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
+    aggregation: Aggregation = field(
+        default="mean", metadata={"help": "how the step scores of a response become its reward"}
+    )
+    score: Scored = field(
+        default="solution",
+        metadata={"help": "which steps to score where the policy thinks before it answers"},
+    )
     base_url: list[str] = field(
-        default_factory=list, metadata={"help": "server that runs the PRM, http://host:8000/v1, or several"}
+        default_factory=list,
+        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
     )
-    model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
-    read: str = field(default="token_ids", metadata={"help": "of a server: token_ids (vLLM), choice, top (any server)"})
-    concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
-    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass"})
+    model: str | None = field(default=None, metadata={"help": "name of the PRM on the server"})
+    read: Read = field(
+        default="token_ids",
+        metadata={"help": "how to read scores from the server: token_ids needs vLLM, top works with any server"},
+    )
+    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
+    batch_rows: int = field(default=64, metadata={"help": "responses per forward pass"})
     visual_dependence: bool = field(
-        default=False, metadata={"help": "score with a blank and with another problem's image too"}
+        default=False,
+        metadata={
+            "help": "score again with a blank image and with another problem's, to see how much the score depends on "
+            "the image"
+        },
     )
 
 
@@ -218,39 +357,60 @@ class ScoreConfig(EngineConfig):
 class PairsConfig:
     """`mpo pairs`: chosen and rejected responses."""
 
-    groups: Path = field(metadata={"help": "folder with verified and scored groups"})
+    groups: Path = field(metadata={"help": "folder with verified responses, and scores if the rule needs them"})
     out: Path = field(metadata={"help": "folder for pairs.parquet, report.json and README.md"})
-    rule: str = field(
+    rule: Rule = field(
         default="correctness_and_prm",
-        metadata={"help": "correctness, correctness_and_prm, prm_margin, step_prefix or dropout_ntp"},
+        metadata={"help": "how pairs are made; correctness, step_prefix and dropout_ntp need no PRM"},
     )
-    max_pairs: int = field(default=4, metadata={"help": "pairs per problem"})
-    format_negatives: bool = field(default=True, metadata={"help": "reject responses without a final answer too"})
+    max_pairs: int = field(default=4, metadata={"help": "most pairs per problem"})
+    format_negatives: bool = field(
+        default=False,
+        metadata={
+            "help": "also reject responses that state no final answer at all, which teaches the policy to state one"
+        },
+    )
+    disputed: bool = field(
+        default=False,
+        metadata={"help": "also use responses on which the two verifiers of `mpo verify` disagree"},
+    )
     max_length_ratio: float | None = field(
-        default=None, metadata={"help": "longer side over shorter side in characters, at most; 1.2 matches lengths"}
+        default=None,
+        metadata={
+            "help": "most times that one response of a pair may be longer than the other, in characters; 1.2 makes "
+            "them about equal"
+        },
     )
     min_visual_dependence: float | None = field(
-        default=None, metadata={"help": "of a chosen response, at least; needs `mpo score --visual_dependence true`"}
+        default=None,
+        metadata={"help": "least visual dependence of a chosen response; needs `mpo score --visual_dependence`"},
     )
-    margin: float = field(default=0.1, metadata={"help": "prm_margin: rewards of a pair differ by at least this"})
-    policy: Path | None = field(default=None, metadata={"help": "dropout_ntp: model that wrote the responses"})
-    temperature: float = field(default=1.0, metadata={"help": "dropout_ntp: of the continuations"})
-    max_new_tokens: int = field(default=512, metadata={"help": "dropout_ntp: of the continuations"})
-    batch_rows: int = field(default=64, metadata={"help": "dropout_ntp: rows per forward pass"})
-    seed: int = field(default=0, metadata={"help": "dropout_ntp: draw"})
-    mmpr: bool = field(default=False, metadata={"help": "write InternVL's format too, into OUT/mmpr"})
+    margin: float = field(
+        default=0.1, metadata={"help": "for prm_margin: least difference between the rewards of a pair"}
+    )
+    policy: Path | None = field(default=None, metadata={"help": "for dropout_ntp: the model that wrote the responses"})
+    temperature: float = field(
+        default=1.0, metadata={"help": "for dropout_ntp: sampling temperature of the continuations"}
+    )
+    max_new_tokens: int = field(default=512, metadata={"help": "for dropout_ntp: most tokens of a continuation"})
+    batch_rows: int = field(default=64, metadata={"help": "for dropout_ntp: continuations per forward pass"})
+    seed: int = field(default=0, metadata={"help": "for dropout_ntp: the same seed draws the same continuations"})
+    mmpr: bool = field(default=False, metadata={"help": "also write InternVL's MMPR format, to OUT/mmpr"})
 
 
 @dataclass
 class ConvertDataConfig:
     """`mpo convert-data FROM TO`: preference pairs (trl, mmpr), or labelled steps (groups, visualprm, stepwise)."""
 
-    source_format: str = field(metadata={"help": "FROM: trl, mmpr, groups, visualprm or stepwise"})
-    target_format: str = field(metadata={"help": "TO: the other of trl and mmpr, or another of the three"})
-    source: Path = field(metadata={"help": "its file (Parquet, meta.json or JSON lines), or its folder"})
-    out: Path = field(metadata={"help": "folder for the other format"})
+    source_format: DataFormat = field(metadata={"help": "FROM, the format to read"})
+    target_format: DataFormat = field(
+        metadata={"help": "TO, the format to write: trl and mmpr hold pairs, the others labelled steps"}
+    )
+    source: Path = field(metadata={"help": "the file to read (Parquet, meta.json or JSON lines), or its folder"})
+    out: Path = field(metadata={"help": "folder to write"})
     image_root: Path | None = field(
-        default=None, metadata={"help": "visualprm: folder that image paths are relative to; default: the file's own"}
+        default=None,
+        metadata={"help": "for visualprm: folder that image paths are relative to; default: the file's own"},
     )
 
 
@@ -259,21 +419,35 @@ class PRMEvalConfig:
     """`mpo prm-eval`: a PRM against the step labels of VisualProcessBench, ProcessBench or labelled groups."""
 
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
-    benchmark: Path = field(metadata={"help": "file of rows, or folder of labelled groups"})
+    benchmark: Path = field(metadata={"help": "file of the benchmark, or folder of labelled groups"})
     out: Path = field(metadata={"help": "folder for results.json and scores.jsonl"})
     prm_format: str | None = field(
-        default=None, metadata={"help": "of a PRM without prm.json: a row of rewards/prm/formats.py, or a YAML file"}
+        default=None,
+        metadata={"help": "how to ask a PRM that has no prm.json: a name of rewards/prm/formats.py, or a YAML file"},
     )
-    kind: str = field(default="visualprocessbench", metadata={"help": "visualprocessbench, processbench or groups"})
-    image_root: Path | None = field(default=None, metadata={"help": "folder of the images; default: the file's own"})
-    development: Path | None = field(default=None, metadata={"help": "file or folder for the threshold alone"})
-    development_share: float = field(default=0.2, metadata={"help": "else this share of the problems, by their ids"})
-    seed: int = field(default=0, metadata={"help": "which problems are the development ones"})
-    fixed_threshold: float = field(default=0.5, metadata={"help": "reported beside the chosen one"})
-    until_first_error: bool = field(default=False, metadata={"help": "no labels after a response's first wrong step"})
-    source_key: str = field(default="source", metadata={"help": "groups: entry of a problem's meta with its source"})
-    blank_images: bool = field(default=True, metadata={"help": "score again with blank images, report the drop"})
-    swap_images: bool = field(default=True, metadata={"help": "score again with other problems' images of one size"})
+    kind: BenchmarkKind = field(default="visualprocessbench", metadata={"help": "what --benchmark is"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder that image paths are relative to; default: the file's own"}
+    )
+    development: Path | None = field(
+        default=None,
+        metadata={"help": "file or folder on which the threshold is chosen; default: a share of the benchmark"},
+    )
+    development_share: float = field(
+        default=0.2, metadata={"help": "share of the problems on which the threshold is chosen, without --development"}
+    )
+    seed: int = field(default=0, metadata={"help": "chooses the development problems"})
+    fixed_threshold: float = field(default=0.5, metadata={"help": "threshold that is reported beside the chosen one"})
+    until_first_error: bool = field(
+        default=False, metadata={"help": "ignore labels after the first wrong step of a response"}
+    )
+    source_key: str = field(
+        default="source", metadata={"help": "for groups: key of a problem's meta that names its source"}
+    )
+    blank_images: bool = field(default=True, metadata={"help": "score again with blank images and report the drop"})
+    swap_images: bool = field(
+        default=True, metadata={"help": "score again with other problems' images of the same size and report the drop"}
+    )
     batch_rows: int = field(default=32, metadata={"help": "rows per forward pass"})
 
 
@@ -282,38 +456,51 @@ class ReportConfig:
     """`mpo report`: one self-contained HTML page of a run or of an evidence folder."""
 
     run: Path = field(metadata={"help": "folder of `mpo pipeline` or `mpo evidence`"})
-    out: Path | None = field(default=None, metadata={"help": "page to write; default RUN/report.html"})
-    problems: int = field(default=24, metadata={"help": "problems shown with their responses"})
-    markdown: bool = field(default=False, metadata={"help": "print the tables as Markdown too"})
+    out: Path | None = field(default=None, metadata={"help": "page to write; default: RUN/report.html"})
+    problems: int = field(default=24, metadata={"help": "problems to show with their responses"})
+    markdown: bool = field(default=False, metadata={"help": "also print the tables as Markdown"})
 
 
 @dataclass
 class ViewConfig:
     """`mpo view`: the report at an address of this machine."""
 
-    run: Path = field(metadata={"help": "folder with report.html, or the page itself"})
+    run: Path = field(metadata={"help": "folder with a report.html, or the page itself"})
     port: int = field(default=0, metadata={"help": "port on 127.0.0.1; 0 takes a free one"})
+
+
+@dataclass
+class SettingsConfig:
+    """`mpo settings`: the settings files that come with the package."""
+
+    name: str | None = field(default=None, metadata={"help": "file to print; without it, all are listed"})
 
 
 @dataclass
 class EnvConfig:
     """`mpo env`: what a bug report needs besides `accelerate env`."""
 
-    json: bool = field(default=False, metadata={"help": "one JSON object instead of lines"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object instead of lines"})
 
 
 @dataclass
 class OwnConfig:
     """Section `own` of a run's settings: a model and problems of yours, in place of a world."""
 
-    policy: Path = field(metadata={"help": "model that is sampled and trained; it can answer already"})
-    preference_problems: Path = field(metadata={"help": "questions.jsonl whose samples become pairs, with answers"})
-    test_problems: Path = field(metadata={"help": "questions.jsonl of held-out problems, with answers"})
-    prm: Path | None = field(default=None, metadata={"help": "a ready PRM (with prm.json, or score.prm_format)"})
-    prm_problems: Path | None = field(
-        default=None, metadata={"help": "else: questions.jsonl whose samples train a PRM, with answers"}
+    policy: Path = field(metadata={"help": "model that is sampled and trained; it must be able to answer already"})
+    preference_problems: Path = field(
+        metadata={"help": "questions.jsonl with answers; responses to these become pairs"}
     )
-    prm_model: Path | None = field(default=None, metadata={"help": "model that the PRM starts from; default: policy"})
+    test_problems: Path = field(metadata={"help": "questions.jsonl with answers, held out for the reported numbers"})
+    prm: Path | None = field(
+        default=None, metadata={"help": "a PRM that is ready to use (with prm.json, or score.prm_format)"}
+    )
+    prm_problems: Path | None = field(
+        default=None, metadata={"help": "without prm: questions.jsonl with answers; responses to these train a PRM"}
+    )
+    prm_model: Path | None = field(
+        default=None, metadata={"help": "model that the PRM is trained from; default: policy"}
+    )
 
 
 @dataclass
@@ -321,46 +508,77 @@ class PipelineArguments:
     """`mpo pipeline`: the whole loop, one seed."""
 
     settings: Path = field(
-        metadata={"help": "YAML file with a section per stage, e.g. recipes/configs/digits_demo.yaml"}
+        metadata={"help": "YAML file with a section per stage, or a name of `mpo settings` such as digits_demo"}
     )
-    run_dir: Path = field(metadata={"help": "folder of the run; running again goes on where it stopped"})
-    seed: int = field(default=0, metadata={"help": "seed of everything but the held-out problems"})
-    arms: list[str] = field(default_factory=lambda: ["mpo"], metadata={"help": "mpo, dpo, rft, dpo_lm"})
+    run_dir: Path = field(metadata={"help": "folder of the run; the same command resumes where it stopped"})
+    seed: int = field(default=0, metadata={"help": "seed of everything except the held-out problems"})
+    arms: list[Arm] = field(default_factory=lambda: ["mpo"], metadata={"help": "methods to train on the same pairs"})
 
 
 @dataclass
 class EvidenceArguments:
     """`mpo evidence`: the whole loop with every arm and several seeds."""
 
-    settings: Path = field(metadata={"help": "YAML file with a section per stage"})
-    run_dir: Path = field(metadata={"help": "folder; one run a seed inside"})
+    settings: Path = field(
+        metadata={"help": "YAML file with a section per stage, or a name of `mpo settings` such as digits"}
+    )
+    run_dir: Path = field(metadata={"help": "folder for one run per seed"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
-    jobs: int = field(default=1, metadata={"help": "seeds at a time, one process each with its share of the cores"})
+    jobs: int = field(default=1, metadata={"help": "runs at a time, each in a process with its share of the cores"})
 
 
 @dataclass
 class TrainPRMConfig(ModelTraining):
     """`mpo train-prm`: train a process reward model on labelled steps."""
 
-    groups: Path = field(metadata={"help": "folder with labelled groups"})
+    groups: Path = field(metadata={"help": "folder of `mpo label-steps`"})
     model: Path = field(metadata={"help": "model to start from"})
     out: Path = field(metadata={"help": "folder for the PRM"})
-    prm_format: str = field(default="visualprm", metadata={"help": "a row of rewards/prm/formats.py, or a YAML file"})
-    soft_labels: bool = field(default=False, metadata={"help": "label mc itself instead of [mc > threshold]"})
-    threshold: float = field(default=0.0, metadata={"help": "a step is right if mc > threshold"})
-    until_first_error: bool = field(default=False, metadata={"help": "no labels after the first step whose mc is 0"})
-    text_weight: float = field(default=0.0, metadata={"help": "w of the LM loss on right responses; 0 in VisualPRM"})
-    advantage: float | None = field(default=None, metadata={"help": "labels +, =, - of mc_i - mc_{i-1}, within this"})
-    balance_classes: bool = field(default=False, metadata={"help": "right and wrong steps weigh the same in the loss"})
-    max_doubt: float = field(default=1.0, metadata={"help": "no label where P(other side of threshold) is above this"})
-    num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 for all"})
-    injected: int = field(default=0, metadata={"help": "right responses per problem to repeat with one wrong digit"})
-    visual_contrasts: int = field(default=0, metadata={"help": "right responses per problem under another's images"})
-    max_steps: int = field(default=400, metadata={"help": "optimizer steps"})
-    batch_groups: int = field(
-        default=4, metadata={"help": "problems per step over all processes, all their responses together"}
+    prm_format: str = field(
+        default="visualprm",
+        metadata={"help": "how the PRM will be asked: a name of rewards/prm/formats.py, or a YAML file"},
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak, cosine decay"})
+    soft_labels: bool = field(
+        default=False,
+        metadata={"help": "train on mc itself, the share of right continuations, instead of mc > threshold"},
+    )
+    threshold: float = field(
+        default=0.0, metadata={"help": "a step counts as right if mc, its share of right continuations, is above this"}
+    )
+    until_first_error: bool = field(default=False, metadata={"help": "ignore steps after the first one with mc = 0"})
+    text_weight: float = field(
+        default=0.0, metadata={"help": "weight of a language-model loss on right responses; VisualPRM has none"}
+    )
+    advantage: float | None = field(
+        default=None,
+        metadata={"help": "label the change of mc from step to step as +, = or -; changes within this value are ="},
+    )
+    balance_classes: bool = field(
+        default=False, metadata={"help": "let right and wrong steps weigh the same in the loss"}
+    )
+    max_doubt: float = field(
+        default=1.0,
+        metadata={
+            "help": "drop labels that are on the wrong side of the threshold with more than this probability; 1 keeps "
+            "all"
+        },
+    )
+    num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 takes all"})
+    injected: int = field(
+        default=0,
+        metadata={"help": "right responses per problem that are repeated with one wrong digit, as wrong ones"},
+    )
+    visual_contrasts: int = field(
+        default=0,
+        metadata={"help": "right responses per problem that are repeated with another problem's image, as wrong ones"},
+    )
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
+    batch_groups: int = field(
+        default=32, metadata={"help": "problems per step over all processes, each with all its responses"}
+    )
+    learning_rate: Positive = field(
+        default=1e-05, metadata={"help": "peak learning rate, with cosine decay; the default is VisualPRM's for 8B"}
+    )
     seed: int = field(default=0, metadata={"help": "order of the rows"})
 
 
@@ -368,32 +586,44 @@ class TrainPRMConfig(ModelTraining):
 class TrainMPOConfig(ModelTraining):
     """`mpo train-mpo`: Mixed Preference Optimization; weights (1, 0, 0) are DPO, (0, 0, 1) the LM loss alone."""
 
-    policy: Path = field(metadata={"help": "model to train; as it is given, it is the reference too"})
-    pairs: Path = field(metadata={"help": "folder with pairs.parquet, or a parquet file"})
+    policy: Path = field(metadata={"help": "model to train; as it is at the start, it is also the reference"})
+    pairs: Path = field(metadata={"help": "folder of `mpo pairs`, or a Parquet file of TRL rows"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
-    max_steps: int = field(default=200, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=16, metadata={"help": "pairs per step, over all micro-batches and processes"})
-    learning_rate: float = field(default=2e-4, metadata={"help": "peak, cosine decay"})
-    beta: float = field(default=0.1, metadata={"help": "β of the implicit reward"})
-    preference_weight: float = field(default=0.8, metadata={"help": "w_p"})
-    quality_weight: float = field(default=0.2, metadata={"help": "w_q"})
-    generation_weight: float = field(default=1.0, metadata={"help": "w_g"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
+    batch_size: int = field(default=64, metadata={"help": "pairs per step, over all micro-batches and processes"})
+    learning_rate: Positive = field(
+        default=1e-06,
+        metadata={
+            "help": "peak learning rate, with cosine decay; the default is safe for all weights of 1-8B, ten times as "
+            "much for LoRA"
+        },
+    )
+    beta: float = field(default=0.1, metadata={"help": "β, how strongly the policy is held to the reference"})
+    preference_weight: float = field(default=0.8, metadata={"help": "w_p, weight of the preference loss (DPO)"})
+    quality_weight: float = field(default=0.2, metadata={"help": "w_q, weight of the quality loss (BCO)"})
+    generation_weight: float = field(
+        default=1.0, metadata={"help": "w_g, weight of the language-model loss on chosen responses"}
+    )
     group_by_prompt: bool = field(
-        default=False, metadata={"help": "keep the pairs of a prompt together, so that they share it"}
+        default=False, metadata={"help": "put the pairs of a prompt into one batch, so that they share its computation"}
     )
     balance_tokens: bool = field(
         default=False,
-        metadata={"help": "micro-batches of one length, even over processes; without an epoch's incomplete step"},
+        metadata={
+            "help": "fill micro-batches with rows of similar length, evenly over processes; drops an epoch's "
+            "incomplete last step"
+        },
     )
     max_row_tokens: int | None = field(
-        default=None, metadata={"help": "longest packed row; a prompt with more responses is repeated"}
+        default=None, metadata={"help": "most tokens of a packed row; a prompt whose responses need more is repeated"}
     )
     seed: int = field(default=0, metadata={"help": "order of the rows"})
-    sample_every: int = field(default=0, metadata={"help": "steps from one look at samples to the next; 0 for none"})
-    sample_problems: int = field(default=8, metadata={"help": "problems of the pairs asked at each look"})
-    sample_tokens: int = field(default=128, metadata={"help": "tokens of a sample at most"})
-    report_to: str = field(
-        default="none", metadata={"help": "none, wandb (WANDB_MODE=offline keeps it here), tensorboard or trackio"}
+    sample_every: int = field(default=0, metadata={"help": "print sampled responses every so many steps; 0 never does"})
+    sample_problems: int = field(default=8, metadata={"help": "problems to sample responses for"})
+    sample_tokens: int = field(default=128, metadata={"help": "most tokens of such a response"})
+    report_to: Tracker = field(
+        default="none",
+        metadata={"help": "where metrics are logged; wandb stays on this machine with WANDB_MODE=offline"},
     )
 
 
@@ -403,57 +633,82 @@ class RoundsConfig:
 
     settings: Path = field(
         metadata={
-            "help": "YAML file with one section per stage: preference_sample, verify, score, pairs, train_mpo, "
-            "test_sample"
+            "help": "YAML file with the sections preference_sample, verify, score, pairs, train_mpo and test_sample, "
+            "or a name of `mpo settings`"
         }
     )
-    policy: Path = field(metadata={"help": "model of the first round"})
+    policy: Path = field(metadata={"help": "model that the first round starts from"})
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
-    problems: Path = field(metadata={"help": "questions.jsonl whose samples become pairs, with answers"})
-    guard: Path = field(metadata={"help": "questions.jsonl of held-out problems with answers, for the guard alone"})
-    out: Path = field(metadata={"help": "folder for rounds.json and a folder per round"})
-    rounds: int = field(default=3, metadata={"help": "at most; may be raised later"})
-    seed: int = field(default=0, metadata={"help": "of the draws and the training"})
+    problems: Path = field(metadata={"help": "questions.jsonl with answers; responses to these become pairs"})
+    guard: Path = field(metadata={"help": "questions.jsonl with answers, held out to decide when to stop"})
+    out: Path = field(metadata={"help": "folder for rounds.json and one folder per round"})
+    rounds: int = field(default=3, metadata={"help": "most rounds; a later run may ask for more"})
+    seed: int = field(default=0, metadata={"help": "seed of sampling and training"})
 
 
 @dataclass
 class BestOfNConfig:
     """`mpo best-of-n`: every selector at every k, with intervals."""
 
-    groups: Path = field(metadata={"help": "folder with verified and scored groups"})
+    groups: Path = field(metadata={"help": "folder with verified and scored responses"})
     out: Path = field(metadata={"help": "folder for results.json"})
-    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of candidates"})
+    ks: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of responses to choose among"}
+    )
 
 
 @dataclass
 class AnswerConfig:
     """`mpo answer`: one question, N candidates, the best of them."""
 
-    question: str = field(metadata={"help": "what to ask"})
-    image: list[Path] = field(default_factory=list, metadata={"help": "images, in the order of the prompt"})
+    question: str = field(metadata={"help": "the question"})
+    image: list[Path] = field(
+        default_factory=list, metadata={"help": "image of the question; several are given in the order of the prompt"}
+    )
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
-        default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
+        default_factory=list,
+        metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
-    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
-    prm: Path | None = field(default=None, metadata={"help": "folder of a PRM; majority needs none"})
+    model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
+    prm: Path | None = field(default=None, metadata={"help": "folder of a PRM; --selector majority needs none"})
     prm_base_url: list[str] = field(
-        default_factory=list, metadata={"help": "server that runs the PRM, http://host:8000/v1, or several"}
+        default_factory=list,
+        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
     )
-    prm_model: str | None = field(default=None, metadata={"help": "the server's name of the PRM"})
-    prm_read: str = field(default="token_ids", metadata={"help": "of its server: token_ids (vLLM), choice, top"})
-    n: int = field(default=8, metadata={"help": "candidates; at most so many with error"})
-    selector: str = field(default="prm", metadata={"help": "prm, weighted_vote or majority"})
-    aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
+    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
+    prm_read: Read = field(
+        default="token_ids",
+        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
+    )
+    n: int = field(default=8, metadata={"help": "responses to draw; with --error, at most this many"})
+    selector: Selector = field(default="prm", metadata={"help": "how one of the responses is chosen"})
+    aggregation: Aggregation = field(
+        default="mean", metadata={"help": "how the step scores of a response become its reward"}
+    )
+    prompt: str = field(
+        default="cot",
+        metadata={
+            "help": "how the question is put to the policy: direct (the bare question), cot, cot_boxed, r1, or a text "
+            "file with {question} in it"
+        },
+    )
+    system: str = field(default="", metadata={"help": "system message, instead of the one that the prompt brings"})
     error: float | None = field(
-        default=None, metadata={"help": "adaptive N: stop when more candidates change the answer at most so probably"}
+        default=None,
+        metadata={
+            "help": "adaptive N: stop once the probability that more responses would change the answer is at most this"
+        },
     )
-    wave: int = field(default=4, metadata={"help": "with error: candidates between two looks"})
-    temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
-    top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
-    top_k: int = field(default=0, metadata={"help": "0 is off"})
-    max_new_tokens: int = field(default=512, metadata={"help": "a longer answer is cut"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same candidates"})
+    wave: int = field(default=4, metadata={"help": "with --error: responses to draw between two checks"})
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
+    )
+    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a response"})
+    seed: int = field(default=0, metadata={"help": "the same seed draws the same responses"})
     json: bool = field(default=False, metadata={"help": "print one JSON object instead of a table"})
 
 
@@ -461,25 +716,46 @@ class AnswerConfig:
 class BeamSearchConfig:
     """`mpo beam-search`: answers found step by step, guided by a PRM."""
 
-    problems: Path = field(metadata={"help": "questions.jsonl; its images are resolved inside its folder"})
+    problems: Path = field(
+        metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
+    )
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
-    out: Path = field(metadata={"help": "folder for groups.jsonl (one answer a problem) and searches.jsonl"})
+    out: Path = field(metadata={"help": "folder for groups.jsonl, with one response per problem, and searches.jsonl"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
-        default_factory=list, metadata={"help": "server that answers instead, http://host:8000/v1, or several"}
+        default_factory=list,
+        metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
-    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
-    width: int = field(default=4, metadata={"help": "W, unfinished prefixes kept per problem"})
-    expand: int = field(default=4, metadata={"help": "m, continuations of each; W*m at the first step"})
-    max_rounds: int = field(default=12, metadata={"help": "steps of an answer at most"})
-    aggregation: str = field(default="mean", metadata={"help": "mean, min, prod, last or max"})
-    temperature: float = field(default=1.0, metadata={"help": "of the continuations"})
-    top_p: float = field(default=1.0, metadata={"help": "nucleus; 1 is off"})
-    top_k: int = field(default=0, metadata={"help": "0 is off"})
+    model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
+    prompt: str = field(
+        default="cot",
+        metadata={
+            "help": "how the question is put to the policy: direct (the bare question), cot, cot_boxed, r1, or a text "
+            "file with {question} in it"
+        },
+    )
+    system: str = field(default="", metadata={"help": "system message, instead of the one that the prompt brings"})
+    width: int = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
+    expand: int = field(
+        default=4, metadata={"help": "m, continuations of each of them; the first step draws W times m"}
+    )
+    max_rounds: int = field(default=12, metadata={"help": "most steps of a response"})
+    aggregation: Aggregation = field(
+        default="mean", metadata={"help": "how the step scores of a response become its reward"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
+    )
+    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
     max_new_tokens: int = field(
-        default=512, metadata={"help": "of one extension; about a step's length, as what follows the step is cut off"}
+        default=512,
+        metadata={
+            "help": "most tokens drawn per step; what follows the step's end is discarded, so a step's length is enough"
+        },
     )
-    batch_rows: int = field(default=64, metadata={"help": "rows per forward pass, in this process"})
-    concurrency: int = field(default=16, metadata={"help": "requests at a time, to each server"})
-    problems_a_call: int = field(default=64, metadata={"help": "problems searched together"})
-    seed: int = field(default=0, metadata={"help": "the same seed finds the same answers"})
+    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass, in this process"})
+    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
+    problems_a_call: int = field(default=64, metadata={"help": "problems that are searched side by side"})
+    seed: int = field(default=0, metadata={"help": "the same seed finds the same responses"})

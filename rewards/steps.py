@@ -1,24 +1,27 @@
 """Completion → steps, without loss: adjacent spans touch and together they tile the text.
 
 A separator belongs to the span before it, so `text[step.start:step.end]` over all steps gives the text
-back, while `Step.text` is what a process reward model reads: the span without the whitespace around it.
+back, while `Step.text` is what a process reward model reads: the span without the whitespace around it. A thought
+belongs to the span of the solution's first step, as whitespace does, unless its own steps are asked for.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.errors import StepAlignmentError
 from rewards.types import Step
+from rewards.verifying.thoughts import scored_spans
 
 BLANK_LINE = "\n\n"
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")  # ends after its last newline: a next line's indent is not eaten
 
 
-def split_on_blank_lines(text: str) -> tuple[Step, ...]:
+def split_on_blank_lines(text: str, *, part: str = "solution") -> tuple[Step, ...]:
     r"""Cut a completion at its blank lines.
 
     VisualPRM cuts at `"\n\n"` (released `split_response`). This one also takes three or more newlines, and
@@ -27,6 +30,9 @@ def split_on_blank_lines(text: str) -> tuple[Step, ...]:
 
     Args:
         text: a completion with at least one character that is not whitespace.
+        part: whose steps are wanted where the model thought first: "solution", "thought" or "both". What is not
+            wanted, and the tags, are glued to the first or last step's span and stand in no step's text. A text
+            without that part (no thought, or one that was cut inside it) is cut as a whole.
 
     Returns:
         At least one step; indexes 0..n-1, spans adjacent from 0 to `len(text)`, texts stripped and non-empty.
@@ -39,20 +45,53 @@ def split_on_blank_lines(text: str) -> tuple[Step, ...]:
         ...     print(step.index, step.start, step.end, repr(step.text))
         0 0 11 '2 + 2 = 4'
         1 11 27 'Final answer: 4'
+        >>> [step.text for step in split_on_blank_lines("<think>2?\n\n3?</think>\n\nSo 4.\n\nFinal answer: 4")]
+        ['So 4.', 'Final answer: 4']
     """
     if not text.strip():
         raise DataError(
             f"cannot split {text!r} into steps: expected some text; drop empty completions before splitting"
         )
-    first, last = len(text) - len(text.lstrip()), len(text.rstrip())
-    cuts = [match.end() for match in _BLANK_LINES.finditer(text)]
-    bounds = [0, *(cut for cut in cuts if first < cut < last), len(text)]
+    spans = scored_spans(text, part) or [(0, len(text))]
+    pieces = [piece for span in spans for piece in _pieces(text, *span)]
+    starts = [0, *(start for start, _ in pieces[1:]), len(text)]
     return tuple(
-        Step(index, start, end, text[start:end].strip()) for index, (start, end) in enumerate(pairwise(bounds))
+        Step(index, start, end, text[slice(*piece)].strip())
+        for index, ((start, end), piece) in enumerate(zip(pairwise(starts), pieces, strict=True))
     )
 
 
-def split_into(text: str, number: int) -> tuple[Step, ...]:
+def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the steps of a part of the text stand."""
+    body = text[start:end]
+    first, last = end - len(body.lstrip()), start + len(body.rstrip())
+    cuts = (match.end() for match in _BLANK_LINES.finditer(text, start, end))
+    return pairwise([start, *(cut for cut in cuts if first < cut < last), end])
+
+
+def scored_steps(text: str, *, max_steps: int, part: str = "solution") -> tuple[Step, ...]:
+    r"""The steps that a PRM scores: cut at blank lines, merged to at most `max_steps`.
+
+    With "both", thought and solution are merged apart, each to at most half (the thought to what the solution leaves),
+    so that no step holds something of both.
+
+    Example:
+        >>> text = "<think>a\n\nb\n\nc\n\nd</think>e\n\nf"
+        >>> [step.text.split() for step in scored_steps(text, max_steps=4, part="both")]
+        [['a', 'b'], ['c', 'd'], ['e'], ['f']]
+    """
+    steps = split_on_blank_lines(text, part=part)
+    spans = scored_spans(text, part)
+    if len(spans) < 2 or max_steps < 2:
+        return merge_to_at_most(steps, max_steps=max_steps)
+    solution = merge_to_at_most([step for step in steps if step.start >= spans[1][0]], max_steps=max_steps // 2)
+    thought = merge_to_at_most(
+        [step for step in steps if step.start < spans[1][0]], max_steps=max_steps - len(solution)
+    )
+    return tuple(replace(step, index=index) for index, step in enumerate([*thought, *solution]))
+
+
+def split_into(text: str, number: int, *, part: str = "solution") -> tuple[Step, ...]:
     r"""The steps of a completion that was labelled or scored in `number` steps: its own, or neighbours merged.
 
     Raises:
@@ -62,9 +101,9 @@ def split_into(text: str, number: int) -> tuple[Step, ...]:
         >>> [step.text.split() for step in split_into("a\n\nb\n\nc\n\nd\n\ne", 3)]
         [['a', 'b'], ['c', 'd'], ['e']]
     """
-    steps = split_on_blank_lines(text)
-    for size in range(len(steps), 0, -1):
-        if len(merged := merge_to_at_most(steps, max_steps=size)) == number:
+    steps = split_on_blank_lines(text, part=part)
+    for size in range(2 * len(steps) if part == "both" else len(steps), 0, -1):
+        if len(merged := scored_steps(text, max_steps=size, part=part)) == number:
             return merged
     raise StepAlignmentError(f"a response of {len(steps)} steps cannot be joined to {number}: {text[:60]!r}")
 

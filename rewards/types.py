@@ -26,18 +26,47 @@ if TYPE_CHECKING:
     ImageLike = str | Path | Image.Image
 
 
+def _text_of(answer: Any) -> str:
+    return str(answer).lower() if isinstance(answer, bool) else str(answer)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a policy is asked a question (`rewards/sampling/prompts.py`).
+
+    Attributes:
+        template: text that holds `{question}` where the question goes.
+        system: a system message; empty for none.
+    """
+
+    template: str = "{question}"
+    system: str = ""
+
+    def text(self, question: str) -> str:
+        """The question as it is asked.
+
+        Example:
+            >>> Prompt("{question} Think {first}.").text("What is {question}?")
+            'What is {question}? Think {first}.'
+        """
+        before, _, after = self.template.partition("{question}")
+        return f"{before}{question}{after}"
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question about zero or more images.
 
     Attributes:
         id: unique within a dataset.
-        question: the text that the policy is asked, without image placeholders.
+        question: the bare question, without image placeholders: what a process reward model is shown.
         images: local paths or PIL images, in the order in which they stand before the question.
-        answer: the reference answer, or `None` where nobody knows it.
+        answer: the reference answer, or `None` where nobody knows it. A number or a truth value becomes its text; of a
+            list of accepted answers the first stays and all of them go to `meta["answers"]`.
         meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
-            `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), and `choices`, the texts of the options (by
-            `choice`).
+            `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), `choices`, the texts of the options (by
+            `choice`), and `answers`, all accepted answers.
+        prompt: how the policy is asked; the bare question unless somebody chose a template.
     """
 
     id: str
@@ -45,6 +74,16 @@ class Problem:
     images: tuple[ImageLike, ...] = ()
     answer: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Prompt = Prompt()
+
+    def __post_init__(self) -> None:
+        if self.answer is None or isinstance(self.answer, str):
+            return
+        several = self.answer if isinstance(self.answer, list | tuple) else [self.answer]
+        texts = [_text_of(one) for one in several if one is not None]
+        object.__setattr__(self, "answer", texts[0] if texts else None)
+        if len(texts) > 1:
+            object.__setattr__(self, "meta", {**self.meta, "answers": texts})
 
 
 class FinishReason(StrEnum):
@@ -90,6 +129,7 @@ class StepScores:
         values: one score per step.
         bounds: where a server told only a part of what a score is made of, the interval that it lies in, one per step;
             an exact score has two equal ends. `None`: all scores are exact.
+        part: of the response whose steps these are: "solution", "thought" or "both" (`rewards/verifying/thoughts.py`).
 
     Example:
         >>> StepScores((0.9, 0.5)).values
@@ -102,6 +142,7 @@ class StepScores:
 
     values: tuple[float, ...]
     bounds: tuple[tuple[float, float], ...] | None = None
+    part: str = field(default="solution", repr=False)
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -124,6 +165,11 @@ class Verdict(StrEnum):
     UNPARSABLE = "unparsable"  # no final answer could be read from the response
     TIMEOUT = "timeout"
     ERROR = "error"
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it says something of the answer. A miss (the other three) is neither a success nor a failure."""
+        return self in (Verdict.CORRECT, Verdict.WRONG)
 
 
 @dataclass(frozen=True)
@@ -156,12 +202,18 @@ class Unseen:
     reward: float
 
 
+NO_VOTE = -1  # of a response that states no answer that its verifier can read
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One completion and what is known of it so far; `None` means "not computed", never "bad".
 
     Attributes:
         mc: counts for the end of each step.
+        second_verdict: of another verifier that checked the same answer.
+        vote: number of its answer's class among the group's, from 0, or `NO_VOTE`
+            (`rewards/verifying/equality_classes.py`).
         label_source: where they come from, which says what they may be used for (`rewards/prm/labelling/source.py`).
         blank: scored with a white image of the same size (`rewards/scoring/visual_dependence.py`).
         swapped: scored with another problem's image.
@@ -175,6 +227,8 @@ class Rollout:
     label_source: str | None = None
     blank: Unseen | None = None
     swapped: Unseen | None = None
+    second_verdict: Verdict | None = None
+    vote: int | None = None
 
     def __post_init__(self) -> None:
         for name, other in (("blank", self.blank), ("swapped", self.swapped)):
@@ -184,6 +238,12 @@ class Rollout:
                     f"{len(other.step_scores.values)} step scores with a {name} image for {steps} with the problem's "
                     "own; expected as many"
                 )
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether two verifiers read the answer and only one of them calls it right."""
+        both = (self.verdict, self.second_verdict)
+        return all(one is not None and one.is_decided for one in both) and both[0] is not both[1]
 
     def with_(self, **changes: Any) -> Rollout:
         """The same rollout with some fields replaced."""
@@ -231,7 +291,7 @@ def verdict_of(rollout: Rollout) -> str:
 
 
 def correctness_of(group: RolloutGroup) -> tuple[bool, ...]:
-    """Which rollouts are verified correct. Timeouts and verifier errors count as not correct: report their number.
+    """Which rollouts are verified correct; for accuracies, in which a miss counts as not correct: report their number.
 
     Raises:
         DataError: the group is empty or a rollout has not been verified.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -67,6 +68,13 @@ def test_every_public_name_is_described(site: Path) -> None:
     assert not missing
     assert "&gt;&gt;&gt;" in text  # the examples are code, not quotations
     assert "<blockquote>" not in text
+
+
+def test_the_heart_is_printed(site: Path) -> None:
+    """The examples' own text: what the page shows is what the tests run."""
+    text = html.unescape(re.sub(r"<[^>]+>", "", (site / "examples.html").read_text()))
+    for name in ("mpo_loop.py", "loop.py"):
+        assert (ROOT / "examples" / name).read_text().strip() in text
 
 
 def test_pages_of_the_root_and_links_to_them(site: Path) -> None:

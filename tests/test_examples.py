@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mpo import MPOConfig, MPOTrainer
 from mpo.multimodal.errors import ImageError
 from mpo.multimodal.loading import load_model
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ANSWERS = ["Red is 3\n\nFinal answer: 3", "Red is 4\n\nBlue is 1\n\nFinal answer: 5"]
+QUESTION = [{"role": "user", "content": "How many?"}]
 LABELS = [[True, True], [True, False, False]]
 
 
@@ -75,3 +78,60 @@ def test_pairs_are_trained_on(
     assert "kept" in capsys.readouterr().out
     before, after = (dict(load_model(path).named_parameters()) for path in (policy_folder, folder / "mpo"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_mpo_as_a_plain_loop(
+    folder: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Policy and reference are equal at step 0: the preference and quality parts are 0.8·ln 2 + 0.2·2·ln 2 exactly."""
+    rows = write(folder / "pairs.jsonl", prompt=QUESTION, chosen=ANSWERS[0], rejected=ANSWERS[1])
+    scope = run("mpo_loop.py", policy_folder, rows, folder / "out", 3, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out.splitlines()
+    total, *parts = (float(number) for number in re.findall(r"\bL\w* ([\d.]+)", printed[0]))
+    assert parts[:2] == [0.6931, 1.3863]
+    assert total - parts[2] == pytest.approx(0.8318, abs=1.1e-4)  # of four printed places
+    assert len(printed) == 3
+    assert scope["shift"].value != 0
+    before, after = (dict(load_model(path).named_parameters()) for path in (policy_folder, folder / "out"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_whole_loop(
+    folder: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a policy that answers 3 or 5 to a policy trained on its own pairs; every response is accounted for."""
+    taught = [*ANSWERS, "Red is 3\n\nBlue is 2\n\nFinal answer: 5", "Red is 2\n\nFinal answer: 3"]
+    args = MPOConfig(
+        "taught", max_steps=60, learning_rate=1e-2, per_device_train_batch_size=8, report_to="none",
+        preference_weight=0.0, quality_weight=0.0,
+    )  # fmt: skip
+    rows = [
+        {"images": [Image.open(f"pictures/{i % 2}.png")], "prompt": QUESTION, "chosen": text, "rejected": "none"}
+        for i, text in enumerate(taught * 2)
+    ]
+    trainer = MPOTrainer(policy_folder, args=args, train_dataset=rows)
+    trainer.train()
+    trainer.save_model("taught")
+    labelled = [{"steps": text.split("\n\n"), "right": right} for text, right in zip(ANSWERS, LABELS, strict=True)]
+    run("train_my_prm.py", policy_folder, write(folder / "steps.jsonl", answers=labelled), folder / "prm", 2,
+        monkeypatch=monkeypatch)  # fmt: skip
+    problems = [
+        {"id": str(i), "question": "How many?", "images": [f"pictures/{i % 2}.png"], "answer": "3"} for i in range(8)
+    ]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    capsys.readouterr()
+
+    run("loop.py", "taught", folder / "prm", "problems.jsonl", "out", 2, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert re.search(r"^6 problems x 8 responses: \{.*'correct': [1-9]", printed, re.MULTILINE), printed
+    assert re.search(r"^[1-9]\d* pairs; problems without one: ", printed, re.MULTILINE), printed
+    for name in ("before", "after"):
+        accuracy = [float(value) for value in re.findall(rf"^{name}: \S+ ([\d.]+)% \[", printed, re.MULTILINE)]
+        assert len(accuracy) == 4
+        assert accuracy[3] >= max(accuracy)  # the oracle's
+    assert re.search(r"^How many\? \S+ \(right: 3\), the best of 8$", printed, re.MULTILINE), printed
+
+
+@pytest.mark.parametrize(("name", "most"), [("mpo_loop.py", 45), ("loop.py", 120)])
+def test_the_heart_fits_on_a_screen(name: str, most: int) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) <= most

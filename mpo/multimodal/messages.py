@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import ConfigError, DataError
 
 Message = dict[str, Any]
 
@@ -129,3 +129,19 @@ def _break_up(processor: Any, text: str) -> str:
     for token in control_tokens_in(processor, text):
         text = broken_up(text, token)
     return text
+
+
+def template_of(processor: Any) -> str:
+    """The chat template that a processor renders with: its own, or its tokenizer's.
+
+    Raises:
+        ConfigError: there is none, so no prompt can be rendered.
+    """
+    template = getattr(processor, "chat_template", None)
+    template = template or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    if not template:
+        raise ConfigError(
+            "the model has no chat template: expected chat_template.jinja, or the key chat_template in its tokenizer "
+            "or processor files; a base model has none: take its instruction-tuned version, or add the file"
+        )
+    return str(template)

@@ -51,6 +51,6 @@ def _refuse(images: bool) -> None:
     if images:
         raise DataError(
             "a problem has images, but the model reads text alone; expected a multimodal model or problems without "
-            "pictures",
+            "images",
             reason="images for a text-only model",
         )

@@ -12,16 +12,22 @@ collated batch tells, all micro-batches of a step are made first.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import IterableDataset
+from transformers.utils import logging
 
 from mpo.multimodal.checkpoint import CheckpointedTrainer
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.schedule import Schedule, WeightsMove, rising_from_the_first_step
+
+logger = logging.get_logger(__name__)
 
 Batch = dict[str, Any]
 
@@ -45,6 +51,33 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
             raise ConfigError(
                 "accelerator_config's split_batches is not supported: per_device_train_batch_size is of each process"
             )
+        self.add_callback(WeightsMove())
+        if self.args.learning_rate <= 0:
+            raise ConfigError(f"learning_rate must be above 0, got {self.args.learning_rate}: nothing would be trained")
+        for warning in self.schedule().warnings():
+            logger.warning(warning)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's schedule, whose first step already trains."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        return rising_from_the_first_step(scheduler, optimizer or self.optimizer, warmup)
+
+    def schedule(self) -> Schedule:
+        """How much this run trains; a data set without a length has 0 rows."""
+        args, parameters = self.args, list(self.model.parameters())
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        length = getattr(self.train_dataset, "__len__", None)
+        rows = length() if length else 0
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / per_step) * args.num_train_epochs)
+        return Schedule(
+            steps=steps,
+            rows=rows,
+            rows_per_step=per_step,
+            peak=args.learning_rate,
+            parameters=sum(parameter.numel() for parameter in parameters),
+            adapters=isinstance(self.model, PeftModel),
+        )
 
     def get_train_dataloader(self) -> Any:
         """Trainer's, whose batch sampler says beforehand which rows an epoch's batches have."""

@@ -16,6 +16,7 @@ from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.prms import prm_of
 from rewards.choosing.best_of_n import Answer, BestOfN
 from rewards.choosing.selection import CHOICES
+from rewards.sampling.prompts import prompt_of
 from rewards.scoring.aggregation import AGGREGATIONS
 
 
@@ -32,6 +33,7 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
         )
     if config.prm is None and config.selector != "majority":
         raise ConfigError(f"selector={config.selector} needs prm, the folder of a process reward model")
+    prompt = prompt_of(config.prompt, system=config.system)
     sampling = SampleConfig(
         problems=Path(),
         out=Path(),
@@ -48,7 +50,7 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
     prm = None
     if config.prm is not None:
         prm = prm_of(config.prm, base_url=config.prm_base_url, model=config.prm_model, read=config.prm_read)
-    chooser = BestOfN(generator, prm, aggregation=config.aggregation, wave=config.wave)
+    chooser = BestOfN(generator, prm, aggregation=config.aggregation, wave=config.wave, prompt=prompt)
     found = chooser.answer(
         config.image, config.question, config.n, selector=config.selector, error=config.error, seed=config.seed
     )

@@ -7,6 +7,7 @@ tokens (what was cut off included), rounds and dropped extensions. A killed run 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.choosing.beam_search import BeamSearch, Search, group_of
 from rewards.prm.model_prm import ModelPRM
+from rewards.sampling.prompts import prompt_files, prompt_of
 from rewards.scoring.aggregation import AGGREGATIONS
 
 SEARCHES = "searches.jsonl"
@@ -38,14 +40,17 @@ def beam_search(config: BeamSearchConfig) -> Path:
             f"expected aggregation of {', '.join(AGGREGATIONS)}, problems_a_call >= 1 and temperature > 0, "
             f"got {config.aggregation!r}, {config.problems_a_call}, {config.temperature}"
         )
-    sampling = sampling_of(config)
+    sampling, prompt = sampling_of(config), prompt_of(config.prompt, system=config.system)
     params = checked_params(sampling)
-    inputs = [path for path in (config.problems, config.prm, config.policy) if path is not None]
+    inputs = [
+        path for path in (config.problems, config.prm, config.policy, *prompt_files(config.prompt)) if path is not None
+    ]
     stage = open_stage("beam-search", config, inputs=inputs)
     if stage.complete:
         return stage.out
     quarantine = Quarantine()
-    problems, _ = readable(read_problems(config.problems, on_bad=quarantine.add).values(), quarantine)
+    every = read_problems(config.problems, on_bad=quarantine.add).values()
+    problems, _ = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
     engine = BeamSearch(
         generator_of(sampling, params, config.expand),
         ModelPRM.load(config.prm, batch_rows=config.batch_rows),

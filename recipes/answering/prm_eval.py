@@ -29,7 +29,7 @@ from rewards.prm.evaluating.benchmark_metrics import evaluate, image_drop
 from rewards.prm.evaluating.given_steps import score_given_steps
 from rewards.prm.formats import format_files
 from rewards.prm.model_prm import ModelPRM
-from rewards.scoring.other_images import blanked, swapped
+from rewards.scoring.other_images import blanked, partners, showing
 from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.steps import split_on_blank_lines
 from rewards.types import Problem
@@ -101,8 +101,13 @@ def canaries(config: PRMEvalConfig, problems: Sequence[Problem]) -> dict[str, Ca
     if config.blank_images:
         asked["blank"] = blanked
     if config.swap_images:
-        partner = {problem.id: problem for problem in swapped(distinct)}
-        asked["swapped"] = lambda problem: partner[problem.id]
+        partner = dict(zip((problem.id for problem in distinct), partners(distinct), strict=True))
+
+        def shown(problem: Problem) -> Problem:
+            other = partner[problem.id]
+            return problem if other is None else showing(problem, distinct[other])
+
+        asked["swapped"] = shown
     return asked
 
 

@@ -28,6 +28,8 @@ from rewards.prm.labelling.monte_carlo import Continuer, label_steps
 from rewards.prm.labelling.responses import choose_responses
 from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.steps import split_on_blank_lines
+from rewards.verifying.auto import AutoVerifier
+from rewards.verifying.finished import verify_completions
 from rewards.verifying.math_verifier import MathVerifier
 
 
@@ -77,7 +79,7 @@ def label(config: LabelConfig) -> Path:
     drawn = {
         "continuations": done.continuations,
         "tokens": done.tokens,
-        "undecided": done.undecided,
+        "undecided": dict(sorted(done.undecided.items())),
         "seconds": seconds,
     }
     counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
@@ -88,7 +90,9 @@ def label(config: LabelConfig) -> Path:
 def _continuer(config: LabelConfig) -> Iterator[Callable[[Any], Any]]:
     """What makes one call: the policy, loaded, and a verifier's processes."""
     params = SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens)
-    with MathVerifier() as verifier:
+    with MathVerifier() as math:
+        verifier = AutoVerifier(math=math)
         model, processor = load_for_inference(config.policy), load_processor(config.policy)
         generator = TransformersGenerator(model, processor, params, batch_rows=config.batch_rows)
-        yield Continuer(generator, verifier.verify_many, with_texts=config.keep_continuations)
+        check = partial(verify_completions, verifier.verify_many)
+        yield Continuer(generator, check, with_texts=config.keep_continuations)

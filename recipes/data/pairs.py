@@ -17,6 +17,7 @@ from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.groups import iter_groups, problems_of
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
+from rewards.pairing.eligibility import without_second_opinion
 from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairingReport
 from rewards.pairing.rules import RULES, Pairing, Rule, prm_margin, seen_by
@@ -40,7 +41,10 @@ def pairs(config: PairsConfig) -> Path:
     if stage.complete:
         return stage.out
     compared = {name: Pairing(name, limits) for name in RULES}
-    groups = seen_by(compared.values(), iter_groups(config.groups))
+    groups = iter_groups(config.groups)
+    if config.disputed:
+        groups = map(without_second_opinion, groups)
+    groups = seen_by(compared.values(), groups)
     if config.rule == DROPOUT:
         every, dropout = _dropout(list(groups), limits, config)
         found, report_of = iter(every), lambda: dropout

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from PIL import Image
 from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import DataError
+from mpo.multimodal.files import opened_atomically
+from mpo.multimodal.images import image_sha256, load_image, png_bytes
+from mpo.multimodal.messages import template_of
 from recipes.config import SampleConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import MANIFEST, Stage, open_stage
@@ -25,14 +30,16 @@ from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.interchange.sample_rows import write_sample_parquet
 from rewards.kept.keys import digest, problem_key, unit_key
-from rewards.kept.store import OnChange, SampleStore, StoredSample
+from rewards.kept.store import SampleStore, StoredSample
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
-from rewards.scoring.other_images import swapped
+from rewards.sampling.prompts import prompt_files, prompt_of
+from rewards.scoring.other_images import partners, showing
 from rewards.types import Problem, Rollout, RolloutGroup
 
 STORE = "samples.sqlite"
 PARQUET = "samples.parquet"
+OTHER_IMAGES = "other_images"  # those that had to be resized
 
 
 def sample(config: SampleConfig) -> Path:
@@ -41,19 +48,20 @@ def sample(config: SampleConfig) -> Path:
     Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose image cannot be decoded and
     one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
     """
-    params = checked_params(config)
-    inputs = [path for path in (config.policy, config.problems) if path is not None]
+    params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
+    inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage("sample", config, inputs=inputs, grows=("num_samples",), refuse=config.on_change == "refuse")
     parquet = stage.out / PARQUET
     if stage.complete and (parquet.exists() or not config.parquet):
         return stage.out
     quarantine = Quarantine()
     every = read_problems(config.problems, on_bad=quarantine.add).values()
-    problems, image_digests = readable(every, quarantine)
-    asked = swapped(problems) if config.swap_images else problems
-    with SampleStore(
-        stage.out / STORE, _fingerprint(stage, config), on_change=cast(OnChange, config.on_change)
-    ) as store:
+    problems, image_digests = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
+    asked = problems
+    if config.swap_images:
+        problems, asked, image_digests = _with_other_images(problems, quarantine, stage.out / OTHER_IMAGES)
+    fingerprint = {**_fingerprint(stage, config), "prompt": asdict(prompt)}
+    with SampleStore(stage.out / STORE, fingerprint, on_change=config.on_change) as store:
         (stage.out / MANIFEST).unlink(missing_ok=True)
         keys = [
             [
@@ -78,13 +86,46 @@ def sample(config: SampleConfig) -> Path:
         return stage.finish({**counts, "problems": str(config.problems)})
 
 
+def _with_other_images(
+    problems: Sequence[Problem], quarantine: Quarantine, folder: Path
+) -> tuple[list[Problem], list[Problem], dict[Any, str]]:
+    """The problems that have a partner, each as it is asked with the partner's images, and those images' digests."""
+    kept: list[Problem] = []
+    asked: list[Problem] = []
+    digests: dict[Any, str] = {}
+    for problem, partner in zip(problems, partners(problems), strict=True):
+        if partner is None:
+            quarantine.add(
+                problem.id, "no other image", "no other problem has as many images, all different from its own"
+            )
+            continue
+        shown = showing(problem, problems[partner])
+        paths = [_on_disk(image, folder) for image in shown.images]
+        digests |= {path: image_sha256(load_image(path)) for path in paths}
+        kept.append(problem)
+        asked.append(replace(shown, images=tuple(paths)))
+    return kept, asked, digests
+
+
+def _on_disk(image: Any, folder: Path) -> Any:
+    """A resized image as a file in the folder, named by its pixels; what is a file already stays where it is."""
+    if not isinstance(image, Image.Image):
+        return image
+    path = folder / f"{image_sha256(image)[:24]}.png"
+    if not path.exists():
+        folder.mkdir(exist_ok=True)
+        with opened_atomically(path, "wb") as file:
+            file.write(png_bytes(image))
+    return path
+
+
 def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
     """All that a sample depends on besides its problem: settings, inputs by content, the prompt template."""
     fingerprint = {key: value for key, value in stage.by_content().items() if key != "num_samples"}
     if config.policy is not None:
         from mpo.multimodal.loading import load_processor
 
-        fingerprint["template"] = digest(load_processor(config.policy).chat_template)[:16]
+        fingerprint["template"] = digest(template_of(load_processor(config.policy)))[:16]
     return fingerprint
 
 

@@ -22,6 +22,7 @@ from rewards.prm.formats import format_files
 from rewards.scoring.aggregation import AGGREGATIONS
 from rewards.scoring.groups import StoredScorer, json_scores, score_groups, score_unseen
 from rewards.types import RolloutGroup
+from rewards.verifying.thoughts import scored_spans
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def score(config: ScoreConfig) -> Path:
         return stage.out
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
+    scored_spans("", config.score)  # refuses a part that there is not
     if config.engine != "local" and config.base_url:
         raise ConfigError("engine ray is for a PRM of this process; to a server, raise concurrency instead")
     groups = read_groups(config.groups)
@@ -68,6 +70,7 @@ def _scorer(config: ScoreConfig) -> Iterator[Callable[[Any], Any]]:
         model=config.model,
         read=config.read,
         concurrency=config.concurrency,
+        part=config.score,
     )
     yield partial(json_scores, prm)
 

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def pipeline(arguments: PipelineArguments) -> Path:
     return _publish([arguments.run_dir], arguments.run_dir)
 
 
-def loop(settings: Settings, run: Path, seed: int, arms: list[str]) -> None:
+def loop(settings: Settings, run: Path, seed: int, arms: Sequence[str]) -> None:
     """One seed, from the first policy to Best-of-N on held-out problems."""
     from recipes.loop.start import start_of
     from recipes.training.train_mpo import train_mpo
@@ -137,9 +138,11 @@ def _publish(runs: list[Path], folder: Path) -> Path:
 def _command(settings: Path, run: Path, seed: int) -> list[str]:
     flags = {"--settings": settings, "--run_dir": run, "--seed": seed}
     words = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-m", "recipes.cli", "pipeline", *words, "--arms", *ARMS]
+    return [sys.executable, "-P", "-m", "recipes.cli", "pipeline", *words, "--arms", *ARMS]
 
 
 def _run_alone(command: list[str], threads: int) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # our own path, so that the seeds import what we do, whatever the working folder holds
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     return subprocess.run(command, env=environment, check=False).returncode

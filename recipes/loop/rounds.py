@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
+from recipes.commands.shipped import find_settings
 from recipes.config import RoundsConfig
 from recipes.loop.chains import paired, scored
 from recipes.loop.held_out import check_held_out
@@ -40,6 +41,7 @@ def rounds(config: RoundsConfig) -> Path:
     """
     if config.rounds < 1:
         raise ConfigError(f"expected --rounds >= 1, got {config.rounds}")
+    config = replace(config, settings=find_settings(config.settings))
     settings = Settings(config.settings)
     check_held_out(config.guard, config.problems, names=("--guard", "--problems"))
     inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]

@@ -7,11 +7,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-
-from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.errors import ConfigError
 from recipes import config as stages
+from recipes.commands.parse import build
+from recipes.commands.shipped import read_mapping
+from recipes.commands.words import did_you_mean
 
 SECTIONS: dict[str, type] = {
     "world": stages.WorldConfig,
@@ -41,25 +41,21 @@ class Settings:
 
     Raises:
         ConfigError: no mapping, an unknown section or key, or a value of the wrong type, all named.
-        StageError: no such file.
+        StageError: no such file, nor a shipped one of that name.
     """
 
     def __init__(self, path: Path) -> None:
+        path, loaded = read_mapping(path)
         self.path = path
-        if not path.is_file():
-            raise StageError(f"no settings at {path}: expected a YAML file such as recipes/configs/digits_demo.yaml")
-        try:
-            loaded = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
-        if not isinstance(loaded, Mapping):
-            raise ConfigError(f"{path}: expected a mapping of sections, got {type(loaded).__name__}")
         if unknown := sorted(set(loaded) - set(SECTIONS)):
-            raise ConfigError(f"{path}: unknown section {unknown[0]!r}; expected some of {', '.join(SECTIONS)}")
+            raise ConfigError(f"{path}: unknown section {unknown[0]!r}{did_you_mean(str(unknown[0]), SECTIONS)}")
         if len(worlds := [name for name in WORLDS if name in loaded]) > 1:
             raise ConfigError(f"{path}: sections {' and '.join(worlds)}; expected one of them")
         self.world = worlds[0] if worlds else WORLDS[0]
         self.sections = {name: loaded.get(name) or {} for name in SECTIONS}
+        for name, values in self.sections.items():
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"{path}: {name}: expected a mapping of keys and values, got {values!r:.60}")
         for name, config_class in SECTIONS.items():
             if name == "own":  # has paths of the user's, none of the loop's
                 if self.world == name:
@@ -70,14 +66,7 @@ class Settings:
 
     def build(self, section: str, **given: Any) -> Any:
         """The section's stage config; `given` are the paths and seeds that the loop sets."""
-        config_class = SECTIONS[section]
         if set_twice := sorted(set(self.sections[section]) & set(given)):
             raise ConfigError(f"{self.path}: {section}.{set_twice[0]} is set by the loop; remove it")
         values = {**self.sections[section], **given}
-        try:
-            return TypeAdapter(with_config(ConfigDict(extra="forbid"))(config_class)).validate_python(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join([section, *map(str, first["loc"])])
-            known = ", ".join(f.name for f in fields(config_class))
-            raise ConfigError(f"{self.path}: {key}: {first['msg']}; known keys of {section}: {known}") from error
+        return build(SECTIONS[section], values, where=lambda key: f"{self.path}: {section}.{key}")

@@ -50,14 +50,18 @@ def pair_charts(runs: Sequence[Path]) -> list[Chart]:
 def calibration_charts(runs: Sequence[Path]) -> list[tuple[Chart, Calibration]]:
     """The last step's score against the share of right answers on the test problems, over all seeds, an arm each.
 
-    The last step's score estimates P(the answer is right) itself. Answers that are neither right nor wrong count as
-    not right.
+    The last step's score estimates P(the answer is right) itself. Answers that are neither right nor wrong are left
+    out.
     """
     charts = []
     for arm in (BASELINE, TRAINED):
         folders = [run / "test" / arm / "scored" for run in runs]
         rollouts = [r for f in folders if (f / MANIFEST).exists() for g in read_groups(f) for r in g.rollouts]
-        scored = [(r.step_scores.values[-1], r.verdict is Verdict.CORRECT) for r in rollouts if r.step_scores]
+        scored = [
+            (r.step_scores.values[-1], r.verdict is Verdict.CORRECT)
+            for r in rollouts
+            if r.step_scores and r.verdict and r.verdict.is_decided
+        ]
         if scored:
             found = calibration([score for score, _ in scored], [right for _, right in scored])
             title = f"Calibration of the last step’s score, {label(arm)}"

@@ -228,11 +228,11 @@ def _claim_rows(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
     """How different the candidates are, and how many the PRM could not read; over the seeds."""
-    ks = [k for k in columns([int(k) for k in rows[0]["distinct_candidates"]]) if k > 1]
-    parts = ", ".join(f"{fmean(row['distinct_candidates'][str(k)] for row in rows):.1f} of {k}" for k in ks)
+    ks = [k for k in columns([int(k) for k in rows[0]["distinct_answers"]]) if k > 1]
+    parts = ", ".join(f"{fmean(row['distinct_answers'][str(k)] for row in rows):.1f} of {k}" for k in ks)
     unscored, total = sum(row["unscored"] for row in rows), sum(row["problems"] * row["samples"] for row in rows)
     reading = f"{unscored} of {total} could not be scored and rank last" if unscored else f"all {total} could be scored"
-    return f"{parts} candidates are different texts; {reading}"
+    return f"{parts} candidates give different answers; {reading}"
 
 
 def _training(run: Path) -> list[Chart]:

@@ -21,8 +21,8 @@ from rewards.prm.labelling.source import counts_estimate_mc
 from rewards.scoring.visual_dependence import step_dependence, visual_dependence
 from rewards.steps import split_into, split_on_blank_lines
 from rewards.types import Completion, Rollout, RolloutGroup, Verdict
-from rewards.verifying.answers import canonical_answer
 from rewards.verifying.degeneration import degenerate
+from rewards.verifying.equality_classes import votes_of, with_votes
 
 LONGEST_STEP = 4000  # characters of a step or question on the page
 LONGEST_LINE = 400  # characters of an answer or id
@@ -115,7 +115,7 @@ def problem_views(run: Path, count: int) -> dict[str, list[ProblemView]]:
     for position, (kind, folder) in enumerate(present.items(), start=1):
         room = left if position == len(present) else min(shares[kind], left)
         pairs = read_pairs(run) if kind == "pairs" else {}
-        groups = [group for group in read_groups(folder) if kind != "pairs" or group.problem.id in pairs]
+        groups = [with_votes(group) for group in read_groups(folder) if kind != "pairs" or group.problem.id in pairs]
         blind = {group.problem.id for group in groups if _blind(group)}
         views[kind] = [
             _problem(group, kind, pairs=pairs.get(group.problem.id, []), blind=group.problem.id in blind)
@@ -158,10 +158,8 @@ def _disagrees(group: RolloutGroup) -> bool:
     """Whether the PRM's pick and the majority answer differently."""
     if all(rollout.reward is None for rollout in group.rollouts):
         return False
-    answers = [
-        canonical_answer(group.rollouts[i].completion.text) for i in (_top(group), majority(group, canonical_answer))
-    ]
-    return answers[0] != answers[1]
+    votes = votes_of(group)
+    return votes[_top(group)] != votes[majority(group)]
 
 
 def _blind(group: RolloutGroup) -> bool:
@@ -203,7 +201,7 @@ def _badges(group: RolloutGroup) -> dict[str, list[str]]:
     badges: defaultdict[str, list[str]] = defaultdict(list)
     if any(rollout.reward is not None for rollout in group.rollouts):
         badges[group.rollouts[_top(group)].completion.text].append("PRM’s pick")
-        badges[group.rollouts[majority(group, canonical_answer)].completion.text].append("majority’s answer")
+        badges[group.rollouts[majority(group)].completion.text].append("majority’s answer")
     return badges
 
 
@@ -250,6 +248,7 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
     """
     text = rollout.completion.text
     scores = rollout.step_scores.values if rollout.step_scores else ()
+    part = rollout.step_scores.part if rollout.step_scores else "solution"
     counts = [f"{count.correct}/{count.total}" for count in rollout.mc or ()]
     estimates = counts_estimate_mc(rollout.label_source)
     values = [count.value if estimates else float(count.correct > 0) for count in rollout.mc or ()]
@@ -258,7 +257,7 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
     number = len(scores) or len(counts)
     whole = split_on_blank_lines(text)
     try:
-        steps = split_into(text, number) if number else whole
+        steps = split_into(text, number, part=part) if number else whole
     except StepAlignmentError:
         return [StepView(_clipped(text))]
     views = []

@@ -222,8 +222,8 @@ def _results(run: Path, arm: str) -> dict[str, Any]:
 
 
 def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
-    """What each seed's candidates were: distinct ones a k, verdicts, unscored ones."""
-    keys = ("problems", "samples", "distinct_candidates", "verdicts", "unscored")
+    """What each seed's candidates were: distinct answers at each k, verdicts, unscored ones."""
+    keys = ("problems", "samples", "distinct_answers", "verdicts", "unscored")
     return [{key: results[key] for key in keys} for run in runs if (results := _results(run, arm))]
 
 

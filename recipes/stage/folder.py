@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -19,9 +20,13 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError, FingerprintError, StageError
 from mpo.multimodal.failpoints import reach
 from mpo.multimodal.files import write_atomic
+from mpo.multimodal.text import one_line
+from recipes.stage.closing import closing_line
 from rewards.kept.store import differences
 
 MANIFEST = "manifest.json"
+PAIRS = "pairs.parquet"  # of `mpo pairs`
+RESULTS = "results.json"  # of `mpo best-of-n`
 STARTED = "started.json"  # of a stage that goes on where it was killed: whose work lies in the folder
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
@@ -48,11 +53,12 @@ class Stage:
         settings, inputs = self.fingerprint["settings"], self.fingerprint["inputs"]
         return {key: inputs.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}
 
-    def finish(self, counts: Mapping[str, Any]) -> Path:
-        """Write the manifest, last and atomically; of several processes the first does.
+    def finish(self, counts: Mapping[str, Any], *, note: str = "") -> Path:
+        """Write the manifest, last and atomically, and print the closing line; of several processes the first does.
 
         Args:
             counts: `in`, `out` and `rejected` (reason → number), and whatever else the stage counted.
+            note: the number that matters, in words, for the closing line.
 
         Raises:
             AssertionError: the account does not balance, which is a defect of ours.
@@ -63,14 +69,17 @@ class Stage:
             assert counts["in"] == counts["out"] + sum(counts["rejected"].values()), (self.name, counts)
         if not is_first_process():
             return self.out
+        seconds = round(time.monotonic() - self.started, 2)
         manifest = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
             "counts": dict(counts),
-            "seconds": round(time.monotonic() - self.started, 2),
+            "seconds": seconds,
         }
         reach("before_manifest")
         write_atomic(self.out / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        line = closing_line(self.name, counts, self.out, seconds=seconds, note=note)
+        print(line, file=sys.stderr)
         return self.out
 
 
@@ -114,7 +123,10 @@ def open_stage(
             raise FingerprintError(
                 f"stage {name}: {out} was made with other {', '.join(differing)}; choose another folder or delete it"
             )
-        return Stage(name, out, fingerprint, complete=manifest.exists() and not (grown or differing))
+        complete = manifest.exists() and not (grown or differing)
+        if complete and is_first_process():
+            print(one_line(f"{name}: complete already, nothing to do; {out}"), file=sys.stderr)
+        return Stage(name, out, fingerprint, complete=complete)
     out.mkdir(parents=True, exist_ok=True)
     if work is not None and is_first_process():
         write_atomic(started, json.dumps({"fingerprint": fingerprint}, indent=2, sort_keys=True) + "\n")
@@ -177,9 +189,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], *, besides: 
         old, new = ({key: value for key, value in side[part].items() if key not in left_out} for side in (before, now))
         names += differences(old, new)
     return names
-
-
-PAIRS = "pairs.parquet"
-
-
-RESULTS = "results.json"

@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +21,7 @@ from rewards.types import (
     FinishReason,
     MonteCarloCount,
     Problem,
+    Prompt,
     Rollout,
     RolloutGroup,
     StepScores,
@@ -38,7 +40,7 @@ class _ProblemRow(BaseModel):
     id: str
     question: str
     images: list[str] = []
-    answer: str | None = None
+    answer: bool | int | float | str | list[bool | int | float | str] | None = None
     meta: dict[str, Any] = {}
 
 
@@ -55,8 +57,11 @@ class _RolloutRow(BaseModel):
     num_tokens: int
     token_logprobs: list[float] | None = None
     verdict: Verdict | None = None
+    second_verdict: Verdict | None = None
+    vote: int | None = None
     step_scores: list[float] | None = None
     step_score_bounds: list[tuple[float, float]] | None = None  # of scores that a server told in part
+    scored_part: str = "solution"  # of a response with a thought, whose steps were scored
     reward: float | None = None
     mc: list[tuple[int, int]] | None = None
     label_source: str | None = None  # absent in files that were written before there was more than one budget
@@ -64,9 +69,16 @@ class _RolloutRow(BaseModel):
     swapped: _UnseenRow | None = None
 
 
+class _PromptRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    template: str
+    system: str = ""
+
+
 class _GroupRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     problem_id: str
+    prompt: _PromptRow | None = None  # how the policy was asked; the bare question without it
     rollouts: list[_RolloutRow]
 
 
@@ -74,7 +86,7 @@ def read_problems(path: str | Path, *, on_bad: OnBad | None = None) -> dict[str,
     """Problems by id, in file order.
 
     A line is `{"id", "question", "images": [paths inside the file's folder], "answer", "meta"}`; `image` (one path)
-    is accepted for `images`.
+    is accepted for `images`, and for `answer` a number, true or false, or a list of accepted answers.
 
     Args:
         path: the file.
@@ -112,7 +124,7 @@ def _problem(line: bytes, path: Path, number: int) -> Problem:
     found = _validate(_ProblemRow, row, path, number)
     with _naming(path, number):
         images = tuple(resolve_inside(image, path.parent) for image in found.images)
-    return Problem(found.id, found.question, images, found.answer, found.meta)
+    return Problem(found.id, found.question, images, cast(str | None, found.answer), found.meta)
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
@@ -164,7 +176,10 @@ def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
         if group.problem_id in seen:
             raise DataError(f"{folder / GROUPS}:{number}: problem {group.problem_id!r} occurs twice")
         seen.add(group.problem_id)
-        yield RolloutGroup(problems[group.problem_id], rollouts)
+        problem = problems[group.problem_id]
+        if group.prompt is not None:
+            problem = replace(problem, prompt=Prompt(group.prompt.template, group.prompt.system))
+        yield RolloutGroup(problem, rollouts)
 
 
 def problems_of(folder: str | Path) -> Path:
@@ -177,8 +192,13 @@ def problems_of(folder: str | Path) -> Path:
 
 def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
     """Write groups, one in memory at a time; problems are named by id only."""
-    rows = ({"problem_id": group.problem.id, "rollouts": [_row(r) for r in group.rollouts]} for group in groups)
-    write_rows(folder / GROUPS, rows)
+    write_rows(folder / GROUPS, map(_group_row, groups))
+
+
+def _group_row(group: RolloutGroup) -> dict[str, Any]:
+    problem, rollouts = group.problem, [_row(rollout) for rollout in group.rollouts]
+    prompt = {"prompt": asdict(problem.prompt)} if problem.prompt != Prompt() else {}
+    return {"problem_id": problem.id, **prompt, "rollouts": rollouts}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -236,6 +256,8 @@ def _rollout(row: _RolloutRow) -> Rollout:
         row.label_source,
         _unseen(row.blank),
         _unseen(row.swapped),
+        row.second_verdict,
+        row.vote,
     )
 
 
@@ -246,19 +268,24 @@ def _unseen(row: _UnseenRow | None) -> Unseen | None:
 def _step_scores(row: _RolloutRow) -> StepScores | None:
     if row.step_scores is None:
         return None
-    return StepScores(tuple(row.step_scores), tuple(row.step_score_bounds) if row.step_score_bounds else None)
+    bounds = tuple(row.step_score_bounds) if row.step_score_bounds else None
+    return StepScores(tuple(row.step_scores), bounds, row.scored_part)
 
 
 def _row(rollout: Rollout) -> Mapping[str, Any]:
     completion = rollout.completion
+    scored = rollout.step_scores
     row = {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "num_tokens": completion.num_tokens,
         "token_logprobs": completion.token_logprobs,
         "verdict": rollout.verdict,
-        "step_scores": list(rollout.step_scores.values) if rollout.step_scores else None,
-        "step_score_bounds": rollout.step_scores.bounds if rollout.step_scores else None,
+        "second_verdict": rollout.second_verdict,
+        "vote": rollout.vote,
+        "step_scores": list(scored.values) if scored else None,
+        "step_score_bounds": scored.bounds if scored else None,
+        "scored_part": scored.part if scored and scored.part != "solution" else None,
         "reward": rollout.reward,
         "mc": [(count.correct, count.total) for count in rollout.mc] if rollout.mc else None,
         "label_source": rollout.label_source,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mpo.multimodal.messages import template_of
 from recipes.stage.folder import Stage
 from rewards.kept.calls import CallStore
 from rewards.kept.keys import digest
@@ -28,7 +29,7 @@ def open_calls(stage: Stage, *, processor: Any = None, groups: Iterable[RolloutG
     """
     fingerprint = stage.by_content()
     if processor is not None:
-        fingerprint["template"] = digest(processor.chat_template)[:16]
+        fingerprint["template"] = digest(template_of(processor))[:16]
         fingerprint["pictures"] = _pictures(groups)
     return CallStore(stage.out / CALLS, fingerprint)
 

@@ -19,8 +19,11 @@ def prm_of(
     model: str | None = None,
     read: str = "token_ids",
     concurrency: int = 16,
+    part: str = "solution",
 ) -> StepPRM:
     """The PRM of a folder; with `base_url` and `model` the folder's weights stay where they are.
+
+    It scores the steps of that `part` of a response: "solution", "thought" or "both".
 
     Raises:
         ConfigError: a server without a model's name, or the other way round, or without the extra.
@@ -29,10 +32,14 @@ def prm_of(
         missing = "name there (model)" if model is None else "address (base_url)"
         raise ConfigError(f"a PRM behind a server needs its address and its name there, got no {missing}")
     if not base_url or model is None:
-        return ModelPRM.load(folder, prm_format=prm_format, batch_rows=batch_rows)
+        prm: StepPRM = ModelPRM.load(folder, prm_format=prm_format, batch_rows=batch_rows)
+        prm.part = part
+        return prm
     try:
         from rewards.prm.server_prm import ServerPRM
     except ImportError as error:
         raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
 
-    return ServerPRM.load(folder, base_url, model, prm_format=prm_format, read=read, concurrency=concurrency)
+    prm = ServerPRM.load(folder, base_url, model, prm_format=prm_format, read=read, concurrency=concurrency)
+    prm.part = part
+    return prm

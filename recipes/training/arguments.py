@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +45,50 @@ def training_defaults(out: Path, config: Any) -> dict[str, Any]:
     }
 
 
-def large_model_training(out: Path, config: ModelTraining, *, batch: str, dtype: torch.dtype) -> dict[str, Any]:
+def large_model_training(
+    out: Path, config: ModelTraining, *, batch: str, rows: int, dtype: torch.dtype
+) -> dict[str, Any]:
     """The arguments of `mpo train-mpo` and `mpo train-prm`.
 
     Args:
         out: the stage's folder.
         config: of the stage, with `max_steps`, `learning_rate` and `seed` too.
         batch: the name of its setting for the rows of an optimizer step.
+        rows: that there are to train on.
         dtype: that the forward pass runs in.
 
     Raises:
         ConfigError: a value that cannot work.
     """
+    steps, rate = config.max_steps, config.learning_rate  # type: ignore[attr-defined]
     if (
         not 0 <= config.warmup < 1
         or min(config.epochs, config.per_device_batch, config.lora_rank, config.save_steps) < 0
+        or min(steps, config.min_steps, getattr(config, batch) - 1) < 0
+        or rate <= 0
         or (config.dataloader_num_workers or 0) < 0
     ):
         raise ConfigError(
-            "expected warmup in [0, 1) and no negative epochs, per_device_batch, lora_rank, save_steps or "
-            f"dataloader_num_workers, got {config.warmup}, {config.epochs}, {config.per_device_batch}, "
-            f"{config.lora_rank}, {config.save_steps} and {config.dataloader_num_workers}"
+            "expected warmup in [0, 1), learning_rate > 0 and no negative epochs, max_steps, min_steps, "
+            f"per_device_batch, lora_rank, save_steps, dataloader_num_workers or {batch}, got {config.warmup}, {rate}, {config.epochs}, "
+            f"{steps}, {config.min_steps}, {config.per_device_batch}, {config.lora_rank}, {config.save_steps}, {config.dataloader_num_workers} and "
+            f"{getattr(config, batch)}"
         )
-    per_device, accumulation = micro_batches(getattr(config, batch), config.per_device_batch, name=batch)
+    if steps and config.epochs:
+        raise ConfigError(
+            f"max_steps={steps} and epochs={config.epochs:g} both say how long to train: give one of them"
+        )
+    epochs = 0.0 if steps else config.epochs or 1.0
+    size = getattr(config, batch)
+    if epochs and config.min_steps:
+        size = fitting_batch(size, config.per_device_batch, rows=rows, epochs=epochs, steps=config.min_steps)
+    if size < getattr(config, batch):
+        print(
+            f"{batch} {getattr(config, batch)} -> {size}: so {epochs:g} epochs over {rows} rows have at least "
+            f"{config.min_steps} optimizer steps, or as many as can be (min_steps)",
+            file=sys.stderr,
+        )
+    per_device, accumulation = micro_batches(size, config.per_device_batch, name=batch)
     arguments = training_defaults(out, config) | {
         "per_device_train_batch_size": per_device,
         "gradient_accumulation_steps": accumulation,
@@ -74,8 +96,8 @@ def large_model_training(out: Path, config: ModelTraining, *, batch: str, dtype:
         "gradient_checkpointing": config.gradient_checkpointing,
         **feeding(config.dataloader_num_workers, accelerated=torch.accelerator.is_available()),
     }
-    if config.epochs:
-        arguments |= {"max_steps": -1, "num_train_epochs": config.epochs, "warmup_steps": config.warmup}
+    if epochs:
+        arguments |= {"max_steps": -1, "num_train_epochs": epochs, "warmup_steps": config.warmup}
     else:
         arguments["warmup_steps"] = max(1, int(arguments["max_steps"] * config.warmup))
     if config.save_steps:
@@ -103,9 +125,42 @@ def feeding(workers: int | None, *, accelerated: bool) -> dict[str, Any]:
     return settings | ({"accelerator_config": {"non_blocking": True}} if accelerated else {})
 
 
+def training_account(trainer: Any) -> tuple[dict[str, Any], str]:
+    """What a finished run did, for the manifest: steps, epochs, last logged loss, warnings; and the same in words.
+
+    Args:
+        trainer: a `WholeStepTrainer` that has trained.
+    """
+    plan, losses = trainer.schedule(), [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    account = {
+        "steps": trainer.state.global_step,
+        "epochs": round(plan.epochs, 2),
+        "last_loss": float(losses[-1]) if losses else None,
+        "warnings": plan.warnings(),
+    }
+    words = f"{account['steps']} optimizer steps, {account['epochs']:g} epochs"
+    words += f", last logged loss {account['last_loss']:.4g}" if losses else ""
+    words += "".join(f"; WARNING: {warning}" for warning in account["warnings"])
+    return account, words
+
+
 def has_checkpoint(out: Path) -> bool:
     """Whether a save has finished in this folder; the trainer checks its files when it resumes."""
     return any(out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}"))
+
+
+def fitting_batch(batch_size: int, per_device: int, *, rows: int, epochs: float, steps: int) -> int:
+    """The largest number of rows per optimizer step, at most `batch_size`, with which a run has at least `steps` steps.
+
+    It stays a multiple of a micro-batch on every process, and is one of those where even that leaves fewer steps.
+
+    Example:
+        >>> [fitting_batch(256, 8, rows=rows, epochs=1, steps=20) for rows in (62, 400, 4000, 40000)]
+        [8, 16, 200, 256]
+    """
+    unit = (per_device or 1) * int(os.environ.get("WORLD_SIZE", "1"))
+    most = int(rows * epochs) // steps
+    return min(batch_size, max(unit, most // unit * unit))
 
 
 def micro_batches(batch_size: int, per_device: int = 0, *, name: str = "batch_size") -> tuple[int, int]:

@@ -50,9 +50,9 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
     Raises:
         ConfigError: a value that cannot work.
     """
-    seen = config.epochs * rows if config.epochs else config.max_steps * config.batch_size
+    seen = config.max_steps * config.batch_size if config.max_steps else (config.epochs or 1.0) * rows
     settings = {
-        **large_model_training(out, config, batch="batch_size", dtype=run_dtype(config, config.policy)),
+        **large_model_training(out, config, batch="batch_size", rows=rows, dtype=run_dtype(config, config.policy)),
         "beta": config.beta,
         "preference_weight": config.preference_weight,
         "quality_weight": config.quality_weight,

@@ -8,7 +8,7 @@ from pathlib import Path
 from mpo.multimodal.files import write_atomic
 from recipes.config import TrainMPOConfig
 from recipes.stage.folder import is_first_process, open_stage
-from recipes.training.arguments import has_checkpoint
+from recipes.training.arguments import has_checkpoint, training_account
 from recipes.training.model_card import write_policy_card
 from recipes.training.mpo_run import build_trainer, read_pairs
 from recipes.training.sample_monitor import SampleMonitor
@@ -37,4 +37,5 @@ def train_mpo(config: TrainMPOConfig) -> Path:
     if is_first_process():
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
         write_policy_card(stage.out, stage.fingerprint, counts, trainer)
-    return stage.finish(counts)
+    account, words = training_account(trainer)
+    return stage.finish({**counts, "training": account}, note=words)

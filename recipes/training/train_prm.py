@@ -16,7 +16,7 @@ from mpo.multimodal.loading import load_processor
 from recipes.config import TrainPRMConfig
 from recipes.stage.folder import is_first_process, open_stage
 from recipes.stage.groups import read_groups
-from recipes.training.arguments import has_checkpoint, large_model_training
+from recipes.training.arguments import has_checkpoint, large_model_training, training_account
 from recipes.training.model_card import write_prm_card
 from recipes.training.weights import choose_trained, run_dtype, weights_dtype, weights_to
 from rewards.errors import StepAlignmentError
@@ -44,7 +44,6 @@ def train_prm(config: TrainPRMConfig) -> Path:
     if config.num_problems < 0:
         raise ConfigError(f"--num_problems must be 0 for all, or a number of problems; got {config.num_problems}")
     dtype = run_dtype(config, config.model)
-    arguments = large_model_training(stage.out, config, batch="batch_groups", dtype=dtype)
     read = read_groups(config.groups)[: config.num_problems or None]
     groups, too_many_steps = labelled_groups(read, config, prm_format.max_steps)
     processor = load_processor(config.model)
@@ -59,6 +58,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     wanted = config.visual_contrasts
     contrasts = visual_contrasts(groups, wanted, random.Random(config.seed)) if wanted else []
     groups += contrasts
+    arguments = large_model_training(stage.out, config, batch="batch_groups", rows=len(groups), dtype=dtype)
     model = load_weights(config.model, prm_format, dtype=weights_dtype(config, dtype))
     trainer = PRMTrainer(
         model,
@@ -79,7 +79,9 @@ def train_prm(config: TrainPRMConfig) -> Path:
     if is_first_process():
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
         write_prm_card(stage.out, stage.fingerprint, counts, trainer, prm_format)
-    return stage.finish({**counts, "visual contrasts": sum(len(group.solutions) for group in contrasts)})
+    account, words = training_account(trainer)
+    counts |= {"visual contrasts": sum(len(group.solutions) for group in contrasts), "training": account}
+    return stage.finish(counts, note=words)
 
 
 def labelled_groups(

@@ -27,44 +27,45 @@ from scipy.special import betaln, gammaln
 
 from mpo.multimodal.errors import ConfigError
 from rewards.choosing.curves import ranking
-from rewards.choosing.selection import CHOICES, AnswerOf
+from rewards.choosing.selection import CHOICES
 from rewards.statistics import mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
-from rewards.verifying.answers import canonical_answer
+from rewards.verifying.equality_classes import votes_of, with_votes
 
 ERROR = 0.05
 
 
-def vote_may_change(group: RolloutGroup, remaining: int, answer_of: AnswerOf) -> float:
+def vote_may_change(group: RolloutGroup, remaining: int) -> float:
     """Probability that `remaining` more samples change the majority's answer; 1 while nobody votes."""
-    return _overtaking(group, remaining, answer_of, weights=[1.0] * len(group.rollouts))
+    return _overtaking(group, remaining, weights=[1.0] * len(group.rollouts))
 
 
-def weighted_vote_may_change(group: RolloutGroup, remaining: int, answer_of: AnswerOf) -> float:
+def weighted_vote_may_change(group: RolloutGroup, remaining: int) -> float:
     """The same with rewards for weights, in units of the mean reward; an unscored rollout has no weight."""
-    return _overtaking(group, remaining, answer_of, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
+    return _overtaking(group, remaining, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
 
 
-def best_may_change(group: RolloutGroup, remaining: int, answer_of: AnswerOf) -> float:
+def best_may_change(group: RolloutGroup, remaining: int) -> float:
     """Probability that a later sample is the PRM's choice and has another final answer; 1 while none is scored.
 
     Example:
         >>> from rewards.types import Completion, Problem, Rollout
         >>> rollouts = [Rollout(Completion("Final answer: 7"), reward=r) for r in (0.9, 0.8, 0.3, 0.1)]
         >>> group = RolloutGroup(Problem("p", "?"), tuple(rollouts))
-        >>> best_may_change(group, 4, canonical_answer)  # (0 + 1/2) / (2 + 1) · 4 / 8
+        >>> best_may_change(group, 4)  # (0 + 1/2) / (2 + 1) · 4 / 8
         0.08333333333333333
     """
-    scored = [rollout for rollout in group.rollouts if rollout.reward is not None]
+    votes = zip(group.rollouts, votes_of(group), strict=True)
+    scored = [(rollout.reward, vote) for rollout, vote in votes if rollout.reward is not None]
     if not scored or remaining == 0:
         return float(remaining > 0)
-    order = ranking([rollout.reward or 0.0 for rollout in scored])
-    best, *others = (answer_of(scored[index].completion.text) for index in order[: math.ceil(len(scored) / 2)])
+    order = ranking([reward for reward, _ in scored])
+    best, *others = (scored[index][1] for index in order[: math.ceil(len(scored) / 2)])
     disagree = sum(answer != best for answer in others)
     return (disagree + 0.5) / (len(others) + 2) * remaining / (len(scored) + remaining)
 
 
-MAY_CHANGE: dict[str, Callable[[RolloutGroup, int, AnswerOf], float]] = {
+MAY_CHANGE: dict[str, Callable[[RolloutGroup, int], float]] = {
     "prm": best_may_change,
     "weighted_vote": weighted_vote_may_change,
     "majority": vote_may_change,
@@ -137,7 +138,6 @@ def replay(
     wave: int = 2,
     orders: int = 8,
     seed: int = 0,
-    answer_of: AnswerOf = canonical_answer,
 ) -> Replay:
     """Answer every problem as if its samples came one by one, in random orders.
 
@@ -149,7 +149,6 @@ def replay(
         wave: samples between two looks.
         orders: random orders per problem.
         seed: of the orders.
-        answer_of: text → canonical final answer.
 
     Raises:
         ConfigError: a group has fewer than n rollouts, or an argument is outside its range.
@@ -160,39 +159,36 @@ def replay(
         raise ConfigError(f"expected orders >= 1 and groups of at least n={n} rollouts; got orders={orders}")
     rng = np.random.default_rng(seed)
     rows = []
-    for group in groups:
-        answers = {rollout.completion.text: answer_of(rollout.completion.text) for rollout in group.rollouts}
+    for group in map(with_votes, groups):
         permutations = [rng.permutation(len(group.rollouts))[:n].tolist() for _ in range(orders)]
-        outcomes = [_one_order(group, order, selector, error, wave, answers.__getitem__) for order in permutations]
+        outcomes = [_one_order(group, order, selector, error, wave) for order in permutations]
         rows.append(np.mean(outcomes, axis=0).tolist())
     return Replay(n, *(tuple(column) for column in zip(*rows, strict=True)))
 
 
-def _one_order(
-    group: RolloutGroup, order: Sequence[int], selector: str, error: float, wave: int, answer_of: AnswerOf
-) -> tuple[float, ...]:
+def _one_order(group: RolloutGroup, order: Sequence[int], selector: str, error: float, wave: int) -> tuple[float, ...]:
     """The fields of `Replay` after `n`, for one order of one problem."""
     correct, choose = correctness_of(group), CHOICES[selector]
     tokens = [group.rollouts[index].completion.num_tokens for index in order]
     drawn = group
     for count in looks(len(order), wave):
         drawn = RolloutGroup(group.problem, tuple(group.rollouts[index] for index in order[:count]))
-        if MAY_CHANGE[selector](drawn, len(order) - count, answer_of) <= error:
+        if MAY_CHANGE[selector](drawn, len(order) - count) <= error:
             break
     count = len(drawn.rollouts)
     whole = RolloutGroup(group.problem, tuple(group.rollouts[index] for index in order))
-    here, there = (order[choose(some, answer_of)] for some in (drawn, whole))
-    answer, fixed_answer = (answer_of(group.rollouts[index].completion.text) for index in (here, there))
+    here, there = (order[choose(some)] for some in (drawn, whole))
+    votes = votes_of(group)
+    answer, fixed_answer = votes[here], votes[there]
     sums = (count, sum(tokens[:count]), sum(tokens))
     return (*map(float, sums), float(correct[here]), float(correct[there]), float(answer != fixed_answer))
 
 
-def _overtaking(group: RolloutGroup, remaining: int, answer_of: AnswerOf, *, weights: Sequence[float]) -> float:
-    totals: defaultdict[str, float] = defaultdict(float)
-    for rollout, weight in zip(group.rollouts, weights, strict=True):
-        answer = answer_of(rollout.completion.text)
-        if answer is not None:
-            totals[answer] += weight
+def _overtaking(group: RolloutGroup, remaining: int, *, weights: Sequence[float]) -> float:
+    totals: defaultdict[int, float] = defaultdict(float)
+    for vote, weight in zip(votes_of(group), weights, strict=True):
+        if vote is not None:
+            totals[vote] += weight
     unit = math.fsum(weights) / max(1, sum(weight > 0 for weight in weights))
     if remaining == 0 or not totals or unit <= 0:
         return float(remaining > 0)

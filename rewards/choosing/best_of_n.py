@@ -8,19 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import load_image
 from rewards.choosing.adaptive import MAY_CHANGE, check_stopping, looks
-from rewards.choosing.selection import CHOICES, AnswerOf
+from rewards.choosing.selection import CHOICES
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.scoring.aggregation import aggregate
 from rewards.scoring.process_reward_model import ProcessRewardModel
-from rewards.types import Aggregator, Completion, Problem, Rollout, RolloutGroup, StepScores
+from rewards.types import Aggregator, Completion, Problem, Prompt, Rollout, RolloutGroup, StepScores
 from rewards.verifying.answers import canonical_answer
+from rewards.verifying.equality_classes import EqualityClasses, numbered
 
 if TYPE_CHECKING:
     from rewards.types import ImageLike
@@ -66,9 +66,12 @@ class BestOfN:
             prepares its model in place, which changes no other call: it may be the generator's own.
         params: sampling settings of a policy that is loaded from a folder; a generator has its own.
         aggregation: a name of `rewards.scoring.aggregation.AGGREGATIONS`, or a callable of its shape.
-        answer_of: text → canonical final answer, for votes and for adaptive N.
+        prompt: how the policy is asked (`rewards.sampling.prompts.PROMPTS`); the PRM sees the bare question.
         wave: with adaptive N, samples drawn between two looks. A `TransformersGenerator` of your own needs
             `rows_a_problem=wave`, else every wave draws the earlier ones again.
+
+    Votes count what answers mean; formulas are compared in a worker process, so a script needs
+    `if __name__ == "__main__":`.
 
     Raises:
         ConfigError: `params` beside a generator.
@@ -81,14 +84,14 @@ class BestOfN:
         *,
         params: SamplingParams | None = None,
         aggregation: str | Aggregator = "mean",
-        answer_of: AnswerOf = canonical_answer,
+        prompt: Prompt = Prompt(),  # noqa: B008
         wave: int = 4,
     ) -> None:
         if not isinstance(policy, str | Path) and params is not None:
             raise ConfigError("params are for a policy that is loaded from a folder; set them in the generator")
         self.generator = _loaded_policy(policy, params, wave) if isinstance(policy, str | Path) else policy
         self.prm = _loaded_prm(prm) if isinstance(prm, str | Path) else prm
-        self.aggregation, self.answer_of, self.wave = aggregation, answer_of, wave
+        self.aggregation, self.prompt, self.wave = aggregation, prompt, wave
 
     def answer(
         self,
@@ -124,23 +127,22 @@ class BestOfN:
             )
         if error is not None:
             check_stopping(selector, error)
-        problem = Problem("question", question, _images(image))
-        group, chance = RolloutGroup(problem, ()), None
-        answer_of = cache(self.answer_of)
+        problem = Problem("question", question, _images(image), prompt=self.prompt)
+        group, chance, classes = RolloutGroup(problem, ()), None, EqualityClasses(problem)
         for count in looks(n, self.wave if error is not None else n):
-            group = self._extended(group, count, seed)
+            group = numbered(self._extended(group, count, seed), classes)
             if error is not None:
-                chance = MAY_CHANGE[selector](group, n - count, answer_of)
+                chance = MAY_CHANGE[selector](group, n - count)
                 if chance <= error:
                     break
         if selector != "majority" and all(rollout.reward is None for rollout in group.rollouts):
             raise DataError(
                 f"the PRM can read none of the {len(group.rollouts)} candidates; choose by majority instead"
             )
-        index = CHOICES[selector](group, answer_of)
+        index = CHOICES[selector](group)
         text, counted = group.rollouts[index].completion.text, [r.completion.num_tokens for r in group.rollouts]
         tokens = sum(counted) if all(counted) else None
-        return Answer(text, answer_of(text), index, group.rollouts, tokens, chance)
+        return Answer(text, canonical_answer(text), index, group.rollouts, tokens, chance)
 
     def _extended(self, group: RolloutGroup, n: int, seed: int) -> RolloutGroup:
         """The group with samples up to n, the new ones scored."""

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -21,8 +20,8 @@ from rewards.choosing.curves import pass_at_k, ranked_at_k, ranking, vote_at_k
 from rewards.choosing.selector_warnings import image_drop, length_preference, selector_regret, trust_warnings
 from rewards.statistics import Estimate, auc, mean_with_interval
 from rewards.types import Rollout, RolloutGroup, correctness_of, verdict_of
-from rewards.verifying.answers import canonical_answer
 from rewards.verifying.degeneration import REASONS, degenerate
+from rewards.verifying.equality_classes import votes_of, with_votes
 
 RESAMPLES = 2000  # bootstrap, a cell of the table
 ORDERS = 4  # in which each problem's samples are replayed for adaptive N
@@ -37,6 +36,7 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = 
         where: names the groups in messages.
     """
     samples = _check(groups, ks, where)
+    groups = [with_votes(group) for group in groups]
     values = {name: {str(k): [at_k(group, k) for group in groups] for k in ks} for name, at_k in SELECTORS.items()}
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     aucs = list(within_problem_aucs(groups).values())
@@ -51,7 +51,7 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = 
             name: {k: asdict(mean_with_interval(column, resamples=RESAMPLES)) for k, column in at.items()}
             for name, at in values.items()
         },
-        "distinct_candidates": {str(k): _mean([distinct_at_k(group, k) for group in groups]) for k in ks},
+        "distinct_answers": {str(k): _mean([distinct_at_k(group, k) for group in groups]) for k in ks},
         "verdicts": _shares(Counter(verdict_of(rollout) for rollout in rollouts), len(rollouts)),
         "degenerate": degenerate_shares(rollouts),
         "unscored": sum(rollout.reward is None for rollout in rollouts),
@@ -66,14 +66,17 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = 
 
 def adaptive(groups: Sequence[RolloutGroup], n: int) -> dict[str, Any]:
     """Choice → what stopping early would save of n samples, and cost in accuracy (`rewards.choosing.adaptive`)."""
-    replays = {name: replay(groups, n, selector=name, orders=ORDERS, answer_of=_answer) for name in MAY_CHANGE}
+    replays = {name: replay(groups, n, selector=name, orders=ORDERS) for name in MAY_CHANGE}
     return {"error": ERROR, "orders": ORDERS} | {name: found.summary() for name, found in replays.items()}
 
 
 def distinct_at_k(group: RolloutGroup, k: int) -> float:
-    """Expected number of distinct texts among k random rollouts: Σ_texts P(at least one of its copies is drawn)."""
-    texts = [rollout.completion.text for rollout in group.rollouts]
-    return math.fsum(pass_at_k([text == one for text in texts], k) for one in set(texts))
+    """Expected number of distinct answers among k random rollouts: Σ_classes P(one of the class is drawn).
+
+    Answers that mean the same are one; what states no answer that can be read is none.
+    """
+    votes = votes_of(group)
+    return math.fsum(pass_at_k([vote == one for vote in votes], k) for one in set(votes) - {None})
 
 
 def degenerate_shares(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -85,12 +88,16 @@ def degenerate_shares(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def within_problem_aucs(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """P(reward of a right rollout > reward of a wrong one) a problem, ties half: 0.5 is a PRM that knows nothing.
 
-    Only scored rollouts count, and only problems that have right and wrong ones appear.
+    Only scored rollouts count whose verdict says right or wrong, and only problems that have both appear.
     """
     aucs = {}
     for group in groups:
         correct = correctness_of(group)
-        scored = [(r.reward, right) for r, right in zip(group.rollouts, correct, strict=True) if r.reward is not None]
+        scored = [
+            (r.reward, right)
+            for r, right in zip(group.rollouts, correct, strict=True)
+            if r.reward is not None and r.verdict and r.verdict.is_decided
+        ]
         value = auc([reward for reward, _ in scored], [right for _, right in scored])
         if value is not None:
             aucs[group.problem.id] = value
@@ -154,9 +161,8 @@ def _vote(weight_of: Callable[[Rollout], float]) -> Callable[[RolloutGroup, int]
     """A vote of the final answers among k, each rollout with its weight."""
 
     def at_k(group: RolloutGroup, k: int) -> float:
-        answers = [_answer(rollout.completion.text) for rollout in group.rollouts]
         weights = [weight_of(rollout) for rollout in group.rollouts]
-        return vote_at_k(answers, weights, correctness_of(group), k, seed=group.problem.id)
+        return vote_at_k(votes_of(group), weights, correctness_of(group), k, seed=group.problem.id)
 
     return at_k
 
@@ -182,11 +188,6 @@ SELECTORS: dict[str, Callable[[RolloutGroup, int], float]] = {
     "random": _random,
     "oracle": lambda group, k: pass_at_k(correctness_of(group), k),
 }
-
-
-@lru_cache(maxsize=65_536)
-def _answer(text: str) -> str | None:
-    return canonical_answer(text)
 
 
 def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:

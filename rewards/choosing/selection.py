@@ -1,7 +1,8 @@
 """A group of rollouts → the index of the one to answer with.
 
-Every selector has the same signature `(group, answer_of) -> int`. How accurate a selector is among k samples, beside
-blind rulers and the oracle, is computed in `rewards/choosing/evaluation.py`.
+Every selector has the same signature `(group) -> int`. Votes count meanings, not spellings: rollouts vote for the class
+of their answer (`rewards/verifying/equality_classes.py`). How accurate a selector is among k samples, beside blind
+rulers and the oracle, is computed in `rewards/choosing/evaluation.py`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ from collections.abc import Callable
 
 from mpo.multimodal.errors import DataError
 from rewards.types import RolloutGroup
+from rewards.verifying.equality_classes import votes_of
 
-AnswerOf = Callable[[str], str | None]
-GroupSelector = Callable[[RolloutGroup, AnswerOf], int]
+GroupSelector = Callable[[RolloutGroup], int]
 
 
-def best_of_n(group: RolloutGroup, answer_of: AnswerOf) -> int:
+def best_of_n(group: RolloutGroup) -> int:
     """The rollout with the highest reward; ties go to the lowest index.
 
     Args:
         group: at least one rollout, each with a finite reward.
-        answer_of: not used.
 
     Raises:
         DataError: the group is empty, or a rollout has no finite reward.
@@ -30,33 +30,32 @@ def best_of_n(group: RolloutGroup, answer_of: AnswerOf) -> int:
     Example:
         >>> from rewards.types import Completion, Problem, Rollout
         >>> rollouts = tuple(Rollout(Completion("…"), reward=r) for r in (0.2, 0.9, 0.9))
-        >>> best_of_n(RolloutGroup(Problem("p", "?"), rollouts), lambda text: None)
+        >>> best_of_n(RolloutGroup(Problem("p", "?"), rollouts))
         1
     """
     rewards = rewards_of(group)
     return rewards.index(max(rewards))
 
 
-def majority(group: RolloutGroup, answer_of: AnswerOf) -> int:
+def majority(group: RolloutGroup) -> int:
     """The most frequent final answer (self-consistency, arXiv 2203.11171); returns its first rollout.
 
     Args:
-        group: at least one rollout.
-        answer_of: text → canonical final answer, or `None` where there is none. `None` does not vote.
+        group: at least one rollout; what its verifier cannot read does not vote (`votes_of`).
 
     Returns:
         Ties go to the answer that appeared first; index 0 when nobody votes.
     """
-    return _vote(group, answer_of, weights=[1.0] * _size(group))
+    return _vote(group, weights=[1.0] * _size(group))
 
 
-def weighted_vote(group: RolloutGroup, answer_of: AnswerOf) -> int:
+def weighted_vote(group: RolloutGroup) -> int:
     """The final answer with the largest sum of rewards (arXiv 2206.02336); otherwise as `majority`.
 
     Raises:
         DataError: the group is empty, or a rollout has no finite reward.
     """
-    return _vote(group, answer_of, weights=rewards_of(group))
+    return _vote(group, weights=rewards_of(group))
 
 
 def scored_only(select: GroupSelector) -> GroupSelector:
@@ -67,23 +66,23 @@ def scored_only(select: GroupSelector) -> GroupSelector:
     Example:
         >>> from rewards.types import Completion, Problem, Rollout
         >>> rollouts = tuple(Rollout(Completion("…"), reward=r) for r in (None, 0.2, 0.9))
-        >>> scored_only(best_of_n)(RolloutGroup(Problem("p", "?"), rollouts), lambda text: None)
+        >>> scored_only(best_of_n)(RolloutGroup(Problem("p", "?"), rollouts))
         2
     """
 
-    def select_scored(group: RolloutGroup, answer_of: AnswerOf) -> int:
+    def select_scored(group: RolloutGroup) -> int:
         scored = [index for index in range(_size(group)) if group.rollouts[index].reward is not None]
         if not scored:
             return 0
-        return scored[select(RolloutGroup(group.problem, tuple(group.rollouts[i] for i in scored)), answer_of)]
+        return scored[select(RolloutGroup(group.problem, tuple(group.rollouts[i] for i in scored)))]
 
     return select_scored
 
 
-def vote_of_scored(group: RolloutGroup, answer_of: AnswerOf) -> int:
+def vote_of_scored(group: RolloutGroup) -> int:
     """As `weighted_vote`; a rollout without reward has weight 0."""
     _size(group)
-    return _vote(group, answer_of, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
+    return _vote(group, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
 
 
 # How a question is answered at test time, by the names that `mpo best-of-n` uses; needs no reference answer.
@@ -118,12 +117,11 @@ def _size(group: RolloutGroup) -> int:
     return len(group.rollouts)
 
 
-def _vote(group: RolloutGroup, answer_of: AnswerOf, *, weights: list[float]) -> int:
-    ballots: defaultdict[str, list[int]] = defaultdict(list)  # insertion order = order of first appearance
-    for index, rollout in enumerate(group.rollouts):
-        answer = answer_of(rollout.completion.text)
-        if answer is not None:
-            ballots[answer].append(index)
+def _vote(group: RolloutGroup, *, weights: list[float]) -> int:
+    ballots: defaultdict[int, list[int]] = defaultdict(list)  # insertion order = order of first appearance
+    for index, vote in enumerate(votes_of(group)):
+        if vote is not None:
+            ballots[vote].append(index)
     if not ballots:
         return 0
     return max(ballots.values(), key=lambda voters: math.fsum(weights[i] for i in voters))[0]

@@ -100,7 +100,7 @@ def length_preference(groups: Sequence[RolloutGroup]) -> Estimate | None:
     Only pairs that share correctness count: long responses may well be right more often, and a PRM may know it.
 
     Args:
-        groups: verified groups; rollouts without reward are left out.
+        groups: verified groups; rollouts without reward, or neither right nor wrong, are left out.
 
     Returns:
         Over problems: 0.5 for no preference, 1 for "the longer, the better"; `None` without such pairs.
@@ -111,7 +111,7 @@ def length_preference(groups: Sequence[RolloutGroup]) -> Estimate | None:
         rows = [
             (right, len(rollout.completion.text), rollout.reward)
             for right, rollout in zip(correct, group.rollouts, strict=True)
-            if rollout.reward is not None
+            if rollout.reward is not None and rollout.verdict and rollout.verdict.is_decided
         ]
         wins = [
             0.5 if a[2] == b[2] else float((a[2] > b[2]) == (a[1] > b[1]))

@@ -70,7 +70,8 @@ def write_mmpr(pairs: Iterable[PreferencePair], folder: str | Path, *, name: str
         name: of the data set inside `meta.json`.
 
     Returns:
-        Rows written; and reason → pairs left out: a text that holds `<image>` would claim an image.
+        Rows written; and reason → pairs left out: a text that holds `<image>` would claim an image, and a
+        system message has no place in a row.
 
     Raises:
         ImageError: an image cannot be decoded.
@@ -80,8 +81,11 @@ def write_mmpr(pairs: Iterable[PreferencePair], folder: str | Path, *, name: str
     written, rejected = 0, Counter[str]()
     with opened_atomically(folder / f"{name}.jsonl", "w") as file:
         for pair in pairs:
-            if any(PLACEHOLDER in text for text in (pair.problem.question, pair.chosen.text, pair.rejected.text)):
+            if any(PLACEHOLDER in text for text in (_question(pair.problem), pair.chosen.text, pair.rejected.text)):
                 rejected["image placeholder in a text"] += 1
+                continue
+            if pair.problem.prompt.system:
+                rejected["a system message, for which MMPR has no place"] += 1
                 continue
             files = [_stored(image, folder / "images") for image in pair.problem.images]
             file.write(json.dumps(_row_of(pair, files), ensure_ascii=False) + "\n")
@@ -200,12 +204,17 @@ def _without_placeholders(row: _Row) -> str:
     return rest
 
 
+def _question(problem: Problem) -> str:
+    """As the policy was asked it."""
+    return problem.prompt.text(problem.question)
+
+
 def _row_of(pair: PreferencePair, files: list[str]) -> dict[str, Any]:
     images: dict[str, Any] = {"image": files if len(files) > 1 else files[0]} if files else {}
     answer = {} if pair.problem.answer is None else {"answer_gt": pair.problem.answer}
     return {
         **images,
-        "question": f"{PLACEHOLDER}\n" * len(files) + pair.problem.question,
+        "question": f"{PLACEHOLDER}\n" * len(files) + _question(pair.problem),
         "chosen": pair.chosen.text,
         "rejected": pair.rejected.text,
         **answer,

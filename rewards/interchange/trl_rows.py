@@ -7,13 +7,14 @@ with typed content. Files hold PNG bytes that we decoded and re-encoded ourselve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import DataError, StageError
 from rewards.interchange.parquet import write_parquet
-from rewards.types import Completion, FinishReason, PreferencePair, Problem
+from rewards.sampling.prompts import messages_of
+from rewards.types import Completion, FinishReason, PreferencePair, Problem, Prompt
 
 if TYPE_CHECKING:
     import datasets
@@ -27,7 +28,8 @@ def to_trl_row(pair: PreferencePair) -> Row:
     """One pair as a TRL row (vision, conversational, explicit prompt; TRL docs "Dataset formats").
 
     Returns:
-        `images` (as the problem holds them, in order), `prompt`, `chosen`, `rejected`; `chosen_truncated` and
+        `images` (as the problem holds them, in order), `prompt` (as the policy was asked: the question in its
+        template, behind a system message if there was one), `chosen`, `rejected`; `chosen_truncated` and
         `rejected_truncated`, which say that a response gets no end-of-turn token; `problem_id` and `source`.
 
     Example:
@@ -40,10 +42,9 @@ def to_trl_row(pair: PreferencePair) -> Row:
         ([{'role': 'assistant', 'content': [{'type': 'text', 'text': '4'}]}], [])
     """
     problem = pair.problem
-    placeholders: list[Row] = [{"type": "image"} for _ in problem.images]
     return {
         "images": list(problem.images),
-        "prompt": [{"role": "user", "content": [*placeholders, {"type": "text", "text": problem.question}]}],
+        "prompt": messages_of(problem),
         "chosen": _assistant(pair.chosen.text),
         "rejected": _assistant(pair.rejected.text),
         "chosen_truncated": pair.chosen.finish_reason is FinishReason.LENGTH,
@@ -56,14 +57,16 @@ def to_trl_row(pair: PreferencePair) -> Row:
 def from_trl_row(row: Row) -> PreferencePair:
     """The pair of one row of `read_trl_parquet`, its images decoded: the inverse of `to_trl_row`.
 
-    TRL's format allows more than a pair of ours holds: one user turn, images before one text, one assistant turn.
+    TRL's format allows more than a pair of ours holds: a system turn or none, one user turn, images before one text,
+    one assistant turn. The question comes back as it was asked, template and all.
 
     Raises:
         DataError: the row says something else, an image cannot be decoded, or a side is empty or both are equal.
     """
     from mpo.multimodal.images import load_image
 
-    placeholders, question = _only_turn(row["prompt"], "user")
+    prompt, turns = _system_of(row["prompt"])
+    placeholders, question = _only_turn(turns, "user")
     if placeholders != len(row["images"]):
         raise DataError(f"{placeholders} image placeholders for {len(row['images'])} images; expected as many")
     images = tuple(load_image(image) for image in row["images"])
@@ -74,7 +77,9 @@ def from_trl_row(row: Row) -> PreferencePair:
             raise DataError(f"{side} holds an image; expected text only")
         truncated = row.get(f"{side}_truncated")
         sides.append(Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP))
-    return PreferencePair(Problem(row["problem_id"], question, images), sides[0], sides[1], row["source"])
+    return PreferencePair(
+        Problem(row["problem_id"], question, images, prompt=prompt), sides[0], sides[1], row["source"]
+    )
 
 
 def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
@@ -117,7 +122,7 @@ def read_trl_parquet(path: str | Path) -> datasets.Dataset:
 def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Problem]:
     """The first `limit` different problems of TRL rows, in order, images decoded.
 
-    Rows whose prompt is not one user turn are passed over: a `Problem` cannot hold them.
+    Rows whose prompt is not one user turn (and a system turn before it) are passed over: a `Problem` cannot hold them.
 
     Example:
         >>> from rewards.types import Completion
@@ -131,14 +136,14 @@ def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Prob
     for index, row in enumerate(rows):
         if len(found) == limit:
             break
-        turns = row["prompt"]
+        prompt, turns = _system_of(row["prompt"])
         if [turn["role"] for turn in turns] != ["user"]:
             continue
         question = "".join(block["text"] or "" for block in turns[0]["content"] if block["type"] == "text")
         identity = (row.get("problem_id") or f"row {index}", question)
         if identity not in found:
             images = tuple(load_image(image) for image in row.get("images") or ())
-            found[identity] = Problem(identity[0], question, images)
+            found[identity] = Problem(identity[0], question, images, prompt=prompt)
     return list(found.values())
 
 
@@ -163,6 +168,14 @@ def trl_features(*, decode: bool = True) -> datasets.Features:
 
 def _assistant(text: str) -> list[Row]:
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def _system_of(messages: Sequence[Row]) -> tuple[Prompt, list[Row]]:
+    """The prompt of a conversation that begins with a system turn, and the turns after it."""
+    if not messages or messages[0]["role"] != "system":
+        return Prompt(), list(messages)
+    text = "".join(entry["text"] or "" for entry in messages[0]["content"] if entry["type"] == "text")
+    return Prompt(system=text), list(messages[1:])
 
 
 def _only_turn(messages: list[Row], role: str) -> tuple[int, str]:

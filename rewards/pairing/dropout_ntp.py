@@ -157,6 +157,10 @@ def _not_positive(group: RolloutGroup, rollout: Rollout, seen: set[str]) -> str 
         return "empty"
     if rollout.completion.finish_reason is FinishReason.LENGTH:
         return "truncated"
-    if rollout.verdict is not Verdict.CORRECT and (verifiable or rollout.verdict is not None):
-        return "not_verified_right"
+    if rollout.verdict is None and verifiable:
+        return "no_verdict"
+    if rollout.verdict is not None and rollout.verdict is not Verdict.CORRECT:
+        return f"verdict_{rollout.verdict.value}"
+    if rollout.is_disputed:
+        return "disputed_verdict"
     return "duplicate_text" if text in seen else None

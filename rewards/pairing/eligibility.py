@@ -1,40 +1,42 @@
 """Which rollouts may stand on which side of a preference pair, and the pair of two of them.
 
 Everything that no pair may ever contain is kept out here, once, for all rules: a truncated or unverified response as
-chosen, a response whose verifier failed, an empty side, a text that already stands for its problem. Only rollouts
-become sides, so a reference text never does.
+chosen, a response that could not be read or checked, an empty side, a text that already stands for its problem. A miss
+of the verifier is no proof against a response, so it is on no side. Only rollouts become sides, so a reference text
+never does.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewards.pairing.limits import Limits
 from rewards.scoring.visual_dependence import visual_dependence
 from rewards.types import FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict
+from rewards.verifying.reading import Kind, Missing, find_answer
 
 Sides = tuple[int, int]  # indexes of chosen and rejected
 
 
 @dataclass(frozen=True)
 class Eligible:
-    """Indexes into a group: verified right, verified wrong, without a final answer; and why the others are on no side.
+    """Indexes into a group: verified right, verified wrong, stating no answer; and why the others are on no side.
 
     The four account for all N rollouts.
     """
 
     right: list[int] = field(default_factory=list)
     wrong: list[int] = field(default_factory=list)
-    unparsable: list[int] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
     rejects: Counter[str] = field(default_factory=Counter)
 
     @property
     def all(self) -> list[int]:
         """Every eligible index, in order."""
-        return sorted([*self.right, *self.wrong, *self.unparsable])
+        return sorted([*self.right, *self.wrong, *self.silent])
 
 
 def eligible(group: RolloutGroup, limits: Limits, *, need_reward: bool = False) -> Eligible:
@@ -59,6 +61,10 @@ def eligible(group: RolloutGroup, limits: Limits, *, need_reward: bool = False) 
             found.rejects["truncated_right"] += 1
         elif rollout.verdict is Verdict.UNPARSABLE and not limits.format_negatives:
             found.rejects["unparsable"] += 1
+        elif rollout.verdict is Verdict.UNPARSABLE and not states_no_answer(text):
+            found.rejects["unreadable_answer"] += 1
+        elif rollout.is_disputed:
+            found.rejects["disputed_verdict"] += 1
         elif need_reward and rollout.reward is None:
             found.rejects["no_reward"] += 1
         elif correct and (blind := _blind(rollout, limits.min_visual_dependence)):
@@ -67,9 +73,27 @@ def eligible(group: RolloutGroup, limits: Limits, *, need_reward: bool = False) 
             found.rejects["duplicate_text"] += 1
         else:
             seen.add(text)
-            side = {Verdict.CORRECT: found.right, Verdict.WRONG: found.wrong}.get(rollout.verdict, found.unparsable)
+            side = {Verdict.CORRECT: found.right, Verdict.WRONG: found.wrong}.get(rollout.verdict, found.silent)
             side.append(index)
     return found
+
+
+def without_second_opinion(group: RolloutGroup) -> RolloutGroup:
+    """The group as its first verifier sees it: what another one says against it is forgotten."""
+    return replace(group, rollouts=tuple(rollout.with_(second_verdict=None) for rollout in group.rollouts))
+
+
+def states_no_answer(text: str) -> bool:
+    r"""Whether a response truly states no final answer: the reader finds none, of whatever kind it looks for.
+
+    A response that states two answers that differ, or one that its verifier cannot read, states something.
+
+    Example:
+        >>> states_no_answer("I look again.\n\nI cannot tell."), states_no_answer("So there are 7 apples.")
+        (True, False)
+    """
+    found = [find_answer(text, want) for want in (None, Kind.LETTER, Kind.NUMBER, Kind.MATH)]
+    return all(isinstance(one, Missing) and one is not Missing.CONTRADICTORY for one in found)
 
 
 def _blind(rollout: Rollout, least: float | None) -> str | None:

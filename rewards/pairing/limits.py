@@ -14,7 +14,8 @@ class Limits:
     Attributes:
         max_pairs: pairs per problem at most, at least 1; `correctness` makes so many of each of its two kinds. MMPR
             takes 15.
-        format_negatives: a response without a final answer may be rejected.
+        format_negatives: a response that truly states no final answer (`rewards.pairing.eligibility.states_no_answer`)
+            may be rejected.
         max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one, at
             least 1. None: no limit.
         min_visual_dependence: in [-1, 1]; a right response whose score depends on the image by less
@@ -33,7 +34,7 @@ class Limits:
     """
 
     max_pairs: int = 15
-    format_negatives: bool = True
+    format_negatives: bool = False
     max_length_ratio: float | None = None
     min_visual_dependence: float | None = None
 

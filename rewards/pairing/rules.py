@@ -42,8 +42,8 @@ __all__ = [
 def correctness(group: RolloutGroup, limits: Limits) -> tuple[list[PreferencePair], Counter[str]]:
     """Verified-right against verified-wrong, a random sample of all combinations (MMPR, arXiv 2411.10442, §2.2).
 
-    Format negatives stand apart, as in MMPR: right against responses without a final answer is a sample of its own,
-    with the source "correctness_format".
+    Format negatives, where they are asked for, stand apart, as in MMPR: right against responses that state no final
+    answer is a sample of its own, with the source "correctness_format".
 
     Args:
         group: rollouts with verdicts.
@@ -55,7 +55,7 @@ def correctness(group: RolloutGroup, limits: Limits) -> tuple[list[PreferencePai
     sides = eligible(group, limits)
     found: list[PreferencePair] = []
     everything: list[Sides] = []
-    for negatives, source in ((sides.wrong, "correctness"), (sides.unparsable, "correctness_format")):
+    for negatives, source in ((sides.wrong, "correctness"), (sides.silent, "correctness_format")):
         candidates = _within(group, itertools.product(sides.right, negatives), limits)
         everything += candidates
         found += [
@@ -68,12 +68,12 @@ def correctness_and_prm(group: RolloutGroup, limits: Limits) -> tuple[list[Prefe
     """The i-th best-rewarded right answer against the i-th best-rewarded wrong one (hardest negatives first).
 
     Each text is used at most once, so the pairs of a problem differ on both sides; ties in reward go to the
-    lower index. A response without a final answer is ranked among the wrong ones. With `max_length_ratio` a right
+    lower index. A format negative is ranked among the wrong ones. With `max_length_ratio` a right
     answer takes the best-rewarded unused wrong one that it allows. Arguments and returns are those of `correctness`;
     a rollout without reward is a reject.
     """
     sides = eligible(group, limits, need_reward=True)
-    wrong = sorted([*sides.wrong, *sides.unparsable])
+    wrong = sorted([*sides.wrong, *sides.silent])
     order = itertools.product(_best_first(group, sides.right), _best_first(group, wrong))
     candidates = _within(group, order, limits)
     matched = _each_once(candidates)[: limits.max_pairs]
@@ -216,7 +216,7 @@ def _reward(group: RolloutGroup, index: int) -> float:
 
 def _with_lonely(sides: Eligible, candidates: Iterable[Sides], reason: str, *, one_side: bool = False) -> Counter[str]:
     """The rejects, and the eligible rollouts that stand in no candidate although there are two sides."""
-    two = bool(sides.right and (sides.wrong or sides.unparsable))
+    two = bool(sides.right and (sides.wrong or sides.silent))
     lonely = without_partner(sides.all, candidates) if two or one_side else 0
     return sides.rejects + Counter({reason: lonely} if lonely else {})
 
@@ -230,9 +230,9 @@ def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
     verdicts = {rollout.verdict for rollout in group.rollouts}
     if verdicts == {None}:
         return "no_verdict"
-    decided = verdicts & {Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE}
+    decided = {verdict for verdict in verdicts if verdict is not None and verdict.is_decided}
     if not decided:
-        return "verifier_failed"
+        return "none_readable" if Verdict.UNPARSABLE in verdicts else "verifier_failed"
     if decided == {Verdict.CORRECT}:
         return "all_right"
     if Verdict.CORRECT not in decided:

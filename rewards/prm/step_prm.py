@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -11,8 +12,9 @@ from mpo.multimodal.errors import DataError
 from rewards.prm.formats import PRMFormat
 from rewards.prm.rendering import forbidden_in
 from rewards.scoring.process_reward_model import ProcessRewardModel
-from rewards.steps import merge_to_at_most, merged_size, split_on_blank_lines, steps_of
+from rewards.steps import merge_to_at_most, merged_size, scored_steps, steps_of
 from rewards.types import Problem, Step, StepScores
+from rewards.verifying.thoughts import scored_spans
 
 CutResponse = tuple[Problem, tuple[Step, ...]]
 
@@ -23,24 +25,37 @@ class StepPRM(ProcessRewardModel):
     Args:
         processor: the PRM's processor.
         prm_format: how it was trained to be asked.
+
+    Attributes:
+        part: of a response whose steps are scored, where the policy thought first: "solution" (default), "thought" or
+            "both"; the PRM reads nothing else of it.
     """
+
+    part = "solution"
 
     def __init__(self, processor: Any, prm_format: PRMFormat) -> None:
         self.processor, self.format = processor, prm_format
 
     def steps(self, text: str) -> tuple[Step, ...]:
         """The steps that this PRM scores: split at blank lines, merged to at most `max_steps`."""
-        return merge_to_at_most(split_on_blank_lines(text), max_steps=self.format.max_steps)
+        return scored_steps(text, max_steps=self.format.max_steps, part=self.part)
 
     def unscorable(self, text: str) -> str | None:
-        """Why a response cannot be scored, or `None`: it is empty or contains a control token."""
+        """Why a response cannot be scored, or `None`: nothing of the part is there, or a control token is in it."""
         if not text.strip():
             return "empty"
-        return "control token" if forbidden_in(self.processor, self.format, text) else None
+        spans = scored_spans(text, self.part)
+        if not spans:
+            return "no thought" if self.part == "thought" else "no solution after its thought"
+        own = "".join(text[start:end] for start, end in spans)
+        return "control token" if forbidden_in(self.processor, self.format, own) else None
 
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
         """Step scores of each response, or in its place why it has none; in order."""
-        return self._readable([(problem, (text,)) for problem, text in items], lambda own: self.steps(own[0]), describe)
+        found = self._readable(
+            [(problem, (text,)) for problem, text in items], lambda own: self.steps(own[0]), describe
+        )
+        return [one if isinstance(one, DataError) else replace(one, part=self.part) for one in found]
 
     def score_steps(
         self, items: Sequence[tuple[Problem, Sequence[str]]], *, describe: str = ""

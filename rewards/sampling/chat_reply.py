@@ -35,9 +35,11 @@ class Logprobs(Untrusted):
 
 
 class Message(Untrusted):
-    """The generated text; a null content is an empty one."""
+    """The generated text; a null content is an empty one. Some servers give a model's thought apart from it."""
 
     content: str | None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # its newer name
 
 
 class Choice(Untrusted):

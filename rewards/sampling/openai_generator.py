@@ -1,6 +1,7 @@
 """Sampling from a server: vLLM, SGLang or any other with OpenAI's chat completions.
 
-Images are sent as `data:` URIs of PNG bytes that we encoded, so the server fetches nothing. A request asks for the
+Images are sent as `data:` URIs of PNG bytes that we encoded, so the server fetches nothing. Where a server takes the
+thought of a model out of its text (`reasoning_content`), it is put back, as the model writes it. A request asks for the
 missing samples of one problem (`n`), with a seed of its own. Which texts a seed gives is the server's affair: here a
 resumed run promises the same units, none lost, none twice, not the same bytes.
 """
@@ -16,15 +17,17 @@ from typing import Any
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
-from mpo.multimodal.messages import assistant_message, user_message
+from mpo.multimodal.messages import assistant_message
 from rewards.errors import ServerError
 from rewards.kept.keys import derived_seed
 from rewards.sampling.chat_client import NoReplyError, RequestRefusedError
 from rewards.sampling.chat_messages import data_uri, with_pictures
 from rewards.sampling.chat_reply import ChatReply, Choice, Usage
 from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
+from rewards.sampling.prompts import messages_of
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
 from rewards.types import Completion, FinishReason, Problem
+from rewards.verifying.thoughts import with_thought
 
 GIVE_UP_AFTER = 3  # problems in a row for which the server gave no usable reply
 AHEAD = 4  # requests under way per place at one of several servers, see `Replicas.window`
@@ -168,9 +171,7 @@ class OpenAIGenerator(Generator):
 
     def _body(self, request: _Request, seed: int) -> dict[str, Any]:
         problem, params = request.problem, self.params
-        messages = with_pictures(
-            [user_message(problem.question, len(problem.images))], [data_uri(image) for image in problem.images]
-        )
+        messages = with_pictures(messages_of(problem), [data_uri(image) for image in problem.images])
         extra: dict[str, Any] = {"top_k": params.top_k} if params.top_k else {}
         if request.prefix:
             messages.append(assistant_message(request.prefix))
@@ -200,14 +201,18 @@ class _Request:
 
 
 def _outcome(choice: Choice, usage: Usage | None) -> tuple[Completion | None, str]:
-    """The completion, or why there is none. A null content is an empty answer."""
+    """The completion, or why there is none. A null content is an empty answer; a thought apart is put back."""
     if choice.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
         return None, f"the server: finish_reason {str(choice.finish_reason)[:40]!r}"
     logprobs = None
     if choice.logprobs is not None and choice.logprobs.content is not None:
         logprobs = tuple(token.logprob for token in choice.logprobs.content)
     num_tokens = len(logprobs) if logprobs is not None else (usage and usage.completion_tokens) or 0
-    return Completion(choice.message.content or "", FinishReason(choice.finish_reason), num_tokens, logprobs), ""
+    reason, message = FinishReason(choice.finish_reason), choice.message
+    text, thought = message.content or "", message.reasoning_content or message.reasoning or ""
+    if thought.strip():
+        text = with_thought(thought, text, cut=reason is FinishReason.LENGTH)
+    return Completion(text, reason, num_tokens, logprobs), ""
 
 
 async def _first(pending: set[asyncio.Task[list[Sample]]]) -> tuple[set[Any], set[Any]]:

@@ -12,11 +12,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.memory_bound import Kept
-from mpo.multimodal.messages import end_of_turn_id, prompt_text, user_message
+from mpo.multimodal.messages import end_of_turn_id, prompt_text
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from rewards.kept.keys import derived_seed
 from rewards.sampling.block_cache import BlockLayer
 from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
+from rewards.sampling.prompts import messages_of
 from rewards.sampling.row_sampler import RowSampler
 from rewards.types import Completion, FinishReason, Problem
 
@@ -236,7 +237,7 @@ class TransformersGenerator(Generator):
 
     def _encode(self, problem: Problem) -> EncodedPrompt | str:
         """The prompt, or why the processor refused it: Qwen-VL's takes no image 200 times as long as wide."""
-        text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
+        text = prompt_text(self.processor, messages_of(problem))
         images = [load_image(image) for image in problem.images]
         try:
             return encode_prompt(self.processor, text, images)

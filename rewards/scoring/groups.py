@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import DataError
 from rewards.kept.calls import Each, Run, watched
 from rewards.scoring.aggregation import aggregate
-from rewards.scoring.other_images import blanked, swapped
+from rewards.scoring.other_images import blanked, partners, showing
 from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.types import Aggregator, Problem, RolloutGroup, StepScores, Unseen
 
@@ -48,14 +48,14 @@ class StoredScorer(ProcessRewardModel):
 
 def json_scores(prm: ProcessRewardModel, items: Sequence[tuple[Problem, str]]) -> list[Any]:
     """A PRM's outcomes as a JSON value, which `StoredScorer` reads: the work of one call."""
-    return [o.reason if isinstance(o, DataError) else [o.values, o.bounds] for o in prm.outcomes(items)]
+    return [o.reason if isinstance(o, DataError) else [o.values, o.bounds, o.part] for o in prm.outcomes(items)]
 
 
 def _from_json(kept: Any) -> StepScores | DataError:
     if isinstance(kept, str):
         return DataError(f"this response has no step scores: {kept}", reason=kept)
-    values, bounds = kept
-    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds))
+    values, bounds, part = kept
+    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds), part)
 
 
 def score_groups(
@@ -107,21 +107,28 @@ def score_unseen(
         describe: names a progress bar.
 
     Returns:
-        The groups; and reason → number of scored rollouts that keep `None` there: "no image", "no other image of
-        its size", or why the PRM could not score them.
+        The groups; and reason → number of scored rollouts that keep `None` there: "no image", "no other image", or
+        why the PRM could not score them.
     """
     done: list[RolloutGroup] = []
     lacking: Counter[str] = Counter()
     problems = [group.problem for group in groups]
-    others = swapped(problems) if image == "swapped" else problems
+    other = partners(problems) if image == "swapped" else [None] * len(problems)
     with tqdm(total=len(groups), desc=describe, unit="problem", disable=not describe) as bar:
         for start in range(0, len(groups), BLANK_AT_A_TIME):
-            part, asked = groups[start : start + BLANK_AT_A_TIME], others[start : start + BLANK_AT_A_TIME]
-            if image == "blank":
-                asked = [blanked(problem) for problem in asked]
+            part = groups[start : start + BLANK_AT_A_TIME]
+            asked = [
+                blanked(group.problem) if image == "blank" else _shown(group.problem, problems, other[start + row])
+                for row, group in enumerate(part)
+            ]
             done += _with_unseen(part, asked, prm, image, how, lacking)
             bar.update(len(part))
     return done, lacking
+
+
+def _shown(problem: Problem, problems: Sequence[Problem], partner: int | None) -> Problem:
+    """The problem under its partner's images; as it is where it has none."""
+    return problem if partner is None else showing(problem, problems[partner])
 
 
 def _with_unseen(
@@ -139,7 +146,7 @@ def _with_unseen(
         if problem.images != group.problem.images:
             places += own
         elif own:
-            lacking["no other image of its size" if group.problem.images else "no image"] += len(own)
+            lacking["no other image" if group.problem.images else "no image"] += len(own)
     items = [(asked[row], groups[row].rollouts[index].completion.text) for row, index in places]
     found: dict[tuple[int, int], Unseen] = {}
     for place, outcome in zip(places, prm.outcomes(items), strict=True):

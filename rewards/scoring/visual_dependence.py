@@ -82,12 +82,12 @@ def of_group(group: RolloutGroup) -> Mapping[str, float | None]:
     """What one problem says; `None` where it has no such response.
 
     Returns:
-        `dependence_right`, `dependence_wrong`: mean `visual_dependence` of right and of other responses.
+        `dependence_right`, `dependence_wrong`: mean `visual_dependence` of right and of wrong responses.
     """
     values: dict[bool, list[float]] = {True: [], False: []}
     for right, rollout in zip(correctness_of(group), group.rollouts, strict=True):
         value = visual_dependence(rollout)
-        if value is not None:
+        if value is not None and rollout.verdict and rollout.verdict.is_decided:
             values[right].append(value)
     return {
         "dependence_right": fmean(values[True]) if values[True] else None,

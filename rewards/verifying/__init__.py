@@ -1,1 +1,1 @@
-"""Is the final answer right? Reading answers, verifiers, killable workers."""
+"""Is the final answer right? Reading answers, verifiers, killable workers; and when two answers mean the same."""

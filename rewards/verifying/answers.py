@@ -1,34 +1,29 @@
-r"""Response → its final answer as text: where it stands, and the form in which answers are compared and counted.
+r"""Final answers as text, for those who need no more: the stated one, a short one, and a problem's references.
 
-The last statement of an answer wins: a response that first writes `\boxed{3}` and ends in `\boxed{7}` answers 7.
-Nothing here evaluates anything; every function is linear in the text's length.
+The reading itself is in `reading.py` (what), `places.py` (where an answer stands) and `dress.py` (how it is dressed).
 """
 
 from __future__ import annotations
 
-import re
-
 from mpo.multimodal.errors import DataError
 from rewards.types import Problem
+from rewards.verifying.dress import undressed
+from rewards.verifying.places import last_box
+from rewards.verifying.reading import read_answer, stated_answer
 
-MAX_BARE_CHARACTERS = 80  # a longer response without any marker is reasoning, not an answer
-
-_MARKER = re.compile(r"(?:final answer|最终答案)[ \t]*+(?:\*\*)?[ \t]*+(?:[:：]|为)(?:[ \t]*\*\*)?", re.IGNORECASE)
-_ANSWER_LINE = re.compile(
-    r"^[ \t#>*_-]*+(?:the )?(?:correct )?(?:answer|答案)[ \t]*+(?:\*\*)?[ \t]*+[:：](?:[ \t]*\*\*)?",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ANSWER_IS = re.compile(r"\b(?:answer|choice|option) is:?(?![^\W_])|答案(?:是|为|选)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!](?=\s|$)|。")
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+__all__ = [
+    "canonical_answer",
+    "extract_final_answer",
+    "last_box",
+    "normalise",
+    "reference_of",
+    "references_of",
+    "short_answer",
+]
 
 
 def extract_final_answer(text: str) -> str | None:
-    r"""The answer that a response states, or None.
-
-    In this order: the last "Final answer:" (最终答案：) — a box after it, else the rest of its line; the last
-    balanced `\boxed{…}`; the last line that begins with "Answer:" (答案：); "the answer is …" in the last line.
-    Markdown's `**` around the answer is dropped.
+    r"""The answer that a response states explicitly, without its dress; or None.
 
     Example:
         >>> extract_final_answer("I first thought \\boxed{3}.\n\n**Final answer:** 7 cm")
@@ -40,19 +35,8 @@ def extract_final_answer(text: str) -> str | None:
         >>> extract_final_answer("I do not know") is None
         True
     """
-    if tail := _after_last(_MARKER, text):
-        boxed = last_box(tail)
-        line = _line(tail)
-        if boxed or line:
-            return boxed or line
-    if boxed := last_box(text):
-        return boxed
-    if (tail := _after_last(_ANSWER_LINE, text)) and (line := _line(tail)):
-        return line
-    last_line = text.rstrip().rpartition("\n")[2]
-    if tail := _after_last(_ANSWER_IS, last_line):
-        return _SENTENCE_END.split(tail, maxsplit=1)[0].strip(" \t:：*_") or None
-    return None
+    answer = stated_answer(text)
+    return answer.value if answer else None
 
 
 def short_answer(text: str) -> str | None:
@@ -62,15 +46,12 @@ def short_answer(text: str) -> str | None:
         >>> short_answer(" 14 cm\\n"), short_answer("Final answer: 14 cm"), short_answer("First\\nsecond")
         ('14 cm', '14 cm', None)
     """
-    answer = extract_final_answer(text)
-    bare = text.strip().strip("*").strip()
-    if answer is None and bare and "\n" not in bare and len(bare) <= MAX_BARE_CHARACTERS and "\\boxed" not in bare:
-        return bare
-    return answer
+    answer = read_answer(text)
+    return answer.value if answer else None
 
 
 def canonical_answer(text: str) -> str | None:
-    """The extracted final answer, stripped, inner whitespace collapsed, one trailing full stop dropped; for votes.
+    """The extracted final answer, inner whitespace collapsed.
 
     Example:
         >>> canonical_answer("Final answer:  New   York.")
@@ -80,53 +61,34 @@ def canonical_answer(text: str) -> str | None:
     return normalise(answer) or None if answer is not None else None
 
 
-def reference_of(problem: Problem) -> str:
-    """The problem's reference answer in canonical form.
+def references_of(problem: Problem) -> tuple[str, ...]:
+    """The accepted reference answers without their dress: `meta["answers"]` where there are several, else `answer`.
 
     Raises:
         DataError: it has none.
+
+    Example:
+        >>> references_of(Problem("p", "Which?", answer=" $7$. ")), references_of(Problem("p", "?", answer=["a", "b"]))
+        (('7',), ('a', 'b'))
     """
-    reference = normalise(problem.answer or "")
-    if not reference:
+    several = problem.meta.get("answers")
+    given = several if isinstance(several, list | tuple) and several else [problem.answer or ""]
+    references = tuple(text for one in given if (text := normalise(str(one))))
+    if not references:
         raise DataError(f"problem {problem.id!r} has no reference answer: expected `answer`; drop it before verifying")
-    return reference
+    return references
+
+
+def reference_of(problem: Problem) -> str:
+    """The first of `references_of`."""
+    return references_of(problem)[0]
 
 
 def normalise(answer: str) -> str:
-    """Stripped, inner whitespace collapsed, one trailing full stop dropped."""
-    return " ".join(answer.split()).removesuffix(".").rstrip()
-
-
-def last_box(text: str) -> str | None:
-    r"""Content of the `\boxed{…}` that opens last among those whose brace closes; escaped braces do not count.
+    """Without its dress, inner whitespace collapsed.
 
     Example:
-        >>> last_box(r"\boxed{1} and \boxed{\{2\}}")
-        '\\{2\\}'
+        >>> normalise(" **New   York**. ")
+        'New York'
     """
-    open_braces: list[int | None] = []  # where a box's content starts; None for any other brace
-    start, end = -1, -1
-    for token in _BRACES.finditer(text):
-        if token[0] == "{":
-            open_braces.append(None)
-        elif token[0].startswith("\\boxed"):
-            open_braces.append(token.end())
-        elif token[0] == "}" and open_braces:
-            opened = open_braces.pop()
-            if opened is not None and opened > start:
-                start, end = opened, token.start()
-    return text[start:end].strip() or None if start >= 0 else None
-
-
-def _after_last(pattern: re.Pattern[str], text: str) -> str:
-    """What follows the pattern's last match; empty without one."""
-    end = -1
-    for match in pattern.finditer(text):
-        end = match.end()
-    return text[end:].lstrip() if end >= 0 else ""
-
-
-def _line(tail: str) -> str:
-    """The first line, without Markdown's emphasis around it."""
-    line = tail.partition("\n")[0].strip()
-    return line.strip("*").strip() if line.startswith("**") else line.removesuffix("**").strip()
+    return " ".join(undressed(answer).split()).strip(".")

@@ -11,6 +11,8 @@ from collections import Counter
 from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, FinishReason
 from rewards.verifying.answers import extract_final_answer
+from rewards.verifying.reading import Missing, find_answer
+from rewards.verifying.thoughts import scored_spans
 
 REASONS = ("truncated", "no_final_answer", "repetition")
 SAME_STEP = 3  # so many steps with one text, or so many equal lines at the end, are a loop
@@ -31,10 +33,11 @@ def degenerate(completion: Completion) -> str | None:
 def degeneration_faults(completion: Completion) -> tuple[str, ...]:
     r"""Every reason of `REASONS` that applies, in that order; a loop mostly ends as a truncated answer too.
 
-    - `truncated`: the policy was cut at its token limit.
+    - `truncated`: the policy was cut at its token limit, or its text ends inside a thought.
     - `no_final_answer`: `extract_final_answer` finds none (an empty completion included).
     - `repetition`: one step's text occurs 3 times; or the last 3 lines are equal; or, in an answer of 40 words or
-      more, over half of the words lie in 4-grams that occur 3 times or more.
+      more, over half of the words lie in 4-grams that occur 3 times or more. A thought and the solution after it are
+      looked at one by one, for a solution repeats what was thought.
 
     A right answer can repeat itself for a good reason (3 + 0 + 0 + 0 needs "3 + 0 = 3" three times): compare shares
     between policies, do not filter with it.
@@ -44,16 +47,14 @@ def degeneration_faults(completion: Completion) -> tuple[str, ...]:
         ('truncated', 'no_final_answer', 'repetition')
     """
     applies = (
-        completion.finish_reason is FinishReason.LENGTH,
+        completion.finish_reason is FinishReason.LENGTH or find_answer(completion.text) is Missing.OPEN_THOUGHT,
         extract_final_answer(completion.text) is None,
-        _repeats(completion.text),
+        any(_repeats(completion.text[start:end]) for start, end in scored_spans(completion.text, "both")),
     )
     return tuple(reason for reason, holds in zip(REASONS, applies, strict=True) if holds)
 
 
 def _repeats(text: str) -> bool:
-    if not text.strip():
-        return False
     steps = Counter(step.text for step in split_on_blank_lines(text))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     ends_in_a_loop = len(lines) >= SAME_STEP and len(set(lines[-SAME_STEP:])) == 1

@@ -106,3 +106,39 @@ def test_a_wrapped_policy_is_unwrapped(inputs: dict[str, torch.Tensor]) -> None:
     plain, wrapped = pair_logps(policy, inputs, PAIRS), pair_logps(Wrapper(policy), inputs, PAIRS)
     assert isinstance(wrapped, PairLogps)
     torch.testing.assert_close(wrapped.reference_chosen, plain.reference_chosen)
+
+
+UNUSUAL = [
+    {"bias": "all"},
+    {"bias": "lora_only"},
+    *({"init_lora_weights": how} for how in ("pissa", "olora", "orthogonal")),
+]
+
+
+@pytest.mark.parametrize("unusual", UNUSUAL, ids=str)
+def test_the_reference_is_the_initial_policy_whatever_the_adapters(
+    inputs: dict[str, torch.Tensor], unusual: dict[str, str]
+) -> None:
+    """At the start policy and reference agree; after the weights moved the reference is still the initial policy."""
+    given = LoraConfig(target_modules=["q_proj", "v_proj"], r=2, **unusual)
+    before = given.to_dict()
+    policy, reference = prepare_models(tiny_internvl(), peft_config=given)
+    assert reference is not None
+    assert given.to_dict() == before  # PEFT writes the base model's path into what it is given
+    start = pair_logps(policy, inputs, PAIRS, reference=reference)
+    torch.testing.assert_close(start.policy_chosen, start.reference_chosen, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.cat([start.reference_chosen, start.reference_rejected]), by_hand(inputs))
+    after = pair_logps(perturbed(policy), inputs, PAIRS, reference=reference)
+    assert (after.policy_chosen - after.reference_chosen).abs().min() > 1e-3
+    torch.testing.assert_close(after.reference_chosen, start.reference_chosen)
+
+
+def test_usual_adapters_need_no_copy_and_random_ones_are_refused() -> None:
+    for usual in ({}, {"init_lora_weights": "gaussian"}, {"use_dora": True}, {"use_rslora": True}):
+        _, reference = prepare_models(tiny_internvl(), peft_config=LoraConfig(target_modules=["q_proj"], **usual))
+        assert reference is None, usual
+    with pytest.raises(ConfigError, match="init_lora_weights=False starts from another model"):
+        prepare_models(tiny_internvl(), peft_config=LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    biased = get_peft_model(prepared(), LoraConfig(target_modules=["q_proj"], bias="all"))
+    with pytest.raises(ConfigError, match="bias='all' trains weights of the model under the adapters: pass ref_model"):
+        prepare_models(biased)

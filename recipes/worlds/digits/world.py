@@ -43,7 +43,10 @@ WORDINGS = ("See {ink} {digit}", "Read {ink} {digit}", "Find {ink} {digit}")
 
 @cache
 def _scans() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ConfigError(f"the digits need the extra: pip install -e '.[digits]' ({error})") from error
 
     data = load_digits()
     return data.images, data.target

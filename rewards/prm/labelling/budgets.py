@@ -110,15 +110,10 @@ def count(verdicts: Sequence[Verdict]) -> MonteCarloCount | None:
 
     Example:
         >>> count([Verdict.CORRECT, Verdict.WRONG, Verdict.TIMEOUT, Verdict.UNPARSABLE])
-        MonteCarloCount(correct=1, total=3)
+        MonteCarloCount(correct=1, total=2)
     """
-    decided = [v for v in verdicts if is_decided(v)]
+    decided = [v for v in verdicts if v.is_decided]
     return MonteCarloCount(sum(v is Verdict.CORRECT for v in decided), len(decided)) if decided else None
-
-
-def is_decided(verdict: Verdict | None) -> bool:
-    """Whether a verdict says something of the answer: verifier trouble and no verdict do not."""
-    return verdict not in (None, Verdict.TIMEOUT, Verdict.ERROR)
 
 
 def _places(responses: Sequence[Ending]) -> list[Place]:

@@ -1,8 +1,9 @@
 """Monte-Carlo step labels: the expected accuracy of a solution after each of its steps.
 
 mc_i = (continuations from the end of step i that reach the right answer) / K  (VisualPRM, arXiv 2503.10291,
-Eq. 1). Counts are kept, not bits. A continuation whose check timed out or failed counts as neither right nor
-wrong: it is taken out of K. How many continuations a step gets is its budget's business (`budgets.py`).
+Eq. 1). Counts are kept, not bits. A continuation whose answer cannot be read, or whose check timed out or failed,
+counts as neither right nor wrong: it is taken out of K. How many continuations a step gets is its budget's business
+(`budgets.py`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,28 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mpo.multimodal.errors import DataError
 from rewards.kept.calls import Each, Run, each_time, watched
 from rewards.kept.keys import seed_of
-from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count, is_decided
+from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.sampling.generator import Generator
-from rewards.types import MonteCarloCount, Problem, Rollout, RolloutGroup, Splitter, Step, Verdict
+from rewards.types import (
+    Completion,
+    MonteCarloCount,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    Splitter,
+    Step,
+    Verdict,
+    verdict_of,
+)
 
-VerifyMany = Callable[[Sequence[tuple[Problem, str]]], list[Verdict]]
+VerifyMany = Callable[[Sequence[tuple[Problem, Completion]]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -33,14 +44,14 @@ class Labelled:
         rejected: reason → number of rollouts.
         continuations: drawn in all.
         tokens: generated for them.
-        undecided: continuations of which the verifier said nothing.
+        undecided: verdict → continuations that were taken out of K because of it (unparsable, timeout, error).
     """
 
     groups: list[RolloutGroup]
     rejected: Counter[str]
     continuations: int
     tokens: int
-    undecided: int
+    undecided: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class Continuer:
 
     Args:
         generator: draws.
-        verify_many: checks whole answers (prefix ⊕ continuation).
+        verify_many: checks whole responses (prefix ⊕ continuation), `verify_completions` with a verifier.
         with_texts: whether to give the continuations too, in order, as `drawn`.
     """
 
@@ -93,7 +104,7 @@ class Continuer:
         seconds = time.monotonic() - started
         made = [completion for completions in drawn for completion in completions]
         answers = [
-            (problem, prefix + completion.text)
+            (problem, replace(completion, text=prefix + completion.text))
             for problem, prefix, completions in zip(task.problems, task.prefixes, drawn, strict=True)
             for completion in completions
         ]
@@ -135,7 +146,8 @@ class Continuations:
     ) -> None:
         self.responses, self.run, self.seed = responses, run, seed
         self.rows_a_call, self.on_drawn, self.each = rows_a_call, on_drawn or (lambda number: None), each
-        self.continuations = self.tokens = self.undecided = self._calls = 0
+        self.continuations = self.tokens = self._calls = 0
+        self.undecided = Counter[str]()
         self.seconds = 0.0  # in the generator, over all workers; checks are not in it
 
     def __call__(self, places: Sequence[Place], n: int) -> list[list[Verdict]]:
@@ -155,7 +167,7 @@ class Continuations:
             self.continuations += len(verdicts)
             self.tokens += result["tokens"]
             self.seconds += result.get("seconds", 0.0)  # not in stores that are older than this entry
-            self.undecided += sum(not is_decided(verdict) for verdict in verdicts)
+            self.undecided.update(verdict.value for verdict in verdicts if not verdict.is_decided)
             found += [verdicts[i : i + n] for i in range(0, len(task.problems) * n, n)]
         by_place = dict(zip(order, found, strict=True))
         return [by_place[place] for place in places]
@@ -217,7 +229,7 @@ def responses_of(groups: Sequence[RolloutGroup], splitter: Splitter) -> list[Res
         Response(g, r, group.problem, rollout.completion.text, splitter(rollout.completion.text), rollout.verdict)
         for g, group in enumerate(groups)
         for r, rollout in enumerate(group.rollouts)
-        if rollout.verdict and is_decided(rollout.verdict)
+        if rollout.verdict and rollout.verdict.is_decided
     ]
 
 
@@ -240,8 +252,10 @@ def _with_counts(
         for r, rollout in enumerate(group.rollouts):
             if (g, r) in found:
                 kept.append(rollout.with_(mc=found[g, r], label_source=source))
-            else:
+            elif rollout.verdict and rollout.verdict.is_decided:
                 rejected["a step without a decided continuation"] += 1
+            else:
+                rejected[f"verdict {verdict_of(rollout)}"] += 1
         labelled.append(RolloutGroup(group.problem, tuple(kept)))
     return labelled, rejected
 

@@ -7,13 +7,16 @@ from collections import Counter
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.messages import control_tokens_in
-from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict
+from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict, verdict_of
 
 
 def choose_responses(
     groups: list[RolloutGroup], processor: object, *, responses: int, mixed_only: bool, seed: int
 ) -> tuple[list[RolloutGroup], Counter[str]]:
-    """At most `responses` a problem, right and wrong ones balanced, no text twice, nothing that cannot be scored.
+    """At most `responses` per problem, right and wrong ones balanced, no text twice, nothing that cannot be scored.
+
+    A response whose answer could not be read or checked is neither right nor wrong, and one on which two verifiers
+    disagree is in doubt: neither is labelled.
 
     With `mixed_only`, a problem whose usable responses are all right or all wrong gives none: a PRM that sees
     mostly such problems learns how hard an image is, not which step is wrong.
@@ -32,7 +35,7 @@ def choose_responses(
             else:
                 usable[rollout.completion.text] = rollout
         right = [r for r in usable.values() if r.verdict is Verdict.CORRECT]
-        wrong = [r for r in usable.values() if r.verdict is not Verdict.CORRECT]
+        wrong = [r for r in usable.values() if r.verdict is Verdict.WRONG]
         if mixed_only and not (right and wrong):
             rejected["all right or all wrong"] += len(usable)
             continue
@@ -52,6 +55,6 @@ def unusable(rollout: Rollout, processor: object) -> str | None:
         return "control token"
     if rollout.completion.finish_reason is FinishReason.LENGTH:
         return "truncated"
-    if rollout.verdict in (None, Verdict.TIMEOUT, Verdict.ERROR):
-        return "no verdict"
-    return None
+    if rollout.verdict is None or not rollout.verdict.is_decided:
+        return f"verdict {verdict_of(rollout)}"
+    return "disputed verdict" if rollout.is_disputed else None

@@ -63,9 +63,11 @@ def test_unscored_rollouts_are_ranked_last_but_kept():
     assert within_problem_aucs([group]) == {}
 
 
-def test_distinct_candidates_equal_enumeration():
+def test_distinct_answers_equal_enumeration():
+    """A seven and two eights; what states no answer is none."""
+    answers = ["7", "8", "8", None]
     for k in (1, 2, 3, 4):
-        sizes = [len({GROUP.rollouts[i].completion.text for i in s}) for s in itertools.combinations(range(4), k)]
+        sizes = [len({answers[i] for i in s} - {None}) for s in itertools.combinations(range(4), k)]
         assert distinct_at_k(GROUP, k) == pytest.approx(np.mean(sizes))
 
 

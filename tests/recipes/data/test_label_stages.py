@@ -20,8 +20,8 @@ from recipes.stage.groups import read_groups, write_groups, write_problems
 from recipes.training.train_prm import labelled_groups
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
-RIGHT = "See Red 3\n\nNow 3 to 3\n\nSee Blue 9\n\nNow 3 to 9\n\nFinal answer: 6"
-WRONG = "See Red 3\n\nNow 3 to 3\n\nSee Blue 8\n\nNow 3 to 8\n\nFinal answer: 5"
+RIGHT = "See Red 3\nAnswer: 4\n\nNow 3 to 3\n\nSee Blue 9\n\nNow 3 to 9\n\nFinal answer: 6"
+WRONG = "See Red 3\nAnswer: 4\n\nNow 3 to 3\n\nSee Blue 8\n\nNow 3 to 8\n\nFinal answer: 5"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def settings(verified: Path, policy_folder: Path, **changes: Any) -> LabelConfig
 def test_a_budget_is_estimated_drawn_and_named(
     verified: Path, policy_folder: Path, capsys: pytest.CaptureFixture[str], budget: str, drawn: int, expected: int
 ) -> None:
-    """A random policy is never right: 4 responses × 4 steps × K = 4; `bisect` asks 3 steps of each wrong response."""
+    """A random policy changes no early guess: 4 responses × 4 steps × K = 4; `bisect` asks 3 steps of wrong ones."""
     out = label(settings(verified, policy_folder, budget=budget))
     counts = manifest_of(out)["counts"]
     assert counts["drawn"]["continuations"] == drawn

@@ -217,7 +217,8 @@ def test_a_row_with_more_than_a_pair_holds_is_refused() -> None:
     text = {"type": "text", "text": "q"}
     for prompt, said in [
         ([], r"turns \[\]; expected one of the user"),
-        ([{"role": "system", "content": [text]}], r"turns \['system'\]"),
+        ([{"role": "system", "content": [text]}], r"turns \[\]; expected one of the user"),
+        ([{"role": "system", "content": [text]}] * 2, r"turns \['system'\]"),
         ([{"role": "user", "content": [text, text]}], r"expected images, then one text"),
         ([{"role": "user", "content": [text, {"type": "image"}]}], r"expected images, then one text"),
         ([{"role": "user", "content": [{"type": "image"}, text]}], r"1 image placeholders for 0 images"),

@@ -75,7 +75,8 @@ def test_every_continuation_is_kept_with_its_verdict(labelled: Path) -> None:
         steps = rollout.completion.text.split("\n\n")
         for index, count in enumerate(rollout.mc[:-1]):
             prefix = "\n\n".join(steps[: index + 1])
-            verdicts = [row[-1] for row in rows if str(row[1]).rstrip() == prefix]
+            found = [row[-1] for row in rows if str(row[1]).rstrip() == prefix]
+            verdicts = [verdict for verdict in found if verdict in ("correct", "wrong")]  # a miss is out of K
             assert (verdicts.count("correct"), len(verdicts)) == (count.correct, count.total)
     assert len(rows) == manifest_of(labelled)["counts"]["drawn"]["continuations"] == 64
 

@@ -12,7 +12,7 @@ from recipes.cli import main
 from recipes.config import VerifyConfig
 from recipes.data.verify import verify
 from recipes.stage.folder import manifest_of
-from recipes.stage.groups import read_groups, write_problems
+from recipes.stage.groups import read_groups, read_problems, write_problems
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 from tests.recipes.run_folders import write_stage
 
@@ -47,19 +47,23 @@ def users_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     sys.modules.pop("users_checks", None)
 
 
-def test_the_flag_and_a_problems_own_verifier(tmp_path: Path) -> None:
+def test_the_flag_and_a_problems_own_verifier(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = stage(
         tmp_path,
         (Problem("chart", "?", answer="100", meta={"verifier": "relaxed"}), ["104", "Final answer: 120"]),
         (Problem("choice", "?", answer="B", meta={"verifier": "choice"}), ["(B)", "many words"]),
         (Problem("sum", "?", answer="1/2"), [r"\boxed{0.5}", "Final answer: 1"]),
         (Problem("open", "?"), ["anything"]),
+        (Problem("torn", "?", answer="green", meta={"verifier": "number"}), ["7"]),
     )
     out = verify(VerifyConfig(given, tmp_path / "out"))
-    assert verdicts(out) == [[C, W], [C, U], [C, W], [None]]
+    assert verdicts(out) == [[C, W], [C, U], [C, W], [None], [None]]
     counts = manifest_of(out)["counts"]
-    assert counts["verdicts"] == {"correct": 3, "none": 1, "unparsable": 1, "wrong": 2}
-    assert counts["unverified"] == {"no reference answer": 1}
+    assert counts["verdicts"] == {"correct": 3, "none": 2, "unparsable": 1, "wrong": 2}
+    assert counts["unverified"] == {"no reference answer": 1, "reference cannot be read": 1}
+    assert counts["verifiers"] == {"choice": 1, "math": 1, "relaxed": 1}
+    assert "1 of 5 problems have a reference that their verifier cannot read" in caplog.text
+    assert "problem 'torn': the reference 'green' is not one number" in caplog.text
     exact = verify(VerifyConfig(given, tmp_path / "exact", verifier="exact"))
     assert verdicts(exact)[2] == [W, W]
 
@@ -112,3 +116,21 @@ def test_command(tmp_path: Path) -> None:
     given = stage(tmp_path, (Problem("a", "?", answer="12 cm"), ["Final answer: 0.12 m"]))
     assert main(["verify", "--groups", str(given), "--out", str(tmp_path / "out"), "--verifier", "number"]) == 0
     assert verdicts(tmp_path / "out") == [[C]]
+
+
+def test_answers_of_any_json_kind(tmp_path: Path) -> None:
+    """A number, a truth value and a list of accepted answers; auto picks a verifier for each."""
+    lines = [
+        '{"id": "n", "question": "?", "answer": 7}',
+        '{"id": "f", "question": "?", "answer": 0.5}',
+        '{"id": "b", "question": "?", "answer": true}',
+        '{"id": "l", "question": "?", "answer": ["sofa", "couch"]}',
+        '{"id": "c", "question": "?", "answer": "B", "meta": {"choices": ["red", "blue"]}}',
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    problems = read_problems(tmp_path / "p.jsonl")
+    texts = {"n": ["seven"], "f": ["50%"], "b": ["Yes."], "l": ["A couch."], "c": ["blue"]}
+    groups = [RolloutGroup(p, tuple(Rollout(Completion(t)) for t in texts[p.id])) for p in problems.values()]
+    out = verify(VerifyConfig(write_stage(tmp_path / "samples", groups, tmp_path / "p.jsonl"), tmp_path / "out"))
+    assert verdicts(out) == [[C]] * 5
+    assert manifest_of(out)["counts"]["verifiers"] == {"choice": 1, "number": 2, "short": 1, "yes_no": 1}

@@ -205,7 +205,7 @@ def test_test_problems_that_are_trained_on_are_refused(run, tmp_path, capsys):
         (("world",), {}, "expected one of prm (a ready PRM) and prm_problems (to train one on), got None and None"),
         (("world",), {"prm": "p", "prm_model": "m"}, "with own.prm none is trained"),
         ((), {"prm": "p"}, "sections world and own; expected one of them"),
-        (("world",), {"prn": "p"}, "own.prn: Unexpected keyword argument; known keys of own: policy,"),
+        (("world",), {"prn": "p"}, "own.prn is unknown; did you mean 'prm'?"),
     ],
 )
 def test_own_settings_that_cannot_work(run, tmp_path, capsys, drop, own, message):

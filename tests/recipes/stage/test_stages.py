@@ -1,6 +1,7 @@
 """Faults in a user's data are counted by the stage that meets them, and the rest goes on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from recipes.stage.folder import manifest_of, open_stage
 from recipes.stage.groups import read_groups, write_groups, write_problems
 from recipes.worlds.digits.exact_labels import label_exactly
 from rewards.prm.labelling.responses import choose_responses
-from rewards.scoring.other_images import swapped
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 
@@ -80,16 +80,31 @@ def test_an_unknown_aggregation_is_refused_before_the_model_loads(samples, tmp_p
         score(ScoreConfig(samples, policy_folder, tmp_path / "scored", aggregation="avg"))
 
 
-def test_the_canary_swaps_only_pictures_of_one_size():
-    def problem(name: str, width: int) -> Problem:
-        return Problem(name, "q", (Image.new("RGB", (width, 32)),))
-
-    given = [problem("a", 64), problem("b", 96), problem("c", 64), problem("d", 128)]
-    asked = swapped(given)
-    assert [p.id for p in asked] == ["a", "b", "c", "d"]
-    assert asked[0].images is given[2].images
-    assert asked[2].images is given[0].images
-    assert asked[1].images is given[1].images  # no partner: its own
+def test_the_canary_never_shows_a_problem_its_own_image(tmp_path, policy_folder):
+    """Two files with the same pixels: the partner is another one, resized; what has none is counted and not asked."""
+    for name, color, size in (("a", "red", (64, 32)), ("b", "red", (64, 32)), ("c", "blue", (96, 64))):
+        Image.new("RGB", size, color).save(tmp_path / f"{name}.png")
+    rows = [{"id": id, "question": "How many?", "images": [f"{id}.png"]} for id in "abc"]
+    rows.append({"id": "text", "question": "How many?"})
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = SampleConfig(
+        policy=policy_folder,
+        problems=tmp_path / "questions.jsonl",
+        out=tmp_path / "samples",
+        num_samples=1,
+        max_new_tokens=2,
+        swap_images=True,
+    )
+    out = sample(config)
+    assert [group.problem.id for group in read_groups(out)] == ["a", "b", "c"]
+    assert manifest_of(out)["counts"]["rejected"] == {"no other image": 1}
+    shown = sorted(path.name for path in (out / "other_images").iterdir())
+    colors = {Image.open(out / "other_images" / name).getpixel((0, 0)): name for name in shown}
+    assert set(colors) == {(0, 0, 255), (255, 0, 0)}  # a and b under c's blue, c under a's red
+    assert {Image.open(out / "other_images" / name).size for name in shown} == {(64, 32), (96, 64)}
+    (tmp_path / "one.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[1]) + "\n")
+    with pytest.raises(DataError, match="no other image"):
+        sample(replace(config, problems=tmp_path / "one.jsonl", out=tmp_path / "none"))
 
 
 def test_exact_labels_are_the_worlds_truth(tmp_path, policy_folder):

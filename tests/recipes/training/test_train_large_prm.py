@@ -58,7 +58,7 @@ def settings(tmp_path: Path, half: Path) -> TrainPRMConfig:
         out=tmp_path / "prm",
         threshold=0.25,
         epochs=2.0,
-        max_steps=99,
+        min_steps=0,
         batch_groups=2,
         per_device_batch=1,
         gradient_checkpointing=True,
@@ -133,7 +133,7 @@ def test_adapters_train_under_checkpointing(settings: TrainPRMConfig, freeze: bo
 def test_values_that_cannot_work(settings: TrainPRMConfig, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--groups", settings.groups, "--model", settings.model, "--out", settings.out]
     for flag, value, message in (
-        ("dtype", "fp8", "dtype must be auto or one of float32, bfloat16"),
+        ("dtype", "fp8", "--dtype: expected one of auto, float32, bfloat16"),
         ("warmup", 1, "expected warmup in [0, 1)"),
         ("max_length", 0, "max_length must be >= 1"),
     ):

@@ -74,13 +74,13 @@ def plain(policy_folder: Path, pairs: Path, tmp_path_factory: pytest.TempPathFac
     return train_mpo(settings(policy_folder, pairs, tmp_path_factory.mktemp("plain") / "out"))
 
 
-def test_defaults_are_what_they_were_before_the_flags(policy_folder: Path, pairs: Path, tmp_path: Path) -> None:
-    """Digits runs stay bit by bit: one micro-batch, float32, no checkpointing, no checkpoints, the same warm-up."""
+def test_what_the_digits_runs_take(policy_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    """One micro-batch, float32, no activation checkpointing, checkpoints, the same warm-up."""
     for steps, warm_up in ((3, 1), (20, 1), (200, 10), (300, 15), (390, 19)):
         args = mpo_config(settings(policy_folder, pairs, tmp_path, max_steps=steps), tmp_path, rows=10_000)
         assert (args.max_steps, args.warmup_steps) == (steps, warm_up)
         assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 1)
-        assert (args.bf16, args.activation_checkpointing, args.save_strategy.value) == (False, False, "no")
+        assert (args.bf16, args.activation_checkpointing, args.save_strategy.value) == (False, False, "steps")
         assert (args.group_by_prompt, args.max_row_tokens, args.precompute_ref_log_probs) == (False, None, False)
         assert args.train_sampling_strategy == "random"
     balanced = settings(policy_folder, pairs, tmp_path, balance_tokens=True)
@@ -108,12 +108,29 @@ def test_a_batch_that_cannot_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_epochs_instead_of_steps(policy_folder: Path, pairs: Path, tmp_path: Path) -> None:
-    out = train_mpo(settings(policy_folder, pairs, tmp_path / "out", max_steps=99, epochs=1.0))
+    by_epoch = {"max_steps": 0, "min_steps": 0}
+    out = train_mpo(settings(policy_folder, pairs, tmp_path / "out", **by_epoch))
     log = json.loads((out / "log_history.json").read_text())
-    assert log[-1]["step"] == 2  # 8 rows in batches of 4
-    twice = mpo_config(settings(policy_folder, pairs, tmp_path, epochs=2.0), tmp_path, rows=8)
+    assert log[-1]["step"] == 2  # one epoch of 8 rows in batches of 4
+    with pytest.raises(ConfigError, match="max_steps=99 and epochs=1 both say how long"):
+        mpo_config(settings(policy_folder, pairs, tmp_path, max_steps=99, epochs=1.0), tmp_path, rows=8)
+    twice = mpo_config(settings(policy_folder, pairs, tmp_path, epochs=2.0, **by_epoch), tmp_path, rows=8)
     assert twice.precompute_ref_log_probs
     assert (twice.num_train_epochs, twice.get_warmup_steps(100)) == (2.0, 5)
+
+
+def test_small_data_gets_steps(policy_folder: Path, pairs: Path, tmp_path: Path, capsys: Any) -> None:
+    """own_data.yaml on 62 pairs made one step at rate 0; now the batch shrinks, the line says so, and weights move."""
+    config = settings(policy_folder, pairs, tmp_path / "out", max_steps=0, epochs=1.0, batch_size=256)
+    out = train_mpo(config)
+    counts, said = manifest_of(out)["counts"], capsys.readouterr().err
+    assert counts["training"]["steps"] == 8  # one pair each: 8 pairs cannot make 20 steps
+    assert "batch_size 256 -> 1: so 1 epochs over 8 rows" in said
+    assert "train-mpo: 8 in, 8 out, nothing rejected; 8 optimizer steps, 1 epochs, last logged loss" in said
+    assert "WARNING: 8 optimizer steps: fewer than 10" in said
+    assert any(difference(out, policy_folder).values())
+    plan = mpo_config(replace(config, batch_size=64), tmp_path, rows=400)
+    assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps == 20
 
 
 def test_the_checkpoints_number_type(policy_folder: Path, pairs: Path, tmp_path: Path) -> None:
@@ -139,11 +156,11 @@ def test_the_checkpoints_number_type(policy_folder: Path, pairs: Path, tmp_path:
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("dtype", "fp8", "dtype must be auto or one of float32, bfloat16, got 'fp8'"),
+        ("dtype", "fp8", "--dtype: expected one of auto, float32, bfloat16, got 'fp8'"),
         (
             "lora_rank",
             "-1",
-            "no negative epochs, per_device_batch, lora_rank or save_steps, got 0.05, 0.0, 0, -1 and 0",
+            "per_device_batch, lora_rank, save_steps or batch_size, got 0.05, 0.001, 0.0, 3, 20, 0, -1",
         ),
         ("warmup", "3", "expected warmup in [0, 1)"),
         ("lora_targets", "q_prj", "has no layer 'q_prj'; all-linear takes every one"),
@@ -246,7 +263,9 @@ def test_two_processes_are_one_run(policy_folder: Path, pairs: Path, tmp_path: P
     assert max(difference(config.out, plain).values()) < 0.02 * max(moved.values())
     logs = [json.loads((folder / "log_history.json").read_text()) for folder in (config.out, plain)]
     assert logs[0][0]["loss"] == pytest.approx(logs[1][0]["loss"], abs=1e-4)
-    assert manifest_of(config.out)["counts"] == {"in": 8, "out": 8, "rejected": {}}
+    counts = manifest_of(config.out)["counts"]
+    assert (counts["in"], counts["out"], counts["rejected"]) == (8, 8, {})
+    assert counts["training"]["steps"] == 3
     before = (config.out / MANIFEST).stat().st_mtime_ns
     train_mpo(replace(config, per_device_batch=1, save_steps=2))
     assert (config.out / MANIFEST).stat().st_mtime_ns == before

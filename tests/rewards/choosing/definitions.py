@@ -4,32 +4,31 @@ import itertools
 
 from rewards.choosing.selection import CHOICES
 from rewards.types import RolloutGroup, Verdict
-from rewards.verifying.answers import canonical_answer
 
 
 def brute_force(group, select, k):
     """The mean over all k-subsets of whether the selected rollout is correct."""
     hits = []
     for subset in itertools.combinations(group.rollouts, k):
-        picked = select(RolloutGroup(group.problem, subset), canonical_answer)
+        picked = select(RolloutGroup(group.problem, subset))
         hits.append(subset[picked].verdict is Verdict.CORRECT)
     return sum(hits) / len(hits)
 
 
-def orm(group, answer_of):
+def orm(group):
     scores = [r.step_scores.values[-1] if r.step_scores else -1.0 for r in group.rollouts]
     return scores.index(max(scores))
 
 
-def longest(group, answer_of):
+def longest(group):
     return max(range(len(group.rollouts)), key=lambda i: (len(group.rollouts[i].completion.text), -i))
 
 
-def shortest(group, answer_of):
+def shortest(group):
     return min(range(len(group.rollouts)), key=lambda i: (len(group.rollouts[i].completion.text), i))
 
 
-def oracle(group, answer_of):
+def oracle(group):
     return next((i for i, rollout in enumerate(group.rollouts) if rollout.verdict is Verdict.CORRECT), 0)
 
 

@@ -18,14 +18,13 @@ from rewards.choosing.adaptive import (
     weighted_vote_may_change,
 )
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
-from rewards.verifying.answers import canonical_answer
 
 
 def group_of(answers, rewards=None, id="p", right="1"):
     rewards = [0.5] * len(answers) if rewards is None else rewards
     rollouts = tuple(
         Rollout(
-            Completion("nothing" if answer is None else f"Final answer: {answer}", num_tokens=10),
+            Completion("It depends.\n\nI cannot tell." if answer is None else f"Final answer: {answer}", num_tokens=10),
             Verdict.CORRECT if answer == right else Verdict.WRONG,
             reward=reward,
         )
@@ -51,15 +50,15 @@ def test_golden_values():
 
     Three equal answers: a new one cannot reach 3 with two left; with three left it needs all: E[p³] under Beta(1, 4).
     """
-    assert vote_may_change(group_of("112"), 1, canonical_answer) == pytest.approx(2 / 5)
-    assert vote_may_change(group_of("111"), 2, canonical_answer) == 0.0
-    assert vote_may_change(group_of("111"), 3, canonical_answer) == pytest.approx(1 * 2 * 3 / (5 * 6 * 7))
-    assert vote_may_change(group_of([None, None]), 3, canonical_answer) == 1.0
-    assert vote_may_change(group_of("12"), 0, canonical_answer) == 0.0
+    assert vote_may_change(group_of("112"), 1) == pytest.approx(2 / 5)
+    assert vote_may_change(group_of("111"), 2) == 0.0
+    assert vote_may_change(group_of("111"), 3) == pytest.approx(1 * 2 * 3 / (5 * 6 * 7))
+    assert vote_may_change(group_of([None, None]), 3) == 1.0
+    assert vote_may_change(group_of("12"), 0) == 0.0
     # the better half is {1, 1}: (0 + ½) / (2 + 1) · 2/6; then {1, 2}: (1 + ½) / 3 · 2/6
-    assert best_may_change(group_of("1122", [0.9, 0.8, 0.2, 0.1]), 2, canonical_answer) == pytest.approx(1 / 18)
-    assert best_may_change(group_of("1122", [0.9, 0.1, 0.8, 0.2]), 2, canonical_answer) == pytest.approx(1 / 6)
-    assert best_may_change(group_of("11", [None, None]), 2, canonical_answer) == 1.0
+    assert best_may_change(group_of("1122", [0.9, 0.8, 0.2, 0.1]), 2) == pytest.approx(1 / 18)
+    assert best_may_change(group_of("1122", [0.9, 0.1, 0.8, 0.2]), 2) == pytest.approx(1 / 6)
+    assert best_may_change(group_of("11", [None, None]), 2) == 1.0
 
 
 def test_with_many_left_it_is_adaptive_consistency():
@@ -67,24 +66,22 @@ def test_with_many_left_it_is_adaptive_consistency():
     for first, second in ((4, 0), (5, 2), (9, 4)):
         group = group_of("1" * first + "2" * second)
         limit = stats.beta.sf(0.5, second + 1, first + 1)
-        assert vote_may_change(group, 200_000, canonical_answer) == pytest.approx(limit, abs=1e-3)
+        assert vote_may_change(group, 200_000) == pytest.approx(limit, abs=1e-3)
 
 
 def test_equal_rewards_make_the_weighted_vote_the_vote():
     for answers, left in (("112", 1), ("1112", 6), ("11", 14)):
-        plain = vote_may_change(group_of(answers), left, canonical_answer)
-        weighted = weighted_vote_may_change(group_of(answers, [0.3] * len(answers)), left, canonical_answer)
+        plain = vote_may_change(group_of(answers), left)
+        weighted = weighted_vote_may_change(group_of(answers, [0.3] * len(answers)), left)
         assert weighted == pytest.approx(plain)
-    assert weighted_vote_may_change(group_of("12", [0.9, 0.1]), 2, canonical_answer) < vote_may_change(
-        group_of("12"), 2, canonical_answer
-    )
+    assert weighted_vote_may_change(group_of("12", [0.9, 0.1]), 2) < vote_may_change(group_of("12"), 2)
 
 
 @pytest.mark.parametrize(("first", "second", "left"), [(1, 1, 1), (3, 0, 5), (4, 3, 9), (7, 2, 4), (2, 2, 12)])
 def test_the_vote_rule_is_the_beta_binomial_tail(first, second, left):
     needed = math.ceil((first - second + left) / 2)
     expected = stats.betabinom.sf(needed - 1, left, second + 1, first + 1)
-    found = vote_may_change(group_of("1" * first + "2" * second), left, canonical_answer)
+    found = vote_may_change(group_of("1" * first + "2" * second), left)
     assert found == pytest.approx(expected, abs=1e-9)
 
 
@@ -94,7 +91,7 @@ def test_the_vote_rule_is_calibrated_under_its_own_model(v1):
     rng = np.random.default_rng(0)
     gained = rng.binomial(6, rng.beta(2, v1 + 1, 40_000))
     frequency = (1 + gained >= v1 + 6 - gained).mean()
-    expected = vote_may_change(group_of("1" * v1 + "2"), 6, canonical_answer)
+    expected = vote_may_change(group_of("1" * v1 + "2"), 6)
     assert frequency == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 40_000))
 
 
@@ -104,7 +101,7 @@ def test_a_new_best_is_as_probable_as_exchangeability_says():
     share = (rng.random((40_000, 12)).argmax(1) >= 8).mean()
     assert share == pytest.approx(4 / 12, abs=0.01)
     group = group_of([str(i) for i in range(8)], np.linspace(0.9, 0.1, 8).tolist())
-    assert best_may_change(group, 4, canonical_answer) == pytest.approx((3 + 0.5) / 5 * 4 / 12)
+    assert best_may_change(group, 4) == pytest.approx((3 + 0.5) / 5 * 4 / 12)
 
 
 @pytest.mark.parametrize("selector", MAY_CHANGE)

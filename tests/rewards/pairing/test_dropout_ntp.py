@@ -95,8 +95,8 @@ STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
     [
         (("a red circle", None, None, LENGTH), {}, "truncated"),
         ((" \n", None, None, STOP), {}, "empty"),
-        (("a red circle", W, None, STOP), {}, "not_verified_right"),
-        (("a red circle", None, None, STOP), {"answer": "circle"}, "not_verified_right"),
+        (("a red circle", W, None, STOP), {}, "verdict_wrong"),
+        (("a red circle", None, None, STOP), {"answer": "circle"}, "no_verdict"),
         (("a red circle", None, None, STOP), {"images": ()}, "no_images"),
         (("ab", None, None, STOP), {}, None),
         (("a", None, None, STOP), {}, "no_token_boundary_in_the_middle"),

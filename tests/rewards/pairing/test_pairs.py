@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError
+from rewards.pairing.eligibility import without_second_opinion
 from rewards.pairing.limits import Limits
 from rewards.pairing.rules import (
     RULES,
@@ -24,6 +25,7 @@ from rewards.types import Completion, FinishReason, MonteCarloCount, Problem, Ro
 C, W, U, T, E = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE, Verdict.TIMEOUT, Verdict.ERROR
 LENGTH, STOP = FinishReason.LENGTH, FinishReason.STOP
 
+SILENT = "I look at the image again.\n\nIt could be many things, and I cannot tell which."
 TEXTS = ["a", " a ", "bb", "ccc\n\nd", "ccc\n\ne", "ccc\n\nd\n\ne", "ff", "", " \n"]
 COUNTS = st.lists(st.sampled_from([0, 2]).map(lambda right: MonteCarloCount(right, 4)), min_size=1, max_size=3)
 ROLLOUTS = st.builds(
@@ -133,13 +135,45 @@ def test_correctness_takes_all_combinations_then_a_seeded_sample():
     assert correctness(group_of(*rows), Limits(max_pairs=6)) == correctness(group_of(*rows), Limits(max_pairs=6))
 
 
-def test_format_negatives_are_an_explicit_choice():
-    group = group_of(("right", C, 0.5), ("no answer", U, 0.5))
-    pairs, report = build_pairs([group])
-    assert pairs[0].meta["rejected_verdict"] == "unparsable"
-    pairs, report = build_pairs([group], limits=Limits(format_negatives=False))
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_miss_is_on_no_side(rule):
+    """What the verifier could not read or check is no negative in any rule, and is counted by reason."""
+    misses = [("so there are 7", U), ("Final answer: \\(B\\) or C", U), (SILENT, U), ("t", T), ("e", E)]
+    group = group_of(("right", C, 0.9), *((text, verdict, 0.85) for text, verdict in misses))
+    pairs, report = build_pairs([group], rule=rule)
     assert pairs == []
-    assert report.dropped == {"unparsable": 1}
+    expected = {"unparsable": 3, "verifier_error": 1, "verifier_timeout": 1}
+    lonely = {"no_partner_within_margin": 1} if rule == "prm_margin" else {}  # it pairs right ones too
+    assert report.rejected_rollouts == expected | lonely
+    nothing_read = group_of(("a", U, 0.5), ("b", T, 0.5))
+    assert build_pairs([nothing_read], rule=rule)[1].dropped == {"none_readable": 1}
+
+
+@pytest.mark.parametrize("rule", ["correctness", "correctness_and_prm", "prm_margin"])
+def test_format_negatives_are_asked_for_and_truly_state_no_answer(rule):
+    stated = [("so there are 7 apples", U, 0.2), ("Final answer: 3\nFinal answer: 4", U, 0.2)]
+    group = group_of(("right", C, 0.5), (SILENT, U, 0.2), *stated)
+    pairs, report = build_pairs([group], rule=rule, limits=Limits(format_negatives=True))
+    assert [pair.rejected.text for pair in pairs] == [SILENT]
+    assert report.rejected_rollouts["unreadable_answer"] == 2
+
+
+@pytest.mark.parametrize("rule", ["correctness", "correctness_and_prm", "prm_margin", "step_prefix"])
+def test_what_two_verifiers_dispute_is_on_no_side(rule):
+    counts = (MonteCarloCount(2, 2), MonteCarloCount(0, 2))
+    agreed = [("one\n\ngood", C, C, 0.9), ("one\n\nbad", W, W, 0.5), ("one\n\nunread", W, U, 0.4)]
+    doubted = [("one\n\ndoubt", C, W, 0.8), ("one\n\nvice versa", W, C, 0.6)]
+    rollouts = tuple(
+        Rollout(Completion(text), verdict=first, reward=reward, mc=counts, second_verdict=second)
+        for text, first, second, reward in [*agreed, *doubted]
+    )
+    group = RolloutGroup(Problem("p", "?"), rollouts)
+    pairs, report = build_pairs([group], rule=rule)
+    assert {pair.rejected.text for pair in pairs} <= {"one\n\nbad", "one\n\nunread"}
+    assert {pair.chosen.text for pair in pairs} == {"one\n\ngood"}
+    assert report.rejected_rollouts["disputed_verdict"] == 2
+    _, report = build_pairs([without_second_opinion(group)], rule=rule)
+    assert "disputed_verdict" not in report.rejected_rollouts
 
 
 def test_truncated_may_be_rejected_but_never_chosen():
@@ -158,7 +192,8 @@ def test_truncated_may_be_rejected_but_never_chosen():
         ([("a", C, 0.1), ("b", C, 0.1), ("c", T, 0.1)], "all_right"),
         ([("a", W, 0.1), ("b", U, 0.1), ("c", None, 0.1)], "all_wrong"),
         ([("a", C, None), ("b", W, None)], "no_reward"),
-        ([("a", C, 0.1), (" ", U, 0.1)], "empty"),
+        ([("a", C, 0.1), (" ", W, 0.1)], "empty"),
+        ([("a", C, 0.1), ("b", U, 0.1)], "all_right"),
         ([("a", C, 0.1), (" a", W, 0.1)], "duplicate_text"),
     ],
 )
@@ -203,8 +238,9 @@ def test_bad_settings_are_refused():
 
 def test_format_negatives_stand_apart_in_mmprs_rule():
     """2 right × 2 wrong and 2 right × 1 without an answer, at most 3 of each."""
-    rows = [("r1", C, None), ("r2", C, None), ("w1", W, None), ("w2", W, None), ("no answer", U, None)]
-    pairs, report = build_pairs([group_of(*rows)], rule="correctness", limits=Limits(max_pairs=3))
+    rows = [("r1", C, None), ("r2", C, None), ("w1", W, None), ("w2", W, None), (SILENT, U, None)]
+    limits = Limits(max_pairs=3, format_negatives=True)
+    pairs, report = build_pairs([group_of(*rows)], rule="correctness", limits=limits)
     assert Counter(pair.source for pair in pairs) == {"correctness": 3, "correctness_format": 2}
     assert report.sources == {"correctness": 3, "correctness_format": 2}
 
@@ -278,6 +314,6 @@ def test_yields_of_all_rules():
     assert list(seen_by(pairings.values(), groups)) == groups
     table = {name: pairing.report() for name, pairing in pairings.items()}
     assert {name: (report.problems_with_pairs, report.pairs) for name, report in table.items()} == {
-        "correctness": (1, 2), "correctness_and_prm": (1, 1), "prm_margin": (1, 1), "step_prefix": (0, 0),
+        "correctness": (1, 1), "correctness_and_prm": (1, 1), "prm_margin": (1, 1), "step_prefix": (0, 0),
     }  # fmt: skip
     assert all(report.problems_in == 2 for report in table.values())

@@ -10,6 +10,7 @@ from rewards.errors import StepAlignmentError
 from rewards.pairing.limits import Limits
 from rewards.pairing.rules import RULES, build_pairs
 from rewards.scoring.groups import BLANK_AT_A_TIME, score_unseen
+from rewards.scoring.other_images import partners, showing
 from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.scoring.visual_dependence import dependence, of_group, visual_dependence
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, StepScores, Unseen, Verdict
@@ -104,13 +105,37 @@ def test_a_prm_that_looks_and_one_that_does_not():
         assert [g.problem for g in done] == [g.problem for g in groups]
 
 
-def test_what_has_no_other_picture_is_counted_and_stays_unknown():
+def test_what_has_no_other_image_is_counted_and_stays_unknown():
     text_only = RolloutGroup(Problem("t", "?"), (rollout([0.9, 0.75]),))
-    done, lacking = both([group(10), text_only, group(20, size=(8, 4))], LookingPRM())
-    assert lacking == {"no image": 1, "no other image of its size": 2}
+    done, lacking = both([group(10), text_only, group(10)], LookingPRM())
+    assert lacking == {"no image": 1, "no other image": 2}  # the same pixels are no other image
     assert done[0].rollouts[0].blank is not None
     assert done[0].rollouts[0].swapped is None
     assert visual_dependence(done[1].rollouts[0]) is None
+
+
+def test_an_image_of_another_size_is_resized():
+    done, lacking = both([group(10), group(20, size=(8, 4))], LookingPRM())
+    assert not lacking
+    assert [visual_dependence(one.rollouts[0]) for one in done] == pytest.approx([0.4, 0.4])
+
+
+def test_partners_by_hand():
+    """Same sizes first, in order; then the most similar shape; never a shared image; never another number of images."""
+
+    def problem(*sizes, color="red"):
+        return Problem("p", "?", tuple(Image.new("RGB", size, color) for size in sizes))
+
+    a, b, c = problem((8, 8)), problem((8, 8), color="blue"), problem((8, 8), color="green")
+    assert partners([a, b, c]) == [1, 2, 0]
+    assert partners([a, a, b]) == [2, 2, 0]
+    wide, square = problem((16, 4), color="blue"), problem((9, 9), color="green")
+    assert partners([a, wide, square]) == [2, 2, 0]
+    assert partners([a, problem((8, 8), (8, 8), color="blue"), Problem("t", "?")]) == [None, None, None]
+    two = problem((8, 8), (4, 4))
+    assert partners([two, problem((8, 8), (4, 4), color="blue")]) == [1, 0]
+    assert showing(a, wide).images[0].size == (8, 8)
+    assert showing(a, b).images == b.images
 
 
 def test_blank_pictures_are_made_some_at_a_time():

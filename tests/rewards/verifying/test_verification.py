@@ -8,6 +8,7 @@ import time
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import ConfigError, DataError
@@ -16,6 +17,9 @@ from rewards.verifying.answers import canonical_answer, extract_final_answer, sh
 from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.verification import (
     VERIFIERS,
+    AnlsVerifier,
+    ExactVerifier,
+    NumberVerifier,
     anls,
     anls_verifier,
     choice_verifier,
@@ -105,6 +109,13 @@ def test_extraction_gives_stripped_text_or_none(text):
         "final answer" + " " * 200_000,
         "final answer:\n" * 20_000,
         r"\text{" * 30_000 + "7",
+        "<answer>" * 20_000,
+        "the answer is " * 10_000,
+        "A is " * 20_000,
+        "选" * 100_000,
+        "#### " + " " * 200_000 + "b",
+        "</s>" * 40_000,
+        "7 " + " " * 200_000 + "x",
     ],
 )
 def test_hostile_text_takes_linear_time(text):
@@ -115,14 +126,16 @@ def test_hostile_text_takes_linear_time(text):
 
 def test_canonical_answer():
     assert canonical_answer("Final answer:  New \t York. ") == "New York"
-    assert canonical_answer("Final answer: 3..") == "3."
+    assert canonical_answer("Final answer: 3..") == "3"
     assert canonical_answer("Final answer: .") is None
 
 
 def test_exact_verifier():
     assert exact_verifier(asked(" 4. "), "Final answer: 4") is C
     assert exact_verifier(asked("4"), "Final answer: 4.0") is W
-    assert exact_verifier(asked("4"), "4") is U
+    assert exact_verifier(asked("4"), "4") is C
+    assert exact_verifier(asked("cat"), "Cat") is C
+    assert ExactVerifier(case=True)(asked("cat"), "Cat") is W
     with pytest.raises(DataError, match="problem 'p' has no reference answer"):
         exact_verifier(asked(None), "Final answer: 4")
 
@@ -265,7 +278,12 @@ def test_two_workers_close_and_reuse():
 ANSWERS = st.text(alphabet="0123456789.,/^-+eE%$€ ABcm{}()\\fracboxtextπ²:×=*\n−", max_size=60)
 
 
-@given(st.sampled_from(sorted(VERIFIERS.keys() - {"math"})), ANSWERS, st.sampled_from(["7", "1/2", "50%", "B", "x y"]))
+@hypothesis_settings(deadline=None)  # the first call of a verifier imports its library
+@given(
+    st.sampled_from(sorted(VERIFIERS.keys() - {"math", "auto"})),
+    ANSWERS,
+    st.sampled_from(["7", "1/2", "50%", "B", "x y"]),
+)
 def test_any_text_gets_a_verdict(name, text, reference):
     """Only a reference that a verifier cannot read is trouble; a response never is."""
     for response in (text, f"Final answer: {text}"):
@@ -274,8 +292,13 @@ def test_any_text_gets_a_verdict(name, text, reference):
         except DataError:
             verdict = verify_many(VERIFIERS[name], [(asked(reference), response)])[0]
             assert verdict is E
-            assert (name, reference) in {("choice", "7"), ("choice", "1/2"), ("choice", "50%"), ("choice", "x y"),
-                                         ("number", "B"), ("number", "x y")}  # fmt: skip
+            assert name == "yes_no" or (name, reference) in {
+                ("choice", "1/2"),
+                ("choice", "50%"),
+                ("choice", "x y"),
+                ("number", "B"),
+                ("number", "x y"),
+            }
         assert isinstance(verdict, Verdict)
 
 
@@ -295,8 +318,8 @@ def test_a_number_equals_itself_however_it_is_written(value, digits, unit):
 def test_units_convert_and_case_matters():
     assert number_verifier(asked("5 MW"), "Final answer: 5000 kW") is C
     assert number_verifier(asked("5 MW"), "Final answer: 5 mW") is W
-    assert number_verifier(asked("1.5"), "Final answer: 1.51", tolerance=0.01) is C
-    assert number_verifier(asked("1.5"), "Final answer: 1.51", tolerance=0.001) is W
+    assert NumberVerifier(tolerance=0.01)(asked("1.5"), "Final answer: 1.51") is C
+    assert NumberVerifier(tolerance=0.001)(asked("1.5"), "Final answer: 1.51") is W
 
 
 @pytest.mark.parametrize("text", ["9" * 300, "1e999", "1/0", "9" * 100_000, "m " * 5_000, "8 " + "m" * 150, "(" * 150])
@@ -313,7 +336,7 @@ def test_a_choice_may_be_named_by_its_text():
     assert choice_verifier(problem, "Final answer: red") is W
     assert choice_verifier(problem, "Final answer: D") is U  # there are three
     assert choice_verifier(problem, "Final answer: A") is W  # the third option's text is C, not A
-    with pytest.raises(DataError, match="names no choice"):
+    with pytest.raises(DataError, match="not a letter or an option's text"):
         choice_verifier(Problem("p", "?", answer="green"), "Final answer: B")
 
 
@@ -331,7 +354,7 @@ def test_anls_by_hand():
     assert anls("ab", "ac") == 0.5
     assert anls("abc", "axy") == 0.0
     assert anls_verifier(asked("kitten"), "sitting") is W
-    assert anls_verifier(asked("kitten"), "sitting", threshold=0.5) is C
+    assert AnlsVerifier(threshold=0.5)(asked("kitten"), "sitting") is C
 
 
 def test_relaxed_is_five_percent_of_the_reference_both_ways():

@@ -33,8 +33,8 @@ class KnownPolicy(Generator):
             yield [Sample(place, i, seed, Completion(text, num_tokens=3)) for i, text in enumerate(texts)]
 
 
-def verify(items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-    return [C if text.endswith("right") else W for _, text in items]
+def verify(items: Sequence[tuple[Problem, Completion]]) -> list[Verdict]:
+    return [C if completion.text.endswith("right") else W for _, completion in items]
 
 
 def groups_of(count: int) -> list[RolloutGroup]:

@@ -41,11 +41,12 @@ class Table:
     def __init__(self, rows: dict[tuple[str, str], list[Verdict]]) -> None:
         self.rows, self.asked = rows, []
 
-    def __call__(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        self.asked += items
+    def __call__(self, items: Sequence[tuple[Problem, Completion]]) -> list[Verdict]:
+        self.asked += [(problem, completion.text) for problem, completion in items]
         left = {key: list(row) for key, row in self.rows.items()}
         found = []
-        for problem, text in items:
+        for problem, completion in items:
+            text = completion.text
             prefix = max((p for i, p in left if i == problem.id and text.startswith(p)), key=len)
             found.append(left[problem.id, prefix].pop(0))
         return found
@@ -82,7 +83,7 @@ class Recorder(Generator):
 
 
 def test_counts_stand_at_their_steps(generator: TransformersGenerator) -> None:
-    """Timeouts and errors leave K; the last step is its own verdict, K of K or 0 of K."""
+    """What is not read or checked leaves K; the last step is its own verdict, K of K or 0 of K."""
     table = Table(
         {
             ("p0", "Red is 3\n\n"): [C, C, C, W],
@@ -90,13 +91,13 @@ def test_counts_stand_at_their_steps(generator: TransformersGenerator) -> None:
             ("p1", "Green is 1\n\n\n"): [W, W, U, W],
         }
     )
-    labelled, rejected = label(groups_of([C, W], [U]), generator, table)
+    labelled, rejected = label(groups_of([C, W], [W]), generator, table)
     assert [[r.mc for r in group.rollouts] for group in labelled] == [
         [
-            (MonteCarloCount(3, 4), MonteCarloCount(1, 2), MonteCarloCount(4, 4)),
+            (MonteCarloCount(3, 4), MonteCarloCount(1, 1), MonteCarloCount(4, 4)),
             (MonteCarloCount(0, 4),),
         ],
-        [(MonteCarloCount(0, 4), MonteCarloCount(0, 4))],
+        [(MonteCarloCount(0, 3), MonteCarloCount(0, 4))],
     ]
     assert rejected == Counter()
     assert Counter(p.id for p, _ in table.asked) == {"p0": 2 * K, "p1": K}  # no continuation of a last step
@@ -105,11 +106,11 @@ def test_counts_stand_at_their_steps(generator: TransformersGenerator) -> None:
 def test_answers_are_prefix_and_continuation(generator: TransformersGenerator) -> None:
     seen: list[tuple[Problem, str]] = []
 
-    def all_wrong(items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        seen.extend(items)
+    def all_wrong(items: Sequence[tuple[Problem, Completion]]) -> list[Verdict]:
+        seen.extend((problem, completion.text) for problem, completion in items)
         return [W] * len(items)
 
-    label(groups_of([C, W], [U]), generator, all_wrong)
+    label(groups_of([C, W], [W]), generator, all_wrong)
     prefixes = ["Red is 3\n\n", "Red is 3\n\nBlue is 9\n\n", "Green is 1\n\n\n"]  # those of one problem side by side
     assert len(seen) == len(prefixes) * K
     drawn = generator.generate([PROBLEMS[0], PROBLEMS[0], PROBLEMS[1]], K, prefixes=prefixes, seed=0)
@@ -130,12 +131,12 @@ def test_nothing_is_lost(generator: TransformersGenerator) -> None:
     assert [len(group.rollouts) for group in labelled] == [0, 1]
     assert [group.problem.id for group in labelled] == ["p0", "p1"]
     assert labelled[1].rollouts[0].mc == (MonteCarloCount(1, 2), MonteCarloCount(0, 4))
-    assert rejected == {"a step without a decided continuation": 2}
+    assert rejected == {"a step without a decided continuation": 1, "verdict timeout": 1}
     assert sum(len(g.rollouts) for g in groups) == sum(len(g.rollouts) for g in labelled) + rejected.total()
 
 
 def test_the_rollout_itself_is_kept(generator: TransformersGenerator) -> None:
-    groups = groups_of([C, W], [U])
+    groups = groups_of([C, W], [W])
     labelled, _ = label(groups, generator, lambda items: [W] * len(items))
     for before, after in zip(groups, labelled, strict=True):
         assert [r.with_(mc=None, label_source=None) for r in after.rollouts] == list(before.rollouts)
@@ -144,15 +145,15 @@ def test_the_rollout_itself_is_kept(generator: TransformersGenerator) -> None:
 
 
 def test_unverified_rollouts_are_rejected_not_wrong(generator: TransformersGenerator) -> None:
-    labelled, rejected = label(groups_of([None, C], [None]), generator, lambda items: [C] * len(items))
+    labelled, rejected = label(groups_of([None, C], [U]), generator, lambda items: [C] * len(items))
     assert [[r.verdict for r in group.rollouts] for group in labelled] == [[C], []]
-    assert rejected.total() == 2
+    assert rejected == {"verdict none": 1, "verdict unparsable": 1}
 
 
 @pytest.mark.parametrize("change", [lambda v: v[:-1], lambda v: [*v, C], lambda v: []])
 def test_a_verifier_that_loses_rows_is_refused(generator: TransformersGenerator, change: Any) -> None:
     with pytest.raises(DataError, match="expected 12 continuations and as many verdicts, got 12 and"):
-        label(groups_of([C, W], [U]), generator, lambda items: change([W] * len(items)))
+        label(groups_of([C, W], [W]), generator, lambda items: change([W] * len(items)))
 
 
 def test_single_steps_and_no_groups_need_no_draw(generator: TransformersGenerator) -> None:
@@ -164,13 +165,13 @@ def test_single_steps_and_no_groups_need_no_draw(generator: TransformersGenerato
 
 def test_what_labelling_cost(generator: TransformersGenerator) -> None:
     """Three steps to continue, four each; every continuation of a random policy runs into its limit of six tokens."""
-    verdicts = [C, T, W, E, W, W, W, W, T, T, W, C]
+    verdicts = [C, T, W, E, U, W, W, W, T, T, W, C]
     ticks: list[int] = []
     done = label_steps(
-        groups_of([C, W], [U]),
+        groups_of([C, W], [W]),
         **settings(generator, lambda items: [verdicts.pop(0) for _ in items], rows_a_call=2 * K, on_drawn=ticks.append),
     )
-    assert (done.continuations, done.undecided) == (12, 4)
+    assert (done.continuations, done.undecided) == (12, {"timeout": 3, "error": 1, "unparsable": 1})
     assert ticks == [8, 4]
     assert 12 <= done.tokens <= 12 * 6
     assert not verdicts

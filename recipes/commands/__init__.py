@@ -1,0 +1,1 @@
+"""What the command line takes and says: the table of commands, their flags, their help, the shipped settings files."""
