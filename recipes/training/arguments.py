@@ -70,8 +70,9 @@ def large_model_training(
     ):
         raise ConfigError(
             "expected warmup in [0, 1), learning_rate > 0 and no negative epochs, max_steps, min_steps, "
-            f"per_device_batch, lora_rank, save_steps, dataloader_num_workers or {batch}, got {config.warmup}, {rate}, {config.epochs}, "
-            f"{steps}, {config.min_steps}, {config.per_device_batch}, {config.lora_rank}, {config.save_steps}, {config.dataloader_num_workers} and "
+            f"per_device_batch, lora_rank, save_steps, dataloader_num_workers or {batch}, got {config.warmup}, {rate}, "
+            f"{config.epochs}, {steps}, {config.min_steps}, {config.per_device_batch}, {config.lora_rank}, "
+            f"{config.save_steps}, {config.dataloader_num_workers} and "
             f"{getattr(config, batch)}"
         )
     if steps and config.epochs:
