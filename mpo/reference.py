@@ -213,7 +213,8 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes where they are; those of an accelerator are copied to the host."""
-    return memoryview(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+    array: Any = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _digest(parts: Iterable[bytes | memoryview]) -> str:

@@ -214,8 +214,8 @@ def _turns(
         ids, ends = _joined(prm_format, around.sign, [next(tokens) for _ in turns])
         last = len(prompt.input_ids) - 1
         rendered.append(RenderedSolution(prompt, tuple(ids), (last, *(last + 1 + end for end in ends))))
-    texts = (as_read(processor.tokenizer, text) for text in (around.head, around.before, around.after))
-    return TurnsFrame(*texts, around.sign), rendered
+    head, before, after = (as_read(processor.tokenizer, text) for text in (around.head, around.before, around.after))
+    return TurnsFrame(head, before, after, around.sign), rendered
 
 
 class _Around(NamedTuple):

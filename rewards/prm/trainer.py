@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class PRMCollator:
 
         The inputs' `labels` mark the text of the responses that end right.
         """
-        rendered = [self._rendered(id(group), lambda group=group: (group, self._render(group)))[1] for group in groups]
+        rendered = [self._rendered(id(group), partial(self._with_rows, group))[1] for group in groups]
         placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
         inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
         for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
@@ -80,10 +81,11 @@ class PRMCollator:
             "solution_groups": [place for place, _ in placed],
         }
 
-    def _render(self, group: LabelledGroup) -> list[RenderedSolution]:
+    def _with_rows(self, group: LabelledGroup) -> tuple[LabelledGroup, list[RenderedSolution]]:
+        """The group itself as well: it is found by identity, and stays alive while its rows are kept."""
         images = [load_image(image) for image in group.problem.images]
         steps = [solution.steps for solution in group.solutions]
-        return render(self.processor, self.format, group.problem, steps, images)
+        return group, render(self.processor, self.format, group.problem, steps, images)
 
 
 def first_groups(batch: Mapping[str, Any], groups: int) -> dict[str, Any]:
