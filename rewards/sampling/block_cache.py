@@ -20,14 +20,16 @@ class BlockLayer(DynamicLayer):
 
     def __init__(self, layer: DynamicLayer) -> None:
         super().__init__()
-        assert layer.keys is not None and layer.values is not None, "a layer that has read a prompt"
+        assert layer.keys is not None, "a layer that has read a prompt"
+        assert layer.values is not None
         self.lazy_initialization(layer.keys, layer.values)
         self.keys, self.values = layer.keys, layer.values
         self._room: tuple[Tensor, Tensor] | None = None  # in which keys and values lie; None: they lie where they came
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keys and values with the new ones behind them, (R, H, T, D), views."""
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
         if self._room is None or self._room[0].shape[-2] < end:
