@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # The recipes train on one device; several visible ones would be wrapped in nn.DataParallel.
 export CUDA_VISIBLE_DEVICES ?= 0
 
-.PHONY: help demo evidence test test-vllm test-torch-min test-kill check gpu bench docs clean
+.PHONY: help demo evidence test test-vllm test-torch-min test-kill fuzz check gpu bench docs clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ test-torch-min: $(TORCH_MIN)  ## attention, training and scoring under the oldes
 
 test-kill: $(INSTALLED)  ## every data stage killed at every failpoint and, 25 runs, at random moments; 10 to 40 minutes
 	$(BIN)/python tests/recipes/kill_pipeline.py --runs 25
+
+fuzz: $(INSTALLED)  ## every decoder with damaged input, FUZZ_SECONDS (600) each; FUZZ="pairs groups" picks some
+	PYTHONPATH=. $(BIN)/python tests/fuzzing.py $(FUZZ)
 
 check: $(INSTALLED)  ## format, lint, types, tests and the site (one of the tests builds it): what CI runs
 	$(BIN)/ruff format --check .

@@ -31,7 +31,7 @@ from rewards.verifying.verification import exact_verifier
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of `mpo pipeline`: policy/, prm/, world/development.jsonl")
-    parser.add_argument("--problems", type=int, default=0, help="the first so many; 0 for all")
+    parser.add_argument("--problems", type=int, default=0, help="only this many of the first problems; 0 for all")
     parser.add_argument("--n", type=int, default=32, help="samples per problem for best-of-N")
     parser.add_argument("--beams", nargs="+", default=["2x2", "2x4", "4x4"], help="W x m")
     parser.add_argument("--step_tokens", type=int, nargs="+", default=[12, 72], help="limits of one extension")

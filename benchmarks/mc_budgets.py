@@ -6,7 +6,7 @@ agree only so far, whatever the budget. Agreement is over the steps of the respo
 step left out, since no run draws from it.
 
     python benchmarks/mc_budgets.py
-    python benchmarks/mc_budgets.py --problems 20 --samples 3  # the table of docs/rewards.md, 10 to 20 minutes per seed
+    python benchmarks/mc_budgets.py --problems 20 --samples 3  # the table of docs/prm.md, 10 to 20 minutes per seed
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="responses per problem")
     parser.add_argument("--k", type=int, default=16, help="continuations per step")
     parser.add_argument("--warm_start", type=int, default=600, help="steps of supervised training")
-    parser.add_argument("--folder", type=Path, help="keep the runs here, and go on from what is there")
+    parser.add_argument("--folder", type=Path, help="keep the runs here, and continue from what is there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)

@@ -1,8 +1,8 @@
 """How best-of-N grows with the number of labelled responses that a PRM was trained on, on a finished digits run.
 
-For each number of problems a PRM is trained anew on the first so many labelled groups of each seed (same start, same
-steps, same settings as the run) and ranks the run's held-out samples; 0 stands for the run's own PRM, of all problems.
-Each training and scoring is a stage folder below --out, so a killed run goes on where it was.
+For each number of problems a PRM is trained anew on that many of the first labelled groups of each seed (same start,
+same steps, same settings as the run) and ranks the run's held-out samples; 0 means the run's own PRM, of all problems.
+Each training and scoring is a stage folder below --out, so a killed run continues where it was.
 
     python benchmarks/prm_data_curve.py runs/evidence                            # 3 seeds, about 20 minutes per point
     python benchmarks/prm_data_curve.py runs/demo --settings recipes/configs/digits_demo.yaml --problems 50 100
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of `mpo evidence` (seed0, seed1, …) or of `mpo pipeline`")
     parser.add_argument("--settings", type=Path, default=Path("recipes/configs/digits.yaml"), help="those of the run")
     parser.add_argument("--problems", type=int, nargs="+", default=[75, 300, 600, 0], help="labelled, for the PRM")
-    parser.add_argument("--k", type=int, default=8, help="candidates")
+    parser.add_argument("--k", type=int, default=8, help="responses")
     parser.add_argument("--out", type=Path, default=Path("runs/prm_data_curve"))
     args = parser.parse_args()
     settings = Settings(args.settings)

@@ -100,7 +100,7 @@ def adapted(case: Case, model: Any) -> Any:
 
 
 def layer_bytes(case: Case) -> tuple[float, float]:
-    """Bytes a token of one decoder layer, inside it and as its input, in one packed row without an image."""
+    """Bytes per token of one decoder layer, inside it and as its input, in one packed row without an image."""
     model = build(case, device="cpu", small=True)
     enable_chunked_logps(model)
     enable_shared_prefix(model)

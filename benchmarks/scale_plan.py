@@ -70,7 +70,7 @@ def forward_flops(model: Model, tokens: float, *, read: float = 0.0, patches: fl
 
 
 def hours(flops: float = 0.0, decoded: float = 0.0) -> float:
-    """GPU hours of so much arithmetic and so many decoded tokens."""
+    """GPU hours of this much arithmetic and this many decoded tokens."""
     return (flops / (TFLOPS * 1e12) + decoded / DECODED) / 3600.0
 
 
@@ -94,8 +94,8 @@ def monte_carlo(data: Data, model: Model, *, together: int | None = None) -> Cos
     Args:
         data: with `steps` and `continuations`.
         model: that continues.
-        together: so many continuations of one step share one reading of the prompt and the steps before. None: a cache
-            keeps both, so a question is read once and a response once.
+        together: this many continuations of one step share one reading of the prompt and the steps before. None: a
+            cache keeps both, so a question is read once and a response once.
     """
     drawn = data.samples * data.steps * data.continuations
     new = drawn * data.response * (data.steps - 1) / (2 * data.steps)
@@ -129,7 +129,7 @@ def mpo_training(pairs: float, data: Data, model: Model) -> Cost:
 
 
 def wall_hours(cost: Cost, *, gpus: int, at_most: int | None = None) -> float:
-    """Hours on so many GPUs, of which the stage can use `at_most`, evenly loaded."""
+    """Hours on this many GPUs, of which the stage can use `at_most`, evenly loaded."""
     return cost.gpu_hours / min(gpus, at_most or gpus)
 
 

@@ -1,9 +1,9 @@
-"""Rows a second of `--engine ray` with 1, 2 and 4 workers, and of one process.
+"""Rows per second of `--engine ray` with 1, 2 and 4 workers, and of one process.
 
 The PRM is replaced by one that takes a fixed time per call without a processor, as one on a GPU of its own or behind
 a server does. The rest is real: the cut into calls, Ray, the store with one transaction per call. So what is measured
 is what the engine costs, and how many workers one driver keeps busy. Starting Ray and loading is not in the rows per
-second; it stands in its own column. Parallel efficiency is the speed over that of as many single workers.
+second; it has its own column. Parallel efficiency is the speed over that of as many single workers.
 
     python benchmarks/scaling.py
 """

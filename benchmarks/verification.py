@@ -1,4 +1,4 @@
-r"""Answers a second a core: `MathVerifier` and its killable worker against `math_verify` called in this process.
+r"""Answers per second and core: `MathVerifier` and its killable worker against `math_verify` called in this process.
 
 Both sides compare the same (reference, final answer) pairs, all different, so that nothing is remembered. Sets:
 
@@ -143,8 +143,8 @@ def main() -> None:
     args = parser.parse_args()
     sides: dict[str, Check] = {"math-verify in process": in_process, "MathVerifier": in_workers}
     print(
-        f"{args.answers} answers a set, {args.workers} workers, a limit of {args.timeout_s} s; {os.cpu_count()} cores, "
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
+        f"{args.answers} answers per set, {args.workers} workers, a limit of {args.timeout_s} s; "
+        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, Python {platform.python_version()}"
     )
     print(f"a worker's start: {median(start_seconds() for _ in range(args.rounds)):.2f} s")
     print("| set | side | answers/s per worker | range | µs per answer | verdicts |\n|" + " --- |" * 6)

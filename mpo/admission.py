@@ -1,7 +1,7 @@
 """Which rows can be trained on, decided before step 0: in = kept + rejected, by reason.
 
-The checks are the collator's own. Of an image only the header is read. So damage behind an intact header, and every
-fault in a stream, is met in training, where it stops the run with the row's name.
+The checks are the collator's own. Of an image only the header is read. So damage behind an intact header, and any
+fault in a stream, is found only in training, where it stops the run and names the row.
 """
 
 from __future__ import annotations
@@ -95,15 +95,16 @@ class PairLength(NamedTuple):
 
 
 def admit_all(
-    collator: Any, *, train: Any, evaluation: Any, args: MPOConfig
+    collator: Any, *, train: Any, evaluation: Any, args: MPOConfig, context: int | None = None
 ) -> tuple[Any, Any, dict[str, AdmissionReport]]:
     """A trainer's datasets without the rows that cannot be trained on; each account is logged once.
 
     Args:
-        collator: the trainer's; rows of another one than a `PreferenceCollator` are not looked at.
+        collator: the trainer's; rows of any collator but a `PreferenceCollator` are not checked.
         train: a dataset, or None.
         evaluation: a dataset, a dict of datasets, or None.
         args: of the run. Its ranks share the work, and all of them keep the same rows.
+        context: most tokens that the model reads; None where it does not say.
 
     Returns:
         train, evaluation, and the accounts by name: "train", "eval", or "eval_KEY" in a dict.
@@ -122,10 +123,12 @@ def admit_all(
         if rows is None:
             return None
         if not hasattr(rows, "__len__"):
-            logger.warning("%s: a stream is not checked beforehand; a row that cannot be used will stop the run", name)
+            logger.warning(
+                "%s: a stream cannot be checked beforehand; a row that cannot be used will stop the run", name
+            )
             return rows
         share = {"rank": args.process_index, "world_size": args.world_size, "quiet": args.disable_tqdm}
-        kept, reports[name] = admit(rows, collator, max_length=args.max_length, name=name, **share)
+        kept, reports[name] = admit(rows, collator, max_length=args.max_length, context=context, name=name, **share)
         return kept
 
     train = admitted(train, "train")
@@ -139,6 +142,7 @@ def admit(
     collator: PreferenceCollator,
     *,
     max_length: int | None = None,
+    context: int | None = None,
     name: str = "train",
     rank: int = 0,
     world_size: int = 1,
@@ -148,8 +152,9 @@ def admit(
 
     Args:
         rows: a `datasets.Dataset`, which is indexed and not copied, a list, or anything with a length and items.
-        collator: says what is wrong with a row.
+        collator: finds what is wrong with a row.
         max_length: most tokens of a row's prompt, images included, and longer response; None is no limit.
+        context: most tokens of a response that the model reads; None is no limit.
         name: of the dataset, for the log.
         rank, world_size: each rank looks at every `world_size`-th row, and all learn of all rejections.
         quiet: no progress bar.
@@ -158,7 +163,7 @@ def admit(
         DataError: no row is left.
     """
     mine = range(rank, len(rows), world_size)
-    check = _Check(collator, max_length)
+    check = _Check(collator, max_length, context)
     rejections: list[Rejection] = []
     shown = tqdm(mine, desc=f"checking rows of {name}", unit="row", disable=quiet or rank > 0, delay=2.0)
     for index, cheap in zip(shown, _undecoded(rows, mine), strict=True):
@@ -193,8 +198,8 @@ def lengths(rows: Any, collator: PreferenceCollator, *, quiet: bool = False) -> 
 class _Check:
     """One pass over a dataset: what is wrong with a row."""
 
-    def __init__(self, collator: PreferenceCollator, max_length: int | None) -> None:
-        self.collator, self.max_length = collator, max_length
+    def __init__(self, collator: PreferenceCollator, max_length: int | None, context: int | None) -> None:
+        self.collator, self.max_length, self.context = collator, max_length, context
         self.chosen: dict[int, int] = {}  # row → tokens of its chosen response, of those without a fault
         self.count = PromptLength(collator.processor, image_root=collator.image_root)
 
@@ -204,6 +209,12 @@ class _Check:
             row = read()
             name = name if row.get("problem_id") is None else str(row["problem_id"])
             pair = self.collator.check(row)
+            longer = max(len(pair.chosen), len(pair.rejected))
+            if self.context is not None and longer > self.context:
+                raise DataError(
+                    f"a response of {longer} tokens; this model reads {self.context}: set max_length to what fits",
+                    reason="longer than the model reads",
+                )
             if self.max_length is None:
                 self.count.check(pair.prompt, pair.images)
             else:
@@ -241,3 +252,10 @@ def _without(rows: Any, rejected: set[int]) -> Any:
     if isinstance(rows, datasets.Dataset):
         return rows.select(kept)
     return [rows[index] for index in kept] if isinstance(rows, list) else Subset(rows, kept)
+
+
+def context_of(model: Any) -> int | None:
+    """How many positions a loaded model was made for; None for a path, or a model that does not say."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""TRL vision-preference rows → one batch in which each prompt and each response of it stands once."""
+"""TRL vision-preference rows → one batch that holds each of its prompts and responses once."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class PreferenceCollator:
     """Rows → model inputs, `pair_index` (B, 2), `pair_ids`, `pair_lengths` (tokens of the chosen responses),
     `pair_prompts` (how many different prompts there are) and, if any row has a weight, `pair_weight` (B,).
 
-    Pairs with the same prompt and images share them, and a response that stands in several pairs goes in once: the
-    batch holds M ≤ 2B responses, and `pair_index` says which is the chosen and which the rejected one of each pair.
+    Pairs with the same prompt and images share them, and a response that is part of several pairs is held once: the
+    batch holds M ≤ 2B responses, and `pair_index` gives the chosen and the rejected one of each pair.
     Prompts come in the order of their first pair, responses row after row. Encoded prompts are kept from epoch to
     epoch, as many as fit.
 
@@ -46,9 +46,9 @@ class PreferenceCollator:
         processor: of the model that is trained.
         image_root: folder that image paths must stay inside.
         with_keys: add `response_keys`, by which `mpo.reference` finds a response again.
-        shared_prefix: packed rows (`mpo.multimodal.packing`), for a model that can read them, instead of a row a
-            response. A batch with a prompt that cannot be shared, since it ends in an image still has a row per
-            response.
+        shared_prefix: packed rows (`mpo.multimodal.packing`), for a model that can read them, instead of one row
+            per response. If a prompt cannot be shared because it ends in an image, its whole batch falls back to one
+            row per response.
         max_row_tokens: a packed row that would be longer is split, which repeats its prompt; a row always holds at
             least one response. None never splits.
         max_length: most tokens of prompt (with its images) and longer response; a longer row is an error, never cut.
@@ -139,7 +139,7 @@ class PreferenceCollator:
 
 
 def first_pairs(batch: dict[str, Any], pairs: int) -> dict[str, Any]:
-    """The batch with only its first pairs; the responses of the others still run, and count nowhere.
+    """The batch with only its first pairs; the responses of the others still run, but count nowhere.
 
     Args:
         batch: of `PreferenceCollator`.

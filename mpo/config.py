@@ -27,9 +27,9 @@ REFUSED: dict[str, str] = {
     "loss_weights": "set preference_weight, quality_weight and generation_weight",
     "f_divergence_type": "L_q has no f-divergence form: MPO uses the reverse KL",
     "f_alpha_divergence_coef": "L_q has no f-divergence form: MPO uses the reverse KL",
-    "ld_alpha": "MPO has no length desensitisation; generation_average chooses how L_g weighs length",
+    "ld_alpha": "MPO has no length desensitisation; generation_average chooses how L_g weights length",
     "discopop_tau": "DiscoPOP is not a part of MPO",
-    "use_weighting": "give the rows a 'weight' column: it multiplies the loss of its pair",
+    "use_weighting": "give the rows a 'weight' column, which multiplies the loss of each pair",
     "padding_free": "multimodal rows are padded",
     "pad_to_multiple_of": "multimodal rows are padded to the longest of their batch",
     "sync_ref_model": _FROZEN,
@@ -42,7 +42,7 @@ REFUSED: dict[str, str] = {
     "trust_remote_code": "remote code is never run: convert the checkpoint to its native transformers class",
     "router_aux_loss_coef": "MPO adds no auxiliary loss for mixtures of experts",
     "activation_offloading": "not supported: use gradient_checkpointing",
-    "use_liger_kernel": "it replaces the forward that computes log-probs in chunks",
+    "use_liger_kernel": "it replaces the forward pass that computes log-probs in chunks",
     "label_smoothing_factor": "set label_smoothing (of L_p)",
     "remove_unused_columns": "the collator reads columns that the model's forward does not have",
 }
@@ -77,9 +77,9 @@ class MPOConfig(DPOConfig):
         reward_shift_momentum: m of "ema", in [0, 1).
         generation_average: "response" (the paper), "token" or "square" (InternVL2.5).
         layout: "shared" runs each prompt once for both its responses, "paired" once for each of them; "auto" shares
-            where the model can, and says why where it cannot. The values are the same up to rounding.
+            where the model can, and logs the reason where it cannot. The values are the same up to rounding.
         group_by_prompt: keep the pairs of one prompt together, so that they share it in the shared layout and each
-            response is computed once. Prompts are shuffled instead of pairs: a step sees fewer different prompts.
+            response is computed once. Prompts are shuffled instead of pairs, so a step sees fewer different prompts.
         train_sampling_strategy: Trainer's, of which "batch_rebalance" cuts a step into micro-batches of pairs of about
             one length with even load over ranks (`mpo.sampler.TokenBalancedSampler`). Pairs that do not fill an epoch's
             last step are left out of it; another epoch leaves out others.

@@ -62,7 +62,7 @@ def pair_logps(
 
 
 def model_inputs(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the models read of a collated batch, and the rest, which says how its responses make pairs."""
+    """What the models read of a collated batch, and the rest, which records how its responses form pairs."""
     about_pairs = {name for name in batch if name.startswith(("pair_", "response_"))}
     inputs = {name: value for name, value in batch.items() if name not in about_pairs}
     return inputs, {name: batch[name] for name in about_pairs}
@@ -104,7 +104,7 @@ def prepare_models(
     """
     policy: Any = load_model(model) if isinstance(model, (str, Path)) else model
     if isinstance(policy, PeftModel) and peft_config is not None:
-        raise ConfigError("the model has adapters already: leave peft_config out, or call merge_and_unload() first")
+        raise ConfigError("the model already has adapters: leave peft_config out, or call merge_and_unload() first")
     if ref_model is policy:
         raise ConfigError("model and ref_model are one object: leave ref_model out to keep a frozen copy")
 

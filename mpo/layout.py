@@ -25,13 +25,13 @@ Layout = Literal["auto", "shared", "paired"]
 
 
 class PromptSharing:
-    """Packed batches for models that read them right; their paired form for all others. Either way, an image goes
+    """Packed batches for models that read them correctly; their paired form for all others. Either way, an image goes
     through a vision tower once per batch.
 
-    `on` is the decision, `reason` says why; `kernel` is whether attention may use the variable-length kernel.
+    `on` is the decision, `reason` its reason; `kernel` is whether attention may use the variable-length kernel.
 
     Args:
-        layout: "auto" shares where every model can, else logs a warning with the reason; "shared" demands it; "paired"
+        layout: "auto" shares where every model can, else logs a warning with the reason; "shared" requires it; "paired"
             never shares.
         models: policy and, if there is one, reference, possibly with PEFT around them; they are prepared in place.
         all_ranks: every rank admits its batches in step with the others, and they decide together; False where a rank
@@ -46,7 +46,7 @@ class PromptSharing:
         bases = [innermost(model) for model in models]
         reasons = [] if layout == "paired" else [reason for base in bases if (reason := why_not_shared(base))]
         self.on = layout != "paired" and not reasons
-        self.reason = "layout='paired' was asked for" if layout == "paired" else "the model can read a shared prompt"
+        self.reason = "layout='paired' was requested" if layout == "paired" else "the model can read a shared prompt"
         if reasons:
             self._refuse(reasons[0])
         for base in bases:

@@ -45,7 +45,7 @@ class Denominators:
 
         Args:
             chosen_lengths: |y_c| in tokens, (B,).
-            generation_average: how L_g weighs responses of different length.
+            generation_average: how L_g weights responses of different length.
 
         Example:
             >>> Denominators.of(torch.tensor([4, 9]), "square").generation
@@ -157,7 +157,7 @@ def mpo_loss(
         beta: β > 0, strength of the pull towards the reference.
         reward_shift: δ, from `RewardShift.value`.
         weights: (w_p, w_q, w_g); the paper's (0.8, 0.2, 1.0) by default.
-        generation_average: how L_g weighs responses of different length.
+        generation_average: how L_g weights responses of different length.
         label_smoothing: ε of L_p, in [0, 0.5).
         pair_weight: (B,), multiplies all three parts of a pair; the denominators still count pairs.
         denominators: None divides by this batch alone.

@@ -26,7 +26,7 @@ def pair_metrics(
         loss: the parts as `mpo_loss` returned them.
         logps: the five (B,) tensors that the loss was computed from.
         beta: β.
-        reward_shift: δ that the loss read.
+        reward_shift: the δ that the loss used.
         loss_scale: (pairs of the optimizer step) / B when `loss` was divided by the step's denominators, so that
             the mean over the step's pairs is the step's loss; 1 when it was divided by this batch alone.
 
@@ -89,7 +89,7 @@ class MetricMeans:
 
 
 class TokenRate:
-    """Tokens that the language model ran, a second of wall-clock time, over all ranks.
+    """Tokens that the language model ran per second of wall-clock time, over all ranks.
 
     A token counts once, though policy, reference and backward all run it; a shared prompt counts once for both
     responses, padding not at all. Evaluation, samples and checkpoints between two logs are part of the time.

@@ -60,10 +60,10 @@ def chosen_changes(history: Sequence[dict[str, float]], *, starts_at_reference: 
     """How far the chosen responses' log-prob has moved since the start, for each logged line of the training loss.
 
     Policy minus reference on the same rows, so that it does not depend on which rows a line saw. Where the policy did
-    not start at the reference, the first line stands for the start.
+    not start at the reference, the first line is taken as the start.
 
     Returns:
-        Nats a token, mean over pairs; negative is a fall.
+        Nats per token, mean over pairs; negative is a fall.
 
     Example:
         >>> line = {"logps/chosen_per_token": -0.9, "logps/chosen_per_token_reference": -0.7}
@@ -94,5 +94,5 @@ def _collapse(change: float, line: dict[str, float]) -> str:
         f"step {line['step']}: the chosen responses have been less likely than at the start for {PATIENCE} logged "
         f"lines ({line['logps/chosen_per_token']:.3f} nats per token, {-change:.3f} below the start). Preference "
         "losses alone do this before a policy repeats itself or stops answering: look at samples, raise "
-        "generation_weight, or lower learning_rate. Said once."
+        "generation_weight, or lower learning_rate. This warning is given once."
     )

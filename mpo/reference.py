@@ -35,7 +35,7 @@ class ReferenceCache:
     """Response → log π_ref(response | prompt), summed over its tokens.
 
     Args:
-        folder: holds one `logps-RANK.sqlite` a rank; made if it is missing.
+        folder: holds one `logps-RANK.sqlite` per rank; made if it is missing.
         made_by: what the values depend on besides the response, e.g. `{"weights": …, "processor": …, "dtype": …}`.
         rank: of this process; it writes only its own file and reads all. None only reads.
 
@@ -79,12 +79,13 @@ class ReferenceCache:
         """Log-probs, float32 (M,).
 
         Raises:
-            ConfigError: a response is not there: its text, images or template are not those that were precomputed.
+            ConfigError: a response is missing: its text, images or template are not those that were precomputed.
         """
         if missing := [response for response in responses if response not in self._values]:
             raise ConfigError(
                 f"{len(missing)} of {len(responses)} responses of a batch are not in the reference cache "
-                f"{self.folder}: rows or processor changed after precomputing, or rows are drawn anew each epoch; "
+                f"{self.folder}: the rows or the processor changed after precomputing, or rows are drawn anew each "
+                "epoch; "
                 "build the trainer again"
             )
         return torch.tensor([self._values[response] for response in responses], device=device)

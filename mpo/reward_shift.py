@@ -102,7 +102,7 @@ class RewardShift:
         """
         missing = {"mode", "value", "count"} - state.keys()
         if missing:
-            raise ConfigError(f"the saved reward shift misses {sorted(missing)}; it was not written by RewardShift")
+            raise ConfigError(f"the saved reward shift lacks {sorted(missing)}; it was not written by RewardShift")
         if state["mode"] != self.mode:
             raise ConfigError(
                 f"the checkpoint's reward shift is {state['mode']!r}, this run asks for {self.mode!r}: "

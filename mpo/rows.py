@@ -25,7 +25,7 @@ _VIDEO = "video, and MPO trains on images"
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """A row in which nothing is wrong that can be told without looking at its images.
+    """A row without a fault that can be found without looking at its images.
 
     Attributes:
         prompt: rendered by the chat template, one placeholder per image.
@@ -108,7 +108,7 @@ def _images(row: Row) -> list[ImageSource]:
 
 
 def _prompt_messages(prompt: Any, *, num_images: int) -> list[Message]:
-    """Typed blocks throughout; without image blocks, all images stand before the first user turn's content."""
+    """Typed blocks throughout; without image blocks, all images come before the first user turn's content."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise DataError(f"prompt: expected a list of messages {{role, content}}, got {prompt!r:.80}")
     messages = [{"role": _key(message, "role"), "content": _blocks(_key(message, "content"))} for message in prompt]
@@ -120,7 +120,7 @@ def _prompt_messages(prompt: Any, *, num_images: int) -> list[Message]:
         first_user["content"] = [{"type": "image"}] * num_images + first_user["content"]
     elif placeholders != num_images:
         raise DataError(
-            f"prompt: expected one image block an image, got {placeholders} blocks, {num_images} images",
+            f"prompt: expected one image block per image, got {placeholders} blocks, {num_images} images",
             reason="image blocks and images differ in number",
         )
     return messages

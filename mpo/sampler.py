@@ -81,7 +81,7 @@ def token_balanced(rows: Any, collator: Any, args: MPOConfig, *, shared: bool) -
         ConfigError: rows that cannot be counted, or fewer than a step has.
     """
     if not isinstance(collator, PreferenceCollator) or not hasattr(rows, "__len__"):
-        raise ConfigError("batch_rebalance counts tokens: it needs a PreferenceCollator and rows with a length")
+        raise ConfigError("batch_rebalance counts tokens, so it needs a PreferenceCollator and rows with a length")
     found = lengths(rows, collator, quiet=args.disable_tqdm or args.process_index > 0)
     tokens = [one.prompt + one.chosen + one.rejected + 1 if shared else 2 * one.longer for one in found]
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -20,10 +20,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import disable_dropout_in_model
 
-from mpo.admission import admit_all
+from mpo.admission import admit_all, context_of
 from mpo.collator import PreferenceCollator, first_pairs
 from mpo.config import DECISIVE, MPOConfig
-from mpo.finite import FiniteGuard
 from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
 from mpo.layout import PromptSharing
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
@@ -90,7 +89,11 @@ class MPOTrainer(WholeStepTrainer):
         set_seed(args.seed)  # PEFT draws its adapters before Trainer sets the seed
         processor = processing_class or load_processor(source_of(model))
         train_dataset, eval_dataset, self.admission = admit_all(
-            data_collator or PreferenceCollator(processor), train=train_dataset, evaluation=eval_dataset, args=args
+            data_collator or PreferenceCollator(processor),
+            train=train_dataset,
+            evaluation=eval_dataset,
+            args=args,
+            context=context_of(model),
         )
         checked = self.admission.get("train")
         self._chosen_tokens = None if checked is None else checked.chosen_tokens
@@ -132,7 +135,6 @@ class MPOTrainer(WholeStepTrainer):
         self.monitor = RunMonitor(starts_at_reference=ref_model is None, after_step=self._commit_reward_shift)
         self.add_callback(self.monitor)
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
-        self._finite = FiniteGuard()
         self._balanced: TokenBalancedSampler | None = None
 
     # One optimizer step, in the order in which things happen.
@@ -148,7 +150,7 @@ class MPOTrainer(WholeStepTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Any]:
-        """As ever; a resumed epoch's batch sampler is told which one it is, which Trainer (5.23) leaves out."""
+        """As in Trainer; a resumed epoch's batch sampler is told which one it is, which Trainer (5.23) leaves out."""
         if self._balanced is not None:  # the iterator starts at its first batch
             self._balanced.set_epoch(int(self.state.epoch or 0))
         return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -176,9 +178,7 @@ class MPOTrainer(WholeStepTrainer):
         if model.training:
             self.monitor.count(inputs["attention_mask"])
             self.reward_shift.observe(*implicit_rewards(logps, beta=self.args.beta))
-            self._finite.observe(loss.total, pair_ids)
-            if self.is_deepspeed_enabled:  # its backward also steps the optimizer
-                self._finite.check(None, step=self.state.global_step)
+            self._observe(loss.total, pair_ids)
         metrics = pair_metrics(
             loss,
             logps,
@@ -207,14 +207,6 @@ class MPOTrainer(WholeStepTrainer):
             pair_weight=pair_weight,
             denominators=denominators,
         )
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Trainer calls this once per optimizer step, after the last backward and before `optimizer.step`."""
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        # A GradScaler (fp16) skips the steps whose gradient overflowed: there, that is no error.
-        known = None if self.accelerator.scaler is not None else grad_norm
-        self._finite.check(known, step=self.state.global_step)
-        return grad_norm
 
     def _commit_reward_shift(self) -> None:
         self.reward_shift.commit(self._sum_over_ranks)

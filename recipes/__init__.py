@@ -1,1 +1,1 @@
-"""Runnable recipes. Nothing imports them but the command line and the tests."""
+"""Runnable recipes. Only the command line, the benchmarks and the tests import them."""

@@ -19,6 +19,10 @@ from typing import Any
 from recipes.commands.table import COMMANDS
 from recipes.commands.words import did_you_mean
 
+# Libraries whose errors are about a file that is damaged, or a disk that is full.
+OF_FILES = ("json", "jinja2", "pyarrow", "safetensors", "safetensors_rust", "sqlite3", "yaml", "zipfile")
+LONGEST_MESSAGE = 2000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -54,13 +58,15 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
     from mpo.multimodal.errors import FingerprintError, MPOError
+    from recipes.stage.processes import INTERRUPTED, ends_promptly
 
     try:
         if {"-h", "--help"} & set(arguments):
             _show_help(arguments[0])
             return 0
-        run, config = _prepare(arguments)
-        run(config)
+        with ends_promptly():
+            run, config = _prepare(arguments)
+            run(config)
     except FingerprintError as error:
         return _refuse(str(error), code=4)
     except MPOError as error:
@@ -70,8 +76,12 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         return _refuse(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:
-        print("interrupted; finished stages and stored work are kept, the same command goes on", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
+    except Exception as error:
+        if not any(kind.__module__.partition(".")[0] in OF_FILES for kind in type(error).__mro__):
+            raise  # a defect of ours, whose traceback is wanted
+        return _refuse(f"{arguments[0]}: {type(error).__name__}: {error}")
     return 0
 
 
@@ -107,7 +117,7 @@ def _config_class(name: str) -> type:
 def _refuse(message: str, *, code: int = 2) -> int:
     from mpo.multimodal.text import one_line
 
-    print(f"mpo: {one_line(message)}", file=sys.stderr)
+    print(f"mpo: {one_line(message, LONGEST_MESSAGE)}", file=sys.stderr)
     return code
 
 

@@ -470,6 +470,13 @@ class ViewConfig:
 
 
 @dataclass
+class CheckConfig:
+    """`mpo check`: whether every finished stage of a run still holds what it wrote."""
+
+    run: Path = field(metadata={"help": "folder of a run, or of a stage"})
+
+
+@dataclass
 class SettingsConfig:
     """`mpo settings`: the settings files that come with the package."""
 
@@ -563,7 +570,7 @@ class TrainPRMConfig(ModelTraining):
             "all"
         },
     )
-    num_problems: int = field(default=0, metadata={"help": "train on the first so many problems; 0 takes all"})
+    num_problems: int = field(default=0, metadata={"help": "train on this many of the first problems; 0 takes all"})
     injected: int = field(
         default=0,
         metadata={"help": "right responses per problem that are repeated with one wrong digit, as wrong ones"},
@@ -659,7 +666,7 @@ class BestOfNConfig:
 
 @dataclass
 class AnswerConfig:
-    """`mpo answer`: one question, N candidates, the best of them."""
+    """`mpo answer`: one question, N responses, the best of them."""
 
     question: str = field(metadata={"help": "the question"})
     image: list[Path] = field(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mpo.multimodal.errors import DataError, MPOError
 
 
@@ -12,12 +14,21 @@ class StepAlignmentError(DataError):
 
 
 class StoreError(MPOError, OSError):
-    """A store of work cannot be opened or written: another process writes it, the disk is full, the file is none."""
+    """A store of work cannot be opened or written: another process holds it, the disk is full, or it is not a store."""
 
 
 class ServerError(MPOError, ConnectionError):
-    """A model server refused us, or gave no usable reply in all the attempts that we allow it."""
+    """A model server refused us, or gave no usable reply in all the attempts that we allow it.
+
+    Args:
+        message: what happened.
+        problems: id → why, of problems that got no usable reply from a server that was there and answered.
+    """
+
+    def __init__(self, message: str, *, problems: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.problems = dict(problems or {})
 
 
 class WorkerError(MPOError, RuntimeError):
-    """A worker process died again and again over one call."""
+    """A worker process died repeatedly over one call."""

@@ -31,7 +31,7 @@ def split_on_blank_lines(text: str, *, part: str = "solution") -> tuple[Step, ..
     Args:
         text: a completion with at least one character that is not whitespace.
         part: whose steps are wanted where the model thought first: "solution", "thought" or "both". What is not
-            wanted, and the tags, are glued to the first or last step's span and stand in no step's text. A text
+            wanted, and the tags, are glued to the first or last step's span and belong to no step's text. A text
             without that part (no thought, or one that was cut inside it) is cut as a whole.
 
     Returns:
@@ -105,7 +105,7 @@ def split_into(text: str, number: int, *, part: str = "solution") -> tuple[Step,
     for size in range(2 * len(steps) if part == "both" else len(steps), 0, -1):
         if len(merged := scored_steps(text, max_steps=size, part=part)) == number:
             return merged
-    raise StepAlignmentError(f"a response of {len(steps)} steps cannot be joined to {number}: {text[:60]!r}")
+    raise StepAlignmentError(f"a response of {len(steps)} steps cannot be merged into {number}: {text[:60]!r}")
 
 
 def merge_to_at_most(steps: Sequence[Step], *, max_steps: int = 12) -> tuple[Step, ...]:

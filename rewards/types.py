@@ -60,10 +60,10 @@ class Problem:
     Attributes:
         id: unique within a dataset.
         question: the bare question, without image placeholders: what a process reward model is shown.
-        images: local paths or PIL images, in the order in which they stand before the question.
+        images: local paths or PIL images, in the order in which they precede the question.
         answer: the reference answer, or `None` where nobody knows it. A number or a truth value becomes its text; of a
             list of accepted answers the first stays and all of them go to `meta["answers"]`.
-        meta: whatever the dataset says besides (strings, numbers, lists); carried along. Read are `verifier`, a name of
+        meta: whatever else the dataset gives (strings, numbers, lists); carried along. Read are `verifier`, a name of
             `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), `choices`, the texts of the options (by
             `choice`), and `answers`, all accepted answers.
         prompt: how the policy is asked; the bare question unless somebody chose a template.
@@ -100,7 +100,7 @@ class Completion:
     Attributes:
         text: what was generated, without a prefix that it continues.
         finish_reason: why it ended.
-        num_tokens: tokens generated, end-of-turn included; 0 where a server did not say.
+        num_tokens: tokens generated, end-of-turn included; 0 if a server did not report it.
         token_logprobs: natural log-probability of each generated token under the policy itself (temperature 1, all
             tokens allowed), where it was asked for.
     """
@@ -176,7 +176,7 @@ class Verdict(StrEnum):
 class MonteCarloCount:
     """`correct` of `total` continuations from a step's end reached the right answer.
 
-    Under a budget that stops early, `correct > 0` is all that it says (`rewards/prm/labelling/source.py`).
+    Under a budget that stops early, `correct > 0` is all that it tells (`rewards/prm/labelling/source.py`).
     """
 
     correct: int
@@ -196,7 +196,7 @@ class MonteCarloCount:
 
 @dataclass(frozen=True)
 class Unseen:
-    """What the PRM says of a response when it is shown an image that is not the problem's."""
+    """The PRM's scores of a response when it is shown an image that is not the problem's."""
 
     step_scores: StepScores
     reward: float
@@ -214,7 +214,7 @@ class Rollout:
         second_verdict: of another verifier that checked the same answer.
         vote: number of its answer's class among the group's, from 0, or `NO_VOTE`
             (`rewards/verifying/equality_classes.py`).
-        label_source: where they come from, which says what they may be used for (`rewards/prm/labelling/source.py`).
+        label_source: where they come from, which decides what they may be used for (`rewards/prm/labelling/source.py`).
         blank: scored with a white image of the same size (`rewards/scoring/visual_dependence.py`).
         swapped: scored with another problem's image.
     """

@@ -29,7 +29,7 @@ STYLES = re.compile(r"<link[^>]*?\shref=[\"']?([^\"'\s>]+)", re.IGNORECASE)
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the working tree, in strict mode."""
-    pytest.importorskip("mkdocs", reason="the docs extra is not installed: pip install 'mpo-prm[docs]'")
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],

@@ -1,6 +1,6 @@
 """How much memory a training step needs, before it is taken.
 
-    peak = weights + reference + optimizer states + max(activations, gradients)      one micro-batch a step
+    peak = weights + reference + optimizer states + max(activations, gradients)      one micro-batch per step
     peak = weights + reference + optimizer states + activations + gradients          gradients accumulate
 
 Activations are not guessed from sizes: one forward pass of the policy on the largest batch runs with a hook that adds
@@ -9,7 +9,7 @@ the layout, frozen parts, adapters and number type by itself. With checkpointing
 layer keeps its input, and the backward pass holds one layer's activations at a time.
 
 Not in it: the allocator's fragmentation, an accelerator's context, buffers of distributed training, and what a single
-operation needs while it runs. `tests/mpo/test_preflight.py` holds it against the measured peak of a process.
+operation needs while it runs. `tests/mpo/test_preflight.py` compares it with the measured peak of a process.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """What this module's docstring says, for the run as it is set."""
+        """The peak by this module's formula, for the run as it is set."""
         return self.peak_with(checkpointing=self.checkpointing)
 
     def peak_with(self, *, checkpointing: bool) -> int:
@@ -115,7 +115,7 @@ def weight_bytes(model: nn.Module | None, *, trained: bool = False) -> int:
 
 
 def count_activations(model: nn.Module, forward: Callable[[], Any]) -> Activations:
-    """Run `forward` once and add up what it would keep for a backward pass; nothing is kept, so none can follow.
+    """Run `forward` once and add up what it would keep for a backward pass; no backward pass can follow.
 
     Args:
         model: what `forward` calls, with checkpointing off; its modules tell layers apart.

@@ -1,6 +1,6 @@
-"""What of a run's settings is not the MPO paper's: https://arxiv.org/abs/2411.10442, the 8B model.
+"""Which settings of a run differ from the MPO paper's: https://arxiv.org/abs/2411.10442, the 8B model.
 
-How the computation itself differs between paper, InternVL, TRL and this project stands in `docs/losses.md`.
+How the computation itself differs between paper, InternVL, TRL and this project is described in `docs/losses.md`.
 """
 
 from __future__ import annotations
@@ -67,8 +67,13 @@ SETTINGS: tuple[tuple[str, Callable[[Planned], Any], Any, str], ...] = (
     ("quality_weight", lambda run: run.args.quality_weight, 0.2, "w_q of L_q (BCO)"),
     ("generation_weight", lambda run: run.args.generation_weight, 1.0, "w_g of L_g: the part that helped most there"),
     ("label_smoothing", lambda run: run.args.label_smoothing, 0.0, "no part of the paper"),
-    ("reward_shift", lambda run: run.args.reward_shift, "cumulative", "δ; 'zero' is TRL ≥ 0.29, 'ema' is NeMo-RL"),
-    ("generation_average", lambda run: run.args.generation_average, "response", "how L_g weighs long responses"),
+    (
+        "reward_shift",
+        lambda run: run.args.reward_shift,
+        "cumulative",
+        "δ; 'zero' is what TRL ≥ 0.29 does, 'ema' what NeMo-RL does",
+    ),
+    ("generation_average", lambda run: run.args.generation_average, "response", "how L_g weights long responses"),
     ("learning_rate", lambda run: run.args.learning_rate, 5e-6, "for 8B; 5e-7 gained less there, 5e-5 collapsed"),
     ("pairs per step", lambda run: run.batch.pairs_a_step, 256, "learning_rate was chosen for this batch"),
     ("epochs", lambda run: round(run.batch.epochs, 2), 1.0, "the paper sees each row once"),
@@ -78,7 +83,7 @@ SETTINGS: tuple[tuple[str, Callable[[Planned], Any], Any, str], ...] = (
     ("weight_decay", lambda run: run.args.weight_decay, 0.05, ""),
     ("warm-up, share of steps", lambda run: _warm_up(run), 0.05, ""),
     ("lr_scheduler_type", lambda run: SchedulerType(run.args.lr_scheduler_type).value, "cosine", ""),
-    ("number type", lambda run: _number_type(run.args), "bfloat16", "float32 is exacter and slower"),
+    ("number type", lambda run: _number_type(run.args), "bfloat16", "float32 is more exact and slower"),
     ("trained weights", lambda run: f"{run.trained_share:.1%}", "100.0%", "vision tower, projector and language model"),
 )
 

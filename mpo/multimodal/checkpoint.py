@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: a manifest is written last, and a resume reads only what it vouches for.
+"""Checkpoints that are either complete or absent: a manifest is written last, and a resume trusts nothing else.
 
 A run that is killed inside a save leaves a folder without `complete.json`; such a folder, or one whose files do not
 match, is named and skipped. Old checkpoints are deleted only after a newer one is complete.
@@ -17,12 +17,12 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.files import write_atomic
+from mpo.multimodal.finite import FiniteTrainer
 from mpo.multimodal.loading import load_model
 
 MANIFEST = "complete.json"
@@ -56,12 +56,12 @@ def write_manifest(folder: Path, settings: Mapping[str, Any], *, ranks: int = 1)
 
 
 def faults_of(folder: Path) -> list[str]:
-    """Why a checkpoint cannot be used; empty for a complete one. Every file is read: a second a gigabyte or so."""
+    """Why a checkpoint cannot be used; empty for a complete one. Every file is read: about one second per gigabyte."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"].items()
     except FileNotFoundError:
-        return [f"no {MANIFEST}: the save did not finish, or it is no checkpoint of this package"]
+        return [f"no {MANIFEST}: the save did not finish, or this package did not write the checkpoint"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read: {error}"]
     return [f"{name} {fault}" for name, expected in files if (fault := _fault(folder / name, expected))]
@@ -73,11 +73,8 @@ def newest_complete(output_dir: str | Path) -> Path:
     Raises:
         StageError: there is none; the message says what is wrong with each.
     """
-    found = [
-        (int(match[1]), path) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (match := _step(path))
-    ]
     wrong = []
-    for _, path in sorted(found, reverse=True):
+    for _, path in sorted(_checkpoints(Path(output_dir)), reverse=True):
         faults = faults_of(path)
         if not faults:
             return path
@@ -87,10 +84,9 @@ def newest_complete(output_dir: str | Path) -> Path:
     raise StageError(f"nothing to resume in {output_dir}: {reasons}; start without resume_from_checkpoint")
 
 
-class CheckpointedTrainer(Trainer):
+class CheckpointedTrainer(FiniteTrainer):
     """`transformers.Trainer` whose checkpoints are complete or skipped, and which resumes only the run that it was."""
 
-    model: Any
     _settings: dict[str, Any]
 
     @property
@@ -99,7 +95,7 @@ class CheckpointedTrainer(Trainer):
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; `resume_from_checkpoint=True` goes on from the newest complete checkpoint of `output_dir`.
+        """Train; `resume_from_checkpoint=True` continues from the newest complete checkpoint of `output_dir`.
 
         Raises:
             StageError: no complete checkpoint, or the named one is damaged.
@@ -134,12 +130,17 @@ class CheckpointedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder, self._settings, ranks=self.args.world_size)
-            rotate_checkpoints(
-                str(folder.parent),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            self._delete_older(folder.parent, keep=limit)
+
+    def _delete_older(self, output_dir: Path, *, keep: int | None) -> None:
+        """All but the best and the newest `keep` by step: a clock can step back, and a copied folder has new times.
+
+        Later steps than this one are of a checkpoint that was damaged and is on its way to be written again.
+        """
+        found = sorted(pair for pair in _checkpoints(output_dir) if pair[0] <= self.state.global_step)
+        for _, path in found[:-keep] if keep and keep > 0 else ():
+            if str(path) != str(self.state.best_model_checkpoint):
+                shutil.rmtree(path)
 
     def _save_own_state(self, folder: Path) -> None:
         """What a subclass keeps beside Trainer's files."""
@@ -173,7 +174,9 @@ class CheckpointedTrainer(Trainer):
                 f"{checkpoint} was written by DeepSpeed on {before} ranks, this run has {now}: its optimizer is cut "
                 f"by rank, so start {before} processes"
             )
-        logger.warning("resuming on %d ranks what %d saved: dropout, if any, draws other numbers", now, before)
+        logger.warning(
+            "resuming on %d ranks a checkpoint that %d ranks saved: dropout, if any, draws other numbers", now, before
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_renamed_weights(resume_from_checkpoint):
@@ -187,7 +190,7 @@ class CheckpointedTrainer(Trainer):
         """Read a full checkpoint through `from_pretrained`, which undoes the renaming of `save_pretrained`.
 
         Trainer (transformers 5.23) calls `load_state_dict(strict=False)` on the file's names instead. For an InternVL
-        no name matches, so it would go on from the initial weights with a warning.
+        no name matches, so it would continue from the initial weights with a warning.
         """
         if (
             self.weights_get_sharded
@@ -233,5 +236,8 @@ def _fault(path: Path, expected: Mapping[str, Any]) -> str | None:
     return None if same else "does not match its SHA-256"
 
 
-def _step(path: Path) -> re.Match[str] | None:
-    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) if path.is_dir() else None
+def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint that is there, whole or not."""
+    folders = [path for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    named = [(re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name), path) for path in folders]
+    return [(int(match[1]), path) for match, path in named if match]

@@ -1,4 +1,4 @@
-"""The one error tree. Every error a user can cause derives from `MPOError` and says four things:
+"""The one error tree. Every error a user can cause derives from `MPOError` and states four things:
 what was expected, what came, where, and what to do.
 
 The stdlib base (`ValueError`, `FileNotFoundError`, …) is kept beside it, so that callers who know
@@ -17,7 +17,7 @@ class ConfigError(MPOError, ValueError):
 
 
 class FingerprintError(ConfigError):
-    """A folder holds the work of other settings or inputs; going on would mix the two. The CLI exits 4."""
+    """A folder holds the work of other settings or inputs; continuing would mix the two. The CLI exits 4."""
 
 
 class DataError(MPOError, ValueError):

@@ -1,6 +1,6 @@
 """Named places at which a process kills itself, to prove that its work survives: `MPO_FAILPOINT=before_commit:3`.
 
-The number says at which passage, 1 if it is left out. It is SIGKILL: no handler runs, no file is closed. Without the
+The number counts the passages, 1 if it is left out. It is SIGKILL: no handler runs, no file is closed. Without the
 variable nothing happens.
 """
 
@@ -14,18 +14,18 @@ from mpo.multimodal.errors import ConfigError
 VARIABLE = "MPO_FAILPOINT"
 FAILPOINTS = {
     "before_commit": "a call's results are in the store's transaction, which is not committed",
-    "after_commit": "they are committed, and nobody has been told",
-    "mid_export": "a file's content is handed over, a part of it still in this process",
-    "before_rename": "the file is whole and on the disk, under its temporary name",
+    "after_commit": "they are committed, and nothing else knows of them yet",
+    "mid_export": "a file's content is handed over, and part of it is still in this process",
+    "before_rename": "the file is complete and on the disk, under its temporary name",
     "after_rename": "the file has its name, and what follows it is missing",
-    "before_manifest": "every file of a stage is there but its manifest",
+    "before_manifest": "every file of a stage exists except its manifest",
 }
 
 _passed: dict[str, int] = {}
 
 
 def reach(name: str) -> None:
-    """Say that a failpoint is passed; the process ends here if the variable names this passage.
+    """Announce that a failpoint is passed; the process ends here if the variable names this passage.
 
     Args:
         name: a key of `FAILPOINTS`.

@@ -1,34 +1,49 @@
-"""Files that are there whole or not at all."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any
 
+from mpo.multimodal.errors import StageError
 from mpo.multimodal.failpoints import reach
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
+    """Write a text file so that it is either complete or absent."""
     with opened_atomically(path, "w") as file:
         file.write(text)
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file that we wrote holds.
+
+    Raises:
+        StageError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{path} is damaged ({error}): expected JSON; run the command that writes it again") from error
+
+
 @contextmanager
 def opened_atomically(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """A new file that takes its name when the block ends well, and leaves nothing and the old file when it does not.
+    """A new file that takes its name if the block succeeds; otherwise it leaves nothing, and the old file stays.
 
     Args:
         path: its folder must exist.
         mode: "w" for UTF-8 text with plain newlines, "wb" for bytes.
     """
-    partial = path.with_name(path.name + ".tmp")  # the same name each time: what a killed run left is overwritten
+    partial = path.with_name(f"{path.name}.{token_hex(8)}.tmp")  # two processes never write the same one
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
-        with partial.open(mode, **text) as file:  # type: ignore[call-overload]
+        with partial.open(mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
             yield file
             reach("mid_export")
             file.flush()

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from mpo.multimodal.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 40_000_000
+SHOWN = 200  # characters of a path or an error in a message
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # of the web; "C:/" is a disk
 
 
 ImageSource = str | Path | bytes | Mapping[str, Any] | Image.Image
@@ -74,9 +77,9 @@ def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | No
     source, path = (
         (io.BytesIO(image), Path("<bytes>")) if isinstance(image, bytes) else (None, resolve_inside(image, root))
     )
-    if source is None and path.exists() and not path.is_file():  # opening a pipe would wait for its other end
-        raise ImageError(f"image {path.name!r} cannot be decoded: it is no regular file")
     try:
+        if source is None and path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+            raise ImageError(f"image {path.name!r} cannot be decoded: it is not a regular file")
         with Image.open(source or path, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
@@ -84,18 +87,19 @@ def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | No
             yield opened
     except FileNotFoundError as error:
         raise ImageError(f"image {path.name!r} does not exist in {str(path.parent)!r}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageError):
-            raise
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        said = _without_path(error) if isinstance(error, OSError) else str(error)[:SHOWN]
         raise ImageError(
-            f"image {path.name!r} cannot be decoded ({error}); allowed formats: {', '.join(FORMATS)}"
+            f"image {path.name[:SHOWN]!r} cannot be decoded ({said}); allowed formats: {', '.join(FORMATS)}"
         ) from error
 
 
 def _embedded(image: Mapping[str, Any]) -> bytes:
     if not isinstance(image.get("bytes"), bytes):
         raise ImageError(
-            "an image row holds no bytes; expected embedded bytes: a path inside a data file is not opened"
+            "an image row holds no bytes; expected embedded bytes, since a path inside a data file is not opened"
         )
     return image["bytes"]
 
@@ -103,15 +107,24 @@ def _embedded(image: Mapping[str, Any]) -> bytes:
 def resolve_inside(path: str | Path, root: str | Path | None) -> Path:
     """The real path of a file; with `root`, refuse one that leaves it (`..`, absolute, symlink)."""
     text = str(path)
-    if "\0" in text or "://" in text:
-        raise ImageError(f"image path {text!r} is not a local path; nothing is fetched: download it first")
+    shown = text if len(text) <= SHOWN else text[:SHOWN] + "…"
+    if "\0" in text or _ADDRESS.match(text):
+        raise ImageError(f"image path {shown!r} is not a local path; nothing is fetched, so download it first")
     if root is None:
         return Path(path)
-    base = Path(root).resolve()
-    resolved = (base / path).resolve()
+    try:
+        base = Path(root).resolve()
+        resolved = (base / path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, letters that a disk cannot name
+        raise ImageError(f"image path {shown!r} cannot be followed ({_without_path(error)})") from error
     if not resolved.is_relative_to(base):
-        raise ImageError(f"image path {text!r} leaves the image root {base}; move the file inside it")
+        raise ImageError(f"image path {shown!r} leaves the image root {base}; move the file inside it")
     return resolved
+
+
+def _without_path(error: Exception) -> str:
+    """What went wrong, without the path, which the message has already."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
 
 
 def png_bytes(image: Image.Image) -> bytes:

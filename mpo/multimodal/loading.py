@@ -1,10 +1,12 @@
 """The only `from_pretrained`: models and processors, without remote code, from a local folder or the hub.
 
-A checkpoint without a processor of images is a text model: a causal LM, whose tokenizer is called as a processor.
+A checkpoint without an image processor is a text model: a causal LM whose tokenizer is called like a processor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,26 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
-from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.errors import ConfigError, MPOError, StageError
+from mpo.multimodal.finite import non_finite_weight
+from mpo.multimodal.text import one_line
 from mpo.multimodal.text_processor import TextProcessor
+
+# What an untrusted config.json may ask for; any other name is a repository whose kernels transformers would run.
+ATTENTIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+                  "experts_implementation", "_experts_implementation")  # fmt: skip
 
 
 def load_processor(path: str | Path) -> Any:
     """Processor (tokenizer, image processor, chat template) of a checkpoint; a `TextProcessor` of a text model."""
     _check(path)
-    processor = AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
+    with _naming(path):
+        processor = AutoProcessor.from_pretrained(str(path), trust_remote_code=False)
     return processor if hasattr(processor, "tokenizer") else TextProcessor(processor)
 
 
@@ -50,13 +61,16 @@ def load_model(
 
     Raises:
         StageError: a local path without `config.json`: the stage that writes it has not run.
+        ConfigError: a weight is NaN or infinite.
     """
     _check(path)
     more = {} if quantization_config is None else {"quantization_config": quantization_config}
-    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    return auto.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more)
+    with _naming(path):
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = auto.from_pretrained(str(path), dtype=dtype, trust_remote_code=False, **more)
+    return _finite(model, path)
 
 
 def load_merged(path: str | Path, adapter: str | Path, *, dtype: torch.dtype) -> PreTrainedModel:
@@ -68,13 +82,16 @@ def load_merged(path: str | Path, adapter: str | Path, *, dtype: torch.dtype) ->
         dtype: of the weights; the sum is rounded to it.
     """
     base: Any = load_model(path, dtype=dtype)
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    with _naming(adapter):
+        merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    return _finite(merged, adapter)
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
-    """The number type that a checkpoint's configuration names; float32 where it names none."""
+    """The number type that a checkpoint's configuration names; float32 if it names none."""
     _check(path)
-    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    with _naming(path):
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     return config.dtype or config.get_text_config().dtype or torch.float32
 
 
@@ -84,20 +101,24 @@ def load_exactly(
     """A model of a class that no Auto class knows, on the CPU; its parameters and the checkpoint's are the same.
 
     Raises:
-        ConfigError: parameters are missing, left over, or of another shape.
+        ConfigError: parameters are missing, left over, of another shape, or not finite.
     """
     _check(path)
     loads: Any = model_class
-    try:
+    with _naming(path, f"does not hold a {model_class.__name__}"):
         model, report = loads.from_pretrained(str(path), dtype=dtype, output_loading_info=True)
-    except RuntimeError as error:  # shapes differ
-        raise ConfigError(f"{path} does not hold a {model_class.__name__}: {error}") from error
     wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if wrong:
         raise ConfigError(
             f"{path} does not hold a {model_class.__name__}: {len(wrong)} parameters are missing or left over, "
             f"e.g. {min(map(str, wrong))}"
         )
+    return _finite(model, path)
+
+
+def _finite(model: Any, path: str | Path) -> Any:
+    if name := non_finite_weight(model):
+        raise ConfigError(f"{path} holds NaN or infinity in {name}: expected finite weights; train or fetch it again")
     return model
 
 
@@ -111,3 +132,41 @@ def _check(path: str | Path) -> None:
     looks_local = Path(path).is_absolute() or str(path).startswith((".", "runs/")) or Path(path).exists()
     if looks_local and not (Path(path) / "config.json").exists():
         raise StageError(f"no model at {path}: expected a folder with config.json; run the stage that trains it first")
+    with _naming(path):
+        config, _ = PretrainedConfig.get_config_dict(str(path))
+    _check_attention(config, path)
+
+
+def _check_attention(config: Any, path: str | Path) -> None:
+    """Refuse what transformers would fetch and run: an attention that is named like a repository of kernels.
+
+    Raises:
+        ConfigError: any part of the config names an attention that is not in `ATTENTIONS`.
+    """
+    parts = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    for part in parts:
+        _check_attention(part, path)
+    for key in ATTENTION_KEYS if isinstance(config, dict) else ():
+        named = config.get(key)
+        wanted = [*named.values()] if isinstance(named, dict) else [named]
+        if wrong := [name for name in wanted if name is not None and name not in ATTENTIONS]:
+            raise ConfigError(
+                f"{path}: config.json asks for {key}={one_line(str(wrong[0]), 80)!r}; expected one of "
+                f"{', '.join(ATTENTIONS)}: no code is fetched, so remove the key"
+            )
+
+
+@contextmanager
+def _naming(path: str | Path, what: str = "cannot be loaded") -> Iterator[None]:
+    """A checkpoint that its library cannot load is an error of one line that names it.
+
+    A parser may raise anything on a damaged file; out of memory is no fault of the file.
+    """
+    try:
+        yield
+    except (MPOError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{path} {what}: {type(error).__name__}: {one_line(str(error), 800)}; fetch or make it again"
+        ) from error

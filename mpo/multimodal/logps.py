@@ -13,7 +13,7 @@ from mpo.multimodal.prefix import IGNORED
 def enable_chunked_logps(model: Any) -> None:
     """Give `model` TRL's fused LM head, once; call it before PEFT wraps the model.
 
-    Afterwards `model(..., labels=…, fused_lm_head=True).log_probs` holds log p(label) a position, computed in
+    Afterwards `model(..., labels=…, fused_lm_head=True).log_probs` holds log p(label) per position, computed in
     tiles of tokens and vocabulary (TRL 1.16, `trl.trainer.utils.add_fused_lm_head`). Any other call is unchanged.
     """
     if not getattr(model, "_chunked_logps", False):

@@ -19,7 +19,7 @@ _CONTROL: WeakKeyDictionary[Any, tuple[Any, list[str]]] = WeakKeyDictionary()  #
 
 
 def user_message(text: str, num_images: int = 0, *, before: str = "") -> Message:
-    """One user turn: `num_images` placeholders, then the text; `before` stands in front of both.
+    """One user turn: `num_images` placeholders, then the text; `before` precedes both.
 
     Example:
         >>> user_message("How many?", 1)["content"]
@@ -74,7 +74,7 @@ def response_ids(processor: Any, text: str, *, truncated: bool = False) -> list[
 
 
 def control_tokens_in(processor: Any, text: str) -> list[str]:
-    """The tokenizer's special tokens that stand literally in `text`."""
+    """The tokenizer's special tokens that `text` contains literally."""
     return [token for token in control_tokens(processor) if token in text]
 
 

@@ -1,7 +1,7 @@
 """One prompt and its responses in one row, so that the prompt goes through the model once.
 
 Row: `prompt[:-1] | p_last, response 1 | p_last, response 2 | …`. The prompt's last token opens every response, at the
-position that it has in the prompt, and stands in no prefix. So each position has one label, and the label shift of a
+position that it has in the prompt, and is part of no prefix. So each position has one label, and the label shift of a
 causal model works unchanged. `mpo/multimodal/shared_prefix.py` makes the model read such rows. Rows may hold different
 numbers of responses; wherever responses are listed, it is row after row.
 
@@ -32,8 +32,8 @@ class PackedLayout:
 
     Args:
         prefixes: for each of B rows, the number of tokens of `prompt[:-1]`, ≥ 1.
-        ends: for each row, where its responses end, at least one; the first starts at the prefix' end, each other one
-            where the one before it ends.
+        ends: for each row, where its responses end, at least one; the first starts at the end of the prefix, each
+            other one where the one before it ends.
         per_token: names of the batch's tensors that hold one value per token, beside ids, mask and labels.
 
     Attributes:
@@ -64,7 +64,7 @@ class PackedLayout:
 
 
 def can_be_shared(prompt: EncodedPrompt, image_token_id: int | None, *, length: int | None = None) -> bool:
-    """Whether the first `length` tokens of a prompt (all by default) can stand before several responses.
+    """Whether the first `length` tokens of a prompt (all by default) can precede several responses.
 
     At least two tokens; the last of them, which is repeated before each response, and all behind it are text: an
     image's token would lose its image.
@@ -82,7 +82,7 @@ def within_limit(prefix: int, lengths: Sequence[int], limit: float, *, repeat_pr
     Args:
         prefix: tokens of `prompt[:-1]`.
         lengths: tokens of each response, p_last not counted.
-        repeat_prefix: it stands in every row, else in the first alone.
+        repeat_prefix: whether every row holds it, or only the first.
 
     Example:
         >>> list(within_limit(10, [4, 4, 4], 20))
@@ -109,7 +109,7 @@ def pack_rows(
     Returns:
         `input_ids`, `attention_mask` and `labels` (B, T) int64, per-token features (B, T), image features as in
         `stack_rows`, and `shared_prefix`, the `PackedLayout`. Labels are the responses' ids, -100 elsewhere; so the
-        label of each p_last is -100. With images, `row_images` as well, which says whose they are.
+        label of each p_last is -100. With images, `row_images` as well, which records whose they are.
 
     Raises:
         DataError: a prompt that is too short, or without responses.
@@ -188,7 +188,7 @@ def packed_positions(prompt: Tensor, layout: PackedLayout, width: int) -> Tensor
         width: T.
 
     Returns:
-        (A, B, T): the prefix keeps its positions, each response goes on from p_last's on every axis.
+        (A, B, T): the prefix keeps its positions, each response continues from p_last's on every axis.
     """
     positions = prompt.new_zeros(prompt.shape[0], prompt.shape[1], width)
     for row, prefix in enumerate(layout.prefixes):

@@ -1,6 +1,6 @@
 """A packed row that is too long for one forward pass: its prefix once, its responses in several passes.
 
-The first pass reads the prefix, the images and the first responses, and keeps the prefix' keys and values of every
+The first pass reads the prefix, the images and the first responses, and keeps the prefix's keys and values of every
 layer; the others read responses alone, behind what was kept. Without gradients: what a later pass sees of the prefix
 has none. Attention (`mpo/multimodal/shared_prefix.py`) keeps and joins, not a cache of transformers, so it works for
 every model that reads packed rows. Short passes also save time on a CPU: the large tensors of a long row get fresh
@@ -27,7 +27,7 @@ def row_passes(inputs: Mapping[str, Any], max_tokens: float) -> Iterator[tuple[d
         max_tokens: of the row's tokens, the prefix counted in the first pass only.
 
     Yields:
-        The inputs of a pass, to be read in this order; the place in the row where its first token stands.
+        The inputs of a pass, to be read in this order; the place of its first token in the row.
     """
     layout: PackedLayout | None = inputs.get(LAYOUT)
     if layout is None or len(layout.prefixes) > 1 or inputs["input_ids"].shape[1] <= max_tokens:
@@ -52,7 +52,7 @@ def row_passes(inputs: Mapping[str, Any], max_tokens: float) -> Iterator[tuple[d
 def with_prefix(layer: nn.Module, key: Tensor, value: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
     """A layer's keys and values of the whole row that a pass sees, (B, H, T, D).
 
-    The first pass of several keeps the prefix'; the others put it in front of theirs.
+    The first of several passes keeps those of the prefix; the others put them in front of their own.
     """
     if layout.kept is None:
         return key, value

@@ -1,7 +1,7 @@
 """One prompt, many continuations: the rows that a model is given.
 
 A prompt is encoded once (its images are decoded, cut into tiles and normalised once) and then joined with each
-of its continuations. Rows are the paired layout: the prompt stands in front of every continuation
+of its continuations. Rows are the paired layout: the prompt precedes every continuation
 (`mpo/multimodal/packing.py` has the layout that shares it). The same function serves policy, reference and PRM.
 
 Dimension legend: P prompt tokens, C continuation tokens, B rows, T tokens of the longest row.
@@ -42,7 +42,7 @@ def encode_prompt(processor: Any, text: str, images: Sequence[Image.Image] = ())
     """Tokenise one rendered prompt and preprocess its images; a prompt that opens with BOS gets no second one.
 
     Raises:
-        DataError: the processor refused it, e.g. since placeholders and images differ in number.
+        DataError: the processor refused it, e.g. because placeholders and images differ in number.
     """
     once = one_bos(processor, text)
     try:
@@ -129,7 +129,7 @@ def stack_rows(
     """
     if len(prompts) != len(continuations):
         raise DataError(
-            f"expected one continuation a prompt, got {len(prompts)} prompts, {len(continuations)} continuations"
+            f"expected one continuation per prompt, got {len(prompts)} prompts, {len(continuations)} continuations"
         )
     rows = [
         torch.cat([p.input_ids, torch.tensor(c, dtype=torch.long)]) for p, c in zip(prompts, continuations, strict=True)

@@ -22,10 +22,10 @@ class PromptTokens(NamedTuple):
 class PromptLength:
     """Rendered prompt and images → `PromptTokens`.
 
-    Processors of transformers can say from an image's size how many tokens it becomes (`_get_num_multimodal_tokens`,
-    made for vLLM and not a public name). So that count is held against the real encoding on the first `CHECKED` new
-    combinations of image sizes. If it is missing or ever differs, every prompt with images is really encoded: as
-    exact, and slower by the decoding and resizing of its images.
+    Processors of transformers can compute from an image's size how many tokens it becomes
+    (`_get_num_multimodal_tokens`, made for vLLM and not a public name). So that count is compared with the real
+    encoding on the first `CHECKED` new combinations of image sizes. If it is missing or ever differs, every prompt
+    with images is really encoded: as exact, and slower by the decoding and resizing of its images.
 
     Args:
         processor: of the model that will read the prompt.

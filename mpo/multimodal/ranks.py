@@ -1,4 +1,4 @@
-"""What has to be alike on every rank where weights lie in shards: each holds a part and asks the others for theirs.
+"""What has to be the same on every rank if weights are sharded: each holds a part and asks the others for theirs.
 
 A module's parts are gathered when it runs, so a module that one rank runs and another does not leaves both waiting,
 or mixes up what they send each other.
@@ -27,7 +27,7 @@ def check_pictures(batch: Mapping[str, Any]) -> None:
         without = [rank for rank, has in enumerate(ranks) if not has]
         raise ConfigError(
             f"expected an image in the batch of every rank or of none, got none on rank(s) {without} of {len(ranks)}: "
-            "with sharded weights (FSDP, DeepSpeed) all ranks run the vision tower together; train rows without "
+            "with sharded weights (FSDP, DeepSpeed) all ranks run the vision tower together; train on rows without "
             "images in a run of their own, or all rows with recipes/accelerate/multi_gpu.yaml"
         )
 

@@ -1,6 +1,6 @@
 """Split attention: how a model reads the packed rows of `mpo/multimodal/packing.py`.
 
-In every layer the prefix attends to itself, as the model's own mask says, and each response to the prefix and,
+In every layer the prefix attends to itself under the model's own mask, and each response to the prefix and,
 causally, to itself. Responses do not see each other. It is an attention function of transformers' AttentionInterface;
 the layout reaches it as a keyword argument of the model, which gradient checkpointing keeps for its second forward.
 Without that argument it is transformers' sdpa. Where they can, `merged.py` and `varlen.py` compute it in fewer calls.
@@ -34,7 +34,7 @@ POSITIONAL_LAYERS = {"full_attention", "sliding_attention"}  # a token's output 
 
 
 def why_not_shared(model: Any) -> str | None:
-    """Why the model cannot read packed rows; None when nothing speaks against it.
+    """Why the model cannot read packed rows; None if it can.
 
     Args:
         model: an image-text-to-text model without PEFT around it.
@@ -43,7 +43,7 @@ def why_not_shared(model: Any) -> str | None:
     if others := sorted(set(getattr(text, "layer_types", None) or []) - POSITIONAL_LAYERS):
         return f"layers of type {', '.join(others)} carry a state from one response into the next"
     if text._attn_implementation not in ("sdpa", NAME):
-        return f"its attention is {text._attn_implementation!r}; the shared prefix needs 'sdpa'"
+        return f"its attention is {text._attn_implementation!r}, and the shared prefix needs 'sdpa'"
     decoder = model.get_decoder()
     if decoder is None or not decoder._can_set_attn_implementation():
         return "its language model does not take its attention from transformers' AttentionInterface"

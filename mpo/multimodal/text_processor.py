@@ -1,4 +1,4 @@
-"""A tokenizer that is called as a processor is: for models without images."""
+"""A tokenizer that is called like a processor, for models without images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpo.multimodal.messages import Message
 
 
 class TextProcessor:
-    """What this project asks of a processor, for a model that reads text alone; images are refused, not dropped."""
+    """What this project asks of a processor, for a text-only model; images are refused, not dropped."""
 
     image_processor = None
 
@@ -50,7 +50,6 @@ def _joined(content: Any) -> str:
 def _refuse(images: bool) -> None:
     if images:
         raise DataError(
-            "a problem has images, but the model reads text alone; expected a multimodal model or problems without "
-            "images",
+            "a problem has images, but the model is text-only; expected a multimodal model or problems without images",
             reason="images for a text-only model",
         )

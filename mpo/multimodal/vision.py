@@ -1,6 +1,6 @@
 """An image goes through the vision tower once, however many rows show it and however many models read it.
 
-`RowImages` says which rows of a batch hold the same images. `ImageEncoder` stands in for a backbone's
+`RowImages` records which rows of a batch hold the same images. `ImageEncoder` replaces a backbone's
 `get_image_features`, so the sharing happens inside the model's own forward pass, where DDP and FSDP expect it: rows
 with the same images share one encoding; two models whose vision parts are frozen and equal share it as well.
 """
@@ -107,7 +107,7 @@ class ImageEncoder:
 
 
 def encode_images_once(model: Any) -> ImageEncoder | None:
-    """Give a model's backbone an `ImageEncoder`, once; None for a model that reads text alone.
+    """Give a model's backbone an `ImageEncoder`, once; None for a text-only model.
 
     Args:
         model: without PEFT around it.
@@ -183,7 +183,7 @@ def _rearranged(output: Any, tokens: Sequence[int], order: Sequence[int]) -> Any
 
 
 def _parts(features: Any, tokens: Sequence[int]) -> list[Any]:
-    """Cut features into one part a prompt.
+    """Cut features into one part per prompt.
 
     Args:
         features: (images, tokens per image, D), (all tokens, D), or a sequence of (tokens of an image, D).

@@ -3,7 +3,7 @@
 A loss is a sum over rows divided by a count. The count is taken over all micro-batches and ranks of the step, before
 the first of them runs: loss = local sum × ranks / global count. DDP and FSDP average gradients over ranks, which the
 factor undoes. Where the rows of an epoch do not fill the last round of micro-batches, accelerate repeats rows from the
-epoch's start, on several ranks only; they run, since all ranks run together, and count nothing.
+epoch's start, on several ranks only; they run, since all ranks run together, but do not count.
 
 Micro-batches are made one at a time where the rows of a step and what they count are known beforehand: the batch
 sampler says which rows come, the checks before step 0 what each counts. Of a stream, or of rows whose count only their
@@ -33,7 +33,7 @@ Batch = dict[str, Any]
 
 
 class WholeStepTrainer(CheckpointedTrainer, ABC):
-    """`transformers.Trainer` with counts over the whole step; a subclass says what is counted.
+    """`transformers.Trainer` with counts over the whole step; a subclass defines what is counted.
 
     Raises:
         ConfigError: `nn.DataParallel`, or `split_batches`, which would make a step's rows another number.
@@ -49,7 +49,7 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
             raise ConfigError("nn.DataParallel is not supported: start with `accelerate launch`, or show one GPU only")
         if self.accelerator.split_batches:
             raise ConfigError(
-                "accelerator_config's split_batches is not supported: per_device_train_batch_size is of each process"
+                "accelerator_config's split_batches is not supported: per_device_train_batch_size counts per process"
             )
         self.add_callback(WeightsMove())
         if self.args.learning_rate <= 0:

@@ -1,4 +1,4 @@
-"""`mpo answer`: one question, N candidates, the one that the PRM or a vote chooses. Nothing is written."""
+"""`mpo answer`: one question, N responses, and the one that the PRM or a vote chooses. Nothing is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rewards.scoring.aggregation import AGGREGATIONS
 
 
 def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
-    """Answer, and print the answer, what it was chosen among, and its cost.
+    """Answer a question; print the answer, the responses that it was chosen from, and its cost.
 
     Raises:
         ConfigError: settings that cannot work; everything is checked before a model is loaded.
@@ -87,7 +87,7 @@ def _show(found: Answer, console: Console) -> None:
         )
     console.print(table)
     console.print(escape(found.text))
-    cost = f"{len(found.candidates)} candidates, {found.tokens if found.tokens is not None else 'unknown'} tokens"
+    cost = f"{len(found.candidates)} responses, {found.tokens if found.tokens is not None else 'unknown'} tokens"
     chance = (
         "" if found.may_change is None else f"; more would change the answer with probability {found.may_change:.3f}"
     )

@@ -1,4 +1,4 @@
-"""`mpo beam-search`: one answer a problem, found step by step with the PRM, ready for `mpo verify`.
+"""`mpo beam-search`: one response per problem, found step by step with the PRM, ready for `mpo verify`.
 
 `groups.jsonl` holds the best response of each search; `searches.jsonl` all its finished ones with their rewards, its
 tokens (what was cut off included), rounds and dropped extensions. A killed run starts anew.
@@ -29,7 +29,7 @@ SEARCHES = "searches.jsonl"
 
 
 def beam_search(config: BeamSearchConfig) -> Path:
-    """Search every problem; one whose images, prompt or responses cannot be used stands in `quarantine.jsonl`.
+    """Search every problem; one whose images, prompt or responses cannot be used is listed in `quarantine.jsonl`.
 
     Raises:
         ConfigError: settings that cannot work; all are checked before weights load.
@@ -86,7 +86,7 @@ def beam_search(config: BeamSearchConfig) -> Path:
 
 
 def sampling_of(config: BeamSearchConfig) -> SampleConfig:
-    """How extensions are drawn, as `mpo sample` would say it."""
+    """How extensions are drawn, in the terms of `mpo sample`."""
     return SampleConfig(
         problems=config.problems,
         out=config.out,

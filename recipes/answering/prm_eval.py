@@ -1,8 +1,8 @@
 """`mpo prm-eval`: a process reward model against step labels that it was not trained on.
 
 Three kinds of labels: VisualProcessBench and ProcessBench from local files, and groups whose steps are labelled
-(`mpo label-exact`, `mpo label-steps`). Every number stands at a threshold chosen on development problems and at a fixed
-one, on the other problems. `results.json` holds them, `scores.jsonl` every score behind them.
+(`mpo label-exact`, `mpo label-steps`). Every number is given at a threshold chosen on development problems and at a
+fixed one, on the other problems. `results.json` holds them, `scores.jsonl` every score behind them.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def without_picture(
 ) -> dict[str, Any] | None:
     """The drop on the responses whose images `other` changes; `None` if there are none.
 
-    A batch at a time, so that blank images of a whole benchmark need not fit in memory.
+    One batch at a time, so that blank images of a whole benchmark need not fit in memory.
     """
     seen: list[ScoredResponse] = []
     unseen: list[ScoredResponse] = []
@@ -137,7 +137,7 @@ def without_picture(
 
 
 def table(results: dict[str, Any]) -> tuple[Header, Rows]:
-    """A row a number, in per cent: at the chosen threshold and at the fixed one."""
+    """One row per number, in per cent: at the chosen threshold and at the fixed one."""
     sides = [results["test"], results["test_at_fixed"]]
     header = ["", *(f"threshold {side['threshold']:.3f}" for side in sides)]
     rows = [

@@ -77,7 +77,7 @@ def command_help(name: str, config_class: type) -> str:
             blocks.append("\n".join([f"{heading}:", *rows]))
     if "settings" not in every:
         blocks.append(
-            "Any flag may also stand in a YAML file, as `key: value`: `mpo " + name + " FILE.yaml --flag value`."
+            "Any flag may also be in a YAML file, as `key: value`: `mpo " + name + " FILE.yaml --flag value`."
         )
     blocks.append(f"Example:\n  {command.example}")
     return "\n\n".join(blocks)

@@ -190,6 +190,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "mpo view runs/own",
             bare=("run",),
         ),
+        "check": Command(
+            "recipes.report.check",
+            "check",
+            "CheckConfig",
+            "check that every finished stage of a run is as it was written",
+            "mpo check runs/own",
+            bare=("run",),
+        ),
         "env": Command(
             "recipes.report.environment",
             "environment",

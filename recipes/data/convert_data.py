@@ -20,7 +20,7 @@ from recipes.data.dataset_card import write_card
 from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.quarantine import Quarantine
 from rewards.interchange.mmpr import META, read_meta, read_mmpr, write_mmpr
-from rewards.interchange.trl_rows import from_trl_row, read_trl_parquet, write_trl_parquet
+from rewards.interchange.trl_rows import from_trl_row, iter_trl_parquet, write_trl_parquet
 from rewards.types import PreferencePair
 
 PAIR_FORMATS = ("trl", "mmpr")
@@ -39,7 +39,9 @@ def convert_data(config: ConvertDataConfig) -> Path:
         ways = ", ".join(f"{a} to {b}" for a, b in POSSIBLE)
         raise ConfigError(f"cannot convert {wanted[0]!r} to {wanted[1]!r}; possible: {ways}")
     if config.image_root is not None and config.source_format != "visualprm":
-        raise ConfigError(f"image_root is for visualprm; the images of {config.source_format} say where they are")
+        raise ConfigError(
+            f"image_root applies to visualprm only; {config.source_format} files name their images themselves"
+        )
     stage = open_stage("convert-data", config, inputs=_inputs(config))
     if stage.complete:
         return stage.out
@@ -53,7 +55,7 @@ def convert_data(config: ConvertDataConfig) -> Path:
     if not written:
         raise DataError(f"no row of {config.source} could be converted: {left_out}: {'; '.join(first.values())}")
     quarantine.write(stage.out)
-    provenance = {**stage.fingerprint, "stage": stage.name}
+    provenance = stage.provenance()
     kind = "pairs" if config.source_format in PAIR_FORMATS else "steps"
     write_card(stage.out, pairs=written, data_file=file, fingerprint=provenance, rejected=left_out, kind=kind)
     counts = {"in": written + sum(left_out.values()), "out": written, "rejected": left_out}
@@ -85,7 +87,7 @@ def _steps(config: ConvertDataConfig, stage: Stage, quarantine: Quarantine) -> t
 
 
 def _trl_pairs(path: Path, quarantine: Quarantine) -> Iterator[PreferencePair]:
-    for number, row in enumerate(read_trl_parquet(path)):
+    for number, row in enumerate(iter_trl_parquet(path)):
         try:
             yield from_trl_row(row)
         except ImageError as error:

@@ -49,7 +49,7 @@ def read_visualprm(config: ConvertDataConfig) -> Items:
     file = inside(config.source, VISUALPRM400K)
     root = config.image_root or file.parent
     if not root.is_dir():
-        raise StageError(f"image_root {root} is not a folder; expected the one that the paths start from")
+        raise StageError(f"image_root {root} is not a folder; expected the folder that the image paths start from")
     return ((f"{file.name}:{number}", row) for number, row in read_visualprm400k(file, image_root=root))
 
 
@@ -71,7 +71,7 @@ def write_labelled_groups(items: Iterable[tuple[str, Labelled]], out: Path, quar
             _reject(quarantine, where, ImageError(f"image: {error}"))
             continue
         if problems.setdefault(kept.id, kept) != kept:
-            message = f"problem_id: {kept.id!r} is the id of another question, answer or image before"
+            message = f"problem_id: {kept.id!r} is already the id of another question, answer or image"
             _reject(quarantine, where, DataError(message))
             continue
         rollouts.setdefault(kept.id, []).append(rollout)

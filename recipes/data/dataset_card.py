@@ -88,7 +88,10 @@ def _report_sections(report: PairingReport) -> Iterator[str]:
             ("problems with pairs", report.problems_with_pairs),
             *((f"problems dropped: {reason}", number) for reason, number in report.dropped.items()),
             *((f"pairs by {source}", number) for source, number in report.sources.items()),
-            *((f"responses on no side: {reason}", number) for reason, number in report.rejected_rollouts.items()),
+            *(
+                (f"responses that take no side: {reason}", number)
+                for reason, number in report.rejected_rollouts.items()
+            ),
         ],
     )
     yield table(
@@ -119,4 +122,4 @@ def _yields(yields: Mapping[str, PairingReport]) -> str:
         (name, found.pairs, found.problems_with_pairs, ", ".join(f"{n} {why}" for why, n in found.dropped.items()))
         for name, found in yields.items()
     ]
-    return table("What each rule gives on these responses", ("rule", "pairs", "problems", "dropped"), rows)
+    return table("What each rule gives for these responses", ("rule", "pairs", "problems", "dropped"), rows)

@@ -34,11 +34,11 @@ from rewards.verifying.math_verifier import MathVerifier
 
 
 def label(config: LabelConfig) -> Path:
-    """Choose responses, say what they will cost, continue from the ends of their steps, count right answers.
+    """Choose responses, estimate the cost, continue from the ends of their steps, count right answers.
 
     Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
     The verdicts of each call of the policy are in `calls.sqlite` as soon as they are there: after a kill the same
-    command goes on.
+    command continues.
     """
     stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
     if stage.complete:
@@ -50,7 +50,7 @@ def label(config: LabelConfig) -> Path:
         groups, processor, responses=config.responses, mixed_only=config.mixed_only, seed=config.seed
     )
     with (
-        open_calls(stage, processor=processor, groups=chosen) as calls,
+        open_calls(stage) as calls,
         engine(config, partial(_continuer, config)) as run,
     ):
         settings: dict[str, Any] = {

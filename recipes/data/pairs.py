@@ -77,7 +77,7 @@ def _at_least_one(
     if not report.pairs and report.rejected_rollouts.get("no_visual_dependence"):
         raise DataError(
             f"min_visual_dependence={config.min_visual_dependence} needs scores without the image, and "
-            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave it out"
+            f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave the option out"
         )
     if not report.pairs:
         raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
@@ -89,7 +89,7 @@ def _checked_limits(config: PairsConfig) -> Limits:
     if (config.rule == DROPOUT) != (config.policy is not None):
         raise ConfigError(
             f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
-            "the other rules take none"
+            "the other rules take no policy"
         )
     if config.rule == DROPOUT and config.min_visual_dependence is not None:
         raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
@@ -138,12 +138,12 @@ def _describe(stage: Stage, report: PairingReport, table: dict[str, PairingRepor
     """The report with what every rule would give, and the card."""
     rows = {name: {"pairs": r.pairs, "problems_with_pairs": r.problems_with_pairs} for name, r in table.items()}
     write_atomic(stage.out / REPORT, json.dumps({**asdict(report), "yields": rows}, indent=2) + "\n")
-    provenance = {**stage.fingerprint, "stage": stage.name}
+    provenance = stage.provenance()
     write_card(stage.out, pairs=report.pairs, data_file=PAIRS, fingerprint=provenance, report=report, yields=table)
 
 
 def _export_mmpr(stage: Stage, found: list[PreferencePair], report: PairingReport) -> None:
     folder = stage.out / "mmpr"
     written, rejected = write_mmpr(found, folder)
-    provenance = {**stage.fingerprint, "stage": stage.name}
+    provenance = stage.provenance()
     write_card(folder, pairs=written, data_file="meta.json", fingerprint=provenance, report=report, rejected=rejected)

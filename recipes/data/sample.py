@@ -1,14 +1,14 @@
 """`mpo sample`: N completions per problem, each with why it ended.
 
-Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed goes
-on with the same command and draws only what is missing; a larger `num_samples` adds to what is there. `groups.jsonl`,
-which the later stages read, is written from the store at the end, in the order of the problems and of the sample
-indexes.
+Every completion is in the stage's store (`rewards/kept/store.py`) as soon as it is drawn. A run that was killed
+continues with the same command and draws only what is missing; a larger `num_samples` adds to what is there.
+`groups.jsonl`, which the later stages read, is written from the store at the end, in the order of the problems and of
+the sample indexes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,15 +21,15 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import opened_atomically
 from mpo.multimodal.images import image_sha256, load_image, png_bytes
-from mpo.multimodal.messages import template_of
 from recipes.config import SampleConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
+from rewards.errors import ServerError
 from rewards.interchange.sample_rows import write_sample_parquet
-from rewards.kept.keys import digest, problem_key, unit_key
+from rewards.kept.keys import problem_key, unit_key
 from rewards.kept.store import SampleStore, StoredSample
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
@@ -39,6 +39,7 @@ from rewards.types import Problem, Rollout, RolloutGroup
 
 STORE = "samples.sqlite"
 PARQUET = "samples.parquet"
+RUNS_BEFORE_ASIDE = 3  # in which a problem got no usable reply from a server that was there
 OTHER_IMAGES = "other_images"  # those that had to be resized
 
 
@@ -46,11 +47,14 @@ def sample(config: SampleConfig) -> Path:
     """Draw what the store lacks, and write `groups.jsonl`.
 
     Every problem in it has exactly `num_samples` rollouts. A bad line, a problem whose image cannot be decoded and
-    one that the server or the processor refuses are not in it: they stand in `quarantine.jsonl` and are counted.
+    one that the server or the processor refuses are not in it: they are listed in `quarantine.jsonl` and counted. So is
+    one that got no usable reply in three runs, while the server answered others.
     """
     params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
     inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
-    stage = open_stage("sample", config, inputs=inputs, grows=("num_samples",), refuse=config.on_change == "refuse")
+    stage = open_stage(
+        "sample", config, inputs=inputs, grows=("num_samples", "problems"), refuse=config.on_change == "refuse"
+    )
     parquet = stage.out / PARQUET
     if stage.complete and (parquet.exists() or not config.parquet):
         return stage.out
@@ -60,7 +64,7 @@ def sample(config: SampleConfig) -> Path:
     asked = problems
     if config.swap_images:
         problems, asked, image_digests = _with_other_images(problems, quarantine, stage.out / OTHER_IMAGES)
-    fingerprint = {**_fingerprint(stage, config), "prompt": asdict(prompt)}
+    fingerprint = {**_fingerprint(stage), "prompt": asdict(prompt)}
     with SampleStore(stage.out / STORE, fingerprint, on_change=config.on_change) as store:
         (stage.out / MANIFEST).unlink(missing_ok=True)
         keys = [
@@ -119,14 +123,9 @@ def _on_disk(image: Any, folder: Path) -> Any:
     return path
 
 
-def _fingerprint(stage: Stage, config: SampleConfig) -> dict[str, Any]:
-    """All that a sample depends on besides its problem: settings, inputs by content, the prompt template."""
-    fingerprint = {key: value for key, value in stage.by_content().items() if key != "num_samples"}
-    if config.policy is not None:
-        from mpo.multimodal.loading import load_processor
-
-        fingerprint["template"] = digest(template_of(load_processor(config.policy)))[:16]
-    return fingerprint
+def _fingerprint(stage: Stage) -> dict[str, Any]:
+    """All that a sample depends on besides its problem, which is in its own key: settings, and the policy's content."""
+    return {key: value for key, value in stage.by_content().items() if key not in ("num_samples", "problems")}
 
 
 @contextmanager
@@ -159,21 +158,37 @@ def _draw_missing(
     refused: dict[int, str] = {}
     if len(done) == total:
         return {}
-    # As many rows per problem as when this segment began, so that going on cuts the same calls.
+    # As many rows per problem as when this segment began, so that a resumed run cuts the same calls.
     rows_a_problem = store.note("rows_a_problem", config.num_samples)
     with (
         _drawing(config, params, rows_a_problem) as generator,
         tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar,
     ):
-        for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
-            store.add(
-                StoredSample(keys[s.problem][s.index], asked[s.problem].id, s.index, s.seed, s.completion)
-                for s in samples
-                if s.completion is not None
-            )
-            refused |= {s.problem: s.reason for s in samples if s.completion is None}
-            bar.update(len(samples))
+        try:
+            for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
+                store.add(
+                    StoredSample(keys[s.problem][s.index], asked[s.problem].id, s.index, s.seed, s.completion)
+                    for s in samples
+                    if s.completion is not None
+                )
+                refused |= {s.problem: s.reason for s in samples if s.completion is None}
+                bar.update(len(samples))
+        except ServerError as error:
+            set_aside = _set_aside(store, error, {asked[place].id: row[0] for place, row in enumerate(keys)})
+            return {**{asked[place].id: reason for place, reason in refused.items()}, **set_aside}
     return {asked[place].id: reason for place, reason in refused.items()}
+
+
+def _set_aside(store: SampleStore, error: ServerError, keys: Mapping[str, str]) -> dict[str, str]:
+    """Id → reason of the problems that failed, when each has failed in `RUNS_BEFORE_ASIDE` runs: they block no longer.
+
+    Raises:
+        ServerError: one of them has not; the same command tries it again.
+    """
+    runs = {id: store.failed(keys[id]) for id in error.problems}
+    if not runs or min(runs.values()) < RUNS_BEFORE_ASIDE:
+        raise error
+    return {id: f"no usable reply in {runs[id]} runs: {reason}" for id, reason in error.problems.items()}
 
 
 def _groups(store: SampleStore, kept: Iterable[tuple[Problem, Sequence[str]]]) -> Iterator[RolloutGroup]:

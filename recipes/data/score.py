@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.loading import load_processor
 from recipes.config import ScoreConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import open_stage
@@ -31,7 +30,7 @@ def score(config: ScoreConfig) -> Path:
     """Score every rollout that can be scored; the others keep their place with reward `None`, and are counted.
 
     With `visual_dependence` the same again with blank and with other problems' images, into the same groups.
-    Each batch's scores are in `calls.sqlite` as soon as they are there: after a kill the same command goes on.
+    Each batch's scores are in `calls.sqlite` as soon as they are kept: after a kill the same command continues.
     """
     stage = open_stage("score", config, inputs=[config.groups, config.prm, *format_files(config.prm_format)])
     if stage.complete:
@@ -40,10 +39,10 @@ def score(config: ScoreConfig) -> Path:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     scored_spans("", config.score)  # refuses a part that there is not
     if config.engine != "local" and config.base_url:
-        raise ConfigError("engine ray is for a PRM of this process; to a server, raise concurrency instead")
+        raise ConfigError("engine ray is for a PRM in this process; for a server, raise concurrency instead")
     groups = read_groups(config.groups)
     with (
-        open_calls(stage, processor=load_processor(config.prm), groups=groups) as calls,
+        open_calls(stage) as calls,
         engine(config, partial(_scorer, config)) as run,
     ):
         stored = StoredScorer(run, calls.each, rows_a_call=config.batch_rows)
@@ -55,7 +54,9 @@ def score(config: ScoreConfig) -> Path:
     write_groups(stage.out, scored)
     if bounded := _bounded(scored):
         counts["bounded"] = bounded
-        _log.warning("%d of %d responses have scores that are only bounds; --read token_ids sees all", bounded, total)
+        _log.warning(
+            "%d of %d responses have scores that are only bounds; --read token_ids gives exact scores", bounded, total
+        )
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
 
 

@@ -1,11 +1,11 @@
-"""`mpo verify`: one verdict per rollout; trouble of the checker is its own verdict, never `wrong`.
+"""`mpo verify`: one verdict per rollout; a failure of the checker is a verdict of its own, never `wrong`.
 
 `auto`, the default, picks a verifier for each problem by its reference and choices; the manifest counts which. A
 problem whose `meta["verifier"]` names a row of `rewards.verifying.verification.VERIFIERS` is checked with that one,
 so that one file may mix charts, documents and multiple choice; `--verifier` is for all the others. A data row can
 only pick from that table: a callable of yours is imported because the flag names it, never because a row does.
 
-`--second_verifier NAME` checks again: where the two disagree on an answer that both read, the response stands in
+`--second_verifier NAME` checks again: where the two disagree on an answer that both read, the response is listed in
 `disagreements.jsonl` and stays out of pairs and labels. `judge`, as either, is a model behind a server
 (`rewards/verifying/judge.py`). What each answer votes for (`rewards/verifying/equality_classes.py`) is written down.
 """
@@ -61,9 +61,9 @@ def verify(config: VerifyConfig) -> Path:
     A problem that cannot be checked (no reference answer for a verifier of ours or one that it cannot read, an unknown
     verifier's name) keeps its rollouts as they are, without verdict, and is counted under `unverified`; references that
     cannot be read are named before the first response is checked. Verdicts are in `calls.sqlite` as soon as
-    those of some hundred problems are there, a judge's every some hundred requests: after a kill the same command goes
-    on. A response that was cut before it stated an answer is `unparsable`, whatever its unfinished work says last. At
-    the end one line says what was found, and a warning what could not be read.
+    those of some hundred problems are there, a judge's every some hundred requests: after a kill the same command
+    continues. A response that was cut before it stated an answer is `unparsable`, whatever its unfinished work says
+    last. At the end one line says what was found, and a warning what could not be read.
     """
     own = {name: found for name in _names(config) if (found := _imported(name)) is not None}
     stage = open_stage("verify", config, inputs=[config.groups])
@@ -296,7 +296,7 @@ def _ready(name: str, *, own: Mapping[str, Verifier], config: VerifyConfig, stac
         try:
             from rewards.verifying.judge import Judge
         except ImportError as error:
-            raise ConfigError(f"a judge needs the extra: pip install 'mpo-prm[server]' ({error})") from error
+            raise ConfigError(f"a judge needs the extra: pip install -e '.[server]' ({error})") from error
 
         return Judge(config.base_url, str(config.model), concurrency=config.concurrency)
     return VERIFIERS[name]

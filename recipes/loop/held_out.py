@@ -14,15 +14,15 @@ Pixels = tuple[str, ...]
 
 
 def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str]) -> None:
-    """Refuse held-out problems that stand among others; only images of equal questions are opened.
+    """Refuse held-out problems that are among others; only images of equal questions are opened.
 
     Args:
         held_out: a file of problems; lines that cannot be read are left to the stage that samples.
-        others: the file that they must not stand in.
+        others: the file that they must not be in.
         names: of the two settings, for the error.
 
     Raises:
-        ConfigError: a problem with the same question and pixels stands in both.
+        ConfigError: a problem with the same question and pixels is in both.
     """
     by_question: defaultdict[str, list[Problem]] = defaultdict(list)
     for problem in _readable(others):
@@ -38,8 +38,9 @@ def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str]) -> N
             both.append(problem)
     if both:
         raise ConfigError(
-            f"{len(both)} of {len(tested)} questions of {names[0]} {held_out} stand in {names[1]} {others} too, e.g. "
-            f"{both[0].id!r}: {both[0].question[:60]!r}; the {names[0].strip('-')} must be held out: choose others"
+            f"{len(both)} of {len(tested)} questions of {names[0]} {held_out} are also in {names[1]} {others}, e.g. "
+            f"{both[0].id!r}: {both[0].question[:60]!r}; the {names[0].strip('-')} must be held out: choose other "
+            "problems"
         )
 
 

@@ -6,20 +6,19 @@ model picks chosen and rejected answers, MPO trains the policy on them, and the 
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.files import read_json
 from recipes.config import EvidenceArguments, PipelineArguments
 from recipes.loop.chains import paired, scored
 from recipes.loop.settings import Settings
+from recipes.stage.processes import run_together
 
 if TYPE_CHECKING:
     from recipes.loop.start import Start
@@ -113,12 +112,13 @@ def evidence(arguments: EvidenceArguments) -> Path:
         raise ConfigError(f"expected jobs >= 1 and different seeds, got {arguments.jobs} and {arguments.seeds}")
     runs = [arguments.run_dir / f"seed{seed}" for seed in arguments.seeds]
     commands = [_command(arguments.settings, run, seed) for seed, run in zip(arguments.seeds, runs, strict=True)]
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        codes = list(pool.map(lambda command: _run_alone(command, threads), commands))
+    # our own path, so that the seeds import what we do, whatever the working folder holds
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    codes = run_together(commands, jobs=arguments.jobs, environment=environment)
     if any(codes):
         failed = [str(run) for run, code in zip(runs, codes, strict=True) if code]
-        raise StageError(f"these runs failed, see above; run the same command again to go on: {', '.join(failed)}")
+        raise StageError(f"these runs failed, see above; run the same command again to continue: {', '.join(failed)}")
     return _publish(runs, arguments.run_dir)
 
 
@@ -130,7 +130,7 @@ def _publish(runs: list[Path], folder: Path) -> Path:
 
     summary = write_summary(runs, folder / "summary.json")
     page = report(folder)
-    print_summary(json.loads(summary.read_text()))
+    print_summary(read_json(summary))
     print(f"report: {page}")
     return page
 
@@ -139,10 +139,3 @@ def _command(settings: Path, run: Path, seed: int) -> list[str]:
     flags = {"--settings": settings, "--run_dir": run, "--seed": seed}
     words = [str(word) for pair in flags.items() for word in pair]
     return [sys.executable, "-P", "-m", "recipes.cli", "pipeline", *words, "--arms", *ARMS]
-
-
-def _run_alone(command: list[str], threads: int) -> int:
-    # our own path, so that the seeds import what we do, whatever the working folder holds
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-    return subprocess.run(command, env=environment, check=False).returncode

@@ -3,7 +3,7 @@
 Each round trains on pairs of its own policy's samples, with that policy as the reference. After each comes the guard:
 samples of held-out problems, judged by the verifier (gold) and by the PRM. If the accuracy falls while the PRM's mean
 rises, the round is not kept and no other follows (`rewards/choosing/round_guard.py`). Every stage is a folder below
-`out`, so a killed run goes on where it was. A round of the digits world takes about 4 minutes on 2 CPU cores.
+`out`, so a killed run continues where it was. A round of the digits world takes about 4 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations

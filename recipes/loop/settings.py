@@ -54,7 +54,7 @@ class Settings:
         self.world = worlds[0] if worlds else WORLDS[0]
         self.sections = {name: loaded.get(name) or {} for name in SECTIONS}
         for name, values in self.sections.items():
-            if not isinstance(values, Mapping):
+            if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
                 raise ConfigError(f"{path}: {name}: expected a mapping of keys and values, got {values!r:.60}")
         for name, config_class in SECTIONS.items():
             if name == "own":  # has paths of the user's, none of the loop's

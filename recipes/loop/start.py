@@ -22,10 +22,10 @@ class Start:
     """What the loop needs before its first sample.
 
     Attributes:
-        policy: the model that is sampled, trained and held against itself.
+        policy: the model that is sampled, trained and compared with itself.
         preference, test: problems whose samples become pairs; held-out problems.
-        prm: a ready PRM; None if the loop trains one, on samples of `prm_problems`, from `prm_model`.
-        prm_problems, prm_model: None with a ready PRM.
+        prm: a finished PRM; None if the loop trains one, on samples of `prm_problems`, from `prm_model`.
+        prm_problems, prm_model: None with a finished PRM.
     """
 
     policy: Path
@@ -42,24 +42,26 @@ def start_of(settings: Settings, run: Path, seed: int) -> Start:
 
 
 def own_start(settings: Settings) -> Start:
-    """The user's files as they stand in the section `own`.
+    """The user's files as given in the section `own`.
 
     Raises:
         ConfigError: neither or both of `prm` and `prm_problems`, a section that would not be used, or test problems
-            that stand in another file.
-        StageError: a file that is not there.
+            that are in another file.
+        StageError: a file that does not exist.
     """
     own = settings.build("own")
     if (own.prm is None) == (own.prm_problems is None):
         raise ConfigError(
-            f"{settings.path}: own: expected one of prm (a ready PRM) and prm_problems (to train one on), got "
+            f"{settings.path}: own: expected one of prm (a finished PRM) and prm_problems (to train one on), got "
             f"{own.prm} and {own.prm_problems}"
         )
     if own.prm is not None and own.prm_model is not None:
-        raise ConfigError(f"{settings.path}: own.prm_model is what a PRM starts from; with own.prm none is trained")
+        raise ConfigError(
+            f"{settings.path}: own.prm_model is what training a PRM starts from; with own.prm no PRM is trained"
+        )
     unused = [*WORLD_ONLY, *(PRM_TRAINING if own.prm else ())]
     if idle := [name for name in unused if settings.sections[name]]:
-        raise ConfigError(f"{settings.path}: section {idle[0]!r} has no part in a run from these `own` data; remove it")
+        raise ConfigError(f"{settings.path}: section {idle[0]!r} is not used in a run from these `own` data; remove it")
     for name in ("preference_problems", "prm_problems"):
         if others := getattr(own, name):
             check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"))

@@ -1,4 +1,4 @@
-"""What lies behind the averages: how pairs differ in length and reward, and whether a step score means what it says."""
+"""What lies behind the averages: how pairs differ in length and reward, and whether step scores are calibrated."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pair_charts(runs: Sequence[Path]) -> list[Chart]:
 
 
 def calibration_charts(runs: Sequence[Path]) -> list[tuple[Chart, Calibration]]:
-    """The last step's score against the share of right answers on the test problems, over all seeds, an arm each.
+    """The last step's score against the share of right answers on the test problems, over all seeds, one chart per arm.
 
     The last step's score estimates P(the answer is right) itself. Answers that are neither right nor wrong are left
     out.
@@ -95,7 +95,7 @@ def _histogram(values: Sequence[float], unit: str, colours: Palette) -> Figure:
 
 
 def _reliability(found: Calibration, colours: Palette) -> Figure:
-    """Points on the diagonal are calibrated; their area says how many answers a bin holds."""
+    """Points on the diagonal are calibrated; their area shows how many responses a bin holds."""
     figure = Figure(figsize=(5.6, 3.6))
     axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.15, "top": 0.95})
     axes.plot([0, 1], [0, 1], "--", color=colours["random"], linewidth=1.2)

@@ -32,7 +32,7 @@ def environment(config: EnvConfig) -> dict[str, Any]:
 
 
 def describe() -> dict[str, dict[str, str | None]]:
-    """The report as plain data; None stands for what is not there."""
+    """The report as plain data; None means that something does not exist."""
     return {
         "project": {"mpo-prm": _version("mpo-prm"), "commit": _commit(CHECKOUT)},
         "packages": {name: _version(name) for name in PACKAGES},

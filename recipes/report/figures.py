@@ -57,7 +57,7 @@ class Chart:
     """A figure that can be drawn in the page's colours or in those of a file.
 
     Attributes:
-        caption: what stands above it.
+        caption: the text above it.
         title: what it shows, for readers who cannot see it.
         draw: palette → the figure.
     """
@@ -84,7 +84,7 @@ class Chart:
 
 
 def best_at_k_figure(rows: Sequence[Mapping[str, Any]], colours: Palette, *, low: float, high: float) -> Figure:
-    """Accuracy against k, one line a selector, 95 % bands, labels at the lines' ends.
+    """Accuracy against k, one line per selector, 95 % bands, labels at the lines' ends.
 
     Args:
         rows: rows of `summary["best_of_n"]` of one arm.
@@ -115,7 +115,7 @@ def best_at_k_figure(rows: Sequence[Mapping[str, Any]], colours: Palette, *, low
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{percent(share, digits=0)} %"))
     axes.set_ylim(low, high)
-    axes.set_xlabel("candidates k", color=colours["muted"])
+    axes.set_xlabel("responses k", color=colours["muted"])
     _label_ends(axes, ends, x=ks[-1], gap=(high - low) * 0.062)
     plain(axes, colours)
     return figure

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import read_json, write_atomic
 from mpo.multimodal.text import printable
 from recipes.config import ReportConfig
 from recipes.report.charts import calibration_charts, pair_charts
@@ -29,8 +28,9 @@ from recipes.report.pairs import yield_rows
 from recipes.report.problems import problem_views
 from recipes.report.summary import BASELINE, TRAINED, label, runs_of, summarise
 from recipes.report.tables import SELECTOR_LABELS, caption, markdown_tables, samples_of, verdict, warning_text
-from recipes.stage.folder import MANIFEST, manifest_of
+from recipes.stage.folder import manifest_of
 from recipes.stage.numbers import change, columns, percent, points
+from recipes.stage.order import stages_in
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
@@ -39,8 +39,11 @@ PLOTS = "plots"  # folder beside the page
 Cells = Mapping[tuple[str, str, int], Any]  # (arm, selector, k) → its row of the summary
 LOGS = ("trainer_state.json", "log_history.json")
 KINDS = {
-    "test": ("Test problems", "Every answer of one problem, best reward first. Colour is the PRM’s score of a step."),
-    "pairs": ("Preference pairs", "What MPO learns from: the same colours, with chosen and rejected answers marked."),
+    "test": (
+        "Test problems",
+        "Every response to one problem, best reward first. The colour is the PRM’s score of a step.",
+    ),
+    "pairs": ("Preference pairs", "What MPO learns from: the same colours, with chosen and rejected responses marked."),
     "labels": (
         "Step labels",
         "What the PRM learns from: k/n continuations from a step’s end reached the right answer.",
@@ -86,7 +89,7 @@ def report(run: str | Path, *, out: str | Path | None = None, problems: int = 24
 
 
 def report_stage(config: ReportConfig) -> Path:
-    """`mpo report`: `report` with the command's settings, and say where the page is."""
+    """`mpo report`: `report` with the command's settings, and print where the page is."""
     page = report(config.run, out=config.out, problems=config.problems)
     if config.markdown:
         print(markdown_tables(summarise(runs_of(config.run))))
@@ -149,7 +152,7 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
 
 
 def _lede(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> str:
-    """The result in two sentences, as far as the run has it."""
+    """The result in two sentences, as far as the run shows it."""
     sampled = {row["arm"]: row["sampled"]["mean"] for row in summary["arms"] if "sampled" in row}
     parts = []
     if BASELINE in sampled and TRAINED in sampled:
@@ -157,7 +160,7 @@ def _lede(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mappin
         parts.append(f"MPO takes the share of right answers from {moved} on {summary['problems']} held-out problems.")
     best = cell.get((TRAINED, "prm", summary["k"]))
     if best:
-        parts.append(f"Letting the PRM choose among {summary['k']} of them gives {percent(best['mean'])} %.")
+        parts.append(f"Letting the PRM choose among {summary['k']} responses gives {percent(best['mean'])} %.")
     return " ".join(parts)
 
 
@@ -185,17 +188,17 @@ def _curve_figures(summary: Mapping[str, Any]) -> list[Chart]:
     charts = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
-        title = f"Accuracy against the number of candidates, {printable(label(arm))}"
+        title = f"Accuracy against the number of responses, {printable(label(arm))}"
         charts.append(Chart(label(arm), title, partial(best_at_k_figure, own, low=low, high=high)))
     return charts
 
 
 def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(where, what): what the pairing reports and the best-of-N results of any seed warn of."""
+    """(where, what): the warnings of the pairing reports and the best-of-N results of any seed."""
     found = [(f"{row['seed']}, pairs", text) for row in summary["pairs"] for text in row.get("warnings", ())]
     for run in runs:
         for path in sorted(run.glob("test/*/best_of_n/results.json")):
-            results = json.loads(path.read_text(encoding="utf-8"))
+            results = read_json(path)
             arm = label(path.parts[-3])
             found += [(f"{run.name}, best of k, {arm}", warning_text(w)) for w in results.get("warnings", ())]
     return found
@@ -227,12 +230,12 @@ def _claim_rows(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How different the candidates are, and how many the PRM could not read; over the seeds."""
+    """How different the responses are, and how many the PRM could not read; over the seeds."""
     ks = [k for k in columns([int(k) for k in rows[0]["distinct_answers"]]) if k > 1]
     parts = ", ".join(f"{fmean(row['distinct_answers'][str(k)] for row in rows):.1f} of {k}" for k in ks)
     unscored, total = sum(row["unscored"] for row in rows), sum(row["problems"] * row["samples"] for row in rows)
     reading = f"{unscored} of {total} could not be scored and rank last" if unscored else f"all {total} could be scored"
-    return f"{parts} candidates give different answers; {reading}"
+    return f"{parts} responses give different answers; {reading}"
 
 
 def _training(run: Path) -> list[Chart]:
@@ -249,7 +252,7 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     """The logged rows of a training folder: `trainer_state.json`, or a plain list; empty without either."""
     for name in LOGS:
         if (folder / name).exists():
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = read_json(folder / name)
             return content["log_history"] if isinstance(content, dict) else content
     return []
 
@@ -257,10 +260,11 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 def _settings(run: Path) -> list[tuple[str, str]]:
     """Stage → its settings; of a path only its last two parts, since a report travels."""
     rows = []
-    for path in sorted(run.rglob(MANIFEST), key=lambda p: p.stat().st_mtime):
-        settings = manifest_of(path.parent)["fingerprint"]["settings"]
+    for folder in stages_in(run):
+        manifest = manifest_of(folder)
+        settings = manifest["fingerprint"]["settings"] | {name: at[0] for name, at in manifest["sources"].items()}
         text = ", ".join(f"{name} = {_short(value)}" for name, value in sorted(settings.items()))
-        rows.append((str(path.parent.relative_to(run)), text))
+        rows.append((str(folder.relative_to(run)), text))
     return rows
 
 

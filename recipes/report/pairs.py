@@ -28,7 +28,7 @@ def read_pairs(run: Path) -> dict[str, list[PairTexts]]:
     """Problem id → its pairs, in file order; empty without a file."""
     found: defaultdict[str, list[PairTexts]] = defaultdict(list)
     if (run / PAIRS).exists():
-        for row in read_trl_parquet(run / PAIRS).select_columns(["problem_id", "chosen", "rejected", "source"]):
+        for row in read_trl_parquet(run / PAIRS, columns=["problem_id", "chosen", "rejected", "source"]):
             chosen, rejected = _text_of(row["chosen"]), _text_of(row["rejected"])
             found[row["problem_id"]].append(PairTexts(row["problem_id"], chosen, rejected, row["source"]))
     return dict(found)

@@ -208,7 +208,7 @@ def _badges(group: RolloutGroup) -> dict[str, list[str]]:
 def _pair(
     pair: PairTexts, number: int, copies: Mapping[str, list[Rollout]], badges: Mapping[str, list[str]]
 ) -> PairView:
-    """Both sides with the step marked where they part; a side that was never sampled has no verdict or score."""
+    """Both sides, with the step at which they part marked; a side that was never sampled has no verdict or score."""
     step = first_difference(pair.chosen, pair.rejected)
     chosen, rejected = (
         _response(

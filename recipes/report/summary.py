@@ -16,9 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from mpo.multimodal.errors import DataError, StageError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import read_json, write_atomic
 from recipes.stage.folder import MANIFEST, RESULTS, manifest_of
 from recipes.stage.groups import read_groups
+from recipes.stage.order import stages_in
 from rewards.choosing.evaluation import RESAMPLES, SELECTORS, degenerate_shares, within_problem_aucs
 from rewards.scoring.visual_dependence import of_group
 from rewards.statistics import mean_with_interval, paired_difference
@@ -115,7 +116,7 @@ def write_summary(runs: Sequence[Path], out: Path) -> Path:
 
 
 def label(arm: str) -> str:
-    """What a table calls an arm."""
+    """The name of an arm in tables."""
     return ARM_LABELS.get(arm, arm)
 
 
@@ -127,7 +128,7 @@ def _arm_names(runs: Sequence[Path]) -> list[str]:
 
 
 def _measures_of(runs: Sequence[Path], arm: str) -> Measures:
-    """Everything that the arm's groups say: each folder is read once."""
+    """Everything that the arm's groups tell; each folder is read once."""
     test = f"test/{arm}"
     measures = _measures(runs, [f"{test}/scored", f"{test}/verified"], _of_samples)
     for name in ("greedy", "swapped"):
@@ -218,11 +219,11 @@ def _curves(runs: Sequence[Path], arm: str) -> Curves:
 
 def _results(run: Path, arm: str) -> dict[str, Any]:
     folder = run / "test" / arm / "best_of_n"
-    return json.loads((folder / RESULTS).read_text()) if (folder / MANIFEST).exists() else {}
+    return read_json(folder / RESULTS) if (folder / MANIFEST).exists() else {}
 
 
 def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
-    """What each seed's candidates were: distinct answers at each k, verdicts, unscored ones."""
+    """What each seed's responses were: distinct answers at each k, verdicts, unscored ones."""
     keys = ("problems", "samples", "distinct_answers", "verdicts", "unscored")
     return [{key: results[key] for key in keys} for run in runs if (results := _results(run, arm))]
 
@@ -252,7 +253,7 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
 
 
 def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
-    """MPO against each optional arm; empty where only the warm start stands beside it."""
+    """MPO against each optional arm; empty if there is only the warm start beside it."""
     others = [arm for arm in arms if arm not in (BASELINE, TRAINED)] if TRAINED in arms else []
     rows = [
         (f"MPO > {label(other)} ({how})", arms[TRAINED].get(how), arms[other].get(how))
@@ -281,16 +282,16 @@ def _difference(left: Measure | None, right: Measure | None) -> dict[str, Any] |
 
 def _pairing(run: Path) -> dict[str, Any]:
     path = run / "pairs" / "report.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _stages(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Every finished stage with its counts and seconds in each seed, in the order in which a run made them."""
     rows: dict[str, dict[str, Any]] = {}
     for run in runs:
-        for path in sorted(run.rglob(MANIFEST), key=lambda p: p.stat().st_mtime):
-            manifest, name = manifest_of(path.parent), str(path.parent.relative_to(run))
+        for folder in stages_in(run):
+            manifest, name = manifest_of(folder), str(folder.relative_to(run))
             row = rows.setdefault(name, {"folder": name, "stage": manifest["stage"], "counts": [], "seconds": []})
-            row["counts"].append({key: value for key, value in manifest["counts"].items() if key != "problems"})
+            row["counts"].append(manifest["counts"])
             row["seconds"].append(manifest["seconds"])
     return list(rows.values())

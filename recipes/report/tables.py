@@ -93,14 +93,14 @@ def prm_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
 
 
 def verdict(claim: Mapping[str, Any]) -> str:
-    """In words: the interval lies above 0, below 0, or holds it."""
+    """In words: the interval lies above 0, lies below 0, or includes it."""
     if claim["holds"]:
         return "holds"
     return "reversed" if claim["difference"]["high"] < 0 else "not shown"
 
 
 def caption(summary: Mapping[str, Any]) -> str:
-    """What the numbers are over."""
+    """What the numbers are averaged over."""
     seeds = len(summary["seeds"])
     return (
         f"{summary['problems']} test problems, {samples_of(summary)} samples per problem, "

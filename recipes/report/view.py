@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from mpo.multimodal.errors import ConfigError, StageError
 from recipes.config import ViewConfig
 
 HOST = "127.0.0.1"  # nobody outside this machine
 PATHS = ("/", "/report.html")
+MOST_CONNECTIONS = 32
+SILENCE_S = 10.0  # after which a connection that says nothing is closed
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
@@ -54,13 +58,40 @@ def page_server(run: str | Path, *, port: int = 0) -> ThreadingHTTPServer:
     if not 0 <= port <= 65535:
         raise ConfigError(f"port must be from 0 (a free one) to 65535, got {port}")
     try:
-        return ThreadingHTTPServer((HOST, port), partial(_Handler, page))
+        return _PageServer((HOST, port), partial(_Handler, page))
     except OSError as error:
         raise ConfigError(f"port {port} of {HOST} cannot be opened ({error.strerror}); choose another or 0") from error
 
 
+class _PageServer(ThreadingHTTPServer):
+    """A thread for each connection, of which there are at most `MOST_CONNECTIONS`; more are closed at once."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: a browser that breaks off is no fault."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     """GET and HEAD of the page; the path is compared, never opened."""
+
+    timeout = SILENCE_S
 
     server_version = "mpo-view"
     sys_version = ""
@@ -98,4 +129,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: a path is a stranger's text."""
+        """Log nothing: a path is text from a stranger."""

@@ -49,14 +49,20 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def provenance(fingerprint: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """One line per stage: the settings of this one, then of every finished stage that it reads, back to the first."""
-    settings = ", ".join(f"{key} {short(value)}" for key, value in sorted(fingerprint["settings"].items()))
-    yield f"- {fingerprint.get('stage', 'this stage')}: {settings}"
-    for path in sorted(fingerprint["inputs"]):
+def provenance(stage: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[str]:
+    """One line per stage: the settings of this one, then of every finished stage that it reads, back to the first.
+
+    Args:
+        stage: of `Stage.provenance`.
+        seen: folders that have their line.
+    """
+    told = {**stage["settings"], **stage["sources"]}
+    yield f"- {stage['stage']}: " + ", ".join(f"{key} {short(value)}" for key, value in sorted(told.items()))
+    for path in sorted({*stage["sources"].values()}):
         if path not in seen and (Path(path) / MANIFEST).is_file():
             manifest = manifest_of(path)
-            before = {**manifest["fingerprint"], "stage": manifest["stage"]}
+            sources = {name: os.path.normpath(os.path.join(path, at[0])) for name, at in manifest["sources"].items()}
+            before = {"stage": manifest["stage"], **manifest["fingerprint"], "sources": sources}
             yield from provenance(before, seen | {path})
             if verdicts := manifest["counts"].get("verdicts"):
                 yield f"- verdicts: {', '.join(f'{n} {name}' for name, n in verdicts.items())}"

@@ -38,7 +38,7 @@ QUIET_RAY = {
 
 @contextmanager
 def engine(config: EngineConfig, work: Work) -> Iterator[Run]:
-    """Makes calls as `config.engine` says; nothing is loaded or started before there is a call to make.
+    """Makes calls with `config.engine`; nothing is loaded or started before there is a call to make.
 
     Args:
         config: of the stage.
@@ -72,7 +72,7 @@ def _on_ray(work: Work, actors: int) -> Iterator[Run]:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"engine ray needs the extra: pip install 'mpo-prm[ray]' ({error})") from error
+        raise ConfigError(f"engine ray needs the extra: pip install -e '.[ray]' ({error})") from error
     import torch
 
     connected = ray.is_initialized()
@@ -124,7 +124,7 @@ class Worker:
 
 
 def _spread(workers: Sequence[Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """`Run` on actors: a worker gets its next task when it has given back a result, so few are under way."""
+    """`Run` on actors: a worker gets its next task when it has given back a result, so few are in progress."""
     import ray
 
     waiting = iter(enumerate(tasks))
@@ -154,8 +154,8 @@ def _result(done: Any) -> Any:
     except ray.exceptions.RayError as error:
         raise WorkerError(
             f"a call could not be made: its worker died, {RETRIES + 1} times ({type(error).__name__}); a process that "
-            "takes too much memory is killed: try smaller batch_rows or fewer actors. Finished calls are kept, the "
-            "same command goes on"
+            "takes too much memory is killed: try smaller batch_rows or fewer actors. Finished calls are kept; run the "
+            "same command to continue"
         ) from error
 
 
@@ -163,9 +163,11 @@ def _gpus_each(actors: int, resources: dict[str, float]) -> float:
     """The share of a GPU that each actor gets, so that all of them find a place; 0 where there is none.
 
     Raises:
-        ConfigError: there is no room for so many actors.
+        ConfigError: there is no room for that many actors.
     """
     if resources.get("CPU", 0) < actors:
-        raise ConfigError(f"actors={actors}: this Ray cluster has {resources.get('CPU', 0):g} CPUs, one an actor")
+        raise ConfigError(
+            f"actors={actors}: this Ray cluster has {resources.get('CPU', 0):g} CPUs, and each actor needs one"
+        )
     gpus = int(resources.get("GPU", 0))
     return 1 / math.ceil(actors / gpus) if gpus else 0

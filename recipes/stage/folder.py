@@ -1,14 +1,14 @@
-"""A stage's folder: its output, and a manifest written last that says what made it and that nothing is missing.
+"""A stage's folder: its output, and a manifest written last that says what made it and vouches for every file.
 
 A stage that is complete with the same settings and inputs is not run again; one that was made with other settings
-is refused by name. A stage killed half way leaves no manifest; it is run anew, or goes on if it can. Every manifest
-keeps the account `in = out + rejected(reason)`.
+is refused by name. A stage killed half way leaves no manifest; it is run anew, or continues if it can. Every manifest
+keeps the account `in = out + rejected(reason)`. One process works in a folder at a time; its lock dies with it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import sys
 import time
@@ -22,12 +22,14 @@ from mpo.multimodal.failpoints import reach
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.text import one_line
 from recipes.stage.closing import closing_line
+from recipes.stage.identity import file_content, folder_content
+from recipes.stage.lock import lock, unlock
+from recipes.stage.vouching import OWN, faults, vouched
 from rewards.kept.store import differences
 
-MANIFEST = "manifest.json"
+MANIFEST, STARTED = OWN  # the second: of a stage that goes on where it was killed: whose work lies in the folder
 PAIRS = "pairs.parquet"  # of `mpo pairs`
 RESULTS = "results.json"  # of `mpo best-of-n`
-STARTED = "started.json"  # of a stage that goes on where it was killed: whose work lies in the folder
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
     *("out", "workers", "engine", "actors", "base_url", "concurrency", "samples_a_request", "problems_a_call"),
@@ -38,48 +40,67 @@ NOT_SETTINGS = (
 )
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class Stage:
-    """One stage of a run; `open_stage` makes it, `finish` completes it."""
+    """One stage of a run; `open_stage` makes it, `finish` completes it.
+
+    Attributes:
+        fingerprint: `settings`, and `inputs`: the name of each → the key of its content.
+        sources: where the inputs lie, by the same names; no part of what the stage is.
+    """
 
     name: str
     out: Path
     fingerprint: dict[str, Any]
     complete: bool
+    sources: dict[str, Path] = field(default_factory=dict)
+    image_root: Path | None = None
     started: float = field(default_factory=time.monotonic)
 
     def by_content(self) -> dict[str, Any]:
-        """All settings, with the content key of an input where its path stood: the fingerprint of unfinished work."""
-        settings, inputs = self.fingerprint["settings"], self.fingerprint["inputs"]
-        return {key: inputs.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}
+        """Settings and content keys of the inputs: the fingerprint of unfinished work."""
+        return {**self.fingerprint["settings"], **self.fingerprint["inputs"]}
+
+    def provenance(self) -> dict[str, Any]:
+        """What a card says of where this stage's work comes from."""
+        return {"stage": self.name, **self.fingerprint, "sources": {k: str(v) for k, v in self.sources.items()}}
 
     def finish(self, counts: Mapping[str, Any], *, note: str = "") -> Path:
-        """Write the manifest, last and atomically, and print the closing line; of several processes the first does.
+        """Write the manifest, last and atomically, let the next process in, and print the closing line.
+
+        Of several processes the first does.
 
         Args:
-            counts: `in`, `out` and `rejected` (reason → number), and whatever else the stage counted.
+            counts: `in`, `out` and `rejected` (reason → number), and whatever else the stage counted; `problems` is the
+                file behind the groups in this folder.
             note: the number that matters, in words, for the closing line.
 
         Raises:
             AssertionError: the account does not balance, which is a defect of ours.
         """
-        if "problems" in counts:  # relative to the folder, so that a run can be read from anywhere
-            counts = {**counts, "problems": os.path.relpath(counts["problems"], self.out)}
         if "in" in counts:
             assert counts["in"] == counts["out"] + sum(counts["rejected"].values()), (self.name, counts)
         if not is_first_process():
             return self.out
+        problems = _place(Path(counts["problems"]), self.out) if "problems" in counts else None
         seconds = round(time.monotonic() - self.started, 2)
-        manifest = {
+        manifest: dict[str, Any] = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
-            "counts": dict(counts),
+            "counts": {name: value for name, value in counts.items() if name != "problems"},
+            "files": vouched(self.out),
+            "sources": {name: _place(path, self.out) for name, path in self.sources.items()},
+            "problems": problems,
+            "image_root": self.image_root and os.path.realpath(self.image_root),
             "seconds": seconds,
         }
         reach("before_manifest")
         write_atomic(self.out / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        line = closing_line(self.name, counts, self.out, seconds=seconds, note=note)
-        print(line, file=sys.stderr)
+        unlock(self.out)
+        print(closing_line(self.name, counts, self.out, seconds=seconds, note=note), file=sys.stderr)
         return self.out
 
 
@@ -92,45 +113,45 @@ def open_stage(
     refuse: bool = True,
     work: bool | None = None,
 ) -> Stage:
-    """Check the inputs, compare with an earlier run of the stage, make the output folder.
+    """Check the inputs, compare with an earlier run of the stage, make the output folder, and keep others out of it.
 
     Args:
         name: the stage's name, e.g. "sample".
         config: its dataclass, with a field `out`.
-        inputs: folders or files that must exist; a folder must be complete.
-        grows: settings that may be larger than before: the stage is then not complete, and adds to what is there.
+        inputs: folders or files that must exist; a folder must be complete, and its files as they were written.
+        grows: settings that may be larger than before, and inputs that may be others, row by row: the stage is then
+            not complete, and adds to what is there.
         refuse: whether a difference is an error; if not, the stage is not complete.
-        work: of a stage that goes on where it was killed, whether `out` holds something to go on from; its settings are
-            written down at the start. None: a killed stage is run anew.
+        work: of a stage that continues where it was killed, whether `out` holds something to continue from; its
+            settings are written down at the start. None: a killed stage is run anew.
 
     Raises:
-        StageError: an input is missing or was never finished.
+        StageError: an input is missing, damaged or was never finished; another process works in `out`; or `out` is
+            damaged and holds nothing to make it again from.
         FingerprintError: `out` holds the result of other settings or inputs.
     """
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in NOT_SETTINGS}
-    settings = json.loads(json.dumps(settings))  # as it will be read back: a tuple is a list
-    fingerprint = {"settings": settings, "inputs": {str(path): _digest(path, name) for path in inputs}}
+    sources = _sources(config, inputs)
+    image_root = getattr(config, "image_root", None)
+    keys = {key: content_of(Path(path), name, image_root) for key, path in sources.items()}
+    fingerprint = {"settings": _settings(config, keys), "inputs": keys}
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"stage {name}: out={out} is a file; expected a folder")
-    manifest, started = out / MANIFEST, out / STARTED
-    if manifest.exists() or (work and started.exists()):
-        before = json.loads((manifest if manifest.exists() else started).read_text())["fingerprint"]
-        before["settings"] = _defaults(config) | before["settings"]  # a setting may be younger than the folder
-        grown = [key for key in grows if before["settings"].get(key, settings[key]) < settings[key]]
-        differing = _differences(before, fingerprint, besides=grown)
-        if differing and refuse:
-            raise FingerprintError(
-                f"stage {name}: {out} was made with other {', '.join(differing)}; choose another folder or delete it"
-            )
-        complete = manifest.exists() and not (grown or differing)
-        if complete and is_first_process():
+    stage = Stage(name, out, fingerprint, complete=False, sources=sources, image_root=image_root)
+    if _is_complete(stage, config, grows=grows, refuse=refuse, work=work):
+        stage.complete = True
+        if is_first_process():
             print(one_line(f"{name}: complete already, nothing to do; {out}"), file=sys.stderr)
-        return Stage(name, out, fingerprint, complete=complete)
+        return stage
     out.mkdir(parents=True, exist_ok=True)
-    if work is not None and is_first_process():
-        write_atomic(started, json.dumps({"fingerprint": fingerprint}, indent=2, sort_keys=True) + "\n")
-    return Stage(name, out, fingerprint, complete=False)
+    if is_first_process():
+        lock(out, stage=name)
+        if _is_complete(stage, config, grows=grows, refuse=refuse, work=work):  # another process has just finished it
+            stage.complete = True
+            unlock(out)
+        elif work is not None and not (work and read_own(out / STARTED)):
+            write_atomic(out / STARTED, json.dumps({"fingerprint": fingerprint}, indent=2, sort_keys=True) + "\n")
+    return stage
 
 
 def is_first_process() -> bool:
@@ -142,47 +163,159 @@ def manifest_of(folder: str | Path) -> dict[str, Any]:
     """The manifest of a complete stage.
 
     Raises:
-        StageError: there is none.
+        StageError: there is none, or it is damaged.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
         raise StageError(f"{folder} holds no finished stage (no {MANIFEST}); run the stage that writes it first")
-    return json.loads(path.read_text())
+    manifest = read_own(path)
+    if manifest is None:
+        raise StageError(
+            f"{path} is damaged: expected the JSON of a finished stage; run the stage that writes it again"
+        )
+    return manifest
+
+
+def problems_of(folder: str | Path) -> Path:
+    """The problems file behind a groups folder: where it lay beside the folder, else where it lay on this machine.
+
+    Raises:
+        StageError: the folder holds no groups, or the file is in neither place.
+    """
+    places = manifest_of(folder).get("problems")
+    if not places:
+        raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
+    for path in (Path(os.path.realpath(folder)) / places[0], Path(places[1])):
+        if path.exists():
+            return Path(os.path.normpath(path))
+    raise StageError(f"{folder}: {places[1]} is gone: expected the file there, or at {places[0]} seen from the folder")
+
+
+def faults_of(folder: Path) -> list[str]:
+    """What is wrong with a finished stage's files, one line for each; every file is read, a second a gigabyte or so.
+
+    Raises:
+        StageError: it is not finished, or its manifest is damaged.
+    """
+    return faults(folder, manifest_of(folder)["files"])
+
+
+def content_of(path: Path, stage: str, image_root: Path | None) -> str:
+    """Content key of an input: of a file, a model folder, or a finished stage whose files are as they were written.
+
+    Args:
+        path: the input.
+        stage: that reads it, for the message.
+        image_root: where the images lie that rows of a file name; None is the file's own folder.
+
+    Raises:
+        StageError: it is missing, damaged, or not finished.
+    """
+    if not path.exists():
+        raise StageError(f"stage {stage}: input {path} does not exist; run the stage that writes it first")
+    if path.is_file():
+        return file_content(path, image_root=image_root)
+    if (path / MANIFEST).exists():
+        if wrong := faults_of(path):
+            raise StageError(
+                f"stage {stage}: input {path} is damaged: {_some(wrong)}; run the stage that writes it again"
+            )
+        return folder_content(path, problems=problems_of(path) if manifest_of(path).get("problems") else None)
+    if (path / "config.json").exists():  # a model folder of the user's
+        return folder_content(path)
+    raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
+
+
+def _sources(config: Any, inputs: Sequence[Path]) -> dict[str, Path]:
+    """Name → path of each input: the setting that holds it, the setting and what follows, else its last part."""
+    held = {f.name: str(value) for f in fields(config) if isinstance(value := getattr(config, f.name), str | Path)}
+    named: dict[str, Path] = {}
+    for path in inputs:
+        names = [name for name, value in held.items() if value == str(path) and name != "out"]
+        above = [
+            f"{name}/{Path(path).relative_to(value)}"
+            for name, value in held.items()
+            if value and Path(path).is_relative_to(value)
+        ]
+        named |= dict.fromkeys(names or above[:1] or [Path(path).name], Path(path))
+    return named
+
+
+def _settings(config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What a stage is told besides its inputs; a path is no setting, what lies there is an input."""
+    names = [f.name for f in fields(config) if _is_setting(f) and f.name not in inputs]
+    told = asdict(config)
+    return json.loads(json.dumps({name: told[name] for name in names}))  # as it will be read back: a tuple is a list
+
+
+def _is_setting(part: Any) -> bool:
+    return part.name not in NOT_SETTINGS and "Path" not in str(part.type)
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """Every setting that has a default, as it stands in a fingerprint."""
-    settings = [f for f in fields(config) if f.name not in NOT_SETTINGS]
+    """Every setting that has a default, as it enters a fingerprint."""
+    settings = [f for f in fields(config) if _is_setting(f)]
     known = {f.name: f.default for f in settings if f.default is not MISSING}
     made = {f.name: f.default_factory() for f in settings if f.default_factory is not MISSING}
     return json.loads(json.dumps(known | made, default=str))
 
 
-def _digest(path: Path, stage: str) -> str:
-    """Content key of an input: of a finished stage its fingerprint and its problems, of a file its bytes."""
-    path = Path(path)
-    if not path.exists():
-        raise StageError(f"stage {stage}: input {path} does not exist; run the stage that writes it first")
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    if (path / MANIFEST).exists():
-        manifest = manifest_of(path)
-        digest = hashlib.sha256(json.dumps(manifest["fingerprint"], sort_keys=True).encode())
-        problems = path / manifest["counts"].get("problems", "")
-        if problems.is_file():  # groups name their problems by id: a changed answer is a changed input
-            digest.update(problems.read_bytes())
-        return digest.hexdigest()[:16]
-    if (path / "config.json").exists():  # a model folder of the user's
-        digest = hashlib.sha256((path / "config.json").read_bytes())
-        for weights in sorted(path.glob("*.safetensors")):
-            with weights.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:16]
-    raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
+def _is_complete(stage: Stage, config: Any, *, grows: Sequence[str], refuse: bool, work: bool | None) -> bool:
+    """Whether `out` holds this very stage, whole.
+
+    Raises:
+        FingerprintError: it holds another, and `refuse`.
+        StageError: it holds this one, damaged, and nothing to make it again from.
+    """
+    manifest, started = read_own(stage.out / MANIFEST), read_own(stage.out / STARTED) if work else None
+    kept = manifest or started
+    if kept is None:
+        return False
+    before, settings = kept["fingerprint"], stage.fingerprint["settings"]
+    known = {key: value for key, value in _defaults(config).items() if key in settings}
+    before["settings"] = known | before["settings"]  # a setting may be younger than the folder
+    grown = [key for key in grows if before["settings"].get(key, settings.get(key, 0)) < settings.get(key, 0)]
+    grown += [key for key in grows if before["inputs"].get(key) != stage.fingerprint["inputs"].get(key)]
+    differing = _differences(before, stage.fingerprint, besides=grown)
+    if differing and refuse:
+        raise FingerprintError(
+            f"stage {stage.name}: {stage.out} was made with other {', '.join(differing)}; choose another folder or "
+            "delete it"
+        )
+    if manifest is None or differing or grown:
+        return False
+    wrong = faults_of(stage.out)
+    if wrong and not work and not any(stage.out.glob("*.sqlite")):
+        raise StageError(
+            f"stage {stage.name}: {stage.out} is damaged: {_some(wrong)}; delete the folder, and the same command "
+            "makes it again"
+        )
+    if wrong:
+        logger.warning("%s is damaged and made again from what it keeps: %s", stage.out, _some(wrong))
+    return not wrong
+
+
+def _some(wrong: Sequence[str]) -> str:
+    return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+
+
+def _place(path: Path, out: Path) -> list[str]:
+    """Where a path lies, beside a folder and on this machine; links to its folder are followed, its own is not."""
+    real = os.path.join(os.path.realpath(path.parent), path.name)
+    return [os.path.relpath(real, os.path.realpath(out)), real]
+
+
+def read_own(path: Path) -> dict[str, Any] | None:
+    """A file that we wrote; None if it is not there, or was cut short."""
+    try:
+        read = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return read if isinstance(read, dict) and {"settings", "inputs"} <= {*read.get("fingerprint", {})} else None
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], *, besides: Sequence[str]) -> list[str]:
-    """What differs in settings and inputs, each with both values; `besides` are settings not looked at."""
+    """What differs in settings and inputs, each with both values; `besides` are not looked at."""
     left_out = set(besides)
     names = []
     for part in ("settings", "inputs"):

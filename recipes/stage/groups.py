@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, StageError
 from mpo.multimodal.images import resolve_inside
-from recipes.stage.folder import manifest_of
-from rewards.interchange.json_rows import write_rows
+from recipes.stage.folder import problems_of
+from rewards.interchange.json_rows import decoded_row, write_rows
 from rewards.types import (
     Completion,
     FinishReason,
@@ -90,7 +88,7 @@ def read_problems(path: str | Path, *, on_bad: OnBad | None = None) -> dict[str,
 
     Args:
         path: the file.
-        on_bad: called with (file:line, kind of fault, detail) for a bad line, and the rest goes on; without it the
+        on_bad: called with (file:line, kind of fault, detail) for a bad line, and the rest is read; without it the
             first bad line raises.
 
     Raises:
@@ -118,7 +116,7 @@ def _problem(line: bytes, path: Path, number: int) -> Problem:
     with _naming(path, number):
         if len(line) > MAX_LINE_BYTES:
             raise DataError(f"a line of {len(line)} bytes; expected at most {MAX_LINE_BYTES}")
-    row = _parsed(line, path, number, parse_constant=_refuse_constant)
+        row = decoded_row(line)
     if isinstance(row, dict) and "image" in row and "images" not in row:
         row["images"] = row["image"] if isinstance(row["image"], list) else [row["image"]]
     found = _validate(_ProblemRow, row, path, number)
@@ -168,7 +166,9 @@ def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
     problems = read_problems(problems_of(folder), on_bad=lambda *_: None)  # `mpo sample` has reported them
     seen: set[str] = set()
     for number, line in _lines(folder / GROUPS):
-        group = _validate(_GroupRow, _parsed(line, folder / GROUPS, number), folder / GROUPS, number)
+        with _naming(folder / GROUPS, number):
+            row = decoded_row(line)
+        group = _validate(_GroupRow, row, folder / GROUPS, number)
         if group.problem_id not in problems:
             raise DataError(f"{folder / GROUPS}:{number}: no problem {group.problem_id!r} in {problems_of(folder)}")
         with _naming(folder / GROUPS, number):
@@ -180,14 +180,6 @@ def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
         if group.prompt is not None:
             problem = replace(problem, prompt=Prompt(group.prompt.template, group.prompt.system))
         yield RolloutGroup(problem, rollouts)
-
-
-def problems_of(folder: str | Path) -> Path:
-    """The problems file behind a groups folder."""
-    counts = manifest_of(folder)["counts"]
-    if "problems" not in counts:
-        raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
-    return Path(os.path.normpath(Path(folder) / counts["problems"]))
 
 
 def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:
@@ -208,19 +200,6 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line
-
-
-def _parsed(line: bytes, path: Path, number: int, **options: Any) -> Any:
-    try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), **options)
-        json.dumps(row, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{number}: not JSON ({' '.join(str(error).split())[:200]})") from error
-    return row
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 @contextmanager

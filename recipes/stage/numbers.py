@@ -88,7 +88,7 @@ def short(estimate: Mapping[str, Any] | None) -> str:
 
 
 def columns(ks: Sequence[int]) -> list[int]:
-    """The numbers of candidates that a table has room for: all, or of many the powers of two; figures show all.
+    """The numbers of responses that a table has room for: all, or of many the powers of two; figures show all.
 
     Example:
         >>> columns([1, 2, 4]), columns(range(1, 33))

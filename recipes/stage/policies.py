@@ -8,11 +8,11 @@ from rewards.sampling.generator import Generator, SamplingParams, check_number
 
 
 def checked_params(config: SampleConfig) -> SamplingParams:
-    """The sampling settings; ConfigError for what cannot work, before anything is read."""
+    """The sampling settings; raises raises raises ConfigError for what cannot work, before anything is read."""
     if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
         raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
     if config.engine != "local" and config.base_url:
-        raise ConfigError("engine ray is for a policy of this process; to a server, raise concurrency instead")
+        raise ConfigError("engine ray is for a policy in this process; for a server, raise concurrency instead")
     if config.on_change not in ("refuse", "segment"):
         raise ConfigError(f"on_change must be refuse or segment, got {config.on_change!r}")
     if config.batch_rows < 1 or config.concurrency < 1:
@@ -28,7 +28,7 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
         try:
             from rewards.sampling.openai_generator import OpenAIGenerator
         except ImportError as error:
-            raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
+            raise ConfigError(f"a server needs the extra: pip install -e '.[server]' ({error})") from error
 
         return OpenAIGenerator(
             config.base_url,

@@ -38,7 +38,7 @@ def prm_of(
     try:
         from rewards.prm.server_prm import ServerPRM
     except ImportError as error:
-        raise ConfigError(f"a server needs the extra: pip install 'mpo-prm[server]' ({error})") from error
+        raise ConfigError(f"a server needs the extra: pip install -e '.[server]' ({error})") from error
 
     prm = ServerPRM.load(folder, base_url, model, prm_format=prm_format, read=read, concurrency=concurrency)
     prm.part = part

@@ -17,7 +17,7 @@ QUARANTINE = "quarantine.jsonl"
 
 
 class Quarantine:
-    """Collects bad rows while the good ones go on.
+    """Collects bad rows while the stage continues with the good ones.
 
     Example:
         >>> quarantine = Quarantine()

@@ -1,4 +1,4 @@
-"""What every training stage of a recipe shares: its arguments, how a step is cut, whether a killed run can go on."""
+"""What every training stage of a recipe shares: its arguments, how a step is cut, whether a killed run can continue."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def fitting_batch(batch_size: int, per_device: int, *, rows: int, epochs: float,
 
 
 def micro_batches(batch_size: int, per_device: int = 0, *, name: str = "batch_size") -> tuple[int, int]:
-    """(rows per micro-batch, micro-batches a step) of each process, which together make a step of `batch_size` rows.
+    """(rows per micro-batch, micro-batches per step) of each process, which together make a step of `batch_size` rows.
 
     Args:
         batch_size: rows of an optimizer step, over all processes.
@@ -173,7 +173,7 @@ def micro_batches(batch_size: int, per_device: int = 0, *, name: str = "batch_si
         name: of the setting, for the error.
 
     Raises:
-        ConfigError: the step cannot be cut so.
+        ConfigError: the step cannot be cut that way.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     size = per_device or batch_size // processes

@@ -29,8 +29,8 @@ def doctor(config: TrainMPOConfig, *, console: Console | None = None) -> Preflig
         ConfigError: the loss at step 0 is not the one that policy = reference gives.
     """
     console = console or Console()
-    rows = read_pairs(config)
     with tempfile.TemporaryDirectory(prefix="mpo-doctor-") as scratch:
+        rows = read_pairs(config, kept_in=Path(scratch))
         computed_before = mpo_config(config, Path(scratch), len(rows)).precompute_ref_log_probs
         trainer = build_trainer(config, Path(scratch), rows, precompute_ref_log_probs=False)
         findings = preflight(trainer, keeps_reference=not computed_before)
@@ -134,7 +134,7 @@ def _batch_and_paper(findings: Preflight, console: Console) -> None:
     batch = findings.batch
     console.rule("batch", align="left")
     console.print(
-        f"{batch.pairs_a_step} pairs per step = {batch.per_device} a device x {batch.accumulation} micro-batches x "
+        f"{batch.pairs_a_step} pairs per step = {batch.per_device} per device x {batch.accumulation} micro-batches x "
         f"{batch.ranks} ranks; {batch.steps} steps over {batch.rows} rows: {batch.epochs:.2f} epochs"
     )
     console.rule("what differs from the paper (arXiv 2411.10442)", align="left")

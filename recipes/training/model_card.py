@@ -1,7 +1,7 @@
 """README.md of a trained model: what it was made from, with which settings and data, and how to load it.
 
 The card is Markdown with the Hub's metadata block. Paths of this machine are cut to their last part; names that come
-from outside stand as code. The licence is left out: it is the base model's and the data's, which are not known here.
+from outside are set as code. The licence is left out: it is the base model's and the data's, which are not known here.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def write_policy_card(folder: Path, fingerprint: Mapping[str, Any], counts: Mapp
 
     Args:
         folder: of the model.
-        fingerprint: of the stage.
+        fingerprint: `Stage.provenance` of the stage.
         counts: of the stage: pairs in, out and rejected by reason.
         trainer: after training.
     """
-    args, base = trainer.args, fingerprint["settings"]["policy"]
+    args, base = trainer.args, fingerprint["sources"]["policy"]
     settings = [
         ("weights w_p, w_q, w_g", f"{args.preference_weight}, {args.quality_weight}, {args.generation_weight}"),
         ("β", args.beta),
@@ -70,13 +70,13 @@ def write_prm_card(
     folder: Path, fingerprint: Mapping[str, Any], counts: Mapping[str, Any], trainer: Any, prm_format: PRMFormat
 ) -> None:
     """The card of a process reward model that `PRMTrainer` trained; arguments as above, and its format."""
-    base = fingerprint["settings"]["model"]
+    base = fingerprint["sources"]["model"]
     contract = {key: value for key, value in prm_format.to_dict().items() if value != ""}
     parts = [
-        f"# A process reward model from {short(base)}\n\nGives each step of a response the probability that all is "
+        f"# A process reward model from {short(base)}\n\nIt gives each step of a response the probability that all is "
         "right up to it. Trained with `mpo train-prm`.",
         "## How to score with it\n\n" + fenced(_LOAD_PRM, "python"),
-        "## Its format\n\nHow it was asked in training, and has to be asked (`prm.json`):\n\n"
+        "## Its format\n\nHow it was prompted in training, and has to be prompted (`prm.json`):\n\n"
         + fenced(json.dumps(contract, indent=2, ensure_ascii=False), "json"),
         table("Settings", ("", "value"), _common_settings(trainer)),
         _data("responses with labelled steps", counts),
@@ -90,7 +90,7 @@ def _common_settings(trainer: Any) -> list[tuple[str, Any]]:
     return [
         ("optimizer steps", state.global_step),
         (
-            "pairs, or problems of a PRM, a step",
+            "pairs (for a PRM, problems) per step",
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         ),
         (
@@ -126,7 +126,8 @@ def _write(
         datasets=["local"],
         tags=[*tags, "trl", "mpo-prm"],
     ).to_yaml()
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    told = {key: fingerprint[key] for key in ("settings", "inputs")}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     where = "\n".join([f"## Provenance\n\nFingerprint of settings and inputs: `{digest}`.\n", *provenance(fingerprint)])
     parts = [*parts, *_log(trainer.state.log_history), where]
     write_atomic(folder / CARD, f"---\n{metadata}\n---\n\n" + "\n\n".join(parts) + "\n")

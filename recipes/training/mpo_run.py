@@ -17,13 +17,17 @@ from recipes.training.weights import load_policy, run_dtype
 from rewards.interchange.trl_rows import read_trl_parquet
 
 
-def read_pairs(config: TrainMPOConfig) -> Any:
+def read_pairs(config: TrainMPOConfig, *, kept_in: Path | None = None) -> Any:
     """The pairs that a run is given, as a `datasets.Dataset`; MPOTrainer leaves out those that it cannot use.
+
+    Args:
+        config: of the stage.
+        kept_in: folder for a copy that is mapped into memory, see `read_trl_parquet`; None reads them into memory.
 
     Raises:
         DataError: the file holds none.
     """
-    rows = read_trl_parquet(config.pairs / PAIRS if config.pairs.is_dir() else config.pairs)
+    rows = read_trl_parquet(config.pairs / PAIRS if config.pairs.is_dir() else config.pairs, kept_in=kept_in)
     if not len(rows):
         raise DataError(f"{config.pairs} holds no pair; build pairs first")
     return rows
@@ -45,7 +49,7 @@ def build_trainer(config: TrainMPOConfig, out: Path, rows: Any, **changes: Any) 
 
 
 def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> MPOConfig:
-    """The trainer's settings for a run on so many pairs; `changes` stand above the config.
+    """The trainer's settings for a run on this many pairs; `changes` override the config.
 
     Raises:
         ConfigError: a value that cannot work.

@@ -44,8 +44,8 @@ class SampleMonitor(TrainerCallback):
     `samples.jsonl` in the trainer's output folder and, where the trainer reports to wandb, into the table
     `samples/table` with their images.
 
-    The run does not notice: the weights are bit by bit those of a run without it. Only the first rank samples, from
-    the policy inside DDP and with its adapters; the others wait for it at the next step.
+    It does not change the run: the weights are, bit for bit, those of a run without it. Only the first rank samples,
+    from the policy inside DDP and with its adapters; the others wait for it at the next step.
 
     Args:
         trainer: the `transformers.Trainer` that trains the policy; add the callback to it afterwards.

@@ -28,8 +28,8 @@ NOTHING_ELSE: dict[str, Any] = {
     "x_disable_stats": True,
     "x_save_requirements": False,
 }
-# report_to → the variable that says where its files lie, and the folder in a stage's folder; images of wandb's tables
-# would wait for their upload in the home folder, trackio's database would lie there
+# report_to → the variable that names the place of its files, and the folder in a stage's folder; images of wandb's
+# tables would wait for their upload in the home folder, and trackio's database would be there
 PLACES = {
     "wandb": ("WANDB_DATA_DIR", "wandb"),
     "tensorboard": ("TENSORBOARD_LOGGING_DIR", "tensorboard"),

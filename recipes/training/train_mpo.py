@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from mpo.multimodal.files import write_atomic
@@ -16,6 +17,8 @@ from recipes.training.tracking import tracking
 from recipes.training.weights import run_dtype, save_policy
 from rewards.interchange.trl_rows import problems_in_rows
 
+ROWS = ".rows"  # the pairs, uncompressed, while a run reads them
+
 
 def train_mpo(config: TrainMPOConfig) -> Path:
     """Train `config.policy` against itself as it is given; write the policy, its processor and the log."""
@@ -23,7 +26,7 @@ def train_mpo(config: TrainMPOConfig) -> Path:
     stage = open_stage("train-mpo", config, inputs=[config.policy, config.pairs], work=saved)
     if stage.complete:
         return stage.out
-    rows = read_pairs(config)
+    rows = read_pairs(config, kept_in=stage.out / ROWS)
     with tracking(config.report_to, stage.out, name=f"train-mpo {stage.out.name}"):
         trainer = build_trainer(config, stage.out, rows)
         if config.sample_every:
@@ -32,10 +35,12 @@ def train_mpo(config: TrainMPOConfig) -> Path:
             trainer.add_callback(SampleMonitor(trainer, problems, **looks))
         trainer.train(resume_from_checkpoint=saved)
     save_policy(trainer, config, stage.out, run_dtype(config, config.policy))
+    if is_first_process():
+        shutil.rmtree(stage.out / ROWS, ignore_errors=True)
     report = trainer.admission["train"]
     counts = {"in": report.rows, "out": report.kept, "rejected": report.rejected}
     if is_first_process():
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
-        write_policy_card(stage.out, stage.fingerprint, counts, trainer)
+        write_policy_card(stage.out, stage.provenance(), counts, trainer)
     account, words = training_account(trainer)
     return stage.finish({**counts, "training": account}, note=words)

@@ -78,7 +78,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     counts = {"in": total, "out": total - sum(rejected.values()), "rejected": rejected}
     if is_first_process():
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
-        write_prm_card(stage.out, stage.fingerprint, counts, trainer, prm_format)
+        write_prm_card(stage.out, stage.provenance(), counts, trainer, prm_format)
     account, words = training_account(trainer)
     counts |= {"visual contrasts": sum(len(group.solutions) for group in contrasts), "training": account}
     return stage.finish(counts, note=words)
@@ -124,7 +124,7 @@ def _labelled(group: RolloutGroup, rollout: Rollout, rule: LabelRule, *, whole: 
 def _check_advantage(config: TrainPRMConfig, prm_format: PRMFormat) -> None:
     if (config.advantage is not None) != bool(prm_format.neutral):
         raise ConfigError(
-            "advantage labels have three signs: give --advantage with a format that has a neutral token "
+            "advantage labels have three signs: use --advantage only with a format that has a neutral token "
             f"(visualprm_advantage), and with no other; got {config.advantage} with {prm_format.name!r}"
         )
     if config.advantage is not None and (config.injected or config.visual_contrasts):

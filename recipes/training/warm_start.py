@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
+from mpo.multimodal.finite import FiniteTrainer
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
@@ -46,7 +47,7 @@ def warm_start(config: WarmStartConfig) -> Path:
         completion_only_loss=False,
         logging_steps=50,
     )
-    trainer = SFTTrainer(
+    trainer = WarmStartTrainer(
         model=load_model(config.policy),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
@@ -56,6 +57,10 @@ def warm_start(config: WarmStartConfig) -> Path:
     trainer.train()
     trainer.save_model(str(stage.out))
     return stage.finish({"in": len(rows), "out": len(rows), "rejected": {}})
+
+
+class WarmStartTrainer(FiniteTrainer, SFTTrainer):
+    """TRL's trainer with the guard that all trainers share."""
 
 
 class DemonstrationCollator:

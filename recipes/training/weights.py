@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.files import read_json, write_atomic
 from mpo.multimodal.loading import load_merged, load_model, stored_dtype
 from recipes.config import ModelTraining, TrainMPOConfig
 from recipes.stage.folder import is_first_process
@@ -48,7 +50,7 @@ def load_policy(config: TrainMPOConfig, dtype: torch.dtype) -> tuple[PreTrainedM
 def weights_dtype(config: ModelTraining, dtype: torch.dtype) -> torch.dtype:
     """The number type of the weights while they are trained, of a pass in `dtype`.
 
-    Weights that are trained are float32 whatever the pass runs in: at a learning rate of 1e-6, a step of Adam is below
+    Weights that are trained are float32 whatever the pass runs in: at a learning rate of 1e-6, an Adam step is below
     the resolution of bfloat16 and would be lost. Under adapters the weights stay as they are, so they take `dtype`.
     """
     return dtype if config.lora_rank else torch.float32
@@ -98,11 +100,23 @@ def save_policy(trainer: Any, config: TrainMPOConfig, out: Path, dtype: torch.dt
         trainer.save_model(str(out / ADAPTER))
         if is_first_process():
             (out / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's, with the path of the base model
+            in_order(out / ADAPTER / "adapter_config.json")
             load_merged(config.policy, out / ADAPTER, dtype=dtype).save_pretrained(out)
             trainer.processing_class.save_pretrained(out)
         return
     weights_to(trainer, dtype)
     trainer.save_model(str(out))
+
+
+def in_order(file: Path) -> None:
+    """Write PEFT's configuration with its names sorted: it writes sets, in the order of a hash seed."""
+    found = read_json(file)
+    found = {key: sorted(value) if _is_names(value) else value for key, value in found.items()}
+    write_atomic(file, json.dumps(found, indent=2, sort_keys=True) + "\n")
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def weights_to(trainer: Any, dtype: torch.dtype) -> None:

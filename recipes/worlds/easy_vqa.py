@@ -5,7 +5,7 @@ to test on (https://github.com/vzhou842/easy-VQA). An image shows one shape in o
 colors, yes and no. Answers are checked by the verifier `exact`.
 
 The set has no worked answers. A demonstration names shape and color before it answers, each as a step, where the
-set's own answers about that image say both; its other images are not demonstrated. The train images are cut in
+set's own answers about that image give both; its other images are not demonstrated. The train images are cut in
 four before anything else, so an image seen in one stage never occurs in another; the test split is the package's.
 """
 
@@ -75,7 +75,7 @@ def load_package() -> tuple[dict[tuple[str, int], list[Question]], dict[str, dic
     try:
         import easy_vqa
     except ImportError as error:
-        raise ConfigError(f"easy-vqa needs the extra: pip install 'mpo-prm[easy-vqa]' ({error})") from error
+        raise ConfigError(f"easy-vqa needs the extra: pip install -e '.[easy-vqa]' ({error})") from error
 
     rows = {"train": easy_vqa.get_train_questions(), "test": easy_vqa.get_test_questions()}
     questions = defaultdict(list)
@@ -98,9 +98,9 @@ def split_by_picture(questions: dict[tuple[str, int], list[Question]]) -> dict[s
 
 
 def facts_of(questions: list[Question]) -> dict[str, str]:
-    """What the questions and answers about one image say of it: "shape" and "color", where they do.
+    """What the questions and answers about one image tell about it: "shape" and "color", where they do.
 
-    An answer that is a shape or a color says so; so does a question that takes one for granted ("what color is the
+    An answer that is a shape or a color tells it; so does a question that takes one for granted ("what color is the
     circle?"), and one that asks for one and is affirmed.
 
     Raises:
@@ -125,7 +125,7 @@ def facts_of(questions: list[Question]) -> dict[str, str]:
 
 
 def solution(facts: dict[str, str], answer: str, rng: random.Random) -> str:
-    """Shape and color in either order and wording, then the answer: steps apart by blank lines."""
+    """Shape and color in either order and wording, then the answer: with blank lines between the steps."""
     steps = [rng.choice(WORDINGS[name]).format(fact) for name, fact in facts.items()]
     rng.shuffle(steps)
     return "\n\n".join([*steps, f"Final answer: {answer}"])

@@ -83,7 +83,7 @@ def looks(n: int, wave: int) -> Iterator[int]:
         [3, 6, 7]
     """
     if n < 1 or wave < 1:
-        raise ConfigError(f"expected at least one sample and at least one a wave, got n={n} and wave={wave}")
+        raise ConfigError(f"expected at least one sample and at least one per wave, got n={n} and wave={wave}")
     yield from range(wave, n, wave)
     yield n
 

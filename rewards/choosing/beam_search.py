@@ -1,10 +1,10 @@
 """Step-level beam search guided by a process reward model, for prompts with images, on any generator.
 
 A beam is a prefix of whole steps. Each round extends every beam by m sampled steps: a continuation is cut at its first
-blank line, scored with the PRM on the whole prefix, and the best W unfinished prefixes go on (the search of
+blank line, scored with the PRM on the whole prefix, and the best W unfinished prefixes are kept (the search of
 arXiv 2408.03314, §5). A prefix that ended its turn is finished and kept; the answer is the finished one of the highest
 reward. What was cut off was generated all the same and counts as tokens: bound it with the generator's
-`max_new_tokens`, which here limits one extension. A step that is longer goes on in the next round.
+`max_new_tokens`, which here limits one extension. A longer step continues in the next round.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Search:
 
 
 class BeamSearch:
-    """Searches answers of many problems at a time, round by round.
+    """Searches responses to many problems at a time, round by round.
 
     Args:
         generator: draws continuations of prefixes; its `max_new_tokens` limits one extension.
@@ -83,7 +83,7 @@ class BeamSearch:
     def search(
         self, problems: Sequence[Problem], *, seed: int, on_round: Callable[[int], object] | None = None
     ) -> list[Search]:
-        """One search per problem, in order; `on_round` is told how many problems go on.
+        """One search per problem, in order; `on_round` is told how many problems continue.
 
         Beams of a problem never share a prefix, so no two draw the same random numbers.
         """

@@ -1,4 +1,4 @@
-"""One question → one answer: draw candidates from any generator, score them with any PRM, choose, and say what it cost.
+"""One question → one answer: draw responses from any generator, score them with any PRM, choose, and count the cost.
 
 BestOfN("runs/policy", "runs/prm").answer("scan.png", "What is the sum?", 8).text
 """
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """The chosen candidate, and all that it was chosen among.
+    """The chosen response, and all that it was chosen from.
 
     Attributes:
         text: the chosen response.
         final_answer: its canonical final answer; `None` if it states none.
-        index: its place among the candidates.
+        index: its place among all of them.
         candidates: every sample in the order of drawing, scored; `None` as reward means that the PRM cannot read it.
-        tokens: generated over all candidates; `None` where a server did not count them.
+        tokens: generated over all responses; `None` where a server did not count them.
         may_change: with adaptive N, the probability at which drawing stopped that more samples give another answer.
     """
 
@@ -48,12 +48,12 @@ class Answer:
 
     @property
     def rewards(self) -> tuple[float | None, ...]:
-        """One reward per candidate."""
+        """One reward per response."""
         return tuple(rollout.reward for rollout in self.candidates)
 
     @property
     def step_scores(self) -> tuple[StepScores | None, ...]:
-        """The step scores of each candidate."""
+        """The step scores of each response."""
         return tuple(rollout.step_scores for rollout in self.candidates)
 
 
@@ -61,7 +61,7 @@ class BestOfN:
     """Answers questions with the best of N samples.
 
     Args:
-        policy: draws the candidates: any `Generator` (a server's too), or the folder of a model.
+        policy: draws the responses: any `Generator` (a server's too), or the folder of a model.
         prm: scores them: any `ProcessRewardModel`, or the folder of one; `None` for the majority alone. A `ModelPRM`
             prepares its model in place, which changes no other call: it may be the generator's own.
         params: sampling settings of a policy that is loaded from a folder; a generator has its own.
@@ -88,7 +88,7 @@ class BestOfN:
         wave: int = 4,
     ) -> None:
         if not isinstance(policy, str | Path) and params is not None:
-            raise ConfigError("params are for a policy that is loaded from a folder; set them in the generator")
+            raise ConfigError("params apply only to a policy that is loaded from a folder; set them in the generator")
         self.generator = _loaded_policy(policy, params, wave) if isinstance(policy, str | Path) else policy
         self.prm = _loaded_prm(prm) if isinstance(prm, str | Path) else prm
         self.aggregation, self.prompt, self.wave = aggregation, prompt, wave
@@ -103,21 +103,21 @@ class BestOfN:
         error: float | None = None,
         seed: int = 0,
     ) -> Answer:
-        """Draw n candidates and choose one; ties go to the candidate, or the answer, that came first.
+        """Draw n responses and choose one; ties go to the response, or the answer, that came first.
 
         Args:
             image: a path or PIL image, several, or `None`.
             question: what to ask.
-            n: candidates; with `error`, at most so many.
+            n: responses; with `error`, at most this many.
             selector: a row of `rewards.choosing.selection.CHOICES`: prm, weighted_vote or majority.
             error: adaptive N (`rewards.choosing.adaptive`): stop when more samples would give another final answer
-                with at most this probability; the candidates are the first of those that a fixed n draws, from a
+                with at most this probability; the responses are the first of those that a fixed n draws, from a
                 policy in this process.
-            seed: the same seed draws the same candidates.
+            seed: the same seed draws the same responses.
 
         Raises:
             ConfigError: an unknown selector, one that needs a PRM without one, or `error` outside (0, 1).
-            DataError: the generator refused the question, or the PRM can read no candidate.
+            DataError: the generator refused the question, or the PRM can read no response.
             ImageError: an image that cannot be read.
         """
         if selector not in CHOICES or (self.prm is None and selector != "majority"):
@@ -136,9 +136,7 @@ class BestOfN:
                 if chance <= error:
                     break
         if selector != "majority" and all(rollout.reward is None for rollout in group.rollouts):
-            raise DataError(
-                f"the PRM can read none of the {len(group.rollouts)} candidates; choose by majority instead"
-            )
+            raise DataError(f"the PRM can read none of the {len(group.rollouts)} responses; choose by majority instead")
         index = CHOICES[selector](group)
         text, counted = group.rollouts[index].completion.text, [r.completion.num_tokens for r in group.rollouts]
         tokens = sum(counted) if all(counted) else None

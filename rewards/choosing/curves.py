@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.kept.keys import seed_of
 
-MAX_SUBSETS = 128  # a vote at k is exact up to so many k-subsets, and sampled with a seed beyond
+MAX_SUBSETS = 128  # a vote at k is exact up to this many k-subsets, and sampled with a seed beyond
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
@@ -158,7 +158,7 @@ def _subset_count(n: int, k: int) -> int:
 
 
 def _subsets(seed: str, n: int, k: int, max_subsets: int) -> NDArray[np.int64]:
-    """All k-subsets of 0..n-1 if they are at most `max_subsets`, else so many random ones; (S, k), rows rising."""
+    """All k-subsets of 0..n-1 if they are at most `max_subsets`, else that many random ones; (S, k), rows rising."""
     if max_subsets < 1:
         raise ConfigError(f"max_subsets must be at least 1, got {max_subsets}")
     if _subset_count(n, k) <= max_subsets:

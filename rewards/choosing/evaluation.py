@@ -1,9 +1,9 @@
 """Every selector at every k, per problem and with intervals, beside blind rulers and the oracle.
 
 All numbers are expectations over uniformly random k-subsets of a problem's N rollouts (`rewards/choosing/curves.py`). A
-rollout without a reward stays a candidate: ranked last by `prm` and `orm`, weight 0 in the weighted vote, a full voter
-in the majority, and counted as `unscored`. `mpo best-of-n`, the tables, the page and `rewards.accuracy_at_k` all read
-from here, so a published cell can be recomputed by the library.
+rollout without a reward can still be chosen: ranked last by `prm` and `orm`, weight 0 in the weighted vote, a full
+voter in the majority, and counted as `unscored`. `mpo best-of-n`, the tables, the page and `rewards.accuracy_at_k` all
+read from here, so a published cell can be recomputed by the library.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ORDERS = 4  # in which each problem's samples are replayed for adaptive N
 
 
 def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = "the groups") -> dict[str, Any]:
-    """What `results.json` holds: `values[selector][k]` has one expected correctness a problem, as `problem_ids`.
+    """What `results.json` holds: `values[selector][k]` has one expected correctness per problem, as `problem_ids`.
 
     Args:
         groups: verified and scored; unless with other images too, nobody asks whether the PRM looks.
-        ks: numbers of candidates.
+        ks: numbers of responses.
         where: names the groups in messages.
     """
     samples = _check(groups, ks, where)
@@ -86,7 +86,7 @@ def degenerate_shares(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def within_problem_aucs(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """P(reward of a right rollout > reward of a wrong one) a problem, ties half: 0.5 is a PRM that knows nothing.
+    """P(reward of a right rollout > reward of a wrong one) per problem, ties half: 0.5 is a PRM that knows nothing.
 
     Only scored rollouts count whose verdict says right or wrong, and only problems that have both appear.
     """

@@ -1,6 +1,6 @@
 """Whether another round of optimising a policy against a PRM made it better, or only better liked.
 
-A policy that is trained again and again on what one PRM prefers finds that PRM's mistakes: the mean reward goes on
+A policy that is trained again and again on what one PRM prefers finds that PRM's mistakes: the mean reward keeps
 rising after the true accuracy has begun to fall (arXiv 2210.10760). So each round is measured on held-out problems by
 both: the verifier, which judges the answer alone (gold), and the PRM. Pure functions.
 """
@@ -48,17 +48,17 @@ class RoundChange:
 
     @property
     def over_optimised(self) -> bool:
-        """The accuracy fell while the PRM's mean rose. The means decide: a round too few costs little."""
+        """The accuracy fell while the PRM's mean rose. The means decide, because one round too few costs little."""
         return self.gold.mean < 0 < self.reward.mean
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether neither interval holds 0."""
+        """Whether neither interval includes 0."""
         return self.gold.high < 0 < self.reward.low
 
 
 def measure_round(groups: Sequence[RolloutGroup]) -> RoundMeasure:
-    """What a policy's verified and scored samples say.
+    """What a policy's verified and scored samples show.
 
     Raises:
         DataError: no groups, or a rollout without verdict.

@@ -5,7 +5,8 @@
 - length: among equally right responses the PRM prefers long (or short) ones;
 - blind: right responses keep their rewards when they are scored with another problem's image.
 
-All functions are pure. A warning says what was measured; no warning says that these four were not seen, no more.
+All functions are pure. A warning reports what was measured. Its absence means only that none of these four problems
+was found.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def over_optimisation(best: Curve) -> TrustWarning | None:
 def not_above_majority(prm: Curve, majority: Curve) -> TrustWarning | None:
     """Warn if the PRM's choice is not shown to be above the majority at the largest k that is more than 2.
 
-    A majority of one or two samples is the first of them, so smaller k say nothing.
+    A majority of one or two samples is the first of them, so smaller k show nothing.
     """
     ks = [k for k in prm if k > 2 and k in majority]
     if not ks:
@@ -130,8 +131,9 @@ def length_bias(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
         return None
     kind = "longer" if share.mean > 0.5 else "shorter"
     message = (
-        f"length: of two equally right answers the PRM prefers the {kind} one; the longer has the higher reward in "
-        f"{_shown(share)} of the pairs (0.5 is fair); compare with `longest` and `shortest`, length-match its data"
+        f"length: of two equally correct responses the PRM prefers the {kind} one; the longer has the higher reward in "
+        f"{_shown(share)} of the pairs (0.5 is fair); compare with `longest` and `shortest`, and match the lengths "
+        "in its training data"
     )
     return TrustWarning("length", message, share)
 
@@ -163,8 +165,9 @@ def image_blind(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
     if drop is None or (drop.low > 0 and drop.mean >= LEAST_DROP):
         return None
     message = (
-        f"blind: with another problem's image the reward of right answers falls by only {_shown(drop)}: the PRM "
-        "hardly looks at the image; check that it is sent, and train it on answers that are wrong about the image"
+        f"blind: with another problem's image the reward of correct responses falls by only {_shown(drop)}: the PRM "
+        "hardly looks at the image; check that the image is sent, and train the PRM on responses that are wrong "
+        "about the image"
     )
     return TrustWarning("image_blind", message, drop)
 

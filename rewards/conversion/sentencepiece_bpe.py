@@ -55,7 +55,7 @@ def fast_tokenizer(file: Path, added: Mapping[int, AddedToken]) -> Tokenizer:
     pieces = [added[i].content if i in added else piece.piece for i, piece in enumerate(proto.pieces)]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     if len(vocabulary) != len(pieces):
-        raise ConfigError(f"{file}: an added token has the name of another piece; expected each name once")
+        raise ConfigError(f"{file}: an added token has the same name as another piece; expected each name once")
     mergeable = {p.piece: p.score for i, p in enumerate(proto.pieces) if p.type == NORMAL and i not in added}
     unknown = next(piece.piece for piece in proto.pieces if piece.type == UNKNOWN)
     tokenizer = Tokenizer(
@@ -86,7 +86,7 @@ def add_tokens(tokenizer: Tokenizer, added: Mapping[int, AddedToken]) -> None:
         if tokenizer.token_to_id(token.content) != index:
             raise ConfigError(
                 f"added token {token.content!r} should have id {index}, it would get "
-                f"{tokenizer.token_to_id(token.content)}; tokenizer files and vocabulary do not belong together"
+                f"{tokenizer.token_to_id(token.content)}; the tokenizer files and the vocabulary do not belong together"
             )
 
 
@@ -130,7 +130,7 @@ def _parsed(file: Path) -> Any:
     except DecodeError as error:
         raise ConfigError(f"{file} is not a SentencePiece model: {error}") from error
     if not any(piece.type == UNKNOWN for piece in proto.pieces):
-        raise ConfigError(f"{file} is not a SentencePiece model: it has no piece for the unknown")
+        raise ConfigError(f"{file} is not a SentencePiece model: it has no piece for unknown characters")
     return proto
 
 
@@ -158,5 +158,5 @@ def _module(name: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"a SentencePiece tokenizer needs the packages sentencepiece and protobuf ({error}); "
-            "install them with: pip install 'mpo-prm[convert]'"
+            "install them with: pip install -e '.[convert]'"
         ) from error

@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"no {path.name} in {path.parent}; expected a checkpoint folder as the hub has it") from error
+        raise ConfigError(f"no {path.name} in {path.parent}; expected a checkpoint folder as on the Hub") from error
     except (ValueError, RecursionError) as error:  # also of decoding, and of brackets nested without end
         raise ConfigError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -68,7 +68,7 @@ def tensors_of(folder: Path) -> dict[str, SourceTensor]:
     for name in dict.fromkeys(indexed.values()) if indexed else [SINGLE]:
         for key, tensor in _headers(folder / name).items():
             if key in found:
-                raise ConfigError(f"tensor {key!r} stands in {found[key].file.name} and in {name}; expected it once")
+                raise ConfigError(f"tensor {key!r} is in {found[key].file.name} and in {name}; expected it once")
             found[key] = tensor
     for key, name in indexed.items():
         if key not in found or found[key].file.name != name:
@@ -106,7 +106,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, total_b
         ConfigError: the folder holds weights already.
     """
     if found := sorted(path.name for path in folder.glob("*.safetensors")):
-        raise ConfigError(f"{folder} holds weights already ({found[0]}); choose another folder or delete it")
+        raise ConfigError(f"{folder} already holds weights ({found[0]}); choose another folder or delete it")
     for unfinished in folder.glob("shard-*.tmp"):
         unfinished.unlink()
     if total_bytes <= shard_bytes:
@@ -136,7 +136,7 @@ def _write(folder: Path, number: int, held: dict[str, Tensor]) -> list[str]:
 
 
 def _unfinished(number: int) -> str:
-    """The number of files is known only at the end, and stands in their names."""
+    """The number of files is known only at the end, and is part of their names."""
     return f"shard-{number:05d}.tmp"
 
 
@@ -167,7 +167,7 @@ def _headers(file: Path) -> dict[str, SourceTensor]:
         with safe_open(file, framework="pt") as opened:
             return {key: _header(file, key, opened.get_slice(key)) for key in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ConfigError(f"{file} is not a whole safetensors file: {error}; fetch it again") from error
+        raise ConfigError(f"{file} is not a complete safetensors file: {error}; fetch it again") from error
 
 
 def _header(file: Path, name: str, header: Any) -> SourceTensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import posixpath
 import zipfile
-import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mpo.multimodal.errors import ImageError
+from mpo.multimodal.text import one_line
 
 MAX_MEMBER_BYTES = 64 << 20  # of one image file after decompression; its pixels are capped by the decoder
 
@@ -25,8 +25,8 @@ class ZipImages:
         self.path, self.max_member_bytes = path, max_member_bytes
         try:
             self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ImageError(f"{path.name!r} is not a readable zip archive ({error})") from error
+        except Exception as error:  # the reader raises anything on a damaged directory
+            raise ImageError(f"{path.name!r} is not a readable zip archive ({one_line(str(error), 100)})") from error
 
     def __enter__(self) -> Self:
         return self
@@ -51,8 +51,9 @@ class ZipImages:
                 data = member.read(self.max_member_bytes + 1)
         except KeyError as error:
             raise ImageError(f"image {name!r} does not exist in {self.path.name!r}") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            raise ImageError(f"image {name!r} of {self.path.name!r} cannot be read ({error})") from error
+        except Exception as error:  # so do the decompressors, MemoryError where a header asks for a huge dictionary
+            said = one_line(f"{type(error).__name__}: {error}", 100)
+            raise ImageError(f"image {name!r} of {self.path.name!r} cannot be read ({said})") from error
         if len(data) > self.max_member_bytes:
             raise ImageError(f"image {name!r} of {self.path.name!r} unpacks to over {self.max_member_bytes} bytes")
         return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from mpo.multimodal.files import opened_atomically
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
+MAX_DEPTH = 64  # of lists and objects in a row
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -42,7 +44,12 @@ def read_rows(path: str | Path, parse: Callable[[int, Any], T]) -> tuple[list[T]
     reasons: Counter[str] = Counter()
     for number, text in _texts(path):
         try:
-            good.append(parse(number, _decoded(text) if isinstance(text, bytes) else text))
+            row = decoded_row(text) if isinstance(text, bytes) else text
+        except DataError:
+            reasons["not JSON"] += 1  # one reason, whatever the place of the fault
+            continue
+        try:
+            good.append(parse(number, row))
         except DataError as error:
             reasons[str(error)] += 1
     if not good:
@@ -102,14 +109,51 @@ def _texts(path: Path) -> Iterator[tuple[int, Any]]:
             yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
             return
         try:
-            rows = _decoded(file.read())
+            rows = decoded_row(file.read())
         except DataError as error:
             raise DataError(f"{path}: {error}; expected a JSON array of rows") from error
         yield from enumerate(rows, start=1)
 
 
-def _decoded(text: bytes) -> Any:
+def decoded_row(text: bytes) -> Any:
+    """The value of one JSON text, as strict as a row from anybody has to be.
+
+    Raises:
+        DataError: it is not UTF-8 (a BOM before it is no harm) or not JSON, holds NaN or a number that is infinite,
+            half a surrogate pair, or lists and objects more than `MAX_DEPTH` deep. Whether it is accepted does not
+            depend on the caller's stack.
+
+    Example:
+        >>> decoded_row(b'{"a": [1, "x"]}')
+        {'a': [1, 'x']}
+        >>> decoded_row(b'{"a": 1e999}')
+        Traceback (most recent call last):
+        ...
+        mpo.multimodal.errors.DataError: not JSON (1e999 is not a number of JSON)
+    """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also text that is not UTF-8
-        raise DataError("not JSON") from error
+        row = json.loads(text.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON ({' '.join(str(error).split())[:200]})") from error
+    inside: list[tuple[Any, int]] = [(row, 0)]
+    while inside:
+        value, depth = inside.pop()
+        if depth > MAX_DEPTH:
+            raise DataError(f"not JSON (more than {MAX_DEPTH} lists and objects inside each other)")
+        if isinstance(value, str):
+            if _SURROGATE.search(value):
+                raise DataError("not JSON (surrogates without their other half are no text)")
+        elif isinstance(value, dict):
+            inside += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list):
+            inside += [(part, depth + 1) for part in value]
+    return row
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name[:40]} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)

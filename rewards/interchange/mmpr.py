@@ -6,7 +6,7 @@ placeholders in the question (https://huggingface.co/datasets/OpenGVLab/MMPR-v1.
 and which sides were truncated; InternVL's loader ignores them.
 
 A file may be anyone's. Paths stay inside the folder of `meta.json`, images are decoded by our decoder, a zip archive is
-read without unpacking it, and a row that breaks the format is reported with its reason while the rest goes on.
+read without unpacking it, and a row that breaks the format is reported with its reason while the rest is read.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.files import opened_atomically, write_atomic
 from mpo.multimodal.images import image_sha256, load_image, png_bytes, resolve_inside
 from rewards.interchange.archives import ZipImages
+from rewards.interchange.json_rows import decoded_row
 from rewards.types import Completion, FinishReason, PreferencePair, Problem
 
 if TYPE_CHECKING:
@@ -179,17 +180,15 @@ class _Reader:
 
 
 def _parsed(line: bytes) -> _Row:
+    row = decoded_row(line)
+    if isinstance(row, dict):
+        image = row.get("image")
+        row["image"] = [] if image is None else [image] if isinstance(image, str) else image
     try:
-        row = json.loads(line)
-        if isinstance(row, dict):
-            image = row.get("image")
-            row["image"] = [] if image is None else [image] if isinstance(image, str) else image
         return _Row.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON ({' '.join(str(error).split())[:80]})") from error
 
 
 def _without_placeholders(row: _Row) -> str:
@@ -244,4 +243,5 @@ def _meta_file(path: str | Path) -> Path:
 
 def _inside(path: str, base: Path) -> Path:
     first, _, rest = path.partition("/")
-    return resolve_inside(rest if first == base.resolve().name and not (base / path).exists() else path, base)
+    repeats = first == base.resolve().name and not resolve_inside(path, base).exists()
+    return resolve_inside(rest if repeats else path, base)

@@ -1,13 +1,18 @@
-"""Rows into a Parquet file that appears whole or not at all; the same rows give the same bytes."""
+"""Rows into a Parquet file that appears whole or not at all, with the same bytes for the same rows; and out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import opened_atomically
+from mpo.multimodal.text import one_line
 
 _ROWS_A_GROUP = 64  # rows held in memory at a time, and in one Parquet row group
 
@@ -29,8 +34,73 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: str | Path, *, schema: A
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     left, written = iter(rows), 0
-    with opened_atomically(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+    with opened_atomically(path, "wb") as file, pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
         while chunk := list(islice(left, _ROWS_A_GROUP)):
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
             written += len(chunk)
     return written
+
+
+def read_parquet(
+    path: Path, *, features: Any, columns: Sequence[str] | None = None, kept_in: Path | None = None
+) -> Any:
+    """The rows of a file as a `datasets.Dataset`, exactly those that it holds now.
+
+    Nothing is cached in the home folder: a cache that knows a file by its path and time gives the rows of another file
+    that has both.
+
+    Args:
+        path: of the file, which may be anyone's.
+        features: `datasets.Features`: the columns and their types. One that the file lacks is null in every row.
+        columns: those to read; None is all.
+        kept_in: folder for an uncompressed copy that is mapped into memory, named after the file's content; None reads
+            into memory. Who gives it removes it.
+
+    Raises:
+        DataError: the file is damaged, or a column is of another type.
+    """
+    import datasets
+    import pyarrow as pa
+
+    wanted = datasets.Features({name: features[name] for name in columns or features})
+    tables = parquet_tables(path, schema=wanted.arrow_schema)
+    if kept_in is None:
+        parts = list(tables)
+        return datasets.Dataset(pa.concat_tables(parts) if parts else wanted.arrow_schema.empty_table())
+    kept_in.mkdir(parents=True, exist_ok=True)
+    with path.open("rb") as file:
+        copy = kept_in / f"{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}.arrow"
+    with FileLock(f"{copy}.lock"):  # of several processes of a run, one writes
+        if not copy.exists():
+            with opened_atomically(copy, "wb") as out, pa.ipc.new_stream(out, wanted.arrow_schema) as writer:
+                for table in tables:
+                    writer.write_table(table)
+    return datasets.Dataset.from_file(str(copy))
+
+
+def parquet_tables(path: Path, *, schema: Any) -> Iterator[Any]:
+    """A file as tables of this schema, some rows in memory at a time; errors are those of `read_parquet`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            present = [name for name in schema.names if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=_ROWS_A_GROUP, columns=present):
+                columns = [_column(batch, field) for field in schema]
+                yield pa.Table.from_arrays(columns, schema=schema)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no readable Parquet file ({one_line(str(error), 200)}); write it again") from error
+
+
+def _column(batch: Any, field: Any) -> Any:
+    import pyarrow as pa
+
+    if field.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, field.type)
+    column = batch.column(field.name)
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        came, expected = (one_line(str(kind), 100) for kind in (column.type, field.type))
+        raise DataError(f"column {field.name!r} is of type {came}; expected {expected}") from error

@@ -2,7 +2,7 @@
 
 A row is `{"id": "gsm8k-0", "generator", "problem", "steps": [texts], "final_answer_correct", "label"}`; `label` is the
 index of the first wrong step, −1 if all are right. Steps before it are right, those after it get no label here. The
-subset is what stands before the last `-` of the id.
+subset is the part of the id before the last `-`.
 """
 
 from __future__ import annotations

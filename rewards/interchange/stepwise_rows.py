@@ -1,8 +1,8 @@
 """TRL's stepwise supervision rows, and what they lack to hold a labelled rollout: images, counts, provenance.
 
 TRL's own columns (up to 1.13; the type is gone from later versions) are `prompt`, `completions` (one text per step) and
-`labels` (one bool a step, mc > 0). Ours follow them, and readers that do not know them may leave them out: `images`
-(PNG bytes), `scores`, `mc_correct`, `mc_total`, `response` (the steps as they stood, with what was between them),
+`labels` (one bool per step, mc > 0). Ours follow them, and readers that do not know them may leave them out: `images`
+(PNG bytes), `scores`, `mc_correct`, `mc_total`, `response` (the original text, with what was between the steps),
 `answer`, `verdict`, `problem_id`, `label_source`. A file with TRL's three columns alone is read too; its labels are
 one of one or none of one, of the source `given`: hard labels, no estimates of mc (`rewards/prm/labelling/source.py`).
 """
@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image, png_bytes
+from mpo.multimodal.text import one_line
 from rewards.interchange.parquet import write_parquet
 from rewards.interchange.visualprm import check_steps, valid_row
 from rewards.steps import split_into
@@ -133,19 +134,21 @@ def read_stepwise_parquet(path: str | Path) -> Iterator[tuple[int, Labelled | Da
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StageError(f"{path} is no Parquet file of stepwise rows ({error})") from error
-    with file:
-        number = 0
-        for batch in file.iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                try:
-                    yield number, from_stepwise_row(row)
-                except DataError as error:
-                    yield number, error
-                number += 1
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(batch_size=64):
+                for row in batch.to_pylist():
+                    try:
+                        yield number, from_stepwise_row(row)
+                    except DataError as error:
+                        yield number, error
+                    number += 1
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, StageError):
+            raise
+        said = one_line(str(error), 200)
+        raise StageError(f"{path} is not a Parquet file of stepwise rows ({said})") from error
 
 
 def stepwise_features() -> Any:
@@ -163,7 +166,7 @@ def _counts(row: _Row) -> tuple[MonteCarloCount, ...]:
     total = [1] * len(right) if row.mc_total is None else row.mc_total
     if not len(row.completions) == len(row.labels) == len(right) == len(total):
         raise DataError(
-            f"labels: expected one label, and one count, a step, got {len(row.completions)} completions, "
+            f"labels: expected one label and one count per step, got {len(row.completions)} completions, "
             f"{len(row.labels)} labels, {len(right)} mc_correct, {len(total)} mc_total"
         )
     try:

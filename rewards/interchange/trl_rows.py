@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import DataError, StageError
-from rewards.interchange.parquet import write_parquet
+from rewards.interchange.json_rows import usable_text
+from rewards.interchange.parquet import parquet_tables, read_parquet, write_parquet
 from rewards.sampling.prompts import messages_of
 from rewards.types import Completion, FinishReason, PreferencePair, Problem, Prompt
 
@@ -30,7 +31,7 @@ def to_trl_row(pair: PreferencePair) -> Row:
     Returns:
         `images` (as the problem holds them, in order), `prompt` (as the policy was asked: the question in its
         template, behind a system message if there was one), `chosen`, `rejected`; `chosen_truncated` and
-        `rejected_truncated`, which say that a response gets no end-of-turn token; `problem_id` and `source`.
+        `rejected_truncated`, which mark a response that gets no end-of-turn token; `problem_id` and `source`.
 
     Example:
         >>> from rewards.types import Completion, Problem
@@ -61,15 +62,18 @@ def from_trl_row(row: Row) -> PreferencePair:
     one assistant turn. The question comes back as it was asked, template and all.
 
     Raises:
-        DataError: the row says something else, an image cannot be decoded, or a side is empty or both are equal.
+        DataError: the row holds something else, an image cannot be decoded, or a side is empty or both are equal.
     """
     from mpo.multimodal.images import load_image
 
     prompt, turns = _system_of(row["prompt"])
     placeholders, question = _only_turn(turns, "user")
-    if placeholders != len(row["images"]):
-        raise DataError(f"{placeholders} image placeholders for {len(row['images'])} images; expected as many")
-    images = tuple(load_image(image) for image in row["images"])
+    stored = row["images"] or []
+    if placeholders != len(stored):
+        raise DataError(f"{placeholders} image placeholders for {len(stored)} images; expected as many")
+    if not isinstance(row["problem_id"], str):
+        raise DataError(f"problem_id is {row['problem_id']!r:.40}; expected a text")
+    images = tuple(load_image(image) for image in stored)
     sides = []
     for side in ("chosen", "rejected"):
         inside, text = _only_turn(row[side], "assistant")
@@ -77,9 +81,8 @@ def from_trl_row(row: Row) -> PreferencePair:
             raise DataError(f"{side} holds an image; expected text only")
         truncated = row.get(f"{side}_truncated")
         sides.append(Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP))
-    return PreferencePair(
-        Problem(row["problem_id"], question, images, prompt=prompt), sides[0], sides[1], row["source"]
-    )
+    problem = Problem(row["problem_id"], question, images, prompt=prompt)
+    return PreferencePair(problem, sides[0], sides[1], row["source"] or "")
 
 
 def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
@@ -97,26 +100,38 @@ def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
     return write_parquet(_rows_with_bytes(pairs), path, schema=trl_features().arrow_schema)
 
 
-def read_trl_parquet(path: str | Path) -> datasets.Dataset:
+def read_trl_parquet(
+    path: str | Path, *, columns: Sequence[str] | None = None, kept_in: Path | None = None
+) -> datasets.Dataset:
     """The rows of a file in TRL's format; `images` come back undecoded, for `mpo.multimodal.images.load_image`.
 
     The file may be anyone's: neither `datasets` nor Pillow decodes its images or opens a path that it names.
 
     Arrow gives every content entry the same keys, so an image placeholder reads `{"type": "image", "text": None}`,
-    as in TRL's own vision datasets.
+    as in TRL's own vision datasets. A column that the file lacks is null in every row.
+
+    Args:
+        path: of the file.
+        columns: those to read, of `trl_features`; None is all.
+        kept_in: folder for a copy that is mapped into memory, for sets that do not fit; its owner removes it.
 
     Raises:
         StageError: the file does not exist.
+        DataError: it is damaged, or a column is of another type.
     """
-    import datasets
-    import pyarrow.parquet as pq
+    return read_parquet(_existing(path), features=trl_features(decode=False), columns=columns, kept_in=kept_in)
 
+
+def iter_trl_parquet(path: str | Path) -> Iterator[Row]:
+    """The rows of `read_trl_parquet`, some in memory at a time; its errors are raised where they are met."""
+    for table in parquet_tables(_existing(path), schema=trl_features(decode=False).arrow_schema):
+        yield from table.to_pylist()
+
+
+def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
         raise StageError(f"no preference pairs at {path}: expected a Parquet file; run `mpo pairs` first")
-    features = trl_features(decode=False)
-    if pq.read_metadata(path).num_rows == 0:  # from_parquet refuses a file without rows
-        return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
-    return datasets.Dataset.from_parquet(str(path), features=features)
+    return Path(path)
 
 
 def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Problem]:
@@ -170,23 +185,31 @@ def _assistant(text: str) -> list[Row]:
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
-def _system_of(messages: Sequence[Row]) -> tuple[Prompt, list[Row]]:
+def _system_of(messages: Any) -> tuple[Prompt, Any]:
     """The prompt of a conversation that begins with a system turn, and the turns after it."""
-    if not messages or messages[0]["role"] != "system":
-        return Prompt(), list(messages)
-    text = "".join(entry["text"] or "" for entry in messages[0]["content"] if entry["type"] == "text")
-    return Prompt(system=text), list(messages[1:])
+    if not isinstance(messages, list) or not messages or _of(messages[0], "role") != "system":
+        return Prompt(), messages
+    content = _of(messages[0], "content")
+    entries = content if isinstance(content, list) else []
+    text = "".join(_of(entry, "text") or "" for entry in entries if _of(entry, "type") == "text")
+    return Prompt(system=text), messages[1:]
 
 
-def _only_turn(messages: list[Row], role: str) -> tuple[int, str]:
+def _only_turn(messages: Any, role: str) -> tuple[int, str]:
     """Number of image placeholders and the text after them, of the one message that there is."""
-    if [message["role"] for message in messages] != [role]:
-        raise DataError(f"turns {[message['role'] for message in messages]}; expected one of the {role}")
-    kinds = [entry["type"] for entry in messages[0]["content"]]
+    roles = [_of(message, "role") for message in messages] if isinstance(messages, list) else None
+    if roles != [role]:
+        raise DataError(f"turns {roles!r:.80}; expected one of the {role}")
+    content = _of(messages[0], "content")
+    kinds = [_of(entry, "type") for entry in content] if isinstance(content, list) else []
     images = kinds.count("image")
     if kinds != ["image"] * images + ["text"]:
-        raise DataError(f"content {kinds}; expected images, then one text")
-    return images, messages[0]["content"][-1]["text"] or ""
+        raise DataError(f"content {kinds!r:.80}; expected images, then one text")
+    return images, usable_text(content[-1]["text"] or "", "a turn")
+
+
+def _of(row: Any, key: str) -> Any:
+    return row.get(key) if isinstance(row, Mapping) else None
 
 
 def _rows_with_bytes(pairs: Iterable[PreferencePair]) -> Iterator[Row]:

@@ -6,9 +6,9 @@ A line of the file is what InternVL's released labelling pipeline writes
     {"image", "question", "question_orig", "answer", "response", "num_mc_sequences",
      "steps_with_score": [{"step", "score", "num_mc_correct", "num_mc_total"}, …]}
 
-`image` is a path inside a root folder, or a list of them; `question` is the whole prompt with `<image>` where the
-image stands, `question_orig` the same without; `score` is num_mc_correct / num_mc_total; a step of the file may be
-several of the response's, merged. Our rows say three things more, which other readers skip: `problem_id`, `verdict`
+`image` is a path inside a root folder, or a list of them; `question` is the whole prompt with `<image>` in the place of
+the image, `question_orig` the same without; `score` is num_mc_correct / num_mc_total; a step of the file may be
+several of the response's, merged. Our rows have three more fields, which other readers skip: `problem_id`, `verdict`
 and `label_source`. Where that is not `mc:full:…` or `exact`, only `score > 0` may be read
 (`rewards/prm/labelling/source.py`).
 """
@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.images import resolve_inside
-from rewards.interchange.json_rows import Model, write_rows
+from rewards.interchange.json_rows import Model, decoded_row, write_rows
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
@@ -141,11 +141,14 @@ def read_visualprm400k(
             if not line.strip():
                 continue
             try:
-                yield number, from_visualprm_row(json.loads(line), image_root=image_root)
+                row = decoded_row(line)
+            except DataError as error:
+                yield number, DataError(f"row: {error}")
+                continue
+            try:
+                yield number, from_visualprm_row(row, image_root=image_root)
             except DataError as error:
                 yield number, error
-            except (ValueError, RecursionError) as error:  # JSON, text or an integer that cannot be decoded
-                yield number, DataError(f"row: not JSON ({error})")
 
 
 def _relative(image: Any, root: str | Path, identifier: str) -> str:
@@ -156,7 +159,7 @@ def _relative(image: Any, root: str | Path, identifier: str) -> str:
 
 
 def _without_placeholders(question: str, images: int) -> str:
-    """The question of a prompt that opens with one placeholder per image (our problems' images stand first)."""
+    """The question of a prompt that opens with one placeholder per image (our problems' images come first)."""
     text = question
     for _ in range(images):
         text = text.removeprefix(PLACEHOLDER).removeprefix("\n") if text.startswith(PLACEHOLDER) else text
@@ -185,7 +188,7 @@ def valid_row(model: type[Model], row: Any) -> Model:
     """The row as a pydantic model.
 
     Raises:
-        DataError: it is not one; names the field and shows what stood there.
+        DataError: it is not one; names the field and shows its value.
     """
     try:
         return model.model_validate(row)
@@ -196,7 +199,7 @@ def valid_row(model: type[Model], row: Any) -> Model:
 
 
 def check_steps(response: str, steps: Sequence[str], *, where: str) -> None:
-    """Refuse a response that does not fall into a row's steps, or labels would stand at other text.
+    """Refuse a response that does not fall into a row's steps, or labels would belong to other text.
 
     Args:
         response: the whole text.

@@ -83,7 +83,7 @@ def read_visualprocessbench(
 
 
 def parse_visualprocessbench(row: Any, *, id: str, image_root: str | Path) -> BenchmarkResponse:
-    """One row; `<image>` placeholders leave the question, since a problem's images stand before it.
+    """One row; `<image>` placeholders leave the question, since a problem's images precede it.
 
     Raises:
         DataError: a field is missing or of the wrong kind, steps and labels differ in number, no step is labelled, a

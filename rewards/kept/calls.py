@@ -3,7 +3,7 @@
 A call takes a batch and gives a value of JSON: scores, verdicts. It is the unit of work, not its single rows, because
 a row's last bits depend on the shape of its batch. A stage cuts the same calls from its whole list in every attempt,
 and each is kept whole or made again whole; so a resumed run gives the bytes of a straight one. The key of a call
-covers all that its rows say, and the store's fingerprint everything else.
+covers all that its rows hold, and the store's fingerprint everything else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rewards.kept.keys import SCHEMA, digest
-from rewards.kept.store import Store
+from rewards.kept.store import Store, sealed
 
 Run = Callable[[Sequence[Any]], Iterable[tuple[int, Any]]]  # tasks → (place of a task, its result), in any order
 Calls = Sequence[tuple[Any, Any]]  # of each call: what it is about, as a JSON value, and its task
@@ -36,7 +36,10 @@ class CallStore(Store):
 
     holds = "results"
     table = "calls"
-    tables = ("CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, segment TEXT NOT NULL, result TEXT NOT NULL)",)
+    tables = (
+        "CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, segment TEXT NOT NULL, result TEXT NOT NULL, "
+        "seal TEXT NOT NULL)",
+    )
 
     def once(self, about: Any, call: Callable[[], Any]) -> Any:
         """The result of a call, which is made if it is not here; it is on the disk when this returns.
@@ -66,12 +69,12 @@ class CallStore(Store):
         wanted = list(missing)
         for place, result in run(list(missing.values())) if wanted else ():
             results[wanted[place]] = text = json.dumps(result)
-            self._keep("INSERT INTO calls VALUES (?, ?, ?)", [(wanted[place], self.segment, text)])
+            self._keep("INSERT INTO calls VALUES (?, ?, ?, ?)", [sealed(wanted[place], self.segment, text)])
         return [json.loads(results[key] or "") for key in keys]  # as a later run reads it
 
     def _result(self, key: str) -> str | None:
-        row = self._connection.execute("SELECT result FROM calls WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        row = self._whole_row(key)
+        return None if row is None else row[-1]
 
 
 def each_time(calls: Calls, run: Run) -> list[Any]:

@@ -41,7 +41,7 @@ class Store:
 
     Args:
         path: of the SQLite file; it and its folder are made if they are missing.
-        fingerprint: all that the work depends on besides what its keys say, as JSON values.
+        fingerprint: all that the work depends on besides its keys, as JSON values.
         on_change: what to do when the file holds work of another fingerprint: "refuse", or begin a "segment".
 
     Raises:
@@ -106,8 +106,29 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(
                 f"{self.path} could not keep {len(rows)} {self.holds} ({error}); what it held before is intact: "
-                "look at the disk, then run the same command again"
+                "check the disk, then run the same command again"
             ) from error
+
+    def _whole_row(self, key: str) -> tuple[Any, ...] | None:
+        """A kept row, without its seal, or None if there is none.
+
+        Raises:
+            StoreError: it is not as it was kept; it is removed, so that it is made again.
+        """
+        try:
+            row = self._connection.execute(f"SELECT * FROM {self.table} WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:  # a page that is damaged, or text that is not UTF-8
+            raise StoreError(
+                f"{self.path} cannot be read ({error}); move it away, and its work is done again"
+            ) from error
+        if row is None or row == sealed(*row[:-1]):
+            return None if row is None else row[:-1]
+        with self._connection:
+            self._connection.execute(f"DELETE FROM {self.table} WHERE key = ?", (key,))
+        raise StoreError(
+            f"{self.path} held a row of {self.holds} that is not as it was kept ({key:.12}…); it was removed: run the "
+            "same command again, which makes it anew, and look after the disk"
+        )
 
     def _open(self, fingerprint: Mapping[str, Any], on_change: OnChange) -> None:
         self._connection.execute("PRAGMA journal_mode=WAL")
@@ -143,7 +164,7 @@ class StoredSample:
 
 
 class SampleStore(Store):
-    """The samples of one fingerprint, one row a (problem, sample index); arguments and errors are those of `Store`.
+    """The samples of one fingerprint, one row per (problem, sample index); arguments and errors are those of `Store`.
 
     Example:
         >>> import tempfile
@@ -159,7 +180,8 @@ class SampleStore(Store):
     tables = (
         "CREATE TABLE IF NOT EXISTS samples (key TEXT PRIMARY KEY, segment TEXT NOT NULL, problem_id TEXT NOT NULL, "
         "sample_index INTEGER NOT NULL, seed INTEGER NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL, "
-        "num_tokens INTEGER NOT NULL, token_logprobs TEXT)",
+        "num_tokens INTEGER NOT NULL, token_logprobs TEXT, seal TEXT NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS failures (key TEXT PRIMARY KEY, runs INTEGER NOT NULL)",
     )
     way_out = "choose another folder, or keep both with on_change=segment"
 
@@ -175,7 +197,7 @@ class SampleStore(Store):
             StoreError: a unit is there already, or the file cannot grow.
         """
         rows = [
-            (
+            sealed(
                 sample.key,
                 self.segment,
                 sample.problem_id,
@@ -188,18 +210,37 @@ class SampleStore(Store):
             )
             for sample in samples
         ]
-        self._keep("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._keep("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def completions(self, keys: Iterable[str]) -> dict[str, Completion]:
-        """Key → completion, of those keys that are stored."""
-        columns = "text, finish_reason, num_tokens, token_logprobs"
+        """Key → completion, of those keys that are stored.
+
+        Raises:
+            StoreError: one is not as it was stored; it is removed, so that it is drawn again.
+        """
         found: dict[str, Completion] = {}
         for key in keys:
-            row = self._connection.execute(f"SELECT {columns} FROM samples WHERE key = ?", (key,)).fetchone()
+            row = self._whole_row(key)
             if row is not None:
-                text, reason, num_tokens, logprobs = row
+                *_, text, reason, num_tokens, logprobs = row
                 found[key] = Completion(text, FinishReason(reason), num_tokens, _from_json(logprobs))
         return found
+
+    def failed(self, key: str) -> int:
+        """Count one more run in which a unit could not be drawn; returns how many there are now."""
+        self._keep("INSERT INTO failures VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET runs = runs + 1", [(key,)])
+        (runs,) = self._connection.execute("SELECT runs FROM failures WHERE key = ?", (key,)).fetchone()
+        return int(runs)
+
+
+def sealed(*values: Any) -> tuple[Any, ...]:
+    """The values of a row and, last, the digest by which a change of one of them shows.
+
+    Example:
+        >>> sealed("k", 1)[:2], len(sealed("k", 1)[2])
+        (('k', 1), 16)
+    """
+    return (*values, digest(*values)[:16])
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

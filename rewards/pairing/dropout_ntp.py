@@ -1,7 +1,7 @@
 """Dropout next-token prediction (MPO, arXiv 2411.10442, §2.2): pairs for questions that nobody can verify.
 
 Chosen is a response that the policy wrote while it saw the image. Rejected is the first half of the same response,
-continued by the policy *without* the image: what it says there can only be guessed. The rule needs no verdict, so it
+continued by the policy *without* the image: what it writes there can only be guessed. The rule needs no verdict, so it
 is the one exception to "no unverified response as chosen"; where there is a verdict, it must be `correct`.
 """
 
@@ -32,7 +32,7 @@ class Half:
 def half_prefix(text: str, *, encode: Encode, decode: Decode) -> str | None:
     """The text up to the token boundary nearest to its middle that survives tokenisation.
 
-    A boundary counts if the prefix encodes to the very tokens that it was cut from, so that the policy goes on as it
+    A boundary counts if the prefix encodes to the very tokens that it was cut from, so that the policy continues as it
     would have inside the response. This also works where words are not separated by spaces: a cut through the bytes
     of one Chinese character is no boundary.
 
@@ -118,7 +118,7 @@ def dropout_ntp(
     Args:
         groups: sampled responses; verdicts and rewards are used where there are some.
         limits: `max_pairs` and `max_length_ratio` are read.
-        generator: the policy that wrote the responses; it draws one continuation a half.
+        generator: the policy that wrote the responses; it draws one continuation per half.
         encode: its tokenizer's, without special tokens.
         decode: the inverse, special tokens kept.
         seed: changes the draw.

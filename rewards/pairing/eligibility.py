@@ -1,7 +1,7 @@
-"""Which rollouts may stand on which side of a preference pair, and the pair of two of them.
+"""Which rollouts may take which side of a preference pair, and the pair of two of them.
 
 Everything that no pair may ever contain is kept out here, once, for all rules: a truncated or unverified response as
-chosen, a response that could not be read or checked, an empty side, a text that already stands for its problem. A miss
+chosen, a response that could not be read or checked, an empty side, a text that its problem already has. A miss
 of the verifier is no proof against a response, so it is on no side. Only rollouts become sides, so a reference text
 never does.
 """
@@ -111,7 +111,7 @@ def within_length(group: RolloutGroup, sides: Sides, limits: Limits) -> bool:
 
 
 def without_partner(indexes: Iterable[int], candidates: Iterable[Sides]) -> int:
-    """How many of the indexes stand in no candidate."""
+    """How many of the indexes are in no candidate pair."""
     return len(set(indexes) - {index for sides in candidates for index in sides})
 
 

@@ -16,7 +16,7 @@ class Limits:
             takes 15.
         format_negatives: a response that truly states no final answer (`rewards.pairing.eligibility.states_no_answer`)
             may be rejected.
-        max_length_ratio: the longer side of a pair has at most so many times the characters of the shorter one, at
+        max_length_ratio: the longer side of a pair has at most this many times the characters of the shorter one, at
             least 1. None: no limit.
         min_visual_dependence: in [-1, 1]; a right response whose score depends on the image by less
             (`rewards/scoring/visual_dependence.py`), or that was not scored without it, is on no side. None: no limit.

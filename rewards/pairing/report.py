@@ -24,7 +24,7 @@ class PairingReport:
     Attributes:
         sources: source of the pairs → number.
         dropped: reason → problems that gave no pair.
-        rejected_rollouts: reason → rollouts that could stand on no side, over all problems.
+        rejected_rollouts: reason → rollouts that could take no side, over all problems.
         mean_characters, mean_steps: side ("chosen", "rejected") → mean length; empty without pairs.
         blind_rulers: share of pairs where picking the longest / shortest / first picks the chosen, ties half.
         blind_intervals: its 95 % interval, with the problems as independent draws.
@@ -48,7 +48,7 @@ class PairingReport:
 
 
 class PairAccount:
-    """Adds up what a report says, a problem at a time: the pairs need not be kept.
+    """Adds up a report, one problem at a time, so that the pairs need not be kept.
 
     Example:
         >>> from rewards.types import Completion, Problem
@@ -74,7 +74,7 @@ class PairAccount:
 
         Args:
             pairs: that it gave.
-            rejected: reason → its rollouts that could stand on no side.
+            rejected: reason → its rollouts that could take no side.
             why_none: the reason, if it gave no pair.
         """
         assert bool(pairs) != bool(why_none), (len(pairs), why_none)
@@ -139,7 +139,7 @@ def _warning(ruler: str, share: float, interval: tuple[float, float]) -> str:
     low, high = interval
     return (
         f"picking the {ruler} response finds the chosen one in {share:.0%} of the pairs (95 % interval {low:.0%} to "
-        f"{high:.0%}); training may teach that instead of being right: set max_length_ratio or choose another rule"
+        f"{high:.0%}); training may teach that instead of correctness: set max_length_ratio or choose another rule"
     )
 
 

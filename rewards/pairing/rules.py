@@ -50,7 +50,7 @@ def correctness(group: RolloutGroup, limits: Limits) -> tuple[list[PreferencePai
         limits: what a pair and a problem's number of pairs must keep to.
 
     Returns:
-        Pairs, sampled with a seed from the problem's id; and reason → rollouts that could stand on no side.
+        Pairs, sampled with a seed from the problem's id; and reason → rollouts that could take no side.
     """
     sides = eligible(group, limits)
     found: list[PreferencePair] = []
@@ -175,7 +175,7 @@ def build_pairs(
 
 
 def seen_by(pairings: Iterable[Pairing], groups: Iterable[RolloutGroup]) -> Iterator[RolloutGroup]:
-    """The same groups, one at a time; each pairing has each of them counted as it passes."""
+    """The same groups, one at a time; each is counted for each pairing as it passes."""
     every = list(pairings)
     for group in groups:
         for pairing in every:
@@ -194,7 +194,7 @@ def _sample(candidates: list[Sides], size: int, problem_id: str) -> list[Sides]:
 
 
 def _each_once(candidates: Iterable[Sides]) -> list[Sides]:
-    """The candidates in their order without those that use an index again."""
+    """The candidate pairs in their order without those that use an index again."""
     used: set[int] = set()
     kept = []
     for both in candidates:
@@ -215,14 +215,14 @@ def _reward(group: RolloutGroup, index: int) -> float:
 
 
 def _with_lonely(sides: Eligible, candidates: Iterable[Sides], reason: str, *, one_side: bool = False) -> Counter[str]:
-    """The rejects, and the eligible rollouts that stand in no candidate although there are two sides."""
+    """The rejects, and the eligible rollouts that are in no candidate pair although there are two sides."""
     two = bool(sides.right and (sides.wrong or sides.silent))
     lonely = without_partner(sides.all, candidates) if two or one_side else 0
     return sides.rejects + Counter({reason: lonely} if lonely else {})
 
 
 def _why_none(group: RolloutGroup, rejects: Counter[str]) -> str:
-    """One reason per problem: a side without partner, else what its verdicts say, else the most frequent reject."""
+    """One reason per problem: a side without partner, else what its verdicts show, else the most frequent reject."""
     if not group.rollouts:
         return "no_rollouts"
     if lonely := sorted(reason for reason in rejects if reason.startswith("no_partner")):

@@ -1,6 +1,6 @@
 """Step pairs: two responses that agree up to the first bad step of one of them, and part there.
 
-The idea is Step-DPO's (arXiv 2406.18629): the preference is about one step, not about a whole solution. The bad step
+The idea is Step-DPO's (arXiv 2406.18629): the preference is about one step, not about a whole response. The bad step
 is found by Monte-Carlo counts instead of a judge: the first step from whose end no continuation reached the answer.
 """
 

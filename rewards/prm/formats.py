@@ -1,4 +1,4 @@
-"""How a process reward model wants to be asked: one class, one row per model, no subclasses.
+"""How a process reward model is prompted: one class, one row per model, no subclasses.
 
 `VISUALPRM` is the multi-turn layout of VisualPRM (arXiv 2503.10291 §3.1): each step is a user turn, a sign is the
 assistant's turn, and P(+) is read at the position that *predicts* the sign. `STEP_TAG` keeps the policy's own
@@ -35,7 +35,7 @@ class PRMFormat:
         positive, negative: the two label tokens, single tokens of the PRM's vocabulary (`tokens` readout).
         tag: text of the tag token (`tag` layout), one token.
         system: system prompt, or empty.
-        first_turn: template of the first user turn (`turns` layout); images stand in front of it, or where it says
+        first_turn: template of the first user turn (`turns` layout); images precede it, or take the place of
             `{images}`.
         max_steps: steps beyond this many are merged, ceil(n / max_steps) neighbours at a time. 1 makes an outcome
             reward model: the whole response is one step.
@@ -65,9 +65,9 @@ class PRMFormat:
         if self.readout not in ("tokens", "head"):
             raise ConfigError(f"PRM format {self.name!r}: readout must be tokens or head, got {self.readout!r}")
         if self.neutral and self.readout == "head":
-            raise ConfigError(f"PRM format {self.name!r}: a label head has two labels; leave neutral out")
+            raise ConfigError(f"PRM format {self.name!r}: a label head has two labels, so leave neutral out")
         if self.layout == "turns" and self.readout == "head":
-            raise ConfigError(f"PRM format {self.name!r}: a label head reads at a step, use the tag or end layout")
+            raise ConfigError(f"PRM format {self.name!r}: a label head is read at a step: use the tag or end layout")
         if self.layout == "turns" and not re.fullmatch(FIRST_TURN, self.first_turn, re.DOTALL):
             raise ConfigError(
                 f"PRM format {self.name!r}: first_turn must hold {{question}} and end with {{step}}, besides at most "
@@ -100,7 +100,9 @@ def single_token_id(tokenizer: Any, text: str) -> int:
     """The id of a text that must be one token."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise ConfigError(f"{text!r} must be one token of the PRM's tokenizer, it is {len(ids)}: {ids}; choose another")
+        raise ConfigError(
+            f"{text!r} must be one token of the PRM's tokenizer, but it is {len(ids)}: {ids}; choose another"
+        )
     return int(ids[0])
 
 
@@ -121,9 +123,9 @@ def find_format(name: str) -> PRMFormat:
     try:
         text = Path(name).read_text(encoding="utf-8")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # nested, they multiply without end
-            raise ConfigError(f"PRM format {name} uses an alias of YAML (*name); write the value out")
+            raise ConfigError(f"PRM format {name} uses a YAML alias (*name); write the value out")
         fields = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"PRM format {name} cannot be read as YAML: {error}") from error
     return validated(fields, name)
 
@@ -147,7 +149,10 @@ def validated(fields: Any, where: str) -> PRMFormat:
     try:
         return TypeAdapter(PRMFormat).validate_python(fields)
     except ValidationError as error:
-        raise ConfigError(f"{where} is not a PRM contract: {error}") from error
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        said = f"{field[:80]}: {first['msg']} (got {first['input']!r:.80})"
+        raise ConfigError(f"{where} is not a PRM contract: {said}; {error.error_count()} errors in all") from error
 
 
 VISUALPRM = PRMFormat("visualprm", "turns")

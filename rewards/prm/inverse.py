@@ -1,6 +1,6 @@
 """From a row's tokens and read positions back to its steps: the inverse of rendering, checked on every row.
 
-A score that is read one token off is a plausible number of the wrong thing. So what stands between two read positions
+A score that is read one token off is a plausible number of the wrong thing. So the text between two read positions
 is decoded, freed of the layout's own text, and compared with the step that was rendered there. A tokenizer that
 normalises text (NFC) gives back what it reads, and some do not keep white space beside control tokens: both sides are
 compared as the tokenizer reads them, without white space. What white space could hide, a tag or sign one token off, is
@@ -28,7 +28,7 @@ class OneTurnFrame:
         """The texts of the steps, without white space.
 
         Raises:
-            StepAlignmentError: a marker is not where a position says; names `where` and the marker.
+            StepAlignmentError: a marker is not at its position; names `where` and the marker.
         """
         texts, start = [], self.start
         for marker, position in enumerate(positions):
@@ -65,13 +65,14 @@ class TurnsFrame:
             last = marker + 1 == len(positions)
             if position + 1 != len(ids) if last else ids[position + 1 : position + 2] != [self.sign]:
                 raise StepAlignmentError(
-                    f"{where}, marker {marker}: position {position} is not the one right before the sign"
+                    f"{where}, marker {marker}: position {position} is not the one directly before the sign"
                 )
             piece = _decoded(tokenizer, ids[start : position + 1])
             left, found, rest = piece.partition(self.before if marker else self.head)
             if not found or (marker and left) or not rest.endswith(self.after):
                 raise StepAlignmentError(
-                    f"{where}, marker {marker}: the turn around the step is not the one of the chat template: {piece!r}"
+                    f"{where}, marker {marker}: the turn around the step is not what the chat template writes: "
+                    f"{piece!r}"
                 )
             texts.append(rest.removesuffix(self.after))
             start = position + 1
@@ -88,7 +89,7 @@ def check_row(
 
     Args:
         tokenizer: that made the ids.
-        frame: what stands around the steps.
+        frame: what surrounds the steps.
         ids: the row's tokens.
         positions: one per step, ascending.
         steps: their texts.
@@ -108,7 +109,7 @@ def check_row(
 
 
 def as_read(tokenizer: Any, text: str) -> str:
-    """The text as its tokens say it, without white space."""
+    """The text of its tokens, without white space."""
     return _decoded(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -4,7 +4,7 @@ Its checkpoint (`Qwen2ForProcessRewardModel`, [arXiv 2501.07301](https://arxiv.o
 and a head `score`, Linear → ReLU → Linear, that gives two logits at every position: wrong, right. A step's score is
 their softmax at the tag token `<extra_0>` that follows the step.
 
-The head stands where a language model has its LM head, so the readout is the usual one with other ids:
+The head takes the place of the LM head, so the readout is the usual one with other ids:
 
     logits_at(model, inputs, positions, HEAD_COLUMNS)  # mpo.multimodal.scoring, then label_softmax
 """

@@ -1,7 +1,7 @@
 """A process reward model in this process: load it, score N responses, pick the best.
 
 The folder that holds a PRM holds its contract, `prm.json`, so whoever scores it asks as its trainer asked. Someone
-else's PRM has none, and is asked as a row of `rewards.prm.formats` says.
+else's PRM has none, and is prompted as a row of `rewards.prm.formats` defines.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def save_format(path: str | Path, prm_format: PRMFormat) -> None:
 
 
 def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
-    """The contract of a PRM folder; `given`, a row's name or a YAML file, stands in where the folder has none.
+    """The contract of a PRM folder; `given`, a row's name or a YAML file, is used if the folder has none.
 
     Raises:
         StageError: there is neither.
@@ -150,16 +150,20 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
     if not file.exists():
         if given is None:
             raise StageError(
-                f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first, or say with "
+                f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first, or use "
+                "--prm_format "
                 "--prm_format how someone else's PRM is asked"
             )
         return find_format(given)
     try:
-        contract = validated(json.loads(file.read_bytes()), str(file))
-    except json.JSONDecodeError as error:
+        fields = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not a PRM contract: {error}") from error
+    contract = validated(fields, str(file))
     if given is not None and find_format(given) != contract:
-        raise ConfigError(f"{file} says how this PRM is asked, and prm_format={given} says otherwise; leave it out")
+        raise ConfigError(
+            f"{file} defines how this PRM is prompted, and prm_format={given} differs from it; leave it out"
+        )
     return contract
 
 

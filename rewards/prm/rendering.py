@@ -33,7 +33,7 @@ from rewards.types import Problem, Step
 
 @dataclass(frozen=True)
 class RenderedSolution:
-    """One solution as tokens, and where to read; `rewards.prm.rows.rows_of` makes rows of them.
+    """One response as tokens, and where to read; `rewards.prm.rows.rows_of` makes rows of them.
 
     Attributes:
         prompt: the part that is encoded with the images.
@@ -53,7 +53,7 @@ def render(
     solutions: Sequence[Sequence[Step]],
     images: Sequence[Image.Image],
 ) -> list[RenderedSolution]:
-    """Render solutions of one problem; where the layout allows it, the prompt and its images are encoded once.
+    """Render responses to one problem; where the layout allows it, the prompt and its images are encoded once.
 
     Args:
         processor: the PRM's processor.
@@ -63,7 +63,7 @@ def render(
         images: RGB, in the problem's order.
 
     Raises:
-        StepAlignmentError: no steps, too many steps, an empty step, a control token inside a step, or what stands
+        StepAlignmentError: no steps, too many steps, an empty step, a control token inside a step, or the text
             between two read positions is not the step that it should be. Names problem, rollout and step.
     """
     if not solutions:
@@ -94,7 +94,7 @@ def _from_the_steps(processor: Any, frame: Frame, prompt: EncodedPrompt) -> tupl
 def row_length(
     processor: Any, prm_format: PRMFormat, problem: Problem, steps: Sequence[Step], count: PromptLength
 ) -> int:
-    """Tokens of the row that `render` makes of one solution, images included.
+    """Tokens of the row that `render` makes of one response, images included.
 
     Args:
         processor, prm_format, problem, steps: as in `render`.
@@ -120,7 +120,7 @@ def row_length(
 def conversations(
     processor: Any, prm_format: PRMFormat, problem: Problem, steps: Sequence[Step], num_images: int
 ) -> list[list[Message]]:
-    """The turns up to each step of a solution (`turns` layout), for a server that renders them itself.
+    """The turns up to each step of a response (`turns` layout), for a server that renders them itself.
 
     With the PRM's chat template and a generation prompt the i-th ends at read position i of `render`, which accepts the
     same steps. Control tokens are broken up as there.
@@ -132,7 +132,7 @@ def conversations(
 
 
 def forbidden_in(processor: Any, prm_format: PRMFormat, text: str) -> list[str]:
-    """Control tokens that stand literally in a step's text, the format's tag among them if it is an added token."""
+    """Control tokens that a step's text contains literally, the format's tag among them if it is an added token."""
     marker = _tag_token(processor, prm_format)
     return [*control_tokens_in(processor, text), *([marker] if marker and marker in text else [])]
 
@@ -304,7 +304,7 @@ def _next_turns(prm_format: PRMFormat, step: str) -> list[Message]:
 
 
 def _first_turn_parts(prm_format: PRMFormat, problem: Problem, step: str) -> list[str]:
-    """The first turn's text, cut where the images stand if it says so."""
+    """The first turn's text, cut at the place of the images if it names one."""
     return [part.format(question=problem.question, step=step) for part in prm_format.first_turn.split("{images}", 1)]
 
 

@@ -69,7 +69,7 @@ class PRMReward:
 def problem_of(prompt: Prompt, images: Sequence[Any] | None = None) -> Problem:
     """The question and the images of a prompt in one of TRL's formats.
 
-    System turns are left out: a PRM brings its own. Images stand before the question, in their order.
+    System turns are left out: a PRM brings its own. Images come before the question, in their order.
 
     Raises:
         DataError: not exactly one user turn, an assistant turn, or images that do not match the image blocks.

@@ -1,7 +1,7 @@
-"""N solutions of one problem in one row: the question and its images go through the model once.
+"""N responses to one problem in one row: the question and its images go through the model once.
 
 The shared prefix ends at the last token that all rows have in common, at or before the first position that is read.
-In VisualPRM's layout that lies inside the first user turn, since the first step stands there.
+In VisualPRM's layout that lies inside the first user turn, because it holds the first step.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def prepare_sharing(model: Any) -> bool:
 def rows_of(
     problems: Sequence[Sequence[RenderedSolution]], processor: Any, *, shared: bool
 ) -> tuple[dict[str, Any], list[list[int]]]:
-    """Model inputs for solutions of several problems, and where to read them.
+    """Model inputs for responses to several problems, and where to read them.
 
     Args:
-        problems: for each problem its rendered solutions, all of the same images.
+        problems: for each problem its rendered responses, all with the same images.
         processor: of the model that will read them.
-        shared: packed rows, for a model that can read them, wherever solutions have a prefix in common.
+        shared: packed rows, for a model that can read them, wherever responses have a prefix in common.
 
     Returns:
-        The inputs, and for each of their rows the positions to read, solution after solution.
+        The inputs, and for each of their rows the positions to read, response after response.
     """
     flat = [solution for some in problems for solution in some]
     pad_token_id = processor.tokenizer.pad_token_id
@@ -61,7 +61,7 @@ def rows_of(
 
 
 def spans_of(inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """(row, start, end) of each solution of `rows_of`, in its order."""
+    """(row, start, end) of each response of `rows_of`, in its order."""
     if LAYOUT not in inputs:
         return [(row, 0, inputs["input_ids"].shape[1]) for row in range(len(inputs["input_ids"]))]
     layout = inputs[LAYOUT]
@@ -117,7 +117,7 @@ Tail = tuple[list[int], list[int]]  # ids after the shared prefix, and the read 
 
 
 def _pack(solutions: Sequence[RenderedSolution], image_token_id: int | None) -> tuple[EncodedPrompt, list[Tail]] | None:
-    """The solutions of one problem as shared prefix and tails; None: nothing can be shared."""
+    """The responses to one problem as shared prefix and tails; None: nothing can be shared."""
     ids = [[*solution.prompt.input_ids.tolist(), *solution.continuation] for solution in solutions]
     length = min(1 + min(solution.read_positions[0] for solution in solutions), *(len(row) - 1 for row in ids))
     prompt = solutions[0].prompt

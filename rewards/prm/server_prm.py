@@ -74,7 +74,8 @@ class ServerPRM(StepPRM):
         super().__init__(processor, prm_format)
         if prm_format.layout != "turns":
             raise ConfigError(
-                f"PRM format {prm_format.name!r}: a server is read at the end of a prompt, where only the turns layout "
+                f"PRM format {prm_format.name!r}: a server can be read only at the end of a prompt, as the turns "
+                "layout "
                 f"reads; score a PRM of the {prm_format.layout} layout in this process"
             )
         if read not in READS or concurrency < 1 or attempts < 1:
@@ -137,7 +138,7 @@ class ServerPRM(StepPRM):
             found = runner.run(self._ask_all(items, bar))
         refused = [error for row in found for error in row if isinstance(error, RequestRefusedError)]
         if refused and not self._has_answered:
-            raise ServerError(f"{self.base_url} refused every request, the first: {refused[0]}; look at model and read")
+            raise ServerError(f"{self.base_url} refused every request, the first: {refused[0]}; check model and read")
         if refused:
             _log.warning("the server refused %d steps, the first: %s", len(refused), refused[0])
         return [_step_scores(row) for row in found]
@@ -195,7 +196,7 @@ class ServerPRM(StepPRM):
         return read_reply(reply, self._labels, self.read)
 
     async def _check_labels(self, client: ChatClient) -> None:
-        """Once a server: its tokenizer, where it can be asked, has the labels as the same tokens."""
+        """Once per server: its tokenizer, if it can be asked, has the labels as the same tokens."""
         if client.base_url in self._labels_checked:
             return
         for text, token_id in zip(self._labels.texts, self._labels.ids, strict=True):
@@ -203,7 +204,7 @@ class ServerPRM(StepPRM):
             if ids is not None and ids != [token_id]:
                 raise ConfigError(
                     f"{client.base_url} reads the label {text!r} as the tokens {ids}, the PRM's folder as "
-                    f"[{token_id}]; it serves another model than the one in the folder"
+                    f"[{token_id}]; the server runs another model than the one in the folder"
                 )
         self._labels_checked.add(client.base_url)
 

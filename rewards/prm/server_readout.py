@@ -1,4 +1,4 @@
-"""How a server is asked for the label tokens of one step, and what its reply says of the step's score.
+"""How a server is asked for the label tokens of one step, and what its reply tells about the step's score.
 
 Every way asks for one token and reads its log-probabilities. A label that a reply does not list is no label of
 probability 0: it is at most as likely as the least likely token that was listed, which bounds the score.
@@ -32,7 +32,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class StepReading:
-    """What one reply says: P(correct) and the interval that it lies in; equal ends where the reply tells all."""
+    """What one reply tells: P(correct) and its interval, with equal ends if the reply lists every label."""
 
     value: float
     low: float

@@ -6,7 +6,7 @@ the label of a step: 1 or 0 (hard, VisualPRM: m = [mc > 0], arXiv 2503.10291 §3
 without a label counts nothing, e.g. one after the first error (as in PRM800K, arXiv 2305.20050).
 With class weights (w₊, w₋) the two terms are w₊·m·log P(+) and w₋·(1−m)·log P(−).
 With three labels (advantage, m in {1, ½, 0}) a term is −log P(the label's own token), P over the three.
-L_text = mean −log p of the tokens of the responses that end right: the model goes on learning to answer while it learns
+L_text = mean −log p of the tokens of the responses that end right: the model keeps learning to answer while it learns
 to judge, which keeps a reward model's hidden states general (GRM, arXiv 2406.10216). w = 0 by default, as in VisualPRM.
 Steps and tokens are counted over all micro-batches and ranks of an optimizer step (`mpo.multimodal.whole_steps`).
 """
@@ -52,7 +52,7 @@ class PRMCollator:
     Args:
         processor: of the model that is trained.
         prm_format: its contract.
-        shared: packed rows, a problem's solutions behind its prompt, for a model that can read them.
+        shared: packed rows, a problem's responses behind its prompt, for a model that can read them.
     """
 
     def __init__(self, processor: Any, prm_format: PRMFormat, *, shared: bool = False) -> None:
@@ -61,7 +61,7 @@ class PRMCollator:
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
         """Returns `inputs` (model inputs), `positions` (a list for each row), for each position `step_labels`,
-        `problems` and `step_groups` (its group's place in the batch), and for each solution `solution_groups`.
+        `problems` and `step_groups` (its group's place in the batch), and for each response `solution_groups`.
 
         The inputs' `labels` mark the text of the responses that end right.
         """
@@ -147,7 +147,10 @@ class PRMTrainer(WholeStepTrainer):
         if text_weight > 0 and prm_format.readout == "head":
             raise ConfigError(f"text_weight must be 0 with a label head, which predicts no tokens; got {text_weight}")
         if prm_format.neutral and (text_weight > 0 or class_weights):
-            raise ConfigError("advantage labels go without text_weight and class_weights: they say not what is right")
+            raise ConfigError(
+                "text_weight and class_weights cannot be used with advantage labels, which do not say whether a step "
+                "is right"
+            )
         self.prm_format, self.text_weight = prm_format, text_weight
         self.class_weights = class_weights
         self._label_ids = prm_format.label_ids(processor.tokenizer)
@@ -165,7 +168,7 @@ class PRMTrainer(WholeStepTrainer):
         )
         if peft_config is not None and self.weights_get_sharded:
             raise ConfigError(
-                "a PRM's adapters are merged into whole weights, which FSDP and DeepSpeed cut up: leave peft_config "
+                "a PRM's adapters are merged into whole weights, which FSDP and DeepSpeed shard: leave peft_config "
                 "out, or start with recipes/accelerate/multi_gpu.yaml"
             )
 
@@ -196,6 +199,8 @@ class PRMTrainer(WholeStepTrainer):
         total = self._step_terms(read, targets) / steps
         if text is not None:
             total = total - self.text_weight * text.sum() / tokens
+        if model.training:
+            self._observe(total, [*dict.fromkeys(problems)])
         return total * world_size
 
     def _as_read(self, model: Any, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Sequence[int]]]:

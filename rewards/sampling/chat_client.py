@@ -1,7 +1,7 @@
 """One request to an OpenAI-compatible chat server, asked until it gives a usable reply or shows that it will not.
 
 A server is untrusted: an attempt ends at a deadline even if bytes still trickle in, a reply has a largest size, and
-redirects are not followed. The API key comes from the environment alone and stands in no message.
+redirects are not followed. The API key comes from the environment alone and appears in no message.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class ChatClient:
             )
         except _PassingError as error:
             attempts = retrying.statistics["attempt_number"]
-            said = f"{self.base_url} gave no usable reply in {attempts} attempts, the last time: {error}"
+            said = f"{self.base_url} gave no usable reply in {attempts} attempts; the last one: {error}"
             if error.kind == "unusable":
                 raise NoReplyError(said) from error
             raise UnreachableError(said, refused=error.kind == "refused", sent=sent) from error
@@ -135,7 +135,7 @@ class ChatClient:
         """The names that the server gives the models it serves, in one attempt of at most `CONNECT_S`.
 
         Raises:
-            NoReplyError: it does not say.
+            NoReplyError: it does not answer.
             ServerError: it refuses us.
         """
         ask = partial(self._client.get, "/models", cast_to=httpx2.Response)
@@ -167,7 +167,7 @@ class ChatClient:
                 reply = await send()
             return read(reply.content)
         except TimeoutError as error:
-            raise _PassingError(f"no whole reply within {self.timeout_s:g} s", "broken") from error
+            raise _PassingError(f"no complete reply within {self.timeout_s:g} s", "broken") from error
         except openai.APIStatusError as error:
             raise self._of_status(error) from error
         except openai.APIConnectionError as error:
@@ -187,7 +187,7 @@ class ChatClient:
             return _PassingError(said, kind, retry_after=_seconds(error.response.headers.get("Retry-After")))
         if status in (401, 403):  # what it says may repeat a part of the key
             said = f"HTTP {status}; the key is read from the environment variable {API_KEY}"
-        return ServerError(f"{self.base_url} refuses requests ({said}); look at base_url, model and key")
+        return ServerError(f"{self.base_url} refuses requests ({said}); check base_url, model and key")
 
     def _said(self, error: openai.APIStatusError) -> str:
         text = error.message
@@ -224,7 +224,7 @@ class _Capped(httpx2.AsyncHTTPTransport):
         response = await super().handle_async_request(request)
         if response.headers.get("Content-Encoding", "identity") != "identity":
             await response.aclose()
-            raise httpx2.DecodingError("the reply is compressed, which was not asked for")
+            raise httpx2.DecodingError("the reply is compressed, although that was not requested")
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         response.stream = _CappedStream(response.stream)
         return response

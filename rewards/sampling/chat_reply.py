@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ROUNDING = 1e-3  # how far above 0 rounding may lift the log-probability of a certain token; more is no probability
+
 
 class Untrusted(BaseModel):
     """A part of a server's reply; pydantic raises a ValueError for anything of another form."""
@@ -15,16 +17,16 @@ class Untrusted(BaseModel):
 
 
 class Listed(Untrusted):
-    """A token that could have stood at a place, with its log-probability."""
+    """A token that could have come at a place, with its log-probability."""
 
     token: str
-    logprob: float = Field(allow_inf_nan=False)
+    logprob: float = Field(allow_inf_nan=False, le=ROUNDING)
 
 
 class Token(Untrusted):
     """A generated token's log-probability, and the tokens that the request asked to be listed beside it."""
 
-    logprob: float = Field(allow_inf_nan=False)
+    logprob: float = Field(allow_inf_nan=False, le=ROUNDING)
     top_logprobs: list[Listed] = []
 
 

@@ -113,4 +113,4 @@ class Generator(ABC):
 def check_number(n: int, params: SamplingParams) -> None:
     """Raise ConfigError if n completions cannot be drawn: n < 1, or n > 1 at temperature 0, one text n times."""
     if n < 1 or (n > 1 and params.temperature == 0):
-        raise ConfigError(f"cannot draw {n} completions at temperature {params.temperature}: greedy takes n=1")
+        raise ConfigError(f"cannot draw {n} completions at temperature {params.temperature}: greedy decoding takes n=1")

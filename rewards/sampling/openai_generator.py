@@ -15,12 +15,12 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.errors import ConfigError, ImageError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import assistant_message
 from rewards.errors import ServerError
 from rewards.kept.keys import derived_seed
-from rewards.sampling.chat_client import NoReplyError, RequestRefusedError
+from rewards.sampling.chat_client import NoReplyError, RequestRefusedError, UnreachableError
 from rewards.sampling.chat_messages import data_uri, with_pictures
 from rewards.sampling.chat_reply import ChatReply, Choice, Usage
 from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
@@ -113,6 +113,7 @@ class OpenAIGenerator(Generator):
             ]
         )
         failed: list[str] = []
+        at_fault: dict[str, str] = {}
         in_a_row = 0
         with asyncio.Runner() as runner:
             servers = self._connect()
@@ -134,16 +135,18 @@ class OpenAIGenerator(Generator):
                         elif isinstance(error, NoReplyError):
                             failed.append(f"problem {task.get_name()}: {error}")
                             in_a_row += 1
+                            if not (isinstance(error, UnreachableError) and error.refused):
+                                at_fault[task.get_name()] = str(error)
                         else:
                             raise error
-                    if in_a_row >= GIVE_UP_AFTER:
+                    if in_a_row >= GIVE_UP_AFTER:  # the server is at fault, not they
+                        at_fault.clear()
                         break
             finally:
                 runner.run(_stop(pending | finished, servers))
         if failed:
-            raise ServerError(
-                f"{failed[0]} ({len(failed)} requests failed); what was drawn is kept: the same command goes on"
-            )
+            said = f"{failed[0]} ({len(failed)} requests failed)"
+            raise ServerError(f"{said}; what was drawn is kept; run the same command to continue", problems=at_fault)
 
     def _cut(self, indexes: list[int]) -> Iterator[list[int]]:
         size = self.samples_a_request or max(1, len(indexes))
@@ -163,6 +166,8 @@ class OpenAIGenerator(Generator):
             )
         except RequestRefusedError as error:
             return [Sample(request.place, index, seed, None, f"the server: {error}") for index in request.indexes]
+        except ImageError as error:  # it was there when the problems were read
+            return [Sample(request.place, index, seed, None, str(error)) for index in request.indexes]
         outcomes = [_outcome(choice, reply.usage if n == 1 else None) for choice in reply.choices]
         return [
             Sample(request.place, index, seed, *outcome)
@@ -206,7 +211,7 @@ def _outcome(choice: Choice, usage: Usage | None) -> tuple[Completion | None, st
         return None, f"the server: finish_reason {str(choice.finish_reason)[:40]!r}"
     logprobs = None
     if choice.logprobs is not None and choice.logprobs.content is not None:
-        logprobs = tuple(token.logprob for token in choice.logprobs.content)
+        logprobs = tuple(min(0.0, token.logprob) for token in choice.logprobs.content)
     num_tokens = len(logprobs) if logprobs is not None else (usage and usage.completion_tokens) or 0
     reason, message = FinishReason(choice.finish_reason), choice.message
     text, thought = message.content or "", message.reasoning_content or message.reasoning or ""

@@ -33,7 +33,7 @@ class PooledGenerator(Generator):
     Args:
         run: makes calls: `drawn` with a generator, on several workers.
         problems_a_task: neighbouring problems that one worker gets. A `TransformersGenerator` gives the bits of a draw
-            from the whole list if it is the number of problems that it takes a call, or a multiple.
+            from the whole list if it is the number of problems that it takes per call, or a multiple.
     """
 
     def __init__(self, run: Run, *, problems_a_task: int) -> None:
@@ -48,7 +48,7 @@ class PooledGenerator(Generator):
         seed: int,
         done: Container[tuple[int, int]] = frozenset(),
     ) -> Iterator[list[Sample]]:
-        """Samples 0 … n-1 of each problem but those in `done`, a task's at a time, in any order of the tasks."""
+        """Samples 0 … n-1 of each problem but those in `done`, one task at a time, in any order of the tasks."""
         firsts, tasks = [], []
         for first in range(0, len(problems), self.problems_a_task):
             some = problems[first : first + self.problems_a_task]

@@ -5,7 +5,7 @@ rendezvous hashing (Thaler and Ravishankar 1998, https://doi.org/10.1109/90.6639
 SHA-256(address, key), the largest that is alive wins. So a replica that is lost moves its own keys and no others, and
 gets them back when it returns.
 
-The addresses are the user's; nothing that a data set or a server says adds one.
+The addresses are the user's; nothing in a data set or a server's reply adds one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def ranked(key: str, urls: Sequence[str]) -> list[str]:
 class Replicas:
     """Sends chat requests to the servers of one model; use it inside one event loop: `open`, `ask`, `close`.
 
-    One server alone is asked as it is: it has no other to take over, and `ChatClient` says what becomes of a failure.
+    One server alone is asked as it is: it has no other to take over, and `ChatClient` decides what becomes of a
+        failure.
 
     Args:
         base_urls: from `checked_urls`.
@@ -184,8 +185,9 @@ class Replicas:
             except TimeoutError as error:
                 whys = "; ".join(replica.down for replica in self._replicas.values())
                 raise ServerError(
-                    f"no server was there for {ALL_DOWN_S:g} s: {whys}; what was stored is kept: start them again, "
-                    "also at other addresses, and the same command goes on"
+                    f"no server could be reached for {ALL_DOWN_S:g} s: {whys}; what was stored is kept: start them "
+                    "again, "
+                    "also at other addresses, and run the same command"
                 ) from error
         return next((replica for replica in alive if replica not in failed), alive[0])
 
@@ -200,7 +202,7 @@ class Replicas:
             serves = ", ".join(repr(name[:60]) for name in names[:5]) or "no model"
             raise ConfigError(
                 f"{client.base_url} serves {serves}, not {self.model!r}; "
-                "all servers of a run serve one model under one name"
+                "all servers of a run must serve one model under one name"
             )
         if self._check is not None:
             await self._check(client)
@@ -213,7 +215,7 @@ class Replicas:
         if all(other.down for other in self._replicas.values()):
             self._some_up.clear()
             self._none_since = asyncio.get_running_loop().time()
-            _log.warning("no server is left; waiting for one, at most %g s", ALL_DOWN_S)
+            _log.warning("no server is left; waiting at most %g s for one", ALL_DOWN_S)
         probe = asyncio.create_task(self._take_back(replica))
         self._probes.add(probe)
         probe.add_done_callback(self._probes.discard)

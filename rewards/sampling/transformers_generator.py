@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mpo.multimodal.errors import DataError
@@ -21,16 +22,10 @@ from rewards.sampling.prompts import messages_of
 from rewards.sampling.row_sampler import RowSampler
 from rewards.types import Completion, FinishReason, Problem
 
-# A checkpoint's generation_config.json must not bend the distribution (Qwen2.5-VL ships repetition_penalty 1.05).
-# A trainer may have switched the cache off in the model's config.
-NEUTRAL = {
-    "use_cache": True,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_p": None,
-    "typical_p": 1.0,
-}
+# All that is taken from a checkpoint's generation_config.json: another key may bend the distribution (Qwen2.5-VL ships
+# repetition_penalty 1.05), let the clock decide, or ask for another way of decoding.
+TAKEN = ("bos_token_id", "decoder_start_token_id")
+CACHED = {"use_cache": True}  # a trainer may have switched the cache off in the model's config
 
 # Cache layers that hold keys and values only. Layers that mix attention with a recurrent state inherit
 # `batch_repeat_interleave` and would copy the keys without the state.
@@ -162,7 +157,11 @@ class TransformersGenerator(Generator):
         sampler = RowSampler(self.params, seeds, device=device, keep_logprobs=self.keep_logprobs)
         n = len(indexes)
         # Where `generate` expands the prompts itself it insists on do_sample, and takes the only token left by chance.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.inference_mode(),
+            plain_generation(self.model),
+        ):
             copied = self._prefilled(inputs, n) if self._cache_can_be_copied else None
             if copied is None:
                 generated = self.model.generate(**inputs, **self._settings(n), logits_processor=[sampler])
@@ -206,12 +205,12 @@ class TransformersGenerator(Generator):
         """Run B prompts without their last token through the model, and copy their cache n times.
 
         Returns:
-            What `generate` needs to go on from there, B·n rows; None where a layer of the cache holds more than keys
+            What `generate` needs to continue from there, B·n rows; None where a layer of the cache holds more than keys
             and values (a recurrent state): then `generate` expands the prompts itself, now and from now on.
         """
         shape = inputs["input_ids"].shape
         shorter = {key: value[:, :-1] if value.shape == shape else value for key, value in inputs.items()}
-        once = {**NEUTRAL, "do_sample": False, "max_new_tokens": 1, "return_dict_in_generate": True}
+        once = {**CACHED, "do_sample": False, "max_new_tokens": 1, "return_dict_in_generate": True}
         cache = self.model.generate(
             **shorter, **once, pad_token_id=self.processor.tokenizer.pad_token_id
         ).past_key_values
@@ -238,8 +237,8 @@ class TransformersGenerator(Generator):
     def _encode(self, problem: Problem) -> EncodedPrompt | str:
         """The prompt, or why the processor refused it: Qwen-VL's takes no image 200 times as long as wide."""
         text = prompt_text(self.processor, messages_of(problem))
-        images = [load_image(image) for image in problem.images]
         try:
+            images = [load_image(image) for image in problem.images]
             return encode_prompt(self.processor, text, images)
         except DataError as error:
             return str(error)
@@ -251,7 +250,7 @@ class TransformersGenerator(Generator):
             else dict.fromkeys(("temperature", "top_p", "top_k"))
         )
         return {
-            **NEUTRAL,
+            **CACHED,
             **neutral,
             "do_sample": n > 1,
             "num_return_sequences": n,
@@ -268,6 +267,21 @@ class TransformersGenerator(Generator):
         length = len(content) + stopped
         kept = None if logprobs is None else tuple(logprobs[:length])
         return Completion(text, FinishReason.STOP if stopped else FinishReason.LENGTH, length, kept)
+
+
+@contextmanager
+def plain_generation(model: Any) -> Iterator[None]:
+    """The model without its checkpoint's way of generating: what is not said in the call is transformers' default."""
+    wrapped = getattr(model, "get_base_model", None)  # of PEFT, which hands its own settings down
+    models = [model] if wrapped is None else [model, wrapped()]
+    given = [some.generation_config for some in models]
+    for some, own in zip(models, given, strict=True):
+        some.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in TAKEN})
+    try:
+        yield
+    finally:
+        for some, own in zip(models, given, strict=True):
+            some.generation_config = own
 
 
 def _cut(items: list[Any], size: int) -> Iterator[list[Any]]:

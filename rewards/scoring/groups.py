@@ -19,7 +19,7 @@ BLANK_AT_A_TIME = 64  # problems whose blank images are in memory together
 
 
 class StoredScorer(ProcessRewardModel):
-    """A PRM whose calls are kept: scoring the same list goes on where a run was killed, to the same bits.
+    """A PRM whose calls are kept: scoring the same list continues where a run was killed, with the same bits.
 
     Args:
         run: makes calls: `json_scores` with a PRM, here or on several workers.

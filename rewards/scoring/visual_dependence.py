@@ -79,7 +79,7 @@ def visual_dependence(rollout: Rollout) -> float | None:
 
 
 def of_group(group: RolloutGroup) -> Mapping[str, float | None]:
-    """What one problem says; `None` where it has no such response.
+    """The values of one problem; `None` if it has no such response.
 
     Returns:
         `dependence_right`, `dependence_wrong`: mean `visual_dependence` of right and of wrong responses.

@@ -1,6 +1,6 @@
 r"""Final answers as text, for those who need no more: the stated one, a short one, and a problem's references.
 
-The reading itself is in `reading.py` (what), `places.py` (where an answer stands) and `dress.py` (how it is dressed).
+The reading itself is in `reading.py` (what), `places.py` (where an answer is) and `dress.py` (how it is dressed).
 """
 
 from __future__ import annotations

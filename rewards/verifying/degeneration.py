@@ -1,7 +1,8 @@
 """Completion → what is degenerate about it, if anything: cut off, without an answer, or running in circles.
 
-Preference training can raise accuracy and still break a policy's style, so the share of degenerate answers stands
-beside every accuracy. The rules read the text alone, never the verdict; they are heuristics with known blind spots.
+Preference training can raise accuracy and still break a policy's style, so the share of degenerate answers is
+shown beside every accuracy. The rules read the text alone, never the verdict; they are heuristics with known blind
+spots.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def balanced_end(text: str, start: int, opener: str = "{", closer: str = "}") ->
 
 
 def _within(text: str, opener: str, closer: str) -> str | None:
-    """What stands between a pair that holds the whole text and does not close inside; None otherwise."""
+    """The text inside a pair that encloses the whole text and does not close inside; None otherwise."""
     if len(text) <= len(opener) + len(closer) or not (text.startswith(opener) and text.endswith(closer)):
         return None
     inner = text[len(opener) : len(text) - len(closer)]

@@ -157,7 +157,9 @@ class Judge:
                 first = failed[0]
                 if not isinstance(first, NoReplyError):
                     raise first
-                raise ServerError(f"the judge: {first} ({len(failed)} requests failed); the same command goes on")
+                raise ServerError(
+                    f"the judge: {first} ({len(failed)} requests failed); run the same command to continue"
+                )
 
     async def _ask_all(self, comparisons: Sequence[Comparison]) -> list[str | BaseException]:
         servers = self._connect()

@@ -23,7 +23,7 @@ from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import png_bytes
-from mpo.multimodal.loading import load_processor
+from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.prompt_length import PromptLength
 from mpo.trainer import MPOTrainer
 from tests.mpo.tiny import preference_row, preference_rows, tiny_config, tiny_internvl
@@ -301,7 +301,7 @@ import torch
 from tests.mpo.tiny import preference_row, tiny_config
 from mpo.admission import admit_all
 from mpo.collator import PreferenceCollator
-from mpo.multimodal.loading import load_processor
+from mpo.multimodal.loading import load_model, load_processor
 
 args = tiny_config(sys.argv[1])
 rows = [preference_row(i, chosen="" if i % 3 == 0 else f"one {i}") for i in range(11)]
@@ -329,3 +329,11 @@ def test_all_ranks_keep_the_same_rows(tmp_path: Path) -> None:
     assert first["kept"] == [f"pair-{i}" for i in range(11) if i % 3]
     assert [row for row, *_ in first["rejections"]] == [0, 3, 6, 9]
     assert done.stderr.count("rows in = ") == 1  # logged once
+
+
+def test_a_response_beyond_what_the_model_reads_is_not_admitted(tmp_path: Path) -> None:
+    """A response of 6 MB asked for 36 TB at the first step; no max_length was given."""
+    rows = [preference_row(0), preference_row(1, chosen=[{"role": "assistant", "content": "two " * 100_000}])]
+    trainer = MPOTrainer(load_model(tiny_internvl()), args=tiny_config(tmp_path), train_dataset=rows,
+                         processing_class=load_processor(tiny_internvl()))  # fmt: skip
+    assert trainer.admission["train"].rejected == {"longer than the model reads": 1}

@@ -176,3 +176,25 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     assert killed.keys() == straight.keys()
     assert all((killed[name] == straight[name]).all() for name in straight)
     assert len({(folder / REWARD_SHIFT_FILE).read_text() for folder in last}) == 1
+
+
+def test_times_of_files_do_not_matter_to_which_checkpoints_are_kept(tmp_path: Path) -> None:
+    """The clock was ahead when the first checkpoints were written: they look newer than those that follow."""
+    trainer_in(tmp_path, max_steps=2).train()
+    for folder in tmp_path.glob("checkpoint-*"):
+        os.utime(folder, (4e9, 4e9))
+    trainer = trainer_in(tmp_path, max_steps=2, save_total_limit=2)
+    trainer.args.max_steps = 4
+    trainer.args.allow_config_change = True
+    trainer.train(resume_from_checkpoint=True)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_a_damaged_later_checkpoint_does_not_cost_the_good_ones(run: Path) -> None:
+    """Two of three are damaged: what is written after going on from the first stays, and takes their places."""
+    for step in (2, 3):
+        damage_bytes(run / f"checkpoint-{step}")
+    trainer = trainer_in(run, save_total_limit=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-3"}
+    assert faults_of(run / "checkpoint-3") == []

@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import EpsImagePlugin, Image
 from mpo.multimodal.errors import ImageError
 from mpo.multimodal.images import MAX_PIXELS, image_sha256, load_image, png_bytes, resolve_inside
 
+ROOT = Path(__file__).resolve().parents[2]
 ORIENTATION = 0x0112
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
 
@@ -182,9 +185,9 @@ def test_a_flipped_bit_in_a_checksum(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(ImageError, match="no regular file"):
+    with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "x.png", root=tmp_path)
-    with pytest.raises(ImageError, match="no regular file"):
+    with pytest.raises(ImageError, match="not a regular file"):
         load_image("/dev/zero")
 
 
@@ -277,3 +280,32 @@ def test_embedded_bytes_are_read_and_a_path_in_a_data_row_never_is(tmp_path: Pat
         load_image({"bytes": None, "path": str(path)})
     with pytest.raises(ImageError, match="cannot be decoded"):
         load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data:image/png;base64," + "A" * 9000, "DATA:,x", "x" * 300, "a/" * 3000, "loop", "loop/a.png", "locked/a.png",
+     "http:/one-slash", "s3:/x", "\udcff.png", "file:/etc/passwd"],
+)  # fmt: skip
+def test_a_name_that_cannot_be_followed_is_an_image_error(tmp_path, name):
+    """Each ended a whole stage: too long for a disk, links in a circle, a folder that may not be entered."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "locked").mkdir(mode=0o000)
+    for root in (tmp_path, None):
+        path = name if root else (name if ":" in name else str(tmp_path / name))
+        with pytest.raises(ImageError) as raised:
+            load_image(path, root=root)
+        assert len(str(raised.value)) < 1000
+    (tmp_path / "locked").chmod(0o700)
+
+
+def test_a_name_outside_the_locale_is_an_image_error(tmp_path):
+    """In a process whose file names are Latin-1, as under LC_ALL=de_DE.ISO-8859-1."""
+    script = (
+        "import sys; from mpo.multimodal.images import load_image\n"
+        "try: load_image('\\u56fe.png', root=sys.argv[1])\n"
+        "except Exception as error: print(type(error).__name__)"
+    )
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "ImageError", done.stderr

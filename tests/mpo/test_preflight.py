@@ -113,7 +113,7 @@ def test_findings(tmp_path: Path) -> None:
     found = preflight(trainer_for(tmp_path, rows=rows, layout="paired", **settings))
     assert found.rows.rejected == {"empty response": 1}
     assert len(found.lengths) == 6
-    assert (found.layout, found.layout_reason) == ("paired", "layout='paired' was asked for")
+    assert (found.layout, found.layout_reason) == ("paired", "layout='paired' was requested")
     # 6 rows in micro-batches of 2: 3 of them, so 2 steps per epoch
     assert (found.batch.pairs_a_step, found.batch.steps, found.batch.epochs) == (4, 4, 2)
     by_setting = {deviation.setting: (deviation.here, deviation.paper) for deviation in found.deviations}

@@ -200,7 +200,7 @@ def test_a_non_finite_loss_names_its_micro_batch(tmp_path: Path) -> None:
     rows = [preference_row(i, weight=3e38 if i == 2 else 1.0) for i in range(4)]
     trainer = trainer_for(tmp_path, rows=rows, per_device_train_batch_size=1, gradient_accumulation_steps=4)
     before = weights_of(trainer)
-    with pytest.raises(NonFiniteLossError, match=r"finite loss at step 1, .* pairs \[pair-2\]"):
+    with pytest.raises(NonFiniteLossError, match=r"finite loss at step 1, .* \[pair-2\]"):
         trainer.train()
     assert torch.equal(weights_of(trainer), before)
     assert trainer.reward_shift.value == 0.0
@@ -210,7 +210,7 @@ def test_a_non_finite_gradient_stops_before_the_step(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, rows=preference_rows(2))
     next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(lambda gradient: gradient * math.nan)
     before = weights_of(trainer)
-    with pytest.raises(NonFiniteLossError, match=r"finite gradient at step 1, .* pairs \[pair-\d, pair-\d\]"):
+    with pytest.raises(NonFiniteLossError, match=r"finite gradient at step 1, .* \[pair-\d, pair-\d\]"):
         trainer.train()
     assert torch.equal(weights_of(trainer), before)
 
@@ -247,7 +247,7 @@ def test_refusals(tmp_path: Path) -> None:
         trainer_for(tmp_path, peft_config=LoraConfig(target_modules=["lm_head"], r=2))
 
     wrapped = get_peft_model(load_model(tiny_internvl()), LORA)
-    with pytest.raises(ConfigError, match="has adapters already"):
+    with pytest.raises(ConfigError, match="already has adapters"):
         trainer_for(tmp_path, model=wrapped, peft_config=LORA)
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:

@@ -108,6 +108,16 @@ def make_groups(problems: Path, samples: int, accuracy: float, rng: random.Rando
     ]
 
 
+def stating(groups: list[RolloutGroup]) -> list[RolloutGroup]:
+    """The same responses with an answer stated early on, so that a continuation that is cut soon can be checked too."""
+
+    def stated(rollout: Rollout) -> Rollout:
+        first, blank, rest = rollout.completion.text.partition("\n\n")
+        return rollout.with_(completion=replace(rollout.completion, text=f"{first}\nAnswer: 0{blank}{rest}"))
+
+    return [replace(group, rollouts=tuple(map(stated, group.rollouts))) for group in groups]
+
+
 def score_all(groups: list[RolloutGroup], rng: random.Random) -> list[RolloutGroup]:
     return [replace(group, rollouts=tuple(scored(rollout, rng) for rollout in group.rollouts)) for group in groups]
 

@@ -60,9 +60,9 @@ def test_the_commands_and_then_the_python_lines(project: Path, monkeypatch: pyte
     monkeypatch.chdir(project)
     first = json.loads(Path("data/questions.jsonl").read_text().splitlines()[0])
     assert {"id", "question", "images", "answer"} <= set(first)
-    (picture,) = first["images"]
+    (image,) = first["images"]
     for line in block("bash", "mpo sample").splitlines():
-        line = line.replace("MODEL", "model").replace("data/pictures/1.png", f"data/{picture}")
+        line = line.replace("MODEL", "model").replace("data/images/1.png", f"data/{image}")
         _, command, *flags = shlex.split(line, comments=True)
         assert main([command, *flags, *SHORT.get(command, "").split()]) == 0, line
     pairs = manifest_of(Path("run/pairs"))["counts"]["pairs"]

@@ -33,7 +33,7 @@ def deepen(model: Any, extra_layers: int, *, seed: int) -> None:
     """Add decoder layers on top of a trained text model, in place.
 
     Checking an answer needs layers above those that read the image: whether "Red 7" is right shows in what the
-    policy expected at "Red" and in the token that came. The first new layer starts out with both at hand
+    policy expected at "Red" and in the token that came. The first new layer starts with both at hand
     (`_look_one_back`); the others start like any layer. No effect of that start was measured (docs/log.md); the
     published run has it.
     """

@@ -1,9 +1,9 @@
 """Problems over real handwritten digits, and the many right ways to answer them.
 
 scikit-learn ships 1,797 scans of handwritten digits (8x8 grey values, UCI Optical Recognition of Handwritten
-Digits). 2 to 5 of them stand side by side in one image, one 32x32 tile each, each in an ink of its own; a question
+Digits). 2 to 5 of them are side by side in one image, one 32x32 tile each, each in an ink of its own; a question
 asks for the last digit of their sum, for the largest minus the smallest, or for the largest number that they make. An
-answer names one digit a step by its ink, carries the running result along in the step after it, and ends in
+answer names one digit per step by its ink, updates the running result in the step after it, and ends in
 `Final answer: …`; steps are separated by blank lines. Order of reading, wording and optional checks vary, so that one
 problem has many right answers, as real reasoning does.
 

@@ -3,7 +3,7 @@
 No model is called here. A benchmark's row becomes a `BenchmarkResponse`, whose steps are given and whose labels are
 right, wrong or none; a step without a label (VisualProcessBench's neutral ones, ProcessBench's steps after the first
 error) counts nothing anywhere. A score below the threshold calls a step wrong. The threshold is chosen on development
-problems only: one that is searched on the test set flatters every PRM by another amount.
+problems only: a threshold chosen on the test set flatters every PRM by a different amount.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BenchmarkResponse:
         labels: for each step whether it is right, or `None`: it counts nothing.
         source: the subset that it belongs to.
         generator: who wrote the response.
-        final_correct: whether its final answer is right, where the benchmark says so.
+        final_correct: whether its final answer is right, if the benchmark states it.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""What a benchmark says of a PRM: macro-F1, first errors, AUC, calibration, and what it loses without the image.
+"""What a benchmark shows about a PRM: macro-F1, first errors, AUC, calibration, and what it loses without the image.
 
 Intervals are percentile bootstraps over problems, the independent units: a problem's responses and steps stay together.
 """
@@ -26,9 +26,9 @@ RESAMPLES = 2000  # bootstrap, a number
 def evaluate(responses: Sequence[ScoredResponse], *, threshold: float, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Every number at one threshold, with 95 % bootstrap intervals over problems.
 
-    `macro_f1` and `first_error.f1` stand in three conventions, which can differ by points: `pooled` counts all steps
-    (or responses) together, `mean_of_sources` averages the sources' own values, `weighted` does so with their numbers
-    of responses. What the data do not define is `None`.
+    `macro_f1` and `first_error.f1` are given in three conventions, which can differ by points: `pooled` counts all
+    steps (or responses) together, `mean_of_sources` averages the sources' own values, `weighted` does so with their
+    numbers of responses. What the data do not define is `None`.
 
     Returns:
         Plain data for JSON.

@@ -172,8 +172,8 @@ def calibration(scores: Floats, labels: Bools, *, bins: int = 10) -> Calibration
     """Whether a score of 0.7 is right in 7 of 10 cases.
 
     ECE = Σ_b n_b/N · |share right in b − mean score in b| (arXiv 1706.04599, Eq. 3) over `bins` bins of equal width,
-    [0, 1/bins), …, [1 − 1/bins, 1], the last one closed. Unlike there, the binned value is P(correct) itself, not the
-    confidence of the likelier class. Brier score = mean (score − label)².
+    [0, 1/bins), …, [1 − 1/bins, 1], the last one closed. Unlike in that paper, the binned value is P(correct) itself,
+    not the confidence of the likelier class. Brier score = mean (score − label)².
 
     Raises:
         ConfigError: `bins` is below 1.

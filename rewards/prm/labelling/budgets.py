@@ -6,10 +6,11 @@
   has exactly `full`'s distribution: the draws that are left out cannot change it.
 - `bisect`: looks for the first zero step by bisection (OmegaPRM's idea, arXiv 2406.06592), ⌈log2 S⌉ steps of a wrong
   response and none of a right one. A success after step i is one of every step before i, so p > 0 never comes back
-  after a zero step; counts of K draws may say otherwise where p is small, and there labels differ from `full`'s.
+  after a zero step; counts of K draws may show otherwise if p is small, and then the labels differ from those of
+  `full`.
 
 A budget is a function of what is known and of `draw`; it returns a count for the end of every step but the last, which
-is not continued. `None`, or no entry, stands where the verifier decided nothing.
+is not continued. `None`, or no entry, means that the verifier decided nothing.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def budget_named(name: str, num_continuations: int) -> Budget:
         ConfigError: there is none, or K is below 1.
     """
     if num_continuations < 1:
-        raise ConfigError(f"expected at least 1 continuation a step, got num_continuations={num_continuations}")
+        raise ConfigError(f"expected at least 1 continuation per step, got num_continuations={num_continuations}")
     if name not in BUDGETS:
         raise ConfigError(f"unknown budget {name!r}: expected one of {', '.join(BUDGETS)}")
     return BUDGETS[name]
@@ -106,7 +107,7 @@ def waves(num_continuations: int) -> list[int]:
 
 
 def count(verdicts: Sequence[Verdict]) -> MonteCarloCount | None:
-    """Right among the verdicts that say something; `None` when none does.
+    """Correct ones among the verdicts that decide something; `None` if none does.
 
     Example:
         >>> count([Verdict.CORRECT, Verdict.WRONG, Verdict.TIMEOUT, Verdict.UNPARSABLE])

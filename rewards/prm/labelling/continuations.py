@@ -1,6 +1,6 @@
 """Continuations of steps, kept with their verdicts: right ones are what `step_prefix` chooses against a bad step.
 
-They stand in an SQLite file, one row per continuation, and are there as soon as their call was checked. Neither writing
+They are in an SQLite file, one row per continuation, and are stored as soon as their call was checked. Neither writing
 nor reading holds more than one call, or one problem, in memory.
 """
 
@@ -75,7 +75,7 @@ class KeptContinuations:
                 connection.executemany("INSERT OR REPLACE INTO continuations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
             raise StoreError(
-                f"{self.path} could not keep {len(rows)} continuations ({error}); look at the disk"
+                f"{self.path} could not keep {len(rows)} continuations ({error}); check the disk"
             ) from error
 
 

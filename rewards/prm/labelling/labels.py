@@ -1,8 +1,8 @@
 """From Monte-Carlo counts to the labels that a PRM is trained on.
 
 A step's label is 1 or 0 (hard: [mc > threshold], VisualPRM's threshold is 0, arXiv 2503.10291 §3.2), or mc itself
-(soft), or `None`: nothing is learned from it. Or it says what the step does to mc (advantage, an ablation of VisualPRM,
-there worse than the value): 1, ½ or 0, the signs `+`, `=` and `-`.
+(soft), or `None`: nothing is learned from it. Or it tells what the step does to mc (advantage, an ablation of
+VisualPRM, there worse than the value): 1, ½ or 0, the signs `+`, `=` and `-`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LabelledSolution:
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.labels):
-            raise StepAlignmentError(f"a solution has {len(self.steps)} steps but {len(self.labels)} labels")
+            raise StepAlignmentError(f"a response has {len(self.steps)} steps but {len(self.labels)} labels")
 
     @property
     def ends_right(self) -> bool:
@@ -38,7 +38,7 @@ class LabelledSolution:
 @dataclass(frozen=True)
 class LabelledGroup:
     """Labelled responses of one problem. A batch keeps them together, so that right and wrong answers to the same
-    image stand side by side; a PRM that never sees that contrast learns how hard an image is and nothing else.
+    image are side by side; a PRM that never sees that contrast learns how hard an image is and nothing else.
     """
 
     problem: Problem
@@ -78,7 +78,7 @@ class LabelRule:
             others = self.soft or self.threshold != 0.0 or self.max_doubt < 1.0
             if not 0.0 <= self.advantage < 1.0 or others:
                 raise ConfigError(
-                    f"advantage must be in [0, 1) and goes without soft, threshold and max_doubt, got {self}"
+                    f"advantage must be in [0, 1) and cannot be combined with soft, threshold or max_doubt, got {self}"
                 )
 
     @property

@@ -1,4 +1,4 @@
-"""Monte-Carlo step labels: the expected accuracy of a solution after each of its steps.
+"""Monte-Carlo step labels: the expected accuracy of a response after each of its steps.
 
 mc_i = (continuations from the end of step i that reach the right answer) / K  (VisualPRM, arXiv 2503.10291,
 Eq. 1). Counts are kept, not bits. A continuation whose answer cannot be read, or whose check timed out or failed,
@@ -56,7 +56,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Response:
-    """A verified rollout split into steps, and where it stands."""
+    """A verified rollout split into steps, and its place."""
 
     group: int
     rollout: int
@@ -73,7 +73,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Task:
-    """One call: n continuations of each prefix, an answer's beginning to the problem of its place."""
+    """One call: n continuations of each prefix, which is the beginning of a response to the problem of its place."""
 
     problems: Sequence[Problem]
     prefixes: Sequence[str]
@@ -112,7 +112,7 @@ class Continuer:
         if not len(answers) == len(verdicts) == expected:
             raise DataError(
                 f"expected {expected} continuations and as many verdicts, got {len(answers)} and {len(verdicts)}; "
-                "counts would move to other steps"
+                "the counts would be assigned to other steps"
             )
         result = {"verdicts": verdicts, "tokens": sum(c.num_tokens for c in made), "seconds": seconds}
         texts = {"drawn": [(c.text, c.finish_reason.value, c.num_tokens) for c in made]}
@@ -131,7 +131,7 @@ class Continuations:
         seed: changes the draw; every call of the generator has its own, derived from it.
         rows_a_call: continuations per call of the generator, at most (one place's n are never divided).
         on_drawn: told the number of continuations of each call that was made, or was kept.
-        each: keeps the verdicts of each call, so that a killed run goes on (`CallStore.each`).
+        each: keeps the verdicts of each call, so that a killed run can continue (`CallStore.each`).
     """
 
     def __init__(
@@ -224,7 +224,7 @@ def label_steps(
 
 
 def responses_of(groups: Sequence[RolloutGroup], splitter: Splitter) -> list[Response]:
-    """The rollouts whose verdict says something, split into steps; nothing is drawn for the others."""
+    """The rollouts whose verdict decides something, split into steps; nothing is drawn for the others."""
     return [
         Response(g, r, group.problem, rollout.completion.text, splitter(rollout.completion.text), rollout.verdict)
         for g, group in enumerate(groups)

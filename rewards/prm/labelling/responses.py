@@ -1,4 +1,4 @@
-"""Which responses get step labels: at most so many per problem, right and wrong ones balanced."""
+"""Which responses get step labels: a limited number per problem, right and wrong ones balanced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def choose_responses(
     mostly such problems learns how hard an image is, not which step is wrong.
     """
     if responses < 2:
-        raise ConfigError(f"responses must be at least 2, one right and one wrong, got {responses}")
+        raise ConfigError(f"responses must be at least 2 (one right and one wrong), got {responses}")
     rng = random.Random(seed)
     chosen: list[RolloutGroup] = []
     rejected: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """Where a rollout's step counts come from, and what they may be used for.
 
 `mc:full:16`        K = 16 continuations from every step: correct / total estimates mc, with σ ≤ √(.25/16) = .125.
-`mc:sequential:16`  drawing stopped at the first success: 1 of 2 may stand for mc = .5 or for .05.
+`mc:sequential:16`  drawing stopped at the first success: 1 of 2 may mean mc = .5 or .05.
 `mc:bisect:16`      as sequential, and most steps were inferred from others, not drawn.
 `mc:unknown:16`     someone's rows, whose steps have different totals.
 `exact`             the truth is known, 1 of 1 or 0 of 1.
@@ -49,12 +49,12 @@ def require_estimates(rollouts: Iterable[Rollout], *, use: str) -> None:
         use: what needs the estimate, for the message, e.g. "soft labels".
 
     Raises:
-        ConfigError: some counts are of another source; says which, and how many rollouts have it.
+        ConfigError: some counts have another source; names it, and how many rollouts have it.
     """
     found = Counter(r.label_source for r in rollouts if not counts_estimate_mc(r.label_source))
     if found:
         sources = ", ".join(f"{source} ({number} rollouts)" for source, number in sorted(found.items()))
         raise ConfigError(
-            f"{use} need counts that estimate mc (label_source mc:full:K or exact), got {sources}: such counts say "
+            f"{use} need counts that estimate mc (label_source mc:full:K or exact), got {sources}: such counts show "
             "only whether a step has a success; label with `--budget full`, or train on hard labels at threshold 0"
         )

@@ -132,5 +132,5 @@ def test_a_number_is_no_label() -> None:
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("text")
     for name in ("x.parquet", "gone.parquet"):
-        with pytest.raises(StageError, match="no Parquet file"):
+        with pytest.raises(StageError, match="not a Parquet file"):
             list(read_stepwise_parquet(tmp_path / name))

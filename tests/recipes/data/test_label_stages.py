@@ -71,7 +71,7 @@ def test_an_unknown_budget_is_refused_before_the_model_loads(verified: Path, tmp
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="unknown budget 'half'"):
         label(settings(verified, tmp_path / "model", budget="half"))
-    with pytest.raises(ConfigError, match="at least 1 continuation a step, got num_continuations=0"):
+    with pytest.raises(ConfigError, match="at least 1 continuation per step, got num_continuations=0"):
         label(settings(verified, tmp_path / "model", num_continuations=0))
 
 

@@ -130,7 +130,7 @@ def test_wrong_settings_are_refused_before_anything_is_read(tmp_path: Path) -> N
         pairs(PairsConfig(missing, tmp_path / "out", max_pairs=0))
     with pytest.raises(ConfigError, match="takes no min_visual_dependence"):
         pairs(PairsConfig(missing, tmp_path / "out", rule="dropout_ntp", policy=tmp_path, min_visual_dependence=0.1))
-    with pytest.raises(ConfigError, match="the other rules take none"):
+    with pytest.raises(ConfigError, match="the other rules take no policy"):
         pairs(PairsConfig(missing, tmp_path / "out", policy=tmp_path))
 
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_converted_is_refused_with_what_can(tmp_path: Path) -> No
     for source, target in (("trl", "visualprm"), ("groups", "mmpr"), ("trl", "trl"), ("csv", "trl")):
         with pytest.raises(ConfigError, match=rf"convert '{source}' to '{target}'; possible: trl to mmpr, mmpr to trl"):
             convert_data(ConvertDataConfig(source, target, tmp_path, tmp_path / "out"))
-    with pytest.raises(ConfigError, match="image_root is for visualprm"):
+    with pytest.raises(ConfigError, match="image_root applies to visualprm only"):
         convert_data(ConvertDataConfig("trl", "mmpr", tmp_path, tmp_path / "out", image_root=tmp_path))
     with pytest.raises(ConfigError, match=r"pairs\.parquet is not a file"):
         convert_data(ConvertDataConfig("trl", "mmpr", tmp_path, tmp_path / "out"))

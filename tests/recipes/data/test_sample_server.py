@@ -6,7 +6,9 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,7 +17,9 @@ from recipes.cli import main
 from recipes.data.sample import STORE
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups
-from tests.model_server import ModelServer
+from rewards.sampling import openai_generator
+from rewards.sampling.openai_generator import OpenAIGenerator
+from tests.model_server import ModelServer, scripted_reply
 
 
 @pytest.fixture
@@ -117,3 +121,66 @@ def test_another_model_is_refused_with_exit_code_4(
     assert "model ('tiny' then, 'other' now)" in capsys.readouterr().err
     assert sample(server, questions, tmp_path / "samples", "--num_samples", "5") == 0
     assert [body["n"] for body in server.requests] == [3] * 6 + [2] * 6
+
+
+def test_a_problem_that_always_fails_is_set_aside_after_three_runs(
+    server: ModelServer, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers 500 to one problem of six: two runs say so, the third goes on without it, with its reason."""
+    monkeypatch.setattr(openai_generator, "OpenAIGenerator", partial(OpenAIGenerator, attempts=1))
+    server.breaks_on = "What is 4?"
+    out = tmp_path / "samples"
+    assert [sample(server, questions, out) for _ in range(3)] == [2, 2, 0]
+    assert [group.problem.id for group in read_groups(out)] == ["p0", "p1", "p2", "p3", "p5"]
+    assert manifest_of(out)["counts"]["rejected"] == {"refused by the server": 3}
+    (row,) = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert row["id"] == "p4"
+    assert "no usable reply in 3 runs" in row["detail"]
+    kept = keys_of(out)
+    server.breaks_on = ""
+    assert sample(server, questions, out, "--num_samples", "4") == 0  # and is tried again when there is work anew
+    assert len(read_groups(out)) == 6
+    assert set(kept) < set(keys_of(out))
+
+
+def test_a_server_that_is_down_sets_no_problem_aside(
+    questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_generator, "OpenAIGenerator", partial(OpenAIGenerator, attempts=1))
+    out = tmp_path / "samples"
+    with ModelServer() as gone:
+        pass
+    assert [sample(gone, questions, out) for _ in range(4)] == [2] * 4
+    with ModelServer() as broken:
+        broken.then = "500"
+        assert [sample(broken, questions, out) for _ in range(4)] == [2] * 4
+    assert not (out / "quarantine.jsonl").exists()
+
+
+def test_removing_a_line_or_mending_one_asks_for_that_problem_alone(
+    server: ModelServer, questions: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "samples"
+    assert sample(server, questions, out) == 0
+    lines = questions.read_text().splitlines(keepends=True)
+    questions.write_text("".join([*lines[:2], lines[3].replace("What is 3?", "What is 33?"), *lines[4:]]))
+    server.requests.clear()
+    assert sample(server, questions, out) == 0
+    assert len(server.requests) == 1
+    assert [group.problem.id for group in read_groups(out)] == ["p0", "p1", "p3", "p4", "p5"]
+
+
+def test_a_positive_log_probability_is_none(
+    questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(openai_generator, "OpenAIGenerator", partial(OpenAIGenerator, attempts=1))
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        told = scripted_reply(body)
+        for choice in told["choices"]:
+            choice["logprobs"] = {"content": [{"token": "a", "logprob": 5.0}]}
+        return told
+
+    with ModelServer(reply=reply) as wrong:
+        assert sample(wrong, questions, tmp_path / "samples", "--logprobs", "true") == 2
+    assert "logprob" in capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_another_template_is_another_fingerprint(config: SampleConfig, policy_fo
     (out / MANIFEST).unlink()
     template = policy / "chat_template.jinja"
     template.write_text(template.read_text().replace("assistant\n", "assistant \n"))
-    with pytest.raises(FingerprintError, match=r"other template \("):
+    with pytest.raises(FingerprintError, match=r"other policy \("):
         sample(replace(config, policy=policy, out=out, num_samples=1))
 
 

@@ -192,7 +192,7 @@ def test_test_problems_that_are_trained_on_are_refused(run, tmp_path, capsys):
     command = ["pipeline", "--settings", str(settings), "--run_dir", str(tmp_path / "run")]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert f"1 of 9 questions of own.test_problems {mixed} stand in own.preference_problems" in error
+    assert f"1 of 9 questions of own.test_problems {mixed} are also in own.preference_problems" in error
     assert "'mine'" in error
     assert not (tmp_path / "run").exists()
 
@@ -202,8 +202,8 @@ def test_test_problems_that_are_trained_on_are_refused(run, tmp_path, capsys):
     [
         (("world",), {"prm": "p"}, "section 'warm_start' has no part in a run from these `own` data"),
         (("world", "warm_start", "deepen"), {"prm": "p"}, "section 'prm_sample' has no part"),
-        (("world",), {}, "expected one of prm (a ready PRM) and prm_problems (to train one on), got None and None"),
-        (("world",), {"prm": "p", "prm_model": "m"}, "with own.prm none is trained"),
+        (("world",), {}, "expected one of prm (a finished PRM) and prm_problems (to train one on), got None and None"),
+        (("world",), {"prm": "p", "prm_model": "m"}, "with own.prm no PRM is trained"),
         ((), {"prm": "p"}, "sections world and own; expected one of them"),
         (("world",), {"prn": "p"}, "own.prn is unknown; did you mean 'prm'?"),
     ],

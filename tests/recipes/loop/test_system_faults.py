@@ -67,6 +67,20 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert set(after.split()) - store == {"groups.jsonl", MANIFEST}
 
 
+def test_a_full_disk_while_weights_are_saved(policy_folder: Path, tmp_path: Path) -> None:
+    """300 kB for 600 kB of weights, whose writer raises an error of its own kind; with space it goes on."""
+    disk = tmp_path / "disk"
+    deepen = f"{sys.executable} -m recipes.cli deepen --policy {policy_folder} --out {disk}/out --extra_layers 1"
+    done = mounted(
+        disk, "size=300k", f"{deepen}; echo code $?; mount -o remount,size=9m {disk}; {deepen} && echo again"
+    )
+    assert "code 2" in done.stdout, done.stderr[-2000:]
+    assert "again" in done.stdout, done.stderr[-2000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mpo: ")]
+    assert "No space left on device" in line
+    assert "Traceback" not in done.stderr
+
+
 def test_a_disk_that_is_read_only(tmp_path: Path) -> None:
     given = samples(tmp_path / "given")
     verify = f"{sys.executable} -m recipes.cli verify --groups {given} --out {tmp_path}/disk/out"

@@ -198,7 +198,8 @@ def test_calibration_and_differences_are_drawn_from_the_run(tmp_path):
     (_, (_, found)) = calibration_charts([run])
     scored = [json.loads(line) for line in (run / "test" / "mpo" / "scored" / "groups.jsonl").read_text().splitlines()]
     rollouts = [rollout for group in scored for rollout in group["rollouts"]]
-    assert sum(one.count for one in found.bins) == len(rollouts)
+    read = [rollout for rollout in rollouts if rollout["verdict"] in ("correct", "wrong")]
+    assert sum(one.count for one in found.bins) == len(read) < len(rollouts)  # what could not be read is in no bin
     right = sum(one.count * one.right for one in found.bins)
     assert right == pytest.approx(sum(rollout["verdict"] == "correct" for rollout in rollouts))
     assert [chart.caption for chart in pair_charts([run])] == [

@@ -1,3 +1,4 @@
+import contextlib
 import http.client
 import os
 import re
@@ -6,12 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from mpo.multimodal.errors import ConfigError, StageError
-from recipes.report.view import page_server
+from recipes.report.view import MOST_CONNECTIONS, page_server
 
 ROOT = Path(__file__).parents[3]
 
@@ -104,3 +106,23 @@ def test_command_stops_on_interrupt(run):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (0, "stopped\n")
+
+
+def test_connections_are_few_and_do_not_wait_for_ever(server, monkeypatch, capfd):
+    """1,500 half requests had 1,500 threads; who says nothing is closed, and who breaks off prints nothing."""
+    monkeypatch.setattr("recipes.report.view._Handler.timeout", 0.5)
+    before = threading.active_count()
+    halves = [socket.create_connection(("127.0.0.1", server.server_port), timeout=5) for _ in range(100)]
+    for half in halves:
+        with contextlib.suppress(OSError):
+            half.sendall(b"GET / HT")
+    time.sleep(0.2)
+    assert threading.active_count() - before <= MOST_CONNECTIONS + 1
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+    assert ask(server.server_port, "/")[0].status == 200
+    for half in halves:
+        half.close()
+    assert "Traceback" not in capfd.readouterr().err

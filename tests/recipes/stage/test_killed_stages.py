@@ -25,7 +25,7 @@ from recipes.stage.kept_calls import CALLS
 from rewards.prm.formats import find_format
 from rewards.prm.model_prm import ModelPRM, save_format
 from rewards.types import Verdict
-from tests.recipes.run_folders import make_groups, make_problems, write_stage
+from tests.recipes.run_folders import make_groups, make_problems, stating, write_stage
 
 SCRIPT = Path(__file__).parents[1] / "kill_pipeline.py"
 ROOT = Path(__file__).parents[3]
@@ -39,7 +39,7 @@ def given(tmp_path: Path, policy_folder: Path) -> Path:
     problems = make_problems(folder, "questions", 6, rng)
     shutil.copytree(policy_folder, folder / "policy")
     save_format(shutil.copytree(policy_folder, folder / "prm"), find_format("step_end"))
-    write_stage(folder / "made", make_groups(problems, 6, 0.5, rng), problems, name="sample")
+    write_stage(folder / "made", stating(make_groups(problems, 6, 0.5, rng)), problems, name="sample")
     return folder
 
 
@@ -104,7 +104,7 @@ def test_work_of_other_settings_or_pictures_is_refused(given: Path, capsys: pyte
         score(ScoreConfig(groups, given / "prm", scored, aggregation="min"))
     picture = Path(str(read_groups(groups)[0].problem.images[0]))
     shutil.copy(Path(str(read_groups(groups)[1].problem.images[0])), picture)
-    with pytest.raises(FingerprintError, match=r"of other images \("):
+    with pytest.raises(FingerprintError, match=r"of other groups \("):
         score(ScoreConfig(groups, given / "prm", scored))
 
 

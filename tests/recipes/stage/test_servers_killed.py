@@ -119,7 +119,7 @@ def test_all_killed_is_an_error_that_names_them_and_the_run_goes_on(
     assert sample(servers, questions, tmp_path / "out") == 2
     killer.join(timeout=60)
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("mpo: no server was there for 1.5 s: ")
+    assert line.startswith("mpo: no server could be reached for 1.5 s: ")
     assert all(server.base_url in line for server in servers)
     drawn = len(keys_of(tmp_path / "out"))
     assert 10 < drawn < 2 * PICTURES * SAMPLES

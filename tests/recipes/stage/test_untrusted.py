@@ -217,7 +217,7 @@ def test_an_alias_bomb_in_a_format_file_is_refused_at_once(tmp_path: Path) -> No
     levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 8)]
     (tmp_path / "bomb.yaml").write_text("\n".join([*levels, "name: *a7", "positive: *a7", ""]))
     started = time.process_time()
-    with pytest.raises(ConfigError, match=r"uses an alias") as refused:
+    with pytest.raises(ConfigError, match=r"uses a YAML alias") as refused:
         find_format(str(tmp_path / "bomb.yaml"))
     assert time.process_time() - started < 1
     assert len(str(refused.value)) < 2_000

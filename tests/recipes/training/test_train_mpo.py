@@ -24,7 +24,7 @@ from recipes.stage.folder import MANIFEST, manifest_of
 from recipes.training.arguments import micro_batches
 from recipes.training.mpo_run import build_trainer, mpo_config, read_pairs
 from recipes.training.train_mpo import train_mpo
-from recipes.training.weights import ADAPTER
+from recipes.training.weights import ADAPTER, in_order
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.types import Completion, PreferencePair, Problem
 
@@ -269,3 +269,14 @@ def test_two_processes_are_one_run(policy_folder: Path, pairs: Path, tmp_path: P
     before = (config.out / MANIFEST).stat().st_mtime_ns
     train_mpo(replace(config, per_device_batch=1, save_steps=2))
     assert (config.out / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_an_adapters_configuration_does_not_know_the_hash_seed(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_config.json"
+    written = set()
+    for names in (["v_proj", "q_proj", "o_proj"], ["o_proj", "v_proj", "q_proj"]):
+        file.write_text(json.dumps({"target_modules": names, "r": 4, "exclude_modules": None}))
+        in_order(file)
+        written.add(file.read_bytes())
+    assert len(written) == 1
+    assert json.loads(written.pop())["target_modules"] == ["o_proj", "q_proj", "v_proj"]

@@ -74,7 +74,7 @@ def test_what_the_prm_cannot_read_is_never_its_choice() -> None:
     found = BestOfN(ListGenerator(["", "Final answer: 7"]), Picky(lambda step: 0.0)).answer(None, "?", 2)
     assert (found.index, found.rewards) == (1, (None, 0.0))
     assert found.tokens is None  # the empty one's were not counted
-    with pytest.raises(DataError, match="can read none of the 2 candidates"):
+    with pytest.raises(DataError, match="can read none of the 2 responses"):
         BestOfN(ListGenerator(["", ""]), Picky(lambda step: 0.0)).answer(None, "?", 2)
 
 

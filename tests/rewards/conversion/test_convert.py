@@ -362,7 +362,7 @@ def test_damaged_and_inconsistent_weights(tmp_path: Path) -> None:
     (source / INDEX).write_text(good)
     whole = first.read_bytes()
     first.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match="not a whole safetensors file"):
+    with pytest.raises(ConfigError, match="not a complete safetensors file"):
         open_checkpoint(source)
     first.unlink()
     with pytest.raises(ConfigError, match="is missing"):

@@ -263,5 +263,5 @@ def test_wrong_types_in_the_settings(tmp_path: Path, key: str, value: Any) -> No
 def test_sentencepiece_piece_of_the_same_name(tmp_path: Path) -> None:
     write_internlm2_tokenizer(tmp_path)
     added = {7: AddedToken("<s>", special=True, normalized=False)}
-    with pytest.raises(ConfigError, match="the name of another piece"):
+    with pytest.raises(ConfigError, match="the same name as another piece"):
         fast_tokenizer(tmp_path / "tokenizer.model", added)

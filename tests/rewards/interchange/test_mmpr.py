@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpo.multimodal.errors import DataError, ImageError, StageError
+from mpo.multimodal.images import png_bytes
 from rewards.interchange.archives import ZipImages
 from rewards.interchange.mmpr import read_mmpr, write_mmpr
 from rewards.types import Completion, FinishReason, PreferencePair, Problem
@@ -273,3 +274,33 @@ def test_damaged_archives(tmp_path: Path) -> None:
     path.write_bytes(data)
     with ZipImages(path) as images, pytest.raises(ImageError, match="cannot be read"):
         images.read("a")
+
+
+@pytest.mark.parametrize("field", ["question", "chosen", "source", "image"])
+def test_half_a_surrogate_costs_its_own_row(tmp_path, field):
+    good = {"question": "How many?", "chosen": "1", "rejected": "2", "source": "s"}
+    bad = json.dumps({**good, field: "\ud800"})
+    (tmp_path / "a.jsonl").write_text(json.dumps(good) + "\n" + bad + "\n")
+    (tmp_path / "meta.json").write_text(json.dumps({"set": {"root": "images", "annotation": "a.jsonl", "length": 2}}))
+    rejected = []
+    assert len(list(read_mmpr(tmp_path, on_reject=lambda *row: rejected.append(row)))) == 1
+    assert [(row, kind) for row, kind, _ in rejected] == [("set:2", "not a pair of MMPR")]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_every_byte_of_an_archive_may_be_damaged(tmp_path, method):
+    """One byte after the other: an image that is read, or one that cannot be, and never a traceback."""
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", method) as zipped:
+        zipped.writestr("images/a.png", png_bytes(Image.new("RGB", (8, 8))))
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        for bit in (0x01, 0x80):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            try:
+                with ZipImages(path) as images:
+                    images.read("images", "a.png")
+            except ImageError:
+                refused += 1
+    assert refused > len(whole) // 2

@@ -1,11 +1,19 @@
 import hashlib
+import os
 
 import pytest
 from PIL import Image
 
-from mpo.multimodal.errors import ImageError, StageError
+from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image
-from rewards.interchange.trl_rows import read_trl_parquet, to_trl_row, trl_features, write_trl_parquet
+from rewards.interchange.trl_rows import (
+    from_trl_row,
+    iter_trl_parquet,
+    read_trl_parquet,
+    to_trl_row,
+    trl_features,
+    write_trl_parquet,
+)
 from rewards.types import Completion, FinishReason, PreferencePair, Problem
 
 
@@ -137,3 +145,73 @@ def test_a_foreign_file_is_not_decoded_and_its_paths_are_not_opened(tmp_path):
     (read,) = read_trl_parquet(tmp_path / "foreign.parquet")
     with pytest.raises(ImageError, match="a path inside a data file is not opened"):
         load_image(read["images"][0])
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_other_rows_at_the_same_path_and_time_are_other_rows(tmp_path, monkeypatch, mapped):
+    """As `rsync -t`, tar and restored backups leave them; nothing is left in the home folder either."""
+    home, kept = tmp_path / "home", tmp_path / "kept"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", home)
+    path = tmp_path / "pairs.parquet"
+    for name in ("old", "new"):
+        write_trl_parquet([pair_of(name)], path)
+        os.utime(path, (1e9, 1e9))
+        assert read_trl_parquet(path, kept_in=kept if mapped else None)["problem_id"][:] == [name]
+    assert not home.exists()
+    assert len(list(kept.glob("*.arrow"))) == 2 * mapped
+
+
+def _written(tmp_path, table):
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, tmp_path / "foreign.parquet")
+    return tmp_path / "foreign.parquet"
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected", "images", "problem_id", "source"])
+@pytest.mark.parametrize("how", ["null", "missing"])
+def test_a_null_or_a_missing_column_costs_rows_and_no_traceback(tmp_path, column, how):
+    import pyarrow as pa
+
+    rows = [to_trl_row(pair_of("a", images=())), to_trl_row(pair_of("b", images=()))]
+    table = pa.Table.from_pylist(rows, schema=trl_features().arrow_schema)
+    place = table.column_names.index(column)
+    field = table.schema.field(column)
+    if how == "null":
+        gone = pa.array([None, rows[1][column]], field.type)
+        table = table.set_column(place, field, gone)
+    else:
+        table = table.drop_columns([column])
+    fine, bad = [], []
+    for row in iter_trl_parquet(_written(tmp_path, table)):
+        try:
+            fine.append(from_trl_row(row))
+        except DataError as error:
+            bad.append(str(error))
+    optional = column in ("images", "source")  # no image, and no source
+    assert (len(fine), len(bad)) == ((2, 0) if optional else (1, 1) if how == "null" else (0, 2))
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "images"])
+def test_a_column_of_another_type_is_one_error_that_names_it(tmp_path, column):
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist([to_trl_row(pair_of("a", images=()))], schema=trl_features().arrow_schema)
+    place = table.column_names.index(column)
+    path = _written(tmp_path, table.set_column(place, column, pa.array([7])))
+    for read in (read_trl_parquet, lambda path: list(iter_trl_parquet(path))):
+        with pytest.raises(DataError, match=f"column '{column}' is of type int64; expected list"):
+            read(path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "text"])
+def test_a_damaged_file_is_one_error(tmp_path, damage):
+    path = tmp_path / "pairs.parquet"
+    write_trl_parquet([pair_of(f"p{i}") for i in range(100)], path)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    zeros = whole[:4] + bytes(middle) + whole[middle + 4 :]
+    path.write_bytes({"empty": b"", "cut": whole[:-9], "text": b"rows", "zeros": zeros}[damage])
+    for kept in (None, tmp_path / "kept"):
+        with pytest.raises(DataError, match="is no readable Parquet file"):
+            read_trl_parquet(path, kept_in=kept)

@@ -113,7 +113,7 @@ def test_merged_steps_are_those_of_the_response() -> None:
         (published(steps_with_score=step(score=float("nan"))), r"steps_with_score\.0\.score: expected .*got nan"),
         (published(steps_with_score=step(step="Second")), r"steps_with_score\.0\.step: expected the response's own"),
         (published(steps_with_score=step()[:1]), r"steps_with_score\.0\.step: expected the response's own"),
-        (published(steps_with_score=step() * 2), r"response: a response of 3 steps cannot be joined to 6"),
+        (published(steps_with_score=step() * 2), r"response: a response of 3 steps cannot be merged into 6"),
         (published(verdict="maybe"), r"verdict: "),
         (published(question="What \ud800?"), r"question: "),
     ],

@@ -127,7 +127,7 @@ def test_the_marker_in_a_text_is_refused_or_broken_up(qwen: Path) -> None:
 def test_pictures_are_refused_by_a_text_model(qwen: Path) -> None:
     """Never dropped in silence: a PRM that sees no image would judge the text alone."""
     prm = ModelPRM.load(qwen, prm_format="qwen_math_prm")
-    with pytest.raises(DataError, match="has images, but the model reads text alone"):
+    with pytest.raises(DataError, match="has images, but the model is text-only"):
         prm.score(replace(PROBLEM, images=(Image.new("RGB", (32, 32)),)), ["one"])
 
 
@@ -234,7 +234,7 @@ def test_math_shepherd_row_golden(tmp_path: Path) -> None:
         ("name: x\nlayout: tag\nseperator: '\n'", "seperator"),
         ("name: x\nlayout: columns", "layout"),
         ("name: x\nlayout: tag\nmax_steps: many", "max_steps"),
-        ("name: x\nlayout: turns\nreadout: head", "a label head reads at a step"),
+        ("name: x\nlayout: turns\nreadout: head", "a label head is read at a step"),
         ("name: x\nlayout: turns\nfirst_turn: '{step} {question}'", "first_turn must hold"),
         ("name: x\nlayout: turns\nfirst_turn: '{question.__class__} {step}'", "first_turn must hold"),
         ("layout: tag", "name"),
@@ -256,7 +256,7 @@ def test_where_a_row_comes_from(tmp_path: Path) -> None:
         find_format(str(tmp_path / "missing.yaml"))
     save_format(tmp_path, STEP_TAG)
     assert load_format(tmp_path, "step_tag") == load_format(tmp_path) == STEP_TAG
-    with pytest.raises(ConfigError, match="prm_format=orm says otherwise"):
+    with pytest.raises(ConfigError, match="prm_format=orm differs from it"):
         load_format(tmp_path, "orm")
     old = {key: value for key, value in STEP_TAG.to_dict().items() if key not in ("separator", "readout")}
     (tmp_path / "prm.json").write_text(json.dumps(old))  # as written before the two fields were there

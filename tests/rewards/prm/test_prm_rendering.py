@@ -175,7 +175,7 @@ def test_thirteen_steps_merge_to_seven(processor: Any) -> None:
 
 
 def test_labels_must_be_single_tokens(processor: Any) -> None:
-    with pytest.raises(ConfigError, match="'definitely right' must be one token of the PRM's tokenizer, it is"):
+    with pytest.raises(ConfigError, match="'definitely right' must be one token of the PRM's tokenizer, but it is"):
         replace(VISUALPRM, positive="definitely right").label_ids(processor.tokenizer)
     with pytest.raises(ConfigError, match="'' must be one token"):
         replace(VISUALPRM, negative="").label_ids(processor.tokenizer)

@@ -216,7 +216,7 @@ def test_another_tokenizer_is_noticed(start: Start, processor: Any) -> None:
 
 def test_what_cannot_be_read_at_a_prompts_end_is_refused(processor: Any) -> None:
     for prm_format in (STEP_TAG, STEP_END):
-        with pytest.raises(ConfigError, match=r"only the turns layout reads"):
+        with pytest.raises(ConfigError, match=r"as the turns layout reads"):
             ServerPRM("http://127.0.0.1:1/v1", "prm", processor, prm_format)
     with pytest.raises(ConfigError, match=f"read of {', '.join(READS)}.*got 'logits'"):
         ServerPRM("http://127.0.0.1:1/v1", "prm", processor, VISUALPRM, read="logits")
@@ -268,10 +268,10 @@ def test_given_steps_that_are_refused_cost_their_response_alone(start: Start, pr
 def test_a_server_that_refuses_everything_is_an_error(start: Start, processor: Any) -> None:
     server = start()
     server.then = "refuse"
-    with pytest.raises(ServerError, match=r"refused every request, the first: HTTP 400.*look at model and read"):
+    with pytest.raises(ServerError, match=r"refused every request, the first: HTTP 400.*check model and read"):
         served_prm(server, processor).score(TEXT_ONLY, ANSWERS)
     server.then = "404"
-    with pytest.raises(ServerError, match="look at base_url, model and key"):
+    with pytest.raises(ServerError, match="check base_url, model and key"):
         served_prm(server, processor).score(TEXT_ONLY, ANSWERS)
 
 

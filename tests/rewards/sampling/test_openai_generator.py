@@ -160,7 +160,9 @@ def test_one_problem_without_reply_does_not_cost_the_others(server: ModelServer)
     batches = asking.draw(PROBLEMS, 2, seed=0)
     for _ in range(5):
         drawn += next(batches)
-    with pytest.raises(ServerError, match=r"problem p1: .*HTTP 500.*\(1 requests failed\).*the same command goes on"):
+    with pytest.raises(
+        ServerError, match=r"problem p1: .*HTTP 500.*\(1 requests failed\).*run the same command to continue"
+    ):
         next(batches)
     assert {place for place, _ in units(drawn)} == {0, 2, 3, 4, 5}
     before = len(server.requests)
@@ -269,5 +271,5 @@ def test_credentials_in_an_address_are_refused_and_not_shown(url: str) -> None:
 def test_settings_that_cannot_work(server: ModelServer) -> None:
     with pytest.raises(ConfigError, match="concurrency"):
         generator(server, concurrency=0)
-    with pytest.raises(ConfigError, match="greedy takes n=1"):
+    with pytest.raises(ConfigError, match="greedy decoding takes n=1"):
         generator(server, params=SamplingParams(temperature=0)).generate(PROBLEMS, 2, seed=0)

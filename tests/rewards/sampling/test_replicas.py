@@ -163,7 +163,7 @@ def test_when_all_are_gone_the_error_names_them(servers: list[ModelServer], monk
     monkeypatch.setattr(replicas, "ALL_DOWN_S", 0.3)
     gone = [closed_address(), closed_address()]
     with pytest.raises(
-        ServerError, match=r"no server was there for 0.3 s: .*Connect.*the same command goes on"
+        ServerError, match=r"no server could be reached for 0.3 s: .*Connect.*run the same command"
     ) as caught:
         draw(*gone)
     assert all(url in str(caught.value) for url in gone)

@@ -260,6 +260,43 @@ def test_the_checkpoints_generation_config_does_not_bend_the_draw(
         assert other == plain
 
 
+BENDING = {
+    **{"bad_words_ids": [[5]], "suppress_tokens": [5, 6], "forced_eos_token_id": 7, "sequence_bias": [[[5], 5.0]]},
+    **{"exponential_decay_length_penalty": [2, 1.5], "encoder_repetition_penalty": 3.0, "guidance_scale": 3.0},
+    **{"max_time": 1e-9, "begin_suppress_tokens": [5], "forced_bos_token_id": 5, "no_repeat_ngram_size": 1},
+    **{
+        "typical_p": 0.1,
+        "epsilon_cutoff": 0.1,
+        "eta_cutoff": 0.1,
+        "top_h": 0.1,
+        "min_new_tokens": 9,
+        "min_length": 9,
+    },
+    **{"num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1.0, "length_penalty": 3.0, "early_stopping": True},
+    **{"remove_invalid_values": True, "renormalize_logits": True, "eos_token_id": [5, 6], "max_length": 3},
+    **{"watermarking_config": {"bias": 5.0, "seeding_scheme": "lefthash", "greenlist_ratio": 0.25}},
+}
+CRASHING = {
+    **{"stop_strings": ["a"], "num_return_sequences": 3, "penalty_alpha": 0.6, "prompt_lookup_num_tokens": 3},
+    **{"token_healing": True, "return_dict_in_generate": True, "cache_implementation": "quantized", "constraints": [1]},
+    **{"dola_layers": "high", "is_assistant": True, "compile_config": {"fullgraph": True}, "output_scores": True},
+    **{"use_cache": False, "custom_generate": "evil/repo", "output_attentions": True, "output_logits": True},
+}
+
+
+@pytest.mark.parametrize("key", [*BENDING, *CRASHING])
+def test_no_key_of_a_generation_config_counts(key: str, policy_folder: Path, policy: Any, processor: Any) -> None:
+    """Whatever a checkpoint asks for; and afterwards the model holds what it held."""
+    bent = load_model(policy_folder).eval()
+    setattr(bent.generation_config, key, (BENDING | CRASHING)[key])
+    for params, n in ((GREEDY, 1), (SAMPLED, 2)):
+        plain, other = (
+            TransformersGenerator(m, processor, params).generate(PROBLEMS[:1], n, seed=0) for m in (policy, bent)
+        )
+        assert other == plain
+    assert getattr(bent.generation_config, key) == (BENDING | CRASHING)[key]
+
+
 def test_greedy_takes_one_completion(policy: Any, processor: Any) -> None:
     for params, n in ((GREEDY, 2), (SAMPLED, 0)):
         with pytest.raises(ConfigError, match=f"cannot draw {n} completions at temperature"):

@@ -145,5 +145,5 @@ def test_advantage_labels_and_their_loss_by_hand(tmp_path: Path, policy_folder: 
     assert loss == pytest.approx(-(shares[1, 0].log() + shares[2, 2].log() + shares[3, 1].log()).item() / 3, abs=1e-5)
     (scores,) = ModelPRM(model, processor, VISUALPRM_ADVANTAGE).score(PROBLEM, ["\n\n".join(s.text for s in steps)])
     assert scores.values == pytest.approx((shares[:, 0] + shares[:, 2] / 2).tolist(), abs=1e-5)
-    with pytest.raises(ConfigError, match="advantage labels go without"):
+    with pytest.raises(ConfigError, match="cannot be used with advantage labels"):
         PRMTrainer(model, processor, VISUALPRM_ADVANTAGE, arguments(tmp_path), [made], class_weights=(1.0, 2.0))

@@ -1,0 +1,48 @@
+"""One process works in a stage's folder at a time. The lock is the operating system's, so it dies with its holder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mpo.multimodal.errors import StageError
+
+LOCK = ".lock"
+
+_held: dict[str, FileLock] = {}  # of this process, by folder
+
+
+def lock(out: Path, *, stage: str) -> None:
+    """Keep other processes out of a folder until `unlock` or the end of this one; clear what a killed one has left.
+
+    Args:
+        out: of the stage; it exists. This process may hold its lock already.
+        stage: its name, for the message.
+
+    Raises:
+        StageError: another process works there, which is named.
+    """
+    place = os.path.realpath(out)
+    if place in _held:
+        return
+    held = FileLock(out / LOCK, thread_local=False)
+    try:
+        held.acquire(blocking=False)
+    except Timeout as error:
+        holder = (out / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        raise StageError(
+            f"stage {stage}: {out} is being written by {holder:.100}; wait for it, end it, or choose another folder"
+        ) from error
+    (out / LOCK).write_text(f"process {os.getpid()}\n", encoding="utf-8")
+    _held[place] = held
+    for left in out.glob("*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def unlock(out: Path) -> None:
+    """Let the next process in."""
+    if held := _held.pop(os.path.realpath(out), None):
+        (out / LOCK).write_text("", encoding="utf-8")  # so that a folder has the same bytes whoever wrote it
+        held.release()
