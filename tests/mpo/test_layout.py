@@ -145,7 +145,7 @@ def test_a_batch_with_a_prompt_that_ends_in_an_image_is_paired(monkeypatch: pyte
     ends_in_image = type(prompt)(ids, prompt.token_features, prompt.image_features)
     assert not can_be_shared(ends_in_image, processor.image_token_id)
     monkeypatch.setattr("mpo.collator.encode_prompt", lambda *_: ends_in_image)
-    batch = collate(rows)
+    batch = PreferenceCollator(processor, shared_prefix=True)(rows)  # one that has kept no prompt
     assert LAYOUT not in batch
     assert len(batch["input_ids"]) == 4
 
