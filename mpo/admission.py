@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,10 +46,12 @@ class AdmissionReport:
     Attributes:
         rows: rows in.
         rejections: one for each row that was left out, in the dataset's order.
+        chosen_tokens: |y_c| of each row that was kept, in the dataset's order.
     """
 
     rows: int
     rejections: tuple[Rejection, ...] = ()
+    chosen_tokens: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def kept(self) -> int:
@@ -173,9 +175,10 @@ def admit(
         if cheap is not None and fault is not None and fault.reason == ImageError.reason:
             fault = check.fault(index, as_trained)  # the dataset itself may open what we do not: a path in a data file
         rejections += [fault] if fault else []
+    chosen = check.chosen
     if world_size > 1:
-        rejections = sorted(gather_object(rejections))
-    report = AdmissionReport(len(rows), tuple(rejections))
+        rejections, chosen = sorted(gather_object(rejections)), dict(gather_object([*chosen.items()]))
+    report = AdmissionReport(len(rows), tuple(rejections), tuple(chosen[row] for row in sorted(chosen)))
     if rank == 0:
         log = logger.warning if rejections else logger.info
         log("\n".join(report.lines(name)))
@@ -200,6 +203,7 @@ class _Check:
 
     def __init__(self, collator: PreferenceCollator, max_length: int | None, context: int | None) -> None:
         self.collator, self.max_length, self.context = collator, max_length, context
+        self.chosen: dict[int, int] = {}  # row → tokens of its chosen response, of those without a fault
         self.count = PromptLength(collator.processor, image_root=collator.image_root)
 
     def fault(self, index: int, read: Callable[[], Row]) -> Rejection | None:
@@ -220,6 +224,7 @@ class _Check:
                 pair.check_length(self.count(pair.prompt, pair.images).total, self.max_length)
         except DataError as error:
             return Rejection(index, name, error.reason, str(error))
+        self.chosen[index] = len(pair.chosen)
         return None
 
 

@@ -187,18 +187,20 @@ def digest_of_processor(processor: Any) -> str:
     return _digest(part.encode() for part in parts)
 
 
-def response_keys(
-    tensors: Iterable[Tensor], responses: Sequence[tuple[Sequence[int], tuple[int, int] | None]]
-) -> list[str]:
+def prompt_key(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of a prompt as the model sees it: its ids, per-token features and pixels."""
+    return _digest(
+        part for tensor in tensors for part in (repr((tensor.dtype, tuple(tensor.shape))).encode(), _bytes(tensor))
+    )
+
+
+def response_keys(prompt: str, responses: Sequence[tuple[Sequence[int], tuple[int, int] | None]]) -> list[str]:
     """SHA-256 of each response of one prompt as the model sees it, and of the part of it that is summed.
 
     Args:
-        tensors: of the encoded prompt: ids, per-token features, pixels.
+        prompt: its `prompt_key`.
         responses: token ids of each, and the range of them that counts; None: all.
     """
-    prompt = _digest(
-        part for tensor in tensors for part in (repr((tensor.dtype, tuple(tensor.shape))).encode(), _bytes(tensor))
-    )
     return [_digest([prompt.encode(), json.dumps([[*ids], counted]).encode()]) for ids, counted in responses]
 
 
@@ -211,12 +213,15 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes where they are; those of an accelerator are copied to the host."""
+    array: Any = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
+    return memoryview(array)
 
 
-def _digest(parts: Iterable[bytes]) -> str:
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
     return digest.hexdigest()

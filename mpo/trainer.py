@@ -7,7 +7,7 @@ adds local sums over them, the gradient is checked, the optimizer steps, δ is c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mpo.layout import PromptSharing
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.monitors import RunMonitor
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.ranks import check_pictures, check_whole_weights
 from mpo.multimodal.whole_steps import WholeStepTrainer
@@ -96,6 +97,9 @@ class MPOTrainer(WholeStepTrainer):
             args=args,
             context=context_of(model),
         )
+        checked = self.admission.get("train")
+        self._chosen_tokens = None if checked is None else checked.chosen_tokens
+        self._checked_rows = train_dataset  # of which these are
         policy, reference = prepare_models(
             model,
             ref_model,
@@ -274,11 +278,28 @@ class MPOTrainer(WholeStepTrainer):
     def _counting(self, batch: Batch, *, rows: int) -> Batch:
         return first_pairs(batch, rows)
 
-    def _denominators(self, batches: list[Batch], device: torch.device) -> Denominators:
-        lengths = [chosen_lengths(batch) for batch in batches]
-        local = Denominators.of(torch.cat(lengths).to(device), self.args.generation_average)
-        counts = torch.stack([torch.as_tensor(count, device=device) for count in (local.pairs, local.generation)])
-        return Denominators(*self._sum_over_ranks(counts).unbind())
+    def _counts_of_batches(self, batches: list[Batch]) -> Denominators:
+        return self._counted(torch.cat([chosen_lengths(batch).cpu() for batch in batches]))
+
+    def _counts_of_rows(self, rows: Sequence[int]) -> Denominators | None:
+        tokens = self._chosen_tokens if self.train_dataset is self._checked_rows else None
+        return None if tokens is None else self._counted(torch.tensor([tokens[row] for row in rows], dtype=torch.int64))
+
+    def _counted(self, lengths: Tensor) -> Denominators:
+        return Denominators.of(lengths, self.args.generation_average)
+
+    def _check_counts(self, batch: Batch, rows: Sequence[int]) -> None:
+        tokens = self._chosen_tokens
+        if tokens is None or batch["pair_lengths"] == (expected := [tokens[row] for row in rows]):
+            return
+        raise ConfigError(
+            f"the pairs {batch['pair_ids']} have {batch['pair_lengths']} chosen tokens, and had {expected} when the "
+            "rows were checked: rows must not change from one reading to the next"
+        )
+
+    def _over_ranks(self, counts: Denominators, device: torch.device) -> Denominators:
+        local = torch.stack([torch.as_tensor(count, device=device) for count in (counts.pairs, counts.generation)])
+        return Denominators(*self._sum_over_ranks(local).unbind())
 
     def cached_reference(self) -> ReferenceCache:
         """The reference's log-probs of all rows: computed where they are lacking, or only read where weights will be

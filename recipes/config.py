@@ -109,6 +109,9 @@ class ModelTraining:
             "counted, never cut"
         },
     )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "processes that make batches ahead; default: 4 with an accelerator, else none"}
+    )
     save_steps: int = field(
         default=100, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
     )

@@ -48,7 +48,7 @@ def test_one_text_pair(collator: PreferenceCollator) -> None:
         [*[1] * 9, 1, 1, 1, 1],
         [*[1] * 9, 1, 1, 0, 0],
     ]
-    pairs = {"pair_ids", "pair_index", "pair_prompts", "pair_rejected_share"}
+    pairs = {"pair_ids", "pair_index", "pair_lengths", "pair_prompts", "pair_rejected_share"}
     assert set(batch) == {"input_ids", "labels", "attention_mask", *pairs}
 
 
@@ -115,7 +115,10 @@ def test_an_image_is_preprocessed_once_a_pair(collator: PreferenceCollator, monk
     processor_type = type(collator.processor.image_processor)
     original = processor_type.__call__
     monkeypatch.setattr(processor_type, "__call__", lambda *a, **k: calls.append(1) or original(*a, **k))
-    collator(preference_rows(3))
+    fresh = PreferenceCollator(collator.processor)
+    fresh(preference_rows(3))
+    assert len(calls) == 3
+    fresh(preference_rows(3))  # another epoch
     assert len(calls) == 3
 
 

@@ -161,13 +161,13 @@ def test_a_wrong_attention_is_found_at_the_first_batch(
     sharing = PromptSharing("auto", [model])
     state, mode = torch.get_rng_state(), model.training
     admitted = sharing.admit(packed, [model])
-    assert "differ from those of the paired layout" in caplog.text
+    assert "differ from those of a row per response" in caplog.text
     assert not sharing.on
     assert LAYOUT not in admitted
     assert torch.equal(admitted["input_ids"], paired_rows(packed)["input_ids"])
     assert torch.equal(state, torch.get_rng_state())
     assert model.training == mode
-    with pytest.raises(ConfigError, match=r"layout='shared' is not possible: its log-probs differ"):
+    with pytest.raises(ConfigError, match=r"layout='shared' is not possible: its values differ"):
         PromptSharing("shared", [model]).admit(packed, [model])
 
 
