@@ -146,11 +146,10 @@ def test_what_cannot_be_continued_is_counted() -> None:
 
 
 def test_without_the_texts_there_is_no_pair(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("groups.jsonl", MANIFEST):
-        (tmp_path / name).write_bytes((labelled / name).read_bytes())
+    (tmp_path / "groups.jsonl").write_bytes((labelled / "groups.jsonl").read_bytes())
     manifest = manifest_of(labelled)
-    manifest["counts"]["problems"] = str(labelled / manifest["counts"]["problems"])
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    files = {"groups.jsonl": manifest["files"]["groups.jsonl"]}  # a folder in which no other file was written
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "files": files}))
     assert run("pairs", groups=tmp_path, out=tmp_path / "pairs", rule="step_prefix") == 2
     assert "no pair could be made" in capsys.readouterr().err
 

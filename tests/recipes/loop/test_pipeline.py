@@ -84,8 +84,7 @@ def test_the_better_candidate_of_an_arm_is_kept(run):
     assert (run / "rft").resolve() == (run / "tuning" / "rft" / str(tuning["chosen"])).resolve()
     weights = [(run / "tuning" / "rft" / name / "model.safetensors").read_bytes() for name in "01"]
     assert weights[0] != weights[1]
-    used = manifest_of(run / "test" / "rft" / "greedy_samples")["fingerprint"]["settings"]["policy"]
-    assert used == str(run / "rft")
+    assert manifest_of(run / "test" / "rft" / "greedy_samples")["sources"]["policy"][1] == str(run / "rft")
     paper = manifest_of(run / "pairs_paper")["fingerprint"]["settings"]
     assert (paper["rejected_span"], paper["min_step_score"]) == ("full", 0.0)
 
