@@ -136,7 +136,7 @@ def test_a_checkpoint_of_other_ranks(
     resumed = trainer_in(run)
     resumed.train(resume_from_checkpoint=str(folder))
     assert resumed.state.global_step == 3
-    assert "resuming on 1 ranks what 4 saved: dropout" in caplog.text
+    assert "resuming on 1 ranks a checkpoint that 4 ranks saved: dropout" in caplog.text
     sharded = trainer_in(run)
     sharded.is_deepspeed_enabled = True
     with pytest.raises(ConfigError, match=r"DeepSpeed on 4 ranks, this run has 1: .* start 4 processes"):

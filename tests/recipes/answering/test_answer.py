@@ -51,7 +51,7 @@ def test_a_server_answers_and_a_table_is_shown(prm_folder: Path) -> None:
     shown = console.export_text()
     assert f"→ {found.index}" in shown
     assert found.text in shown
-    assert "3 candidates, unknown tokens; more would change the answer with probability 0.000" in shown
+    assert "3 responses, unknown tokens; more would change the answer with probability 0.000" in shown
 
 
 @pytest.mark.parametrize(
