@@ -99,7 +99,7 @@ def test_without_the_texts_there_is_no_pair(labelled: Path, tmp_path: Path, caps
     for name in ("groups.jsonl", MANIFEST):
         (tmp_path / name).write_bytes((labelled / name).read_bytes())
     manifest = manifest_of(labelled)
-    manifest["counts"]["problems"] = str(labelled / manifest["counts"]["problems"])
+    manifest["files"] = {"groups.jsonl": manifest["files"]["groups.jsonl"]}
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     assert run("pairs", groups=tmp_path, out=tmp_path / "pairs", rule="step_prefix") == 2
     assert "no pair could be made" in capsys.readouterr().err
