@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm/.installed
+TORCH_MIN := .venv-torch-min/.installed
 SEEDS ?= 0 1 2
 
 # TRL sends a usage ping when a trainer is built; these runs send none unless you ask for it.
@@ -19,13 +20,13 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # The recipes train on one device; several visible ones would be wrapped in nn.DataParallel.
 export CUDA_VISIBLE_DEVICES ?= 0
 
-.PHONY: help demo evidence test test-vllm test-kill fuzz check bench docs clean
+.PHONY: help demo evidence test test-vllm test-torch-min test-kill fuzz check gpu bench docs clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## the whole loop once on the digits world, one seed; writes runs/demo/report.html
-	$(BIN)/mpo pipeline --settings recipes/configs/digits_demo.yaml --run_dir runs/demo
+	$(BIN)/mpo pipeline --settings recipes/configs/digits_demo.yaml --run_dir runs/demo --arms mpo mpo_paper rft
 	@echo "The report is at $(CURDIR)/runs/demo/report.html"
 
 evidence: $(INSTALLED)  ## three seeds and every arm of the digits world, into runs/evidence
@@ -36,6 +37,11 @@ test: $(INSTALLED)  ## the tests, doctests included
 
 test-vllm: $(INSTALLED) $(VLLM)  ## policy and PRM behind a real vLLM on the CPU, which it installs into .venv-vllm and starts
 	$(BIN)/python -m pytest -m vllm tests/with_vllm
+
+test-torch-min: $(TORCH_MIN)  ## attention, training and scoring under the oldest torch that pyproject.toml allows, in .venv-torch-min
+	CUDA_VISIBLE_DEVICES= .venv-torch-min/bin/python -m pytest -p no:cacheprovider tests/mpo/test_varlen.py tests/mpo/test_agreement.py \
+		tests/mpo/test_prefix.py tests/mpo/test_vision.py tests/mpo/test_trainer.py tests/rewards/prm/test_prm_sharing.py \
+		tests/rewards/sampling/test_transformers_generator.py
 
 test-kill: $(INSTALLED)  ## every data stage killed at every failpoint and, 25 runs, at random moments; 10 to 40 minutes
 	$(BIN)/python tests/recipes/kill_pipeline.py --runs 25
@@ -49,6 +55,10 @@ check: $(INSTALLED)  ## format, lint, types, tests and the site (one of the test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+gpu: $(INSTALLED)  ## on a machine with a GPU: its tests, then every figure that only it can give, into runs/gpu.json; 10 minutes
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu.json
+
 bench: $(INSTALLED)  ## every script of benchmarks/
 	@shopt -s nullglob; scripts=(benchmarks/[!_]*.py); \
 	if (( $${#scripts[@]} == 0 )); then echo "make bench: benchmarks/ holds no *.py script, so nothing was measured" >&2; exit 1; fi; \
@@ -59,7 +69,7 @@ docs: $(INSTALLED)  ## the documentation site, into site/; every warning is an e
 	@echo "Open $(CURDIR)/site/index.html; for the search: $(BIN)/python -m http.server --bind 127.0.0.1 -d site"
 
 clean:  ## remove the environments, caches and build leftovers; runs/ stays
-	rm -rf .venv .venv-vllm build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-torch-min build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . \( -path ./.git -o -path ./runs \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted install is taken up again; a changed pyproject.toml or constraints.txt reinstalls.
@@ -82,4 +92,14 @@ $(VLLM): tests/with_vllm/requirements.txt
 	@.venv-vllm/bin/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv-vllm
 	.venv-vllm/bin/python -m pip install --disable-pip-version-check -r $<
 	.venv-vllm/bin/python -m pip uninstall -y torchaudio torchcodec
+	@touch $@
+
+# The oldest torch with its torchvision, beside what constraints.txt has of everything else; about 5.5 GB on disk.
+$(TORCH_MIN): pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "make: no Python >= 3.11 found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing torch 2.11 into .venv-torch-min: about 3 GB of wheels to download, 5.5 GB on disk."
+	@.venv-torch-min/bin/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv-torch-min
+	grep -vE '^(torch|torchvision|triton|cuda-|nvidia-)' constraints.txt >.venv-torch-min/constraints.txt
+	.venv-torch-min/bin/python -m pip install --disable-pip-version-check -c .venv-torch-min/constraints.txt \
+		'torch==2.11.*' 'torchvision==0.26.*' -e '.[digits]' hypothesis pytest pytest-timeout
 	@touch $@

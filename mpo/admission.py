@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,10 +46,12 @@ class AdmissionReport:
     Attributes:
         rows: rows in.
         rejections: one for each row that was left out, in the dataset's order.
+        chosen_tokens: |y_c| of each row that was kept, in the dataset's order.
     """
 
     rows: int
     rejections: tuple[Rejection, ...] = ()
+    chosen_tokens: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def kept(self) -> int:
@@ -79,12 +81,15 @@ class AdmissionReport:
 
 
 class PairLength(NamedTuple):
-    """Tokens of one pair. `image` is a part of `prompt`: the placeholders and what frames them."""
+    """Tokens of one pair. `image` is a part of `prompt`: the placeholders and what frames them; `counted` is the part
+    of `rejected` that L_p and L_q read.
+    """
 
     prompt: int
     image: int
     chosen: int
     rejected: int
+    counted: int
 
     @property
     def longer(self) -> int:
@@ -170,9 +175,10 @@ def admit(
         if cheap is not None and fault is not None and fault.reason == ImageError.reason:
             fault = check.fault(index, as_trained)  # the dataset itself may open what we do not: a path in a data file
         rejections += [fault] if fault else []
+    chosen = check.chosen
     if world_size > 1:
-        rejections = sorted(gather_object(rejections))
-    report = AdmissionReport(len(rows), tuple(rejections))
+        rejections, chosen = sorted(gather_object(rejections)), dict(gather_object([*chosen.items()]))
+    report = AdmissionReport(len(rows), tuple(rejections), tuple(chosen[row] for row in sorted(chosen)))
     if rank == 0:
         log = logger.warning if rejections else logger.info
         log("\n".join(report.lines(name)))
@@ -197,6 +203,7 @@ class _Check:
 
     def __init__(self, collator: PreferenceCollator, max_length: int | None, context: int | None) -> None:
         self.collator, self.max_length, self.context = collator, max_length, context
+        self.chosen: dict[int, int] = {}  # row → tokens of its chosen response, of those without a fault
         self.count = PromptLength(collator.processor, image_root=collator.image_root)
 
     def fault(self, index: int, read: Callable[[], Row]) -> Rejection | None:
@@ -217,6 +224,7 @@ class _Check:
                 pair.check_length(self.count(pair.prompt, pair.images).total, self.max_length)
         except DataError as error:
             return Rejection(index, name, error.reason, str(error))
+        self.chosen[index] = len(pair.chosen)
         return None
 
 
@@ -229,7 +237,7 @@ def _read(rows: Any, index: int) -> Row:
 
 def _length(collator: PreferenceCollator, count: PromptLength, row: Row) -> PairLength:
     pair = collator.check(row)
-    return PairLength(*count(pair.prompt, pair.images), len(pair.chosen), len(pair.rejected))
+    return PairLength(*count(pair.prompt, pair.images), len(pair.chosen), len(pair.rejected), pair.rejected_tokens)
 
 
 def _undecoded(rows: Any, indices: Sequence[int]) -> Iterator[Row | None]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import gather
+from accelerate.utils import reduce
 from peft import PeftModel
 from torch import Tensor
 from transformers.utils import logging
 
+from mpo.multimodal.agreement import check_first_batch
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.packing import LAYOUT, paired_rows
-from mpo.multimodal.scoring import innermost, response_lengths, response_logps
+from mpo.multimodal.scoring import innermost, token_logps
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once, share_frozen_vision
 
@@ -21,15 +23,12 @@ logger = logging.get_logger(__name__)
 
 Layout = Literal["auto", "shared", "paired"]
 
-# Largest difference between the two layouts, in nats per token: rounding is far below it, a wrong mask far above.
-TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
-
 
 class PromptSharing:
     """Packed batches for models that read them correctly; their paired form for all others. Either way, an image goes
     through a vision tower once per batch.
 
-    `on` is the decision, `reason` its reason.
+    `on` is the decision, `reason` its reason; `kernel` is whether attention may use the variable-length kernel.
 
     Args:
         layout: "auto" shares where every model can, else logs a warning with the reason; "shared" requires it; "paired"
@@ -56,7 +55,7 @@ class PromptSharing:
                 enable_shared_prefix(base)
         if len(models) > 1 or isinstance(models[0], PeftModel):  # a reference reads the same batch
             share_frozen_vision(*bases)
-        self.varlen = torch.cuda.is_available()  # until a first batch shows otherwise
+        self.kernel = True  # where there is one, until a first batch shows otherwise
         self._checked = False
 
     def admit(self, batch: Mapping[str, Any], models: Sequence[Any]) -> dict[str, Any]:
@@ -72,46 +71,24 @@ class PromptSharing:
         if self.on and not self._checked:
             self._check(batch, models)
         if LAYOUT in batch:
-            batch[LAYOUT].varlen = self.varlen
+            batch[LAYOUT].varlen = self.kernel
         return dict(batch) if self.on or LAYOUT not in batch else paired_rows(batch)
 
     def _check(self, batch: Mapping[str, Any], models: Sequence[Any]) -> None:
         """Every rank runs the same forwards and collectives, whatever its batch: a wrapped forward is a collective."""
-        packed = torch.tensor([LAYOUT in batch], device=batch["input_ids"].device)
-        if not self._gathered(packed).any():
+        packed = torch.tensor(LAYOUT in batch, dtype=torch.float32, device=batch["input_ids"].device)
+        if not self._summed(packed):
             return
-        dtype, device = next(innermost(models[0]).parameters()).dtype, batch["input_ids"].device
-        half = dtype != torch.float32 or torch.is_autocast_enabled(device.type)
-        limit = TOLERANCE_HALF if half else TOLERANCE
-        worst = self._worst(batch, models)
-        if self.varlen and not worst <= limit:
-            logger.warning("attention runs segment by segment: the variable-length kernel is off by %.2g", worst)
-            self.varlen = False
-            worst = self._worst(batch, models)
-        self._checked = True
-        if not worst <= limit:  # a NaN is no agreement
-            self.on = False
-            self._refuse(
-                f"its log-probs differ from those of the paired layout by {worst:.2g} per token on a first batch"
-            )
+        reads = [partial(_token_values, model) for model in models]
+        found = check_first_batch(batch, reads, models=models, fill=self.all_ranks, summed=self._summed)
+        self._checked, self.on, self.kernel = True, found.shares, found.kernel
+        if found.shares:
+            self.reason += f"; {found.reason}"
         else:
-            self.reason += f"; on a first batch, log-probs differ from the paired layout's by {worst:.1e} per token"
+            self._refuse(found.reason)
 
-    def _worst(self, batch: Mapping[str, Any], models: Sequence[Any]) -> float:
-        """Largest difference of all models and ranks; infinite where the variable-length kernel cannot run at all."""
-        if LAYOUT in batch:
-            batch[LAYOUT].varlen = self.varlen
-        try:
-            differences = torch.stack([_difference(model, batch) for model in models])
-        except RuntimeError as error:
-            if not self.varlen:
-                raise
-            logger.warning("the variable-length kernel failed: %s", error)
-            differences = torch.full((len(models),), torch.inf, device=batch["input_ids"].device)
-        return float(self._gathered(differences).max())
-
-    def _gathered(self, values: Tensor) -> Tensor:
-        return gather(values) if self.all_ranks else values
+    def _summed(self, values: Tensor) -> Tensor:
+        return reduce(values, reduction="sum") if self.all_ranks else values
 
     def _refuse(self, reason: str) -> None:
         self.reason = reason
@@ -120,17 +97,5 @@ class PromptSharing:
         logger.warning("each prompt goes through the model once per response (layout 'paired'): %s", reason)
 
 
-@torch.no_grad()
-def _difference(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Largest difference between packed and paired log-probs, in nats per token; modes and random state stay.
-
-    A batch that is paired already runs twice and differs by 0.
-    """
-    was_training = model.training
-    model.eval()
-    device = batch["input_ids"].device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        shared, _ = response_logps(model, batch)
-        paired, _ = response_logps(model, paired_rows(batch) if LAYOUT in batch else batch)
-    model.train(was_training)
-    return ((shared - paired).abs() / response_lengths(batch)).max()
+def _token_values(model: Any, inputs: Mapping[str, Any], place: int | None) -> list[Tensor]:
+    return token_logps(model, inputs)

@@ -1,8 +1,9 @@
 """Reference log-probs, computed once and kept: training then needs no second model.
 
-A response is found by content: the token ids of its prompt and its own, and the pixels as the processor made them. The
-weights, processor and number type that computed the values are written beside them, and a cache of another reference
-is refused. Each rank writes a SQLite file of its own, committed batch by batch: a kill loses at most a batch.
+A response is found by content: the token ids of its prompt and its own, the range of them that counts, and the pixels
+as the processor made them. The weights, processor and number type that computed the values are written beside them, and
+a cache of another reference is refused. Each rank writes a SQLite file of its own, committed batch by batch: a kill
+loses at most a batch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SCHEMA = (
 
 
 class ReferenceCache:
-    """Response → log π_ref(response | prompt), summed over its tokens.
+    """Response → log π_ref(response | prompt), summed over its tokens that count.
 
     Args:
         folder: holds one `logps-RANK.sqlite` per rank; made if it is missing.
@@ -186,17 +187,21 @@ def digest_of_processor(processor: Any) -> str:
     return _digest(part.encode() for part in parts)
 
 
-def response_keys(tensors: Iterable[Tensor], responses: Sequence[Sequence[int]]) -> list[str]:
-    """SHA-256 of each response of one prompt as the model sees it.
-
-    Args:
-        tensors: of the encoded prompt: ids, per-token features, pixels.
-        responses: token ids of each.
-    """
-    prompt = _digest(
+def prompt_key(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of a prompt as the model sees it: its ids, per-token features and pixels."""
+    return _digest(
         part for tensor in tensors for part in (repr((tensor.dtype, tuple(tensor.shape))).encode(), _bytes(tensor))
     )
-    return [_digest([prompt.encode(), json.dumps([*response]).encode()]) for response in responses]
+
+
+def response_keys(prompt: str, responses: Sequence[tuple[Sequence[int], tuple[int, int] | None]]) -> list[str]:
+    """SHA-256 of each response of one prompt as the model sees it, and of the part of it that is summed.
+
+    Args:
+        prompt: its `prompt_key`.
+        responses: token ids of each, and the range of them that counts; None: all.
+    """
+    return [_digest([prompt.encode(), json.dumps([[*ids], counted]).encode()]) for ids, counted in responses]
 
 
 @contextmanager
@@ -208,12 +213,15 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes where they are; those of an accelerator are copied to the host."""
+    array: Any = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy()
+    return memoryview(array)
 
 
-def _digest(parts: Iterable[bytes]) -> str:
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
     return digest.hexdigest()

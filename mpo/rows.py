@@ -1,7 +1,8 @@
 """One row in TRL's vision preference format, checked: what is wrong with it, or what the collator needs of it.
 
 A row is `{images | image, prompt, chosen, rejected}` and may carry `chosen_truncated`, `rejected_truncated`,
-`problem_id` and `weight`. Rows are never changed. A row that breaks the format raises a DataError with a reason.
+`rejected_span`, `problem_id` and `weight`. Rows are never changed. A row that breaks the format raises a DataError with
+a reason.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jinja2 import TemplateError
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import ImageSource
 from mpo.multimodal.messages import Message, prompt_text, response_ids
+from mpo.spans import SPAN_COLUMN, Span, checked_span, tokens_of_span
 
 Row = Mapping[str, Any]
 
@@ -33,6 +35,7 @@ class CheckedPair:
         chosen: token ids y_c.
         rejected: token ids y_r.
         weight: of the pair's loss, finite, ≥ 0.
+        counted: [start, end) of the tokens of y_r that count in L_p and L_q; None: all of them.
     """
 
     prompt: str
@@ -40,6 +43,13 @@ class CheckedPair:
     chosen: list[int]
     rejected: list[int]
     weight: float
+    counted: Span | None = None
+
+    @property
+    def rejected_tokens(self) -> int:
+        """How many tokens of y_r count in L_p and L_q, at least 1."""
+        start, end = self.counted or (0, len(self.rejected))
+        return end - start
 
     def check_length(self, prompt_tokens: int, max_length: int | None) -> None:
         """Refuse a pair whose prompt with its longer response has more than `max_length` tokens; nothing is cut."""
@@ -70,13 +80,19 @@ def check_row(processor: Any, row: Row) -> CheckedPair:
     chosen, rejected = _response(processor, row, "chosen"), _response(processor, row, "rejected")
     if chosen == rejected:
         raise DataError("chosen and rejected are the same response; drop the row", reason="two equal responses")
-    return CheckedPair(prompt, images, chosen, rejected, _weight(row))
+    return CheckedPair(prompt, images, chosen, rejected, _weight(row), _counted(processor, row, rejected))
 
 
 def _response(processor: Any, row: Row, column: str) -> list[int]:
     with naming(column):
         text = _response_text(_required(row, column))
         return response_ids(processor, text, truncated=bool(row.get(f"{column}_truncated")))
+
+
+def _counted(processor: Any, row: Row, rejected: list[int]) -> Span | None:
+    text = _response_text(row["rejected"])
+    span = checked_span(row.get(SPAN_COLUMN), text)
+    return None if span is None else tokens_of_span(processor, text, span, rejected)
 
 
 def _refuse_columns(row: Row) -> None:

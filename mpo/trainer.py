@@ -7,7 +7,7 @@ adds local sums over them, the gradient is checked, the optimizer steps, δ is c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mpo.layout import PromptSharing
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.monitors import RunMonitor
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.ranks import check_pictures, check_whole_weights
 from mpo.multimodal.whole_steps import WholeStepTrainer
@@ -35,9 +36,11 @@ from mpo.reference import ReferenceCache
 from mpo.reference_run import ReferenceRun
 from mpo.reward_shift import RewardShift
 from mpo.sampler import PromptGroupSampler, TokenBalancedSampler, seed_of, token_balanced
+from mpo.spans import SPAN_COLUMN
 from mpo.types import MPOLoss, PairLogps
 
 REWARD_SHIFT_FILE = "reward_shift.json"
+CONTENT_COLUMNS = ("chosen", "rejected", SPAN_COLUMN)  # what a resume must find unchanged
 
 Batch = dict[str, Any]
 
@@ -94,6 +97,9 @@ class MPOTrainer(WholeStepTrainer):
             args=args,
             context=context_of(model),
         )
+        checked = self.admission.get("train")
+        self._chosen_tokens = None if checked is None else checked.chosen_tokens
+        self._checked_rows = train_dataset  # of which these are
         policy, reference = prepare_models(
             model,
             ref_model,
@@ -182,6 +188,8 @@ class MPOTrainer(WholeStepTrainer):
             reward_shift=self.reward_shift.value,
             loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / max(1, len(pair_ids)),
         )
+        if "pair_rejected_share" in pairs:  # 1: the whole of each rejected response counts
+            metrics["tokens/rejected_counted"] = pairs["pair_rejected_share"].mean()
         if "pair_prompts" in pairs:  # 1: no prompt was repeated
             metrics["rows_per_prompt"] = loss.total.new_tensor(len(inputs["input_ids"]) / pairs["pair_prompts"])
         self._means["train" if model.training else "eval"].add(metrics, pairs=len(pair_ids))
@@ -259,21 +267,39 @@ class MPOTrainer(WholeStepTrainer):
         return {**super()._run_settings(), **{name: given.get(name) for name in DECISIVE}}
 
     def _row_contents(self) -> Iterator[Any]:
-        """The responses; images are not decoded."""
+        """The responses and the part that counts; images are not decoded."""
         rows: Any = self.train_dataset
-        rows = rows.select_columns(["chosen", "rejected"]) if hasattr(rows, "select_columns") else rows
-        yield from ([row.get("chosen"), row.get("rejected")] for row in rows)
+        if hasattr(rows, "select_columns"):
+            rows = rows.select_columns([name for name in CONTENT_COLUMNS if name in rows.column_names])
+        yield from ([row.get(name) for name in CONTENT_COLUMNS] for row in rows)
 
     # Helpers.
 
     def _counting(self, batch: Batch, *, rows: int) -> Batch:
         return first_pairs(batch, rows)
 
-    def _denominators(self, batches: list[Batch], device: torch.device) -> Denominators:
-        lengths = [chosen_lengths(batch) for batch in batches]
-        local = Denominators.of(torch.cat(lengths).to(device), self.args.generation_average)
-        counts = torch.stack([torch.as_tensor(count, device=device) for count in (local.pairs, local.generation)])
-        return Denominators(*self._sum_over_ranks(counts).unbind())
+    def _counts_of_batches(self, batches: list[Batch]) -> Denominators:
+        return self._counted(torch.cat([chosen_lengths(batch).cpu() for batch in batches]))
+
+    def _counts_of_rows(self, rows: Sequence[int]) -> Denominators | None:
+        tokens = self._chosen_tokens if self.train_dataset is self._checked_rows else None
+        return None if tokens is None else self._counted(torch.tensor([tokens[row] for row in rows], dtype=torch.int64))
+
+    def _counted(self, lengths: Tensor) -> Denominators:
+        return Denominators.of(lengths, self.args.generation_average)
+
+    def _check_counts(self, batch: Batch, rows: Sequence[int]) -> None:
+        tokens = self._chosen_tokens
+        if tokens is None or batch["pair_lengths"] == (expected := [tokens[row] for row in rows]):
+            return
+        raise ConfigError(
+            f"the pairs {batch['pair_ids']} have {batch['pair_lengths']} chosen tokens, and had {expected} when the "
+            "rows were checked: rows must not change from one reading to the next"
+        )
+
+    def _over_ranks(self, counts: Denominators, device: torch.device) -> Denominators:
+        local = torch.stack([torch.as_tensor(count, device=device) for count in (counts.pairs, counts.generation)])
+        return Denominators(*self._sum_over_ranks(local).unbind())
 
     def cached_reference(self) -> ReferenceCache:
         """The reference's log-probs of all rows: computed where they are lacking, or only read where weights will be

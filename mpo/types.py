@@ -15,9 +15,9 @@ class PairLogps:
 
     Attributes:
         policy_chosen: π_c, log π_θ(y_c | x), carries gradients.
-        policy_rejected: π_r, log π_θ(y_r | x), carries gradients.
+        policy_rejected: π_r, log π_θ(y_r | x), carries gradients; with a `rejected_span`, of its tokens alone.
         reference_chosen: ρ_c, log π_ref(y_c | x).
-        reference_rejected: ρ_r, log π_ref(y_r | x).
+        reference_rejected: ρ_r, log π_ref(y_r | x), over the same tokens.
         chosen_lengths: |y_c|, tokens counted in π_c, at least 1.
     """
 

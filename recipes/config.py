@@ -14,7 +14,20 @@ from annotated_types import Gt
 
 # The values that a field may have; `--help` lists them, and a test holds them to the tables behind them.
 Aggregation = Literal["mean", "min", "prod", "last", "max"]
-Arm = Literal["mpo", "dpo", "rft", "dpo_lm"]
+Arm = Literal[
+    "mpo",
+    "mpo_paper",
+    "mpo_first_error",
+    "mpo_all_wrong",
+    "dpo",
+    "dpo_lm",
+    "rft",
+    "rft_filter",
+    "rft_all_wrong",
+    "mpo_random_span",
+    "mpo_mc_span",
+    "mpo_exact_span",
+]
 BenchmarkKind = Literal["visualprocessbench", "processbench", "groups"]
 Budget = Literal["full", "sequential", "bisect"]
 DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "stepwise"]
@@ -23,10 +36,13 @@ NumberType = Literal["auto", "float32", "bfloat16"]
 OnChange = Literal["refuse", "segment"]
 Positive = Annotated[float, Gt(0)]
 Read = Literal["token_ids", "choice", "top"]
+RejectedPart = Literal["full", "first_bad_step", "up_to_first_bad_step"]
 Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
 Scored = Literal["solution", "thought", "both"]
-Selector = Literal["prm", "weighted_vote", "majority"]
+Selector = Literal["prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority"]
+SpanSource = Literal["prm", "mc", "exact", "random"]
 Tracker = Literal["none", "wandb", "tensorboard", "trackio"]
+VoteBy = Literal["reward", "mean", "min", "prod", "last", "max"]
 
 
 @dataclass
@@ -93,6 +109,9 @@ class ModelTraining:
             "counted, never cut"
         },
     )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "processes that make batches ahead; default: 4 with an accelerator, else none"}
+    )
     save_steps: int = field(
         default=100, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
     )
@@ -104,6 +123,10 @@ class WorldConfig:
 
     out: Path = field(metadata={"help": "folder for the problems (SPLIT.jsonl), images/ and policy/"})
     seed: int = field(default=0, metadata={"help": "chooses the problems and the policy's initial weights"})
+    kinds: list[str] = field(
+        default_factory=lambda: ["sum", "range", "number"],
+        metadata={"help": "kinds of questions: sum, range, number, triple; every digit counts in all but range"},
+    )
     num_warm_start: int = field(default=1500, metadata={"help": "problems with demonstrated responses"})
     num_prm: int = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
     num_preference: int = field(default=800, metadata={"help": "problems whose samples become pairs"})
@@ -351,6 +374,26 @@ class ScoreConfig(EngineConfig):
 
 
 @dataclass
+class ContinueConfig(EngineConfig):
+    """`mpo continue`: for problems whose samples are all wrong, continuations of their sound beginnings."""
+
+    groups: Path = field(metadata={"help": "folder of `mpo score`"})
+    policy: Path = field(metadata={"help": "model that continues the responses, usually the one that wrote them"})
+    out: Path = field(metadata={"help": "folder for the continued responses, verified; score them next"})
+    prefixes: int = field(default=4, metadata={"help": "most different beginnings per problem, the longest first"})
+    num_continuations: int = field(default=4, metadata={"help": "K, continuations of each beginning"})
+    span_source: SpanSource = field(default="prm", metadata={"help": "what finds the first bad step"})
+    bad_step_threshold: float | None = field(
+        default=None,
+        metadata={"help": "a step is bad below this score (default 0.5), or at most at this count (default 0)"},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
+    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass"})
+    seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
+
+
+@dataclass
 class PairsConfig:
     """`mpo pairs`: chosen and rejected responses."""
 
@@ -381,6 +424,32 @@ class PairsConfig:
     min_visual_dependence: float | None = field(
         default=None,
         metadata={"help": "least visual dependence of a chosen response; needs `mpo score --visual_dependence`"},
+    )
+    min_step_score: float | None = field(
+        default=None,
+        metadata={"help": "least step score of a chosen response; 0 turns it off. Default: 0.5 for the PRM rules"},
+    )
+    rejected_span: RejectedPart | None = field(
+        default=None,
+        metadata={
+            "help": "part of a rejected response that the preference and quality losses count; full is the paper's. "
+            "Default: first_bad_step for the PRM rules and step_prefix, else full"
+        },
+    )
+    span_source: SpanSource | None = field(
+        default=None,
+        metadata={
+            "help": "what finds the first bad step: step scores, Monte-Carlo counts, exact labels, or chance, as a "
+            "control. Default: mc for step_prefix, else prm"
+        },
+    )
+    bad_step_threshold: float | None = field(
+        default=None,
+        metadata={"help": "a step is bad below this score (default 0.5), or at most at this count (default 0)"},
+    )
+    continued: Path | None = field(
+        default=None,
+        metadata={"help": "folder of `mpo continue`, scored: problems whose samples are all wrong give pairs too"},
     )
     margin: float = field(
         default=0.1, metadata={"help": "for prm_margin: least difference between the rewards of a pair"}
@@ -516,7 +585,9 @@ class PipelineArguments:
     )
     run_dir: Path = field(metadata={"help": "folder of the run; the same command resumes where it stopped"})
     seed: int = field(default=0, metadata={"help": "seed of everything except the held-out problems"})
-    arms: list[Arm] = field(default_factory=lambda: ["mpo"], metadata={"help": "methods to train on the same pairs"})
+    arms: list[Arm] = field(
+        default_factory=lambda: ["mpo"], metadata={"help": "methods to train on the same responses"}
+    )
 
 
 @dataclass
@@ -528,6 +599,7 @@ class EvidenceArguments:
     )
     run_dir: Path = field(metadata={"help": "folder for one run per seed"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
+    arms: list[Arm] = field(default_factory=list, metadata={"help": "methods to train; default: all of them"})
     jobs: int = field(default=1, metadata={"help": "runs at a time, each in a process with its share of the cores"})
 
 
@@ -698,6 +770,11 @@ class AnswerConfig:
         },
     )
     system: str = field(default="", metadata={"help": "system message, instead of the one that the prompt brings"})
+    vote_weight: VoteBy = field(
+        default="reward",
+        metadata={"help": "for weighted_vote: what weighs a vote, the reward or the step scores in one number"},
+    )
+    vote_power: float = field(default=1.0, metadata={"help": "for weighted_vote: power of the weight"})
     error: float | None = field(
         default=None,
         metadata={

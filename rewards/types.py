@@ -265,6 +265,7 @@ class PreferencePair:
     Attributes:
         source: which pairing rule made it, e.g. "correctness_and_prm".
         meta: rewards and sample indices of both sides: the provenance.
+        rejected_span: [start, end) of the characters of the rejected response that count in L_p and L_q; `None`: all.
     """
 
     problem: Problem
@@ -272,8 +273,15 @@ class PreferencePair:
     rejected: Completion
     source: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    rejected_span: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        start, end = self.rejected_span or (0, len(self.rejected.text))
+        if not 0 <= start <= end <= len(self.rejected.text) or (self.rejected_span and start == end):
+            raise DataError(
+                f"pair of problem {self.problem.id!r}: expected a rejected_span 0 <= start < end <= "
+                f"{len(self.rejected.text)}, the rejected response's characters; got {self.rejected_span}"
+            )
         if not self.chosen.text.strip() or not self.rejected.text.strip():
             raise DataError(f"pair of problem {self.problem.id!r} has an empty side; drop it before pairing")
         if self.chosen.text.strip() == self.rejected.text.strip():

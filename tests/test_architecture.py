@@ -56,7 +56,7 @@ def files(*folders: str) -> list[str]:
 
 
 TORCH_FOLDERS = ("rewards/prm/", "rewards/conversion/")
-TORCH_BACKENDS = ("transformers_generator", "row_sampler")
+TORCH_BACKENDS = ("transformers_generator", "row_sampler", "block_cache")
 
 
 def torch_free_files() -> list[str]:

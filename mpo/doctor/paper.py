@@ -58,6 +58,7 @@ class Planned:
     args: MPOConfig
     batch: BatchPlan
     trained_share: float  # of the policy's values, in [0, 1]
+    counted_share: float = 1.0  # of the rejected tokens, in (0, 1]
 
 
 # setting, how to read it, the paper's value, a word on it. Schedule and number type are those of InternVL's scripts.
@@ -73,6 +74,7 @@ SETTINGS: tuple[tuple[str, Callable[[Planned], Any], Any, str], ...] = (
         "cumulative",
         "δ; 'zero' is what TRL ≥ 0.29 does, 'ema' what NeMo-RL does",
     ),
+    ("rejected tokens that count", lambda run: f"{run.counted_share:.1%}", "100.0%", "in L_p, L_q: rejected_span"),
     ("generation_average", lambda run: run.args.generation_average, "response", "how L_g weights long responses"),
     ("learning_rate", lambda run: run.args.learning_rate, 5e-6, "for 8B; 5e-7 gained less there, 5e-5 collapsed"),
     ("pairs per step", lambda run: run.batch.pairs_a_step, 256, "learning_rate was chosen for this batch"),

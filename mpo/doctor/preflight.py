@@ -87,6 +87,11 @@ class Preflight:
         prompts = sum(pair.prompt for pair in self.lengths)
         return (2 * prompts + responses) / (prompts + responses)
 
+    @property
+    def rejected_counted(self) -> float:
+        """Share of the rejected tokens that count in L_p and L_q; 1 without `rejected_span`."""
+        return counted_share(self.lengths)
+
 
 def preflight(trainer: MPOTrainer, *, batches: int = 4, keeps_reference: bool = True) -> Preflight:
     """Look at a trainer that has not been trained. Weights, δ, metrics and random state stay as they are.
@@ -120,8 +125,13 @@ def preflight(trainer: MPOTrainer, *, batches: int = 4, keeps_reference: bool = 
         reward_shift=trainer.reward_shift.mode,
         memory=memory,
         batch=plan,
-        deviations=deviations(Planned(args, plan, share)),
+        deviations=deviations(Planned(args, plan, share, counted_share(measured))),
     )
+
+
+def counted_share(lengths: Sequence[PairLength]) -> float:
+    """Counted tokens over all tokens of the rejected responses, in (0, 1]."""
+    return sum(pair.counted for pair in lengths) / sum(pair.rejected for pair in lengths)
 
 
 def histogram(values: Sequence[int], bins: int = 8) -> list[tuple[int, int, int]]:

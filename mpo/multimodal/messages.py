@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mpo.multimodal.errors import ConfigError, DataError
 
 Message = dict[str, Any]
+
+_CONTROL: WeakKeyDictionary[Any, tuple[Any, list[str]]] = WeakKeyDictionary()  # tokenizer → what it has, its tokens
 
 
 def user_message(text: str, num_images: int = 0, *, before: str = "") -> Message:
@@ -77,10 +80,15 @@ def control_tokens_in(processor: Any, text: str) -> list[str]:
 
 def control_tokens(processor: Any) -> list[str]:
     """Every token that means structure rather than text: special added tokens, the placeholders of image and video."""
-    added = processor.tokenizer.added_tokens_decoder.values()
-    special = [token.content for token in added if token.special and token.content.strip()]
-    placeholders = [getattr(processor, name, None) for name in ("image_token", "video_token")]
-    return special + [token for token in placeholders if token and token not in special]
+    tokenizer = processor.tokenizer
+    placeholders = tuple(getattr(processor, name, None) for name in ("image_token", "video_token"))
+    known = (len(tokenizer), placeholders)  # a table of thousands of tokens is not read anew for every text
+    if tokenizer not in _CONTROL or _CONTROL[tokenizer][0] != known:
+        added = tokenizer.added_tokens_decoder.values()
+        special = [token.content for token in added if token.special and token.content.strip()]
+        more = [token for token in placeholders if token and token not in special]
+        _CONTROL[tokenizer] = known, special + more
+    return _CONTROL[tokenizer][1]
 
 
 def broken_up(text: str, token: str) -> str:
@@ -118,7 +126,7 @@ def _sanitised(processor: Any, content: Any) -> Any:
 
 
 def _break_up(processor: Any, text: str) -> str:
-    for token in control_tokens(processor):
+    for token in control_tokens_in(processor, text):
         text = broken_up(text, token)
     return text
 

@@ -37,7 +37,8 @@ class PackedLayout:
         per_token: names of the batch's tensors that hold one value per token, beside ids, mask and labels.
 
     Attributes:
-        varlen: let attention use the variable-length kernel where it can; set by whoever has checked it.
+        varlen: let attention use the variable-length kernel where it can (`varlen.py`); False once a first batch has
+            shown that it must not.
         derived: what attention has worked out from the layout, for the layers that follow.
         kept: keys and values of the prefix by layer, of a row that is read in several passes (`passes.py`); else None.
     """
@@ -45,7 +46,7 @@ class PackedLayout:
     def __init__(self, prefixes: Sequence[int], ends: Sequence[Sequence[int]], per_token: Iterable[str] = ()) -> None:
         self.prefixes, self.ends = tuple(prefixes), tuple(map(tuple, ends))
         self.per_token = {"input_ids", "attention_mask", "labels", *per_token}
-        self.varlen = False
+        self.varlen = True
         self.derived: dict[Any, Any] = {}
         self.kept: dict[Any, tuple[Tensor, Tensor]] | None = None
 
@@ -135,10 +136,18 @@ def pack_rows(
     return {**batch, LAYOUT: layout, **row_images(prompts)}
 
 
-def paired_rows(packed: Mapping[str, Any], *, pad_token_id: int = 0) -> dict[str, Any]:
+def paired_rows(
+    packed: Mapping[str, Any], *, responses: Sequence[int] | None = None, padding: int = 0, pad_token_id: int = 0
+) -> dict[str, Any]:
     """The same batch as M rows `prompt ⊕ response`, without a layout; images are repeated with their prompts.
 
     Used where a model cannot share a prefix, and to check one that can.
+
+    Args:
+        packed: from `pack_rows`.
+        responses: places of those to keep; None keeps all.
+        padding: columns in front of every row.
+        pad_token_id: fills them.
     """
     layout: PackedLayout = packed[LAYOUT]
     places = [  # of the tokens of each new row in its packed row
@@ -146,14 +155,16 @@ def paired_rows(packed: Mapping[str, Any], *, pad_token_id: int = 0) -> dict[str
         for row, prefix in enumerate(layout.prefixes)
         for start, end in layout.segments(row)
     ]
+    places = places if responses is None else [places[place] for place in responses]
     width = max(len(tokens) for _, tokens in places)
     fill = {"input_ids": pad_token_id, "labels": IGNORED}
     images: RowImages | None = packed.get(IMAGES)
     batch: dict[str, Any] = {}
-    for name, value in packed.items():
+    for name, tensor in packed.items():
         if name in layout.per_token:
-            parts = [value[row, tokens] for row, tokens in places]
-            batch[name] = torch.stack([pad(part, (0, width - len(part)), value=fill.get(name, 0)) for part in parts])
+            parts = [tensor[row, tokens] for row, tokens in places]
+            value = fill.get(name, 0)
+            batch[name] = torch.stack([pad(part, (padding, width - len(part)), value=value) for part in parts])
     if images is not None:
         rows = [row for row, _ in places]
         batch |= images.select(packed, rows)

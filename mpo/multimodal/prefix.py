@@ -9,17 +9,16 @@ Dimension legend: P prompt tokens, C continuation tokens, B rows, T tokens of th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mpo.multimodal.errors import DataError
+from mpo.multimodal.messages import control_tokens
 
 IGNORED = -100  # label of a position that is not scored
 
@@ -59,43 +58,53 @@ def encode_prompt(processor: Any, text: str, images: Sequence[Image.Image] = ())
 
 
 def encode_prompts(processor: Any, texts: Sequence[str], images: Sequence[Image.Image] = ()) -> list[EncodedPrompt]:
-    """Several rendered prompts about the same images, which are preprocessed once; all share their image features."""
-    once = _OnFirstCall(getattr(processor, "image_processor", None))
-    encoded = []
-    with patch.object(processor, "image_processor", once):
-        for text in texts:
-            try:
-                encoded.append(encode_prompt(processor, text, images))
-            except (TypeError, NotImplementedError):  # LLaVA's processor, say, reads the pixels again
-                if once.whole:
-                    raise
-                once.whole = True
-                encoded.append(encode_prompt(processor, text, images))
-    return [replace(prompt, image_features=encoded[0].image_features) for prompt in encoded]
+    """Several rendered prompts about the same images, which are preprocessed and tokenised once.
 
-
-class _OnFirstCall:
-    """An image processor whose every call gives what its first call gave.
-
-    From the second on, pixels have a shape and no content (torch's meta device) unless `whole` is set: most processors
-    only copy them, and megabytes per prompt take longer than its text.
+    No token reaches over a control token, such as an image's placeholder. So behind the last one that all texts begin
+    with, each text is tokenised alone, and joined with the first prompt's tokens before it. Where that does not give
+    the first prompt again, every prompt is encoded for itself.
     """
+    first = encode_prompt(processor, texts[0], images)
+    if len(texts) == 1:
+        return [first]
+    prompts = _joined(processor, first, texts)
+    rest = prompts or [first, *(encode_prompt(processor, text, images) for text in texts[1:])]
+    return [replace(prompt, image_features=first.image_features) for prompt in rest]
 
-    def __init__(self, image_processor: Any) -> None:
-        self._image_processor, self._result, self.whole = image_processor, None, False
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._result is None:
-            self._result = self._image_processor(*args, **kwargs)
-            return copy.copy(self._result)
-        result = copy.copy(self._result)
-        for name, value in self._result.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not self.whole:
-                result[name] = value.to("meta")
-        return result
+def _joined(processor: Any, first: EncodedPrompt, texts: Sequence[str]) -> list[EncodedPrompt] | None:
+    """The first prompt with the ends of all texts; None where its own end does not give it again."""
+    common = texts[0][: shared_length(texts)]
+    found = [(common.rfind(token), token) for token in control_tokens(processor)]
+    cut = max((place + len(token) for place, token in found if place >= 0), default=0)
+    image = getattr(processor, "image_token", None)
+    if cut in (0, len(common)) or (image and any(image in text[cut:] for text in texts)):
+        return None
+    ends = processor.tokenizer([text[cut:] for text in texts], add_special_tokens=False)["input_ids"]
+    kept = len(first.input_ids) - len(ends[0])
+    same = kept > 0 and first.input_ids[kept:].tolist() == list(ends[0])
+    if not same or any(bool(feature[kept:].any()) for feature in first.token_features.values()):
+        return None
+    before = first.input_ids[:kept]
+    return [
+        EncodedPrompt(
+            torch.cat([before, before.new_tensor(end)]),
+            {name: _extended(value[:kept], kept + len(end)) for name, value in first.token_features.items()},
+            first.image_features,
+        )
+        for end in ends
+    ]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._image_processor, name)
+
+def shared_length(sequences: Sequence[Any]) -> int:
+    """How many items all sequences begin with.
+
+    Example:
+        >>> shared_length(["image, a", "image, b", "image, abc"]), shared_length([[1, 2], [1, 2]])
+        (7, 2)
+    """
+    first, last = min(sequences), max(sequences)  # all others lie between them
+    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def one_bos(processor: Any, text: str) -> dict[str, bool]:

@@ -10,7 +10,10 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear, pad
+from torch.utils.checkpoint import checkpoint
 
 from mpo.multimodal.logps import sum_logps
 from mpo.multimodal.packing import LAYOUT, segment_sums
@@ -18,6 +21,8 @@ from mpo.multimodal.passes import row_passes
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.shared_prefix import shared_inputs
 from mpo.multimodal.vision import IMAGES, reading
+
+LOGITS_AT_A_TIME = 2**26  # of the text: 256 MiB in float32
 
 
 def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -38,6 +43,16 @@ def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tenso
     if LAYOUT not in inputs:
         return sum_logps(token_logps, inputs["labels"])
     return segment_sums(pad(token_logps, (1, 0)), inputs[LAYOUT]), response_lengths(inputs)
+
+
+def token_logps(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Log-probability of each labelled token, float32, a tensor for each response in the order of `response_logps`."""
+    read = _read(model, _with_positions(model, inputs), fused_lm_head=True)
+    values, labels = pad(read.log_probs.float(), (1, 0)), inputs["labels"]  # (B, T)
+    layout = inputs.get(LAYOUT)
+    places = [(row, *span) for row in range(len(labels))
+              for span in (layout.segments(row) if layout else [(1, labels.shape[1])])]  # fmt: skip
+    return [values[row, start:end][labels[row, start:end] != IGNORED] for row, start, end in places]
 
 
 def response_lengths(inputs: Mapping[str, Any]) -> Tensor:
@@ -82,8 +97,9 @@ def logits_and_text_logps(
     """What `logits_at` gives, and the log-probability of every labelled text token, from one forward pass.
 
     The tokens that are read, e.g. `+` and `-`, take no part in the text's softmax, so the two readings of the head do
-    not pull at each other; a label that is one of them is left out. Logits of the labelled tokens exist over the
-    whole vocabulary, (N, V) float32.
+    not pull at each other; a label that is one of them is left out. The text goes through the head in parts, whose
+    logits are computed again for their gradients: never (N, V) at a time. Where the head is no plain linear layer, is
+    followed by a softcap or is sharded (FSDP, ZeRO-3), they do exist.
 
     Args:
         model, inputs, positions, token_ids: as in `logits_at`; `labels` (B, T) mark the text.
@@ -94,13 +110,63 @@ def logits_and_text_logps(
     labels = _text_labels(inputs, token_ids)
     predicted = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten().tolist()  # columns that predict a text token
     wanted = sorted({position for row in positions for position in row} | set(predicted))
-    logits = _logits(model, inputs, wanted)  # (B, len(wanted), V)
-    targets = labels[:, [position + 1 for position in predicted]]  # (B, len(predicted))
-    predicting = set(predicted)
-    scored = logits[:, [position in predicting for position in wanted]][targets != IGNORED].float()  # (N, V)
-    text = scored.index_fill(1, _ids(token_ids, inputs), float("-inf")).log_softmax(dim=-1)
-    logps = text.gather(1, targets[targets != IGNORED][:, None]).squeeze(1)
-    return _rows(logits[:, :, list(token_ids)].float(), wanted, positions), logps
+    targets = labels.new_full((len(labels), len(wanted)), IGNORED)  # (B, len(wanted)), of the text
+    place = {position: index for index, position in enumerate(wanted)}
+    targets[:, [place[position] for position in predicted]] = labels[:, [position + 1 for position in predicted]]
+    with _text_head(model, token_ids, targets) as in_parts:
+        logits = _logits(model, inputs, wanted)  # (B, len(wanted), K + 1, the text's log-probs last, or V)
+    scored = targets != IGNORED
+    if in_parts:
+        return _rows(logits[:, :, :-1], wanted, positions), logits[:, :, -1][scored]
+    text = _masked_logps(logits[scored], targets[scored], _ids(token_ids, inputs))
+    return _rows(logits[:, :, list(token_ids)].float(), wanted, positions), text
+
+
+def _masked_logps(logits: Tensor, targets: Tensor, without: Tensor) -> Tensor:
+    """Log-probabilities (N,) of targets under logits (N, V), float32; some tokens take no part in the softmax."""
+    masked = logits.float().index_fill(1, without, float("-inf"))
+    return masked.gather(1, targets[:, None]).squeeze(1) - masked.logsumexp(dim=-1)
+
+
+@contextmanager
+def _text_head(model: Any, token_ids: Sequence[int], targets: Tensor) -> Iterator[bool]:
+    """While this lasts, a plain linear head gives (B, columns, K + 1) float32: logits of these tokens, and the
+    log-probability of each target; yields whether it does.
+
+    Args:
+        targets: (B, columns), `IGNORED` where there is none.
+    """
+    base = innermost(model)
+    head, text = base.get_output_embeddings(), base.config.get_text_config()
+    capped = getattr(text, "final_logit_softcapping", None) is not None
+    if type(head) is not nn.Linear or capped or _is_sharded(model):
+        yield False
+        return
+    rows, scored = list(token_ids), targets != IGNORED
+    without, wanted = torch.tensor(rows, device=targets.device), targets[scored]
+    size = max(1, LOGITS_AT_A_TIME // head.out_features)
+
+    def part(hidden: Tensor, own: Tensor) -> Tensor:
+        return _masked_logps(linear(hidden, head.weight, head.bias), own, without)
+
+    def few(hidden: Tensor) -> Tensor:
+        labels = linear(hidden, head.weight[rows], None if head.bias is None else head.bias[rows]).float()
+        parts = [
+            checkpoint(part, some, own, use_reentrant=False, preserve_rng_state=False)
+            for some, own in zip(hidden[scored].split(size), wanted.split(size), strict=True)
+        ]
+        logps = labels.new_zeros(scored.shape).masked_scatter(scored, torch.cat([labels.new_zeros(0), *parts]))
+        return torch.cat([labels, logps[:, :, None]], dim=-1)
+
+    with patch.object(head, "forward", few):
+        yield True
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether weights are whole only while their module runs: computing logits again later would find them gone."""
+    return isinstance(model, (FSDPModule, FullyShardedDataParallel)) or any(
+        hasattr(parameter, "ds_id") or isinstance(parameter, DTensor) for parameter in model.parameters()
+    )
 
 
 def text_tokens(inputs: Mapping[str, Any], token_ids: Sequence[int]) -> Tensor:

@@ -121,9 +121,9 @@ def shared_prefix_attention(
         raise ConfigError("attention with a softcap cannot share a prefix: set layout='paired'")
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave them in float32
     window = kwargs.get("sliding_window")
-    if layout.varlen and layout.kept is None and can_use_varlen(query, attention_mask, dropout):
-        return varlen_attention(query, key, value, layout, scale=scaling, window=window), None
     key, value = with_prefix(module, key, value, layout)
+    if layout.varlen and can_use_varlen(query, key, attention_mask, dropout):
+        return varlen_attention(query, key, value, layout, scale=scaling, window=window), None
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if can_merge(query, key, value, layout, dropout=dropout, window=window):

@@ -16,6 +16,7 @@ from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.prms import prm_of
 from rewards.choosing.best_of_n import Answer, BestOfN
 from rewards.choosing.selection import CHOICES
+from rewards.choosing.votes import BY_REWARD, VoteWeight
 from rewards.sampling.prompts import prompt_of
 from rewards.scoring.aggregation import AGGREGATIONS
 
@@ -31,6 +32,9 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
             f"expected aggregation of {', '.join(AGGREGATIONS)} and selector of {', '.join(CHOICES)}, "
             f"got {config.aggregation!r} and {config.selector!r}"
         )
+    weight = VoteWeight(config.vote_weight, config.vote_power)
+    if weight != BY_REWARD and config.selector != "weighted_vote":
+        raise ConfigError(f"vote_weight and vote_power are of selector weighted_vote, not of {config.selector}")
     if config.prm is None and config.selector != "majority":
         raise ConfigError(f"selector={config.selector} needs prm, the folder of a process reward model")
     prompt = prompt_of(config.prompt, system=config.system)
@@ -50,7 +54,9 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
     prm = None
     if config.prm is not None:
         prm = prm_of(config.prm, base_url=config.prm_base_url, model=config.prm_model, read=config.prm_read)
-    chooser = BestOfN(generator, prm, aggregation=config.aggregation, wave=config.wave, prompt=prompt)
+    chooser = BestOfN(
+        generator, prm, aggregation=config.aggregation, vote_weight=weight, wave=config.wave, prompt=prompt
+    )
     found = chooser.answer(
         config.image, config.question, config.n, selector=config.selector, error=config.error, seed=config.seed
     )

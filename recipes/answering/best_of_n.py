@@ -2,7 +2,7 @@
 
 Everything is an expectation over random k-subsets of a problem's N rollouts. A rollout that the PRM could not read
 (control tokens, empty text) has no reward. It can still be chosen: it is ranked last (reward −∞) by `prm` and `orm`,
-has weight 0 in the weighted vote, is a full voter in the majority, and is counted as `unscored`.
+has weight 0 in weighted votes, is a full voter in the majority, and is counted as `unscored`.
 
 At the end it prints what speaks against the PRM's choices (`rewards/choosing/selector_warnings.py`); `results.json`
 keeps it as `warnings`.

@@ -55,6 +55,13 @@ GROUPS: dict[str, dict[str, Command]] = {
             "score every step of every response with a PRM",
             "mpo score --groups run/verified --prm run/prm --out run/scored",
         ),
+        "continue": Command(
+            "recipes.data.continue_prefixes",
+            "continue_prefixes",
+            "ContinueConfig",
+            "ask again from sound beginnings where all responses are wrong",
+            "mpo continue --groups run/scored --policy models/policy --out run/continued",
+        ),
         "pairs": Command(
             "recipes.data.pairs",
             "pairs",

@@ -100,6 +100,7 @@ def _report_sections(report: PairingReport) -> Iterator[str]:
         [
             ("mean characters", *(f"{report.mean_characters[side]:.1f}" for side in ("chosen", "rejected"))),
             ("mean steps", *(f"{report.mean_steps[side]:.2f}" for side in ("chosen", "rejected"))),
+            ("characters that count in L_p and L_q", "100.0%", f"{report.rejected_counted:.1%}"),
             *(
                 [("mean visual dependence", *(f"{v:.3f}" for v in report.mean_dependence.values()))]
                 if report.mean_dependence

@@ -19,8 +19,10 @@ from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing.eligibility import without_second_opinion
 from rewards.pairing.limits import Limits
+from rewards.pairing.prefixes import with_step_pairs
 from rewards.pairing.report import PairingReport
-from rewards.pairing.rules import RULES, Pairing, Rule, prm_margin, seen_by
+from rewards.pairing.rules import LIMITS, RULES, Pairing, Rule, prm_margin, seen_by
+from rewards.pairing.spans import RejectedSpan
 from rewards.prm.labelling.continuations import CONTINUATIONS, with_right_continuations
 from rewards.types import PreferencePair, RolloutGroup
 
@@ -36,11 +38,13 @@ def pairs(config: PairsConfig) -> Path:
     With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give. Pairs
     go to the file problem by problem; all of them are in memory only with `mmpr` or `dropout_ntp`.
     """
-    limits = _checked_limits(config)
-    stage = open_stage("pairs", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
+    _check(config)
+    limits = _limits(config.rule, config)
+    given = [folder for folder in (config.policy, config.continued) if folder]
+    stage = open_stage("pairs", config, inputs=[config.groups, *given])
     if stage.complete:
         return stage.out
-    compared = {name: Pairing(name, limits) for name in RULES}
+    compared = {name: Pairing(name, _limits(name, config)) for name in RULES}
     groups = iter_groups(config.groups)
     if config.disputed:
         groups = map(without_second_opinion, groups)
@@ -65,7 +69,8 @@ def pairs(config: PairsConfig) -> Path:
     if config.mmpr:
         _export_mmpr(stage, every, report)
     counts = {"in": report.problems_in, "out": report.problems_with_pairs, "rejected": dict(report.dropped)}
-    return stage.finish({**counts, "pairs": report.pairs, "problems": str(problems_of(config.groups))})
+    made = {"pairs": report.pairs, "rejected_counted": round(report.rejected_counted, 4)}
+    return stage.finish({**counts, **made, "problems": str(problems_of(config.groups))})
 
 
 def _at_least_one(
@@ -79,11 +84,16 @@ def _at_least_one(
             f"min_visual_dependence={config.min_visual_dependence} needs scores without the image, and "
             f"{config.groups} has none; run `mpo score --visual_dependence true`, or leave the option out"
         )
+    if not report.pairs and report.rejected_rollouts.get("no_step_scores"):
+        raise DataError(
+            f"rule {config.rule} reads step scores, and {config.groups} has none; run `mpo score`, or ask for the "
+            "paper's pairs: --rejected_span full --min_step_score 0"
+        )
     if not report.pairs:
         raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
 
 
-def _checked_limits(config: PairsConfig) -> Limits:
+def _check(config: PairsConfig) -> None:
     if config.rule not in (*RULES, DROPOUT):
         raise ConfigError(f"unknown pairing rule {config.rule!r}: expected one of {', '.join([*RULES, DROPOUT])}")
     if (config.rule == DROPOUT) != (config.policy is not None):
@@ -91,13 +101,38 @@ def _checked_limits(config: PairsConfig) -> Limits:
             f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
             "the other rules take no policy"
         )
+    if config.continued is not None and config.rule in (DROPOUT, "step_prefix"):
+        raise ConfigError(
+            f"rule {config.rule} takes no continued: it is for rules that need a right sample; leave it out"
+        )
     if config.rule == DROPOUT and config.min_visual_dependence is not None:
         raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
-    return Limits(config.max_pairs, config.format_negatives, config.max_length_ratio, config.min_visual_dependence)
+    stepwise = {name: getattr(config, name) for name in ("min_step_score", "rejected_span", "span_source")}
+    if config.rule == DROPOUT and (given := [name for name, value in stepwise.items() if value is not None]):
+        raise ConfigError(f"{DROPOUT} takes no {given[0]}: its responses need no PRM; leave it out")
 
 
-def _rule(config: PairsConfig) -> str | Rule:
-    return partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else config.rule
+def _limits(rule: str, config: PairsConfig) -> Limits:
+    """What the rule must keep to: its own limits where the settings say nothing."""
+    own = LIMITS.get(rule, Limits())
+    span = RejectedSpan(
+        config.rejected_span or own.rejected_span.part,
+        config.span_source or own.rejected_span.source,
+        config.bad_step_threshold,
+    )
+    return Limits(
+        config.max_pairs,
+        config.format_negatives,
+        config.max_length_ratio,
+        config.min_visual_dependence,
+        own.min_step_score if config.min_step_score is None else config.min_step_score,
+        span,
+    )
+
+
+def _rule(config: PairsConfig) -> Rule:
+    rule = partial(prm_margin, margin=config.margin) if config.rule == "prm_margin" else RULES[config.rule]
+    return rule if config.continued is None else with_step_pairs(rule, iter_groups(config.continued))
 
 
 def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[RolloutGroup]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.files import read_json
 from recipes.config import EvidenceArguments, PipelineArguments
+from recipes.loop.arms import ARMS, check_arms, pairs_of, train_arm
 from recipes.loop.chains import paired, scored
 from recipes.loop.settings import Settings
 from recipes.stage.processes import run_together
@@ -24,20 +25,12 @@ if TYPE_CHECKING:
     from recipes.loop.start import Start
 
 BASELINE_SAMPLES = 4  # a problem, for arms of which only pass@1 is shown
-# arm: (w_p, w_q, w_g), trained on the same pairs with the same steps
-ARMS: dict[str, tuple[float, float, float]] = {
-    "mpo": (0.8, 0.2, 1.0),
-    "dpo": (1.0, 0.0, 0.0),
-    "rft": (0.0, 0.0, 1.0),
-    "dpo_lm": (1.0, 0.0, 1.0),
-}
 
 
 def pipeline(arguments: PipelineArguments) -> Path:
     """Run every stage that is not yet complete, then summarise and write the page."""
     settings = Settings(arguments.settings)
-    if unknown := sorted(set(arguments.arms) - set(ARMS)):
-        raise ConfigError(f"unknown arm {unknown[0]!r}: expected some of {', '.join(ARMS)}")
+    check_arms(arguments.arms, settings, development=settings.world != "own")
     loop(settings, arguments.run_dir, arguments.seed, arguments.arms)
     return _publish([arguments.run_dir], arguments.run_dir)
 
@@ -45,23 +38,16 @@ def pipeline(arguments: PipelineArguments) -> Path:
 def loop(settings: Settings, run: Path, seed: int, arms: Sequence[str]) -> None:
     """One seed, from the first policy to Best-of-N on held-out problems."""
     from recipes.loop.start import start_of
-    from recipes.training.train_mpo import train_mpo
 
     start = start_of(settings, run, seed)
     policy, prm = start.policy, start.prm or _trained_prm(settings, start, run, seed)
-    made = paired(settings, run / "preference", run / "pairs", policy, start.preference, prm, seed)
+    made = {"pairs": paired(settings, run / "preference", run / "pairs", policy, start.preference, prm, seed)}
 
     trained = {"policy": policy}
     for arm in arms:
-        preference_weight, quality_weight, generation_weight = ARMS[arm]
-        weights = {
-            "preference_weight": preference_weight,
-            "quality_weight": quality_weight,
-            "generation_weight": generation_weight,
-        }
-        trained[arm] = train_mpo(
-            settings.build("train_mpo", policy=policy, pairs=made, out=run / arm, seed=seed, **weights)
-        )
+        kind = ARMS[arm].pairs
+        made[kind] = made.get(kind) or pairs_of(settings, start, run, kind, prm, seed)
+        trained[arm] = train_arm(settings, start, run, arm, made[kind], seed)
     for arm, model in trained.items():
         answer(settings, run / "test" / arm, model, start.test, prm, seed, rerank=arm in ("policy", "mpo"))
 
@@ -107,11 +93,15 @@ def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path
 
 def evidence(arguments: EvidenceArguments) -> Path:
     """Every arm, every seed, one table; seeds run in their own processes, `jobs` at a time."""
-    Settings(arguments.settings)
+    settings = Settings(arguments.settings)
+    arms: Sequence[str] = arguments.arms or [
+        arm for arm in ARMS if arm != "mpo_exact_span" or settings.world == "world"
+    ]
+    check_arms(arms, settings, development=settings.world != "own")
     if arguments.jobs < 1 or len(set(arguments.seeds)) < len(arguments.seeds):
         raise ConfigError(f"expected jobs >= 1 and different seeds, got {arguments.jobs} and {arguments.seeds}")
     runs = [arguments.run_dir / f"seed{seed}" for seed in arguments.seeds]
-    commands = [_command(arguments.settings, run, seed) for seed, run in zip(arguments.seeds, runs, strict=True)]
+    commands = [_command(arguments.settings, run, seed, arms) for seed, run in zip(arguments.seeds, runs, strict=True)]
     # our own path, so that the seeds import what we do, whatever the working folder holds
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
@@ -135,7 +125,7 @@ def _publish(runs: list[Path], folder: Path) -> Path:
     return page
 
 
-def _command(settings: Path, run: Path, seed: int) -> list[str]:
+def _command(settings: Path, run: Path, seed: int, arms: Sequence[str]) -> list[str]:
     flags = {"--settings": settings, "--run_dir": run, "--seed": seed}
     words = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-P", "-m", "recipes.cli", "pipeline", *words, "--arms", *ARMS]
+    return [sys.executable, "-P", "-m", "recipes.cli", "pipeline", *words, "--arms", *arms]

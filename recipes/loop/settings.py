@@ -23,6 +23,7 @@ SECTIONS: dict[str, type] = {
     "deepen": stages.DeepenConfig,
     "train_prm": stages.TrainPRMConfig,
     "preference_sample": stages.SampleConfig,
+    "continue": stages.ContinueConfig,
     "pairs": stages.PairsConfig,
     "train_mpo": stages.TrainMPOConfig,
     "test_sample": stages.SampleConfig,
@@ -47,8 +48,10 @@ class Settings:
     def __init__(self, path: Path) -> None:
         path, loaded = read_mapping(path)
         self.path = path
-        if unknown := sorted(set(loaded) - set(SECTIONS)):
-            raise ConfigError(f"{path}: unknown section {unknown[0]!r}{did_you_mean(str(unknown[0]), SECTIONS)}")
+        if unknown := sorted(set(loaded) - {*SECTIONS, "arms"}):
+            raise ConfigError(
+                f"{path}: unknown section {unknown[0]!r}{did_you_mean(str(unknown[0]), [*SECTIONS, 'arms'])}"
+            )
         if len(worlds := [name for name in WORLDS if name in loaded]) > 1:
             raise ConfigError(f"{path}: sections {' and '.join(worlds)}; expected one of them")
         self.world = worlds[0] if worlds else WORLDS[0]
@@ -63,6 +66,7 @@ class Settings:
                 continue
             required = [f.name for f in fields(config_class) if f.default is MISSING and f.default_factory is MISSING]
             self.build(name, **dict.fromkeys(required, Path()))  # the loop sets them; here only the keys are checked
+        self.arms = self._candidates(loaded.get("arms") or {})
 
     def build(self, section: str, **given: Any) -> Any:
         """The section's stage config; `given` are the paths and seeds that the loop sets."""
@@ -70,3 +74,21 @@ class Settings:
             raise ConfigError(f"{self.path}: {section}.{set_twice[0]} is set by the loop; remove it")
         values = {**self.sections[section], **given}
         return build(SECTIONS[section], values, where=lambda key: f"{self.path}: {section}.{key}")
+
+    def _candidates(self, arms: Any) -> dict[str, list[dict[str, Any]]]:
+        """Arm → the changes of `train_mpo` that may be tried for it (`recipes/loop/arms.py`)."""
+        expected = "a mapping of an arm to a list of settings of train_mpo, e.g. rft: [{learning_rate: 0.0002}]"
+        if not isinstance(arms, Mapping):
+            raise ConfigError(f"{self.path}: arms: expected {expected}, got {type(arms).__name__}")
+        for arm, candidates in arms.items():
+            if not isinstance(candidates, list) or not all(isinstance(one, Mapping) for one in candidates):
+                raise ConfigError(f"{self.path}: arms.{arm}: expected {expected}, got {candidates!r:.80}")
+            for candidate in candidates:
+                self._check_candidate(f"arms.{arm}", candidate)
+        return {arm: [dict(candidate) for candidate in candidates] for arm, candidates in arms.items()}
+
+    def _check_candidate(self, section: str, candidate: Mapping[str, Any]) -> None:
+        paths = dict.fromkeys(("policy", "pairs", "out"), Path())
+        if set_twice := sorted({*paths, "seed"} & set(candidate)):
+            raise ConfigError(f"{self.path}: {section}: {set_twice[0]} is set by the loop; remove it")
+        build(stages.TrainMPOConfig, {**paths, **candidate}, where=lambda key: f"{self.path}: {section}.{key}")

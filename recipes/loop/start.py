@@ -24,6 +24,7 @@ class Start:
     Attributes:
         policy: the model that is sampled, trained and compared with itself.
         preference, test: problems whose samples become pairs; held-out problems.
+        development: problems on which arms are tuned; None: there are none.
         prm: a finished PRM; None if the loop trains one, on samples of `prm_problems`, from `prm_model`.
         prm_problems, prm_model: None with a finished PRM.
     """
@@ -32,6 +33,7 @@ class Start:
     preference: Path
     test: Path
     prm: Path | None = None
+    development: Path | None = None
     prm_problems: Path | None = None
     prm_model: Path | None = None
 
@@ -66,7 +68,8 @@ def own_start(settings: Settings) -> Start:
         if others := getattr(own, name):
             check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"))
     model = None if own.prm else own.prm_model or own.policy
-    return Start(own.policy, own.preference_problems, own.test_problems, own.prm, own.prm_problems, model)
+    problems = {"prm_problems": own.prm_problems, "test": own.test_problems}
+    return Start(own.policy, own.preference_problems, prm=own.prm, prm_model=model, **problems)
 
 
 def _world_start(settings: Settings, run: Path, seed: int) -> Start:
@@ -81,5 +84,6 @@ def _world_start(settings: Settings, run: Path, seed: int) -> Start:
         settings.build("warm_start", policy=world / "policy", demonstrations=world, out=run / "policy", seed=seed)
     )
     checker = deepen_policy(settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed))
-    problems = {"prm_problems": world / "prm.jsonl", "test": world / "test.jsonl"}
+    problems = {name: world / f"{split}.jsonl" for name, split in (("prm_problems", "prm"), ("test", "test"))}
+    problems["development"] = world / "development.jsonl"
     return Start(policy, world / "preference.jsonl", **problems, prm_model=checker)

@@ -6,15 +6,13 @@ the attention that a shared prompt gets. No path, no host or user name, no envir
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mpo.multimodal.varlen import why_no_kernel
 from recipes.config import EnvConfig
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -68,8 +66,6 @@ def _commit(folder: Path) -> str | None:
 def _attention() -> str:
     """What the parts of a packed row go through (`mpo/multimodal/shared_prefix.py`), and why."""
     one_by_one = "one scaled_dot_product_attention per part of a row"
-    if not torch.cuda.is_available():
-        return f"{one_by_one}: no CUDA device"
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return f"{one_by_one}: this torch has no torch.nn.attention.varlen"
+    if reason := why_no_kernel():
+        return f"{one_by_one}: {reason}"
     return "torch.nn.attention.varlen in half precision, if a first batch agrees; in float32, " + one_by_one

@@ -27,7 +27,8 @@ Palette = Mapping[str, str]  # name of a colour → what matplotlib writes
 SERIES = {
     "oracle": ("oracle", ":"),
     "prm": ("PRM best of k", "-"),
-    "weighted_vote": ("weighted vote", "-"),
+    "vote_prod": ("vote by product", "-"),
+    "weighted_vote": ("vote by reward", "-"),
     "majority": ("majority", "--"),
     "orm": ("last step (ORM)", "-."),
     "random": ("random", ":"),
@@ -36,7 +37,13 @@ LINES = ("prm", "majority", "weighted_vote", "orm")
 # The colours of a plot in a file: the page's light scheme.
 PAPER: Palette = {
     **{"ink": "#1d2127", "muted": "#646c77", "rule": "#e4e5e8", "oracle": "#7b828c", "prm": "#1f5fae"},
-    **{"weighted_vote": "#2f9fc4", "majority": "#c96a00", "orm": "#a0568f", "random": "#9aa1ab"},
+    **{
+        "vote_prod": "#1d8a6b",
+        "weighted_vote": "#2f9fc4",
+        "majority": "#c96a00",
+        "orm": "#a0568f",
+        "random": "#9aa1ab",
+    },
 }
 # Stand-ins that become the page's variables, so that a figure follows the reader's colour scheme.
 PAGE: Palette = {name: f"#0101{index:02x}" for index, name in enumerate(PAPER, start=1)}

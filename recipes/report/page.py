@@ -43,7 +43,11 @@ KINDS = {
         "Test problems",
         "Every response to one problem, best reward first. The colour is the PRM’s score of a step.",
     ),
-    "pairs": ("Preference pairs", "What MPO learns from: the same colours, with chosen and rejected responses marked."),
+    "pairs": (
+        "Preference pairs",
+        "What MPO learns from: the same colours. The marked part of a rejected response carried the gradient; without "
+        "a mark, all of it did.",
+    ),
     "labels": (
         "Step labels",
         "What the PRM learns from: k/n continuations from a step’s end reached the right answer.",

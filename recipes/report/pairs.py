@@ -16,21 +16,24 @@ PAIRS = Path("pairs") / "pairs.parquet"
 
 @dataclass(frozen=True)
 class PairTexts:
-    """Both sides of a pair and the rule that made it."""
+    """Both sides of a pair, the rule that made it, and the part of the rejected one that counts."""
 
     problem_id: str
     chosen: str
     rejected: str
     source: str
+    rejected_span: tuple[int, int] | None = None  # characters that carried the gradient; None: all
 
 
 def read_pairs(run: Path) -> dict[str, list[PairTexts]]:
     """Problem id → its pairs, in file order; empty without a file."""
     found: defaultdict[str, list[PairTexts]] = defaultdict(list)
     if (run / PAIRS).exists():
-        for row in read_trl_parquet(run / PAIRS, columns=["problem_id", "chosen", "rejected", "source"]):
+        columns = ["problem_id", "chosen", "rejected", "source", "rejected_span"]
+        for row in read_trl_parquet(run / PAIRS, columns=columns):
             chosen, rejected = _text_of(row["chosen"]), _text_of(row["rejected"])
-            found[row["problem_id"]].append(PairTexts(row["problem_id"], chosen, rejected, row["source"]))
+            span = None if row["rejected_span"] is None else tuple(row["rejected_span"])
+            found[row["problem_id"]].append(PairTexts(row["problem_id"], chosen, rejected, row["source"], span))
     return dict(found)
 
 

@@ -20,7 +20,7 @@ from rewards.errors import StepAlignmentError
 from rewards.prm.labelling.source import counts_estimate_mc
 from rewards.scoring.visual_dependence import step_dependence, visual_dependence
 from rewards.steps import split_into, split_on_blank_lines
-from rewards.types import Completion, Rollout, RolloutGroup, Verdict
+from rewards.types import Completion, Rollout, RolloutGroup, Step, Verdict
 from rewards.verifying.degeneration import degenerate
 from rewards.verifying.equality_classes import votes_of, with_votes
 
@@ -43,7 +43,8 @@ VERDICTS = {
 class StepView:
     """One step: its score and the scale's bin, its Monte-Carlo count, whether a pair first differs here.
 
-    `dependence`: how far the score falls without the image.
+    `dependence`: how far the score falls without the image. `parts`: the text in pieces, each with whether it carried
+    the gradient; empty where the pair names no part.
     """
 
     text: str
@@ -52,6 +53,7 @@ class StepView:
     count: str | None = None
     differs: bool = False
     dependence: float | None = None
+    parts: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,21 +217,31 @@ def _pair(
             copies.get(text, [Rollout(Completion(text))]),
             {text: [f"{side} in pair {number}", *badges.get(text, [])]},
             differs=step,
+            span=span,
         )
-        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        for side, text, span in (("chosen", pair.chosen, None), ("rejected", pair.rejected, pair.rejected_span))
     )
     why = f"Rule {pair.source.replace('_', ' ')}: {chosen.mark} over {rejected.mark}"
     if chosen.reward is not None and rejected.reward is not None:
         why += f", reward margin {chosen.reward - rejected.reward:+.2f}".replace("-", "−")
+    if pair.rejected_span is not None:
+        start, end = pair.rejected_span
+        why += f"; {end - start} of {len(pair.rejected)} rejected characters carried the gradient"
     return PairView(printable(why), chosen, rejected)
 
 
-def _response(same: Sequence[Rollout], badges: Mapping[str, list[str]], *, differs: int | None = None) -> ResponseView:
+def _response(
+    same: Sequence[Rollout],
+    badges: Mapping[str, list[str]],
+    *,
+    differs: int | None = None,
+    span: tuple[int, int] | None = None,
+) -> ResponseView:
     """The view of rollouts with one text."""
     rollout, text = same[0], same[0].completion.text
     verdict, mark = VERDICTS[rollout.verdict]
     return ResponseView(
-        steps=_steps(rollout, differs),
+        steps=_steps(rollout, differs, span),
         reward=rollout.reward,
         verdict=verdict,
         mark=mark,
@@ -241,7 +253,7 @@ def _response(same: Sequence[Rollout], badges: Mapping[str, list[str]], *, diffe
     )
 
 
-def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
+def _steps(rollout: Rollout, differs: int | None, span: tuple[int, int] | None = None) -> list[StepView]:
     """Steps as they were scored or counted; where neither fits the text, the text as one step.
 
     A count that does not estimate mc is shaded by its hard label.
@@ -272,9 +284,21 @@ def _steps(rollout: Rollout, differs: int | None) -> list[StepView]:
                 count=counts[index] if index < len(counts) else None,
                 differs=differs is not None and len(steps) == len(whole) and index == differs,
                 dependence=dependences[index] if dependences else None,
+                parts=_parts(text, step, span) if span else (),
             )
         )
     return views
+
+
+def _parts(text: str, step: Step, span: tuple[int, int]) -> tuple[tuple[str, bool], ...]:
+    """A step's text cut at the borders of a span of the response, each piece with whether it is inside."""
+    own = text[step.start : step.end]
+    first, last = step.end - len(own.lstrip()), step.start + len(own.rstrip())
+    start, end = (min(max(border, first), last) for border in span)
+    if last - first > LONGEST_STEP:
+        return ((_clipped(step.text), start < end),)
+    pieces = ((text[first:start], False), (text[start:end], True), (text[end:last], False))
+    return tuple((printable(piece), inside) for piece, inside in pieces if piece)
 
 
 def _clipped(text: str, longest: int = LONGEST_STEP) -> str:

@@ -26,8 +26,31 @@ from rewards.statistics import mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
 from rewards.verifying.degeneration import REASONS
 
-ARM_LABELS = {"policy": "warm start", "mpo": "MPO", "dpo": "DPO", "dpo_lm": "DPO + LM", "rft": "RFT"}
+ARM_LABELS = {
+    "policy": "warm start",
+    "mpo": "MPO",
+    "mpo_paper": "MPO (paper)",
+    "mpo_first_error": "MPO, first error, no filter",
+    "mpo_all_wrong": "MPO + all-wrong problems",
+    "dpo": "DPO",
+    "dpo_lm": "DPO + LM",
+    "rft": "RFT",
+    "rft_filter": "RFT + filter",
+    "rft_all_wrong": "RFT + filter + all-wrong problems",
+    "mpo_random_span": "MPO, random step (control)",
+    "mpo_mc_span": "MPO, first error by counts",
+    "mpo_exact_span": "MPO, first error by exact labels",
+}
 BASELINE, TRAINED = "policy", "mpo"
+# arms that answer a question together, beside MPO against each of the others
+COMPARED = (
+    ("mpo_first_error", "mpo_paper"),
+    ("mpo_first_error", "rft"),
+    ("mpo_first_error", "mpo_random_span"),
+    ("rft_filter", "rft"),
+    ("mpo_all_wrong", "rft_filter"),
+    ("mpo_all_wrong", "rft_all_wrong"),
+)
 PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
 LARGEST_CLAIM_K = 8
 
@@ -247,17 +270,20 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
         (f"PRM best@{k} > majority@{k} (MPO)", at_k(mpo, "prm"), at_k(mpo, "majority")),
         (f"weighted vote@{k} > majority@{k} (warm start)", at_k(base, "weighted_vote"), at_k(base, "majority")),
         (f"weighted vote@{k} > majority@{k} (MPO)", at_k(mpo, "weighted_vote"), at_k(mpo, "majority")),
+        (f"vote by product@{k} > majority@{k} (warm start)", at_k(base, "vote_prod"), at_k(base, "majority")),
+        (f"vote by product@{k} > majority@{k} (MPO)", at_k(mpo, "vote_prod"), at_k(mpo, "majority")),
         (f"MPO + PRM best@{k} > warm start + PRM best@{k}", at_k(mpo, "prm"), at_k(base, "prm")),
     ]
     return [claim for row in rows if (claim := _claim(*row))]
 
 
 def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
-    """MPO against each optional arm; empty if there is only the warm start beside it."""
+    """MPO against each optional arm, and `COMPARED`; empty if there is only the warm start beside it."""
     others = [arm for arm in arms if arm not in (BASELINE, TRAINED)] if TRAINED in arms else []
+    both = [(TRAINED, other) for other in others] + [pair for pair in COMPARED if {*pair} <= arms.keys()]
     rows = [
-        (f"MPO > {label(other)} ({how})", arms[TRAINED].get(how), arms[other].get(how))
-        for other in others
+        (f"{label(one)} > {label(other)} ({how})", arms[one].get(how), arms[other].get(how))
+        for one, other in both
         for how in ("sampled", "greedy")
     ]
     return [claim for row in rows if (claim := _claim(*row))]

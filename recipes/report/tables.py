@@ -24,7 +24,10 @@ from recipes.stage.numbers import (
 
 SELECTOR_LABELS = {
     "prm": "PRM best of k",
-    "weighted_vote": "PRM-weighted vote",
+    "weighted_vote": "vote weighted by reward",
+    "vote_prod": "vote weighted by product of steps",
+    "vote_min": "vote weighted by lowest step",
+    "vote_min_4": "vote weighted by lowest step^4",
     "majority": "majority vote",
     "orm": "last step's score (ORM)",
     "first": "first",

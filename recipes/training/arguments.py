@@ -14,6 +14,7 @@ from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ModelTraining
 
+WORKERS = 4  # processes that make batches, beside an accelerator
 CHECKPOINTS = 2  # kept; a damaged one is no loss while there is another
 
 
@@ -65,11 +66,13 @@ def large_model_training(
         or min(config.epochs, config.per_device_batch, config.lora_rank, config.save_steps) < 0
         or min(steps, config.min_steps, getattr(config, batch) - 1) < 0
         or rate <= 0
+        or (config.dataloader_num_workers or 0) < 0
     ):
         raise ConfigError(
             "expected warmup in [0, 1), learning_rate > 0 and no negative epochs, max_steps, min_steps, "
-            f"per_device_batch, lora_rank, save_steps or {batch}, got {config.warmup}, {rate}, {config.epochs}, "
-            f"{steps}, {config.min_steps}, {config.per_device_batch}, {config.lora_rank}, {config.save_steps} and "
+            f"per_device_batch, lora_rank, save_steps, dataloader_num_workers or {batch}, got {config.warmup}, {rate}, "
+            f"{config.epochs}, {steps}, {config.min_steps}, {config.per_device_batch}, {config.lora_rank}, "
+            f"{config.save_steps}, {config.dataloader_num_workers} and "
             f"{getattr(config, batch)}"
         )
     if steps and config.epochs:
@@ -92,6 +95,7 @@ def large_model_training(
         "gradient_accumulation_steps": accumulation,
         "bf16": dtype == torch.bfloat16,
         "gradient_checkpointing": config.gradient_checkpointing,
+        **feeding(config.dataloader_num_workers, accelerated=torch.accelerator.is_available()),
     }
     if epochs:
         arguments |= {"max_steps": -1, "num_train_epochs": epochs, "warmup_steps": config.warmup}
@@ -100,6 +104,26 @@ def large_model_training(
     if config.save_steps:
         arguments |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": CHECKPOINTS}
     return arguments
+
+
+def feeding(workers: int | None, *, accelerated: bool) -> dict[str, Any]:
+    """How batches reach the model: processes that make them ahead, and copies that do not wait.
+
+    Args:
+        workers: processes; None for `WORKERS` with an accelerator, else none.
+        accelerated: whether the model runs on one.
+
+    Example:
+        >>> feeding(None, accelerated=False)
+        {'dataloader_num_workers': 0}
+        >>> feeding(None, accelerated=True)["dataloader_num_workers"]
+        4
+    """
+    number = (WORKERS if accelerated else 0) if workers is None else workers
+    settings: dict[str, Any] = {"dataloader_num_workers": number}
+    if number:
+        settings |= {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2}
+    return settings | ({"accelerator_config": {"non_blocking": True}} if accelerated else {})
 
 
 def training_account(trainer: Any) -> tuple[dict[str, Any], str]:

@@ -53,6 +53,7 @@ def show(findings: Preflight, console: Console, *, reference_computed_before: bo
     console.rule("layout and δ", align="left")
     saved = f"; the paired layout has {findings.tokens_saved:.2f}x its tokens" if findings.layout == "shared" else ""
     console.print(f"layout: {findings.layout}, since {escape(findings.layout_reason)}{saved}")
+    console.print(f"rejected responses: {findings.rejected_counted:.1%} of their tokens count in L_p and L_q")
     console.print(f"δ of L_q: {findings.reward_shift}; it is 0 at step 0, and kept in every checkpoint")
     adapters = "the policy without its adapters" if not findings.memory.reference else "runs beside the policy"
     console.print(f"reference: {'computed once before step 0 and let go' if reference_computed_before else adapters}")
@@ -75,6 +76,7 @@ def _lengths(findings: Preflight, console: Console) -> None:
         "prompt, images included": [pair.prompt for pair in pairs],
         "chosen": [pair.chosen for pair in pairs],
         "rejected": [pair.rejected for pair in pairs],
+        "rejected, counted in L_p and L_q": [pair.counted for pair in pairs],
         "prompt + longer response": [pair.longer for pair in pairs],
     }
     table = Table("tokens", *("least", "median", "95 %", "most"), title_justify="left")

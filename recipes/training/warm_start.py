@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from mpo.multimodal.finite import FiniteTrainer
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.messages import prompt_text, response_ids, user_message
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from recipes.config import WarmStartConfig
@@ -63,11 +64,11 @@ class WarmStartTrainer(FiniteTrainer, SFTTrainer):
 
 
 class DemonstrationCollator:
-    """Rows `{problem, response}` → inputs and labels; each problem's image is encoded once per run."""
+    """Rows `{problem, response}` → inputs and labels; prompts are kept from epoch to epoch, as many as fit."""
 
     def __init__(self, processor: Any, problems: Sequence[Problem]) -> None:
         self.processor, self.problems = processor, problems
-        self._encoded: dict[int, EncodedPrompt] = {}
+        self._encoded: Kept[EncodedPrompt] = Kept(KEPT_BYTES)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Model inputs and labels; only the answers are supervised."""
@@ -76,9 +77,8 @@ class DemonstrationCollator:
         return stack_rows(prompts, answers, pad_token_id=self.processor.tokenizer.pad_token_id)
 
     def _prompt(self, index: int) -> EncodedPrompt:
-        if index not in self._encoded:
-            problem = self.problems[index]
-            text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
-            images = [load_image(image) for image in problem.images]
-            self._encoded[index] = encode_prompt(self.processor, text, images)
-        return self._encoded[index]
+        return self._encoded(index, lambda: self._encode(self.problems[index]))
+
+    def _encode(self, problem: Problem) -> EncodedPrompt:
+        text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
+        return encode_prompt(self.processor, text, [load_image(image) for image in problem.images])

@@ -19,7 +19,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from scipy.special import betaln, gammaln
 from mpo.multimodal.errors import ConfigError
 from rewards.choosing.curves import ranking
 from rewards.choosing.selection import CHOICES
+from rewards.choosing.votes import BY_REWARD, WEIGHTED_VOTES, VoteWeight
 from rewards.statistics import mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
 from rewards.verifying.equality_classes import votes_of, with_votes
@@ -40,9 +41,9 @@ def vote_may_change(group: RolloutGroup, remaining: int) -> float:
     return _overtaking(group, remaining, weights=[1.0] * len(group.rollouts))
 
 
-def weighted_vote_may_change(group: RolloutGroup, remaining: int) -> float:
-    """The same with rewards for weights, in units of the mean reward; an unscored rollout has no weight."""
-    return _overtaking(group, remaining, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
+def weighted_vote_may_change(group: RolloutGroup, remaining: int, *, weight: VoteWeight = BY_REWARD) -> float:
+    """The same for a weighted vote, in units of the mean weight; an unscored rollout has no weight."""
+    return _overtaking(group, remaining, weights=[weight.of(rollout) for rollout in group.rollouts])
 
 
 def best_may_change(group: RolloutGroup, remaining: int) -> float:
@@ -67,7 +68,7 @@ def best_may_change(group: RolloutGroup, remaining: int) -> float:
 
 MAY_CHANGE: dict[str, Callable[[RolloutGroup, int], float]] = {
     "prm": best_may_change,
-    "weighted_vote": weighted_vote_may_change,
+    **{name: partial(weighted_vote_may_change, weight=weight) for name, weight in WEIGHTED_VOTES.items()},
     "majority": vote_may_change,
 }
 

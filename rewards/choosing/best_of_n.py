@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import load_image
-from rewards.choosing.adaptive import MAY_CHANGE, check_stopping, looks
-from rewards.choosing.selection import CHOICES
+from rewards.choosing.adaptive import MAY_CHANGE, check_stopping, looks, weighted_vote_may_change
+from rewards.choosing.selection import CHOICES, vote_of_scored
+from rewards.choosing.votes import BY_REWARD, VoteWeight
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.scoring.aggregation import aggregate
 from rewards.scoring.process_reward_model import ProcessRewardModel
@@ -66,6 +68,7 @@ class BestOfN:
             prepares its model in place, which changes no other call: it may be the generator's own.
         params: sampling settings of a policy that is loaded from a folder; a generator has its own.
         aggregation: a name of `rewards.scoring.aggregation.AGGREGATIONS`, or a callable of its shape.
+        vote_weight: of the selector `weighted_vote`; by the reward, as aggregated, unless you say otherwise.
         prompt: how the policy is asked (`rewards.sampling.prompts.PROMPTS`); the PRM sees the bare question.
         wave: with adaptive N, samples drawn between two looks. A `TransformersGenerator` of your own needs
             `rows_a_problem=wave`, else every wave draws the earlier ones again.
@@ -84,6 +87,7 @@ class BestOfN:
         *,
         params: SamplingParams | None = None,
         aggregation: str | Aggregator = "mean",
+        vote_weight: VoteWeight = BY_REWARD,
         prompt: Prompt = Prompt(),  # noqa: B008
         wave: int = 4,
     ) -> None:
@@ -92,6 +96,8 @@ class BestOfN:
         self.generator = _loaded_policy(policy, params, wave) if isinstance(policy, str | Path) else policy
         self.prm = _loaded_prm(prm) if isinstance(prm, str | Path) else prm
         self.aggregation, self.prompt, self.wave = aggregation, prompt, wave
+        self._choices = CHOICES | {"weighted_vote": partial(vote_of_scored, weight=vote_weight)}
+        self._may_change = MAY_CHANGE | {"weighted_vote": partial(weighted_vote_may_change, weight=vote_weight)}
 
     def answer(
         self,
@@ -109,7 +115,7 @@ class BestOfN:
             image: a path or PIL image, several, or `None`.
             question: what to ask.
             n: responses; with `error`, at most this many.
-            selector: a row of `rewards.choosing.selection.CHOICES`: prm, weighted_vote or majority.
+            selector: a row of `rewards.choosing.selection.CHOICES`: prm, majority, or a weighted vote.
             error: adaptive N (`rewards.choosing.adaptive`): stop when more samples would give another final answer
                 with at most this probability; the responses are the first of those that a fixed n draws, from a
                 policy in this process.
@@ -132,12 +138,12 @@ class BestOfN:
         for count in looks(n, self.wave if error is not None else n):
             group = numbered(self._extended(group, count, seed), classes)
             if error is not None:
-                chance = MAY_CHANGE[selector](group, n - count)
+                chance = self._may_change[selector](group, n - count)
                 if chance <= error:
                     break
         if selector != "majority" and all(rollout.reward is None for rollout in group.rollouts):
             raise DataError(f"the PRM can read none of the {len(group.rollouts)} responses; choose by majority instead")
-        index = CHOICES[selector](group)
+        index = self._choices[selector](group)
         text, counted = group.rollouts[index].completion.text, [r.completion.num_tokens for r in group.rollouts]
         tokens = sum(counted) if all(counted) else None
         return Answer(text, canonical_answer(text), index, group.rollouts, tokens, chance)

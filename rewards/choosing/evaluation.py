@@ -1,7 +1,7 @@
 """Every selector at every k, per problem and with intervals, beside blind rulers and the oracle.
 
 All numbers are expectations over uniformly random k-subsets of a problem's N rollouts (`rewards/choosing/curves.py`). A
-rollout without a reward can still be chosen: ranked last by `prm` and `orm`, weight 0 in the weighted vote, a full
+rollout without a reward can still be chosen: ranked last by `prm` and `orm`, weight 0 in weighted votes, a full
 voter in the majority, and counted as `unscored`. `mpo best-of-n`, the tables, the page and `rewards.accuracy_at_k` all
 read from here, so a published cell can be recomputed by the library.
 """
@@ -18,6 +18,7 @@ from mpo.multimodal.errors import ConfigError, DataError
 from rewards.choosing.adaptive import ERROR, MAY_CHANGE, replay
 from rewards.choosing.curves import pass_at_k, ranked_at_k, ranking, vote_at_k
 from rewards.choosing.selector_warnings import image_drop, length_preference, selector_regret, trust_warnings
+from rewards.choosing.votes import WEIGHTED_VOTES
 from rewards.statistics import Estimate, auc, mean_with_interval
 from rewards.types import Rollout, RolloutGroup, correctness_of, verdict_of
 from rewards.verifying.degeneration import REASONS, degenerate
@@ -123,7 +124,7 @@ def accuracy_at_k(group: RolloutGroup, selector: str, k: int) -> float:
     """Expected correctness of one problem if `selector` chooses among k random rollouts of the group.
 
     Args:
-        group: verified rollouts, N of them; `prm`, `orm` and `weighted_vote` also read their scores.
+        group: verified rollouts, N of them; `prm`, `orm` and weighted votes also read their scores.
         selector: a row of `SELECTORS`.
         k: 1 ≤ k ≤ N.
 
@@ -179,7 +180,7 @@ def _random(group: RolloutGroup, k: int) -> float:
 
 SELECTORS: dict[str, Callable[[RolloutGroup, int], float]] = {
     "prm": _ranked(lambda rollout: rollout.reward),
-    "weighted_vote": _vote(lambda rollout: rollout.reward or 0.0),
+    **{name: _vote(weight.of) for name, weight in WEIGHTED_VOTES.items()},
     "majority": _vote(lambda rollout: 1.0),
     "orm": _ranked(lambda rollout: rollout.step_scores.values[-1] if rollout.step_scores else None),
     "first": _first,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 from mpo.multimodal.errors import DataError
+from rewards.choosing.votes import BY_REWARD, WEIGHTED_VOTES, VoteWeight
 from rewards.types import RolloutGroup
 from rewards.verifying.equality_classes import votes_of
 
@@ -79,16 +81,16 @@ def scored_only(select: GroupSelector) -> GroupSelector:
     return select_scored
 
 
-def vote_of_scored(group: RolloutGroup) -> int:
-    """As `weighted_vote`; a rollout without reward has weight 0."""
+def vote_of_scored(group: RolloutGroup, *, weight: VoteWeight = BY_REWARD) -> int:
+    """As `weighted_vote`, with a weight of your own; a rollout without scores has weight 0."""
     _size(group)
-    return _vote(group, weights=[rollout.reward or 0.0 for rollout in group.rollouts])
+    return _vote(group, weights=[weight.of(rollout) for rollout in group.rollouts])
 
 
 # How a question is answered at test time, by the names that `mpo best-of-n` uses; needs no reference answer.
 CHOICES: dict[str, GroupSelector] = {
     "prm": scored_only(best_of_n),
-    "weighted_vote": vote_of_scored,
+    **{name: partial(vote_of_scored, weight=weight) for name, weight in WEIGHTED_VOTES.items()},
     "majority": majority,
 }
 

@@ -2,8 +2,9 @@
 
 `meta.json` is `{name: {"root", "annotation", "data_augment", "repeat_time", "length"}}`. A row is `{"image",
 "question", "chosen", "rejected", "answer_gt"}` with `image` one path or a list below `root`, and `<image>`
-placeholders in the question (https://huggingface.co/datasets/OpenGVLab/MMPR-v1.2). Ours adds `problem_id`, `source`
-and which sides were truncated; InternVL's loader ignores them.
+placeholders in the question (https://huggingface.co/datasets/OpenGVLab/MMPR-v1.2). Ours adds `problem_id`, `source`,
+which sides were truncated, and `rejected_span`; InternVL's loader ignores them, so its trainer counts the whole
+rejected response.
 
 A file may be anyone's. Paths stay inside the folder of `meta.json`, images are decoded by our decoder, a zip archive is
 read without unpacking it, and a row that breaks the format is reported with its reason while the rest is read.
@@ -58,6 +59,7 @@ class _Row(BaseModel):
     source: str | None = None
     chosen_truncated: bool = False
     rejected_truncated: bool = False
+    rejected_span: tuple[int, int] | None = None
 
 
 def write_mmpr(pairs: Iterable[PreferencePair], folder: str | Path, *, name: str = "pairs") -> tuple[int, Counter[str]]:
@@ -171,7 +173,8 @@ class _Reader:
             Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP)
             for text, truncated in ((row.chosen, row.chosen_truncated), (row.rejected, row.rejected_truncated))
         ]
-        return PreferencePair(self._last[1], sides[0], sides[1], row.source or self.name)
+        source = row.source or self.name
+        return PreferencePair(self._last[1], sides[0], sides[1], source, rejected_span=row.rejected_span)
 
     def _image(self, image: str) -> ImageLike:
         if self.archive is not None:
@@ -221,6 +224,7 @@ def _row_of(pair: PreferencePair, files: list[str]) -> dict[str, Any]:
         "source": pair.source,
         "chosen_truncated": pair.chosen.finish_reason is FinishReason.LENGTH,
         "rejected_truncated": pair.rejected.finish_reason is FinishReason.LENGTH,
+        **({} if pair.rejected_span is None else {"rejected_span": list(pair.rejected_span)}),
     }
 
 

@@ -31,7 +31,9 @@ def to_trl_row(pair: PreferencePair) -> Row:
     Returns:
         `images` (as the problem holds them, in order), `prompt` (as the policy was asked: the question in its
         template, behind a system message if there was one), `chosen`, `rejected`; `chosen_truncated` and
-        `rejected_truncated`, which mark a response that gets no end-of-turn token; `problem_id` and `source`.
+        `rejected_truncated`, which mark a response that gets no end-of-turn token; `rejected_span`, [start, end] of the
+        rejected response's characters that count in L_p and L_q, or None for all (`mpo/spans.py`; TRL ignores it);
+        `problem_id` and `source`.
 
     Example:
         >>> from rewards.types import Completion, Problem
@@ -50,6 +52,7 @@ def to_trl_row(pair: PreferencePair) -> Row:
         "rejected": _assistant(pair.rejected.text),
         "chosen_truncated": pair.chosen.finish_reason is FinishReason.LENGTH,
         "rejected_truncated": pair.rejected.finish_reason is FinishReason.LENGTH,
+        "rejected_span": None if pair.rejected_span is None else list(pair.rejected_span),
         "problem_id": problem.id,
         "source": pair.source,
     }
@@ -62,7 +65,8 @@ def from_trl_row(row: Row) -> PreferencePair:
     one assistant turn. The question comes back as it was asked, template and all.
 
     Raises:
-        DataError: the row holds something else, an image cannot be decoded, or a side is empty or both are equal.
+        DataError: the row holds something else, an image cannot be decoded, a side is empty, both are equal, or
+            `rejected_span` lies outside the rejected response.
     """
     from mpo.multimodal.images import load_image
 
@@ -81,8 +85,12 @@ def from_trl_row(row: Row) -> PreferencePair:
             raise DataError(f"{side} holds an image; expected text only")
         truncated = row.get(f"{side}_truncated")
         sides.append(Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP))
+    given = row.get("rejected_span")
+    if given is not None and len(given) != 2:
+        raise DataError(f"rejected_span {given}; expected [start, end] or null")
+    span = None if given is None else (given[0], given[1])
     problem = Problem(row["problem_id"], question, images, prompt=prompt)
-    return PreferencePair(problem, sides[0], sides[1], row["source"] or "")
+    return PreferencePair(problem, sides[0], sides[1], row["source"] or "", rejected_span=span)
 
 
 def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
@@ -175,6 +183,7 @@ def trl_features(*, decode: bool = True) -> datasets.Features:
             "rejected": List(message),
             "chosen_truncated": Value("bool"),
             "rejected_truncated": Value("bool"),
+            "rejected_span": List(Value("int32")),
             "problem_id": Value("string"),
             "source": Value("string"),
         }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewards.pairing.limits import Limits
+from rewards.pairing.spans import BadStep
 from rewards.scoring.visual_dependence import visual_dependence
 from rewards.types import FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict
 from rewards.verifying.reading import Kind, Missing, find_answer
@@ -44,7 +45,7 @@ def eligible(group: RolloutGroup, limits: Limits, *, need_reward: bool = False) 
 
     Args:
         group: rollouts with verdicts.
-        limits: `format_negatives` and `min_visual_dependence` are read.
+        limits: all that a single response must keep to is read.
         need_reward: a rollout without reward is a reject.
     """
     found = Eligible()
@@ -69,6 +70,10 @@ def eligible(group: RolloutGroup, limits: Limits, *, need_reward: bool = False) 
             found.rejects["no_reward"] += 1
         elif correct and (blind := _blind(rollout, limits.min_visual_dependence)):
             found.rejects[blind] += 1
+        elif correct and (doubtful := _doubtful(rollout, limits.min_step_score)):
+            found.rejects[doubtful] += 1
+        elif not correct and isinstance(nowhere := limits.rejected_span.of(rollout), str):
+            found.rejects[nowhere] += 1
         elif text in seen:
             found.rejects["duplicate_text"] += 1
         else:
@@ -104,6 +109,15 @@ def _blind(rollout: Rollout, least: float | None) -> str | None:
     return "no_visual_dependence" if value is None else "low_visual_dependence" if value < least else None
 
 
+def _doubtful(rollout: Rollout, least: float) -> str | None:
+    """Why the steps of a right response speak against choosing it, or `None`."""
+    if least == 0.0:
+        return None
+    if rollout.step_scores is None:
+        return "no_step_scores"
+    return "low_step_score" if min(rollout.step_scores.values) < least else None
+
+
 def within_length(group: RolloutGroup, sides: Sides, limits: Limits) -> bool:
     """Whether the texts of two rollouts are as alike in length as the limits ask."""
     chosen, rejected = (group.rollouts[index].completion.text for index in sides)
@@ -115,16 +129,29 @@ def without_partner(indexes: Iterable[int], candidates: Iterable[Sides]) -> int:
     return len(set(indexes) - {index for sides in candidates for index in sides})
 
 
-def pair_of(group: RolloutGroup, sides: Sides, *, source: str, **meta: Any) -> PreferencePair:
-    """The pair of two rollouts, with their indexes, rewards and visual dependence as provenance."""
+def pair_of(group: RolloutGroup, sides: Sides, limits: Limits, *, source: str, **meta: Any) -> PreferencePair:
+    """The pair of two rollouts and the part of the rejected one that counts; indexes, rewards, lowest step scores and
+    visual dependence are its provenance.
+    """
     chosen, rejected = (group.rollouts[index] for index in sides)
+    span = limits.rejected_span.of(rejected)
+    assert not isinstance(span, str), span  # such a response is on no side
+    bad = limits.rejected_span.bad_step(rejected) if span else None
     provenance = {
         "chosen_index": sides[0],
         "rejected_index": sides[1],
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
+        "chosen_lowest": _lowest(chosen),
+        "rejected_lowest": _lowest(rejected),
+        **({"bad_step": bad.step.index, "bad_step_is_lowest": bad.is_lowest} if isinstance(bad, BadStep) else {}),
         "rejected_verdict": rejected.verdict.value if rejected.verdict else None,
         "chosen_dependence": visual_dependence(chosen),
         "rejected_dependence": visual_dependence(rejected),
     }
-    return PreferencePair(group.problem, chosen.completion, rejected.completion, source, {**provenance, **meta})
+    given = {**provenance, **meta}
+    return PreferencePair(group.problem, chosen.completion, rejected.completion, source, given, rejected_span=span)
+
+
+def _lowest(rollout: Rollout) -> float | None:
+    return min(rollout.step_scores.values) if rollout.step_scores else None

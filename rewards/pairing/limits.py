@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpo.multimodal.errors import ConfigError
+from rewards.pairing.spans import RejectedSpan
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Limits:
             least 1. None: no limit.
         min_visual_dependence: in [-1, 1]; a right response whose score depends on the image by less
             (`rewards/scoring/visual_dependence.py`), or that was not scored without it, is on no side. None: no limit.
+        min_step_score: in [0, 1]; a right response with a step score below it, or without step scores, is on no side:
+            its answer may be right by luck, and the chosen side teaches every step. 0: no limit.
+        rejected_span: the part of a rejected response that carries the gradient; a wrong response without such a part
+            is on no side.
 
     Raises:
         ConfigError: a limit outside its range.
@@ -37,6 +42,8 @@ class Limits:
     format_negatives: bool = False
     max_length_ratio: float | None = None
     min_visual_dependence: float | None = None
+    min_step_score: float = 0.0
+    rejected_span: RejectedSpan = RejectedSpan()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         if self.max_pairs < 1:
@@ -45,6 +52,8 @@ class Limits:
             raise ConfigError(f"max_length_ratio must be at least 1, got {self.max_length_ratio}")
         if self.min_visual_dependence is not None and not -1.0 <= self.min_visual_dependence <= 1.0:
             raise ConfigError(f"min_visual_dependence must be in [-1, 1], got {self.min_visual_dependence}")
+        if not 0.0 <= self.min_step_score <= 1.0:
+            raise ConfigError(f"min_step_score must be in [0, 1], got {self.min_step_score}")
 
     def length_fits(self, first: str, second: str) -> bool:
         """Whether the lengths of two texts, without blanks around them, are within `max_length_ratio`."""

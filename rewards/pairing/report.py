@@ -28,6 +28,8 @@ class PairingReport:
         mean_characters, mean_steps: side ("chosen", "rejected") → mean length; empty without pairs.
         blind_rulers: share of pairs where picking the longest / shortest / first picks the chosen, ties half.
         blind_intervals: its 95 % interval, with the problems as independent draws.
+        rejected_counted: share of the characters of the rejected responses that count in L_p and L_q; 1 without spans.
+        lowest_steps: pairs whose rejected response has no step under the threshold, so that its lowest one counts.
         mean_dependence: side → mean visual dependence (`rewards/scoring/visual_dependence.py`); empty unless every
             pair has it.
         warnings: what a user should see before training; empty if there is nothing.
@@ -43,6 +45,8 @@ class PairingReport:
     mean_steps: dict[str, float] = field(default_factory=dict)
     blind_rulers: dict[str, float] = field(default_factory=dict)
     blind_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    rejected_counted: float = 1.0
+    lowest_steps: int = 0
     mean_dependence: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -61,7 +65,7 @@ class PairAccount:
     """
 
     def __init__(self) -> None:
-        self.problems = self.pairs = self.sampled = 0
+        self.problems = self.pairs = self.sampled = self.counted = self.lowest_steps = 0
         self.sources, self.dropped, self.rejected = Counter[str](), Counter[str](), Counter[str]()
         self.characters, self.steps = Counter[str](), Counter[str]()
         self.dependence, self.known_dependence = Counter[str](), Counter[str]()
@@ -94,6 +98,9 @@ class PairAccount:
             if (dependence := pair.meta.get(f"{side}_dependence")) is not None:
                 self.dependence[side] += dependence
                 self.known_dependence[side] += 1
+        start, end = pair.rejected_span or (0, len(pair.rejected.text))
+        self.counted += end - start
+        self.lowest_steps += bool(pair.meta.get("bad_step_is_lowest"))
         self.longest += _share(len(pair.chosen.text), len(pair.rejected.text))
         if {"chosen_index", "rejected_index"} <= pair.meta.keys():
             self.sampled += 1
@@ -128,6 +135,8 @@ class PairAccount:
             mean_steps={side: total / self.pairs for side, total in self.steps.items()},
             blind_rulers=rulers,
             blind_intervals=intervals,
+            rejected_counted=self.counted / self.characters["rejected"] if self.pairs else 1.0,
+            lowest_steps=self.lowest_steps,
             mean_dependence=self._mean_dependence(),
             warnings=tuple(
                 _warning(name, rulers[name], intervals[name]) for name in rulers if intervals[name][0] > EXPLAINS

@@ -22,6 +22,7 @@ from rewards.kept.keys import seed_of
 from rewards.pairing.eligibility import Eligible, Sides, eligible, pair_of, within_length, without_partner
 from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairAccount, PairingReport
+from rewards.pairing.spans import RejectedSpan
 from rewards.pairing.step_pairs import step_prefix
 from rewards.types import PreferencePair, RolloutGroup, Verdict
 
@@ -59,7 +60,8 @@ def correctness(group: RolloutGroup, limits: Limits) -> tuple[list[PreferencePai
         candidates = _within(group, itertools.product(sides.right, negatives), limits)
         everything += candidates
         found += [
-            pair_of(group, both, source=source) for both in _sample(candidates, limits.max_pairs, group.problem.id)
+            pair_of(group, both, limits, source=source)
+            for both in _sample(candidates, limits.max_pairs, group.problem.id)
         ]
     return found, _with_lonely(sides, everything, "no_partner_of_its_length")
 
@@ -77,7 +79,7 @@ def correctness_and_prm(group: RolloutGroup, limits: Limits) -> tuple[list[Prefe
     order = itertools.product(_best_first(group, sides.right), _best_first(group, wrong))
     candidates = _within(group, order, limits)
     matched = _each_once(candidates)[: limits.max_pairs]
-    pairs = [pair_of(group, both, source="correctness_and_prm") for both in matched]
+    pairs = [pair_of(group, both, limits, source="correctness_and_prm") for both in matched]
     return pairs, _with_lonely(sides, candidates, "no_partner_of_its_length")
 
 
@@ -100,9 +102,10 @@ def prm_margin(
         (c, r): gap
         for c, r in itertools.product(sides.right, sides.all)
         if (gap := _reward(group, c) - _reward(group, r)) >= margin
+        and not isinstance(limits.rejected_span.of(group.rollouts[r]), str)  # a right one may have no bad step
     }
     candidates = _within(group, sorted(apart, key=lambda both: (-apart[both], both)), limits)
-    pairs = [pair_of(group, both, source="prm_margin") for both in _each_once(candidates)[: limits.max_pairs]]
+    pairs = [pair_of(group, both, limits, source="prm_margin") for both in _each_once(candidates)[: limits.max_pairs]]
     return pairs, _with_lonely(sides, candidates, "no_partner_within_margin", one_side=bool(sides.right))
 
 
@@ -115,22 +118,33 @@ RULES: dict[str, Rule] = {
 }
 
 
+# What a PRM that scores steps is for: its rules look at the first bad step, and choose no response with a bad one.
+STEPWISE = Limits(min_step_score=0.5, rejected_span=RejectedSpan("first_bad_step"))
+LIMITS: dict[str, Limits] = {
+    "correctness": Limits(),
+    "correctness_and_prm": STEPWISE,
+    "prm_margin": STEPWISE,
+    "step_prefix": Limits(rejected_span=RejectedSpan("first_bad_step", "mc")),
+}
+
+
 class Pairing:
     """A pairing rule with the account of every problem that it is given; one problem is held at a time.
 
     Args:
         rule: a name in `RULES`, or a callable: (group, limits) → pairs, and reason → rollouts on no side.
-        limits: given to the rule.
+        limits: given to the rule; None: the rule's own (`LIMITS`), of a callable `Limits()`.
 
     Raises:
         ConfigError: unknown rule.
     """
 
-    def __init__(self, rule: str | Rule = "correctness_and_prm", limits: Limits = Limits()) -> None:
+    def __init__(self, rule: str | Rule = "correctness_and_prm", limits: Limits | None = None) -> None:
         make = RULES.get(rule) if isinstance(rule, str) else rule
         if make is None:
             raise ConfigError(f"unknown pairing rule {rule!r}: expected one of {', '.join(RULES)}, or a callable")
-        self._make, self._limits = make, limits
+        own = LIMITS[rule] if isinstance(rule, str) else Limits()
+        self._make, self._limits = make, own if limits is None else limits
         self._account = PairAccount()
 
     def pairs_of(self, group: RolloutGroup) -> list[PreferencePair]:
@@ -145,14 +159,14 @@ class Pairing:
 
 
 def build_pairs(
-    groups: Iterable[RolloutGroup], *, rule: str | Rule = "correctness_and_prm", limits: Limits = Limits()
+    groups: Iterable[RolloutGroup], *, rule: str | Rule = "correctness_and_prm", limits: Limits | None = None
 ) -> tuple[list[PreferencePair], PairingReport]:
     """Apply a pairing rule to every problem and account for all of them.
 
     Args:
         groups: problems with verified (and, for PRM rules, scored) rollouts.
         rule: a name in `RULES` or a callable of the same shape, as for `Pairing`.
-        limits: given to the rule.
+        limits: given to the rule; None: the rule's own.
 
     Returns:
         The pairs in the order of the problems, and the report.
@@ -161,13 +175,13 @@ def build_pairs(
         ConfigError: unknown rule.
 
     Example:
-        >>> from rewards.types import Completion, Problem, Rollout
-        >>> right = Rollout(Completion("2 + 2 = 4"), verdict=Verdict.CORRECT, reward=0.9)
-        >>> wrong = Rollout(Completion("2 + 2 = 5"), verdict=Verdict.WRONG, reward=0.4)
+        >>> from rewards.types import Completion, Problem, Rollout, StepScores
+        >>> right = Rollout(Completion("2 + 2 = 4"), Verdict.CORRECT, StepScores((0.9,)), reward=0.9)
+        >>> wrong = Rollout(Completion("2 + 2 = 5"), Verdict.WRONG, StepScores((0.4,)), reward=0.4)
         >>> groups = [RolloutGroup(Problem("a", "?"), (wrong, right)), RolloutGroup(Problem("b", "?"), (wrong,))]
         >>> pairs, report = build_pairs(groups)
-        >>> pairs[0].chosen.text, report.pairs, report.dropped
-        ('2 + 2 = 4', 1, {'all_wrong': 1})
+        >>> pairs[0].chosen.text, pairs[0].rejected_span, report.pairs, report.dropped
+        ('2 + 2 = 4', (0, 9), 1, {'all_wrong': 1})
     """
     pairing = Pairing(rule, limits)
     pairs = [pair for group in groups for pair in pairing.pairs_of(group)]

@@ -1,7 +1,8 @@
 """Step pairs: two responses that agree up to the first bad step of one of them, and part there.
 
 The idea is Step-DPO's (arXiv 2406.18629): the preference is about one step, not about a whole response. The bad step
-is found by Monte-Carlo counts instead of a judge: the first step from whose end no continuation reached the answer.
+is found without a judge: by Monte-Carlo counts (the first step from whose end no continuation reached the answer), by
+step scores, or by exact labels.
 """
 
 from __future__ import annotations
@@ -15,21 +16,19 @@ from rewards.steps import split_on_blank_lines
 from rewards.types import PreferencePair, Rollout, RolloutGroup
 
 
-def step_prefix(
-    group: RolloutGroup, limits: Limits, *, threshold: float = 0.0
-) -> tuple[list[PreferencePair], Counter[str]]:
+def step_prefix(group: RolloutGroup, limits: Limits) -> tuple[list[PreferencePair], Counter[str]]:
     """A verified-wrong response against a verified-right one that shares its text up to its first bad step.
 
-    The right one may be another sample or, where the continuations of a labelled step were kept, prefix ⊕
-    continuation as one more rollout of the group; it needs no counts. The longest shared prefixes come first, and a
-    wrong response is used once. Both sides are whole responses: in L_p the shared tokens cancel, in L_q and L_g they
-    do not.
+    The right one may be another sample or a continuation of the wrong one's sound steps, prefix ⊕ continuation as one
+    more rollout of the group: kept ones of labelled steps (`rewards/prm/labelling/continuations.py`), or drawn for
+    this by `mpo continue`. It needs no counts. The longest shared prefixes come first, and a wrong response is used
+    once. Both sides are whole responses. With the whole of the rejected one counted, the shared tokens cancel in L_p
+    and in L_q they do not; with its first bad step counted, they are no part of the negative side.
 
     Args:
-        group: rollouts with verdicts; those with `mc`, one count per step, can be rejected.
-        limits: as for the other rules; `format_negatives` is not used, since a response without a final answer has
-            no step that is known to be bad.
-        threshold: a step is bad if its mc is at most this.
+        group: rollouts with verdicts; those whose steps have values of the limits' source can be rejected.
+        limits: as for the other rules, with `rejected_span.source` and `.threshold` for the bad step. Of
+            `format_negatives` no use is made: a response without a final answer has no step that is known to be bad.
 
     Returns:
         Pairs whose meta holds `first_bad_step` and `shared_characters`; and reason → rollouts on no side.
@@ -38,7 +37,7 @@ def step_prefix(
     candidates: dict[Sides, tuple[int, int]] = {}  # → first bad step, characters before it
     unusable: Counter[str] = Counter()
     for bad in sides.wrong:
-        found = _first_bad_step(group.rollouts[bad], threshold)
+        found = _first_bad_step(group.rollouts[bad], limits)
         if isinstance(found, str):
             unusable[found] += 1
             continue
@@ -54,22 +53,17 @@ def step_prefix(
         if bad not in used and len(pairs) < limits.max_pairs:
             step, characters = candidates[good, bad]
             meta = {"first_bad_step": step, "shared_characters": characters}
-            pairs.append(pair_of(group, (good, bad), source="step_prefix", **meta))
+            pairs.append(pair_of(group, (good, bad), limits, source="step_prefix", **meta))
             used.add(bad)
     return pairs, +(sides.rejects + unusable)
 
 
-def _first_bad_step(rollout: Rollout, threshold: float) -> tuple[int, int] | str:
+def _first_bad_step(rollout: Rollout, limits: Limits) -> tuple[int, int] | str:
     """Index of the first bad step and where it starts in the text, or why there is none to use."""
-    if rollout.mc is None:
-        return "no_counts"
-    steps = split_on_blank_lines(rollout.completion.text)
-    if len(steps) != len(rollout.mc):
-        return "steps_and_counts_differ"
-    bad = next((step for step, count in zip(steps, rollout.mc, strict=True) if count.value <= threshold), None)
-    if bad is None:
-        return "no_bad_step"
-    return "bad_from_the_start" if bad.index == 0 else (bad.index, bad.start)
+    bad = limits.rejected_span.bad_step(rollout)
+    if isinstance(bad, str):
+        return bad
+    return "bad_from_the_start" if bad.step.index == 0 else (bad.step.index, bad.step.start)
 
 
 def _parts_there(group: RolloutGroup, sides: Sides, shared: int) -> bool:

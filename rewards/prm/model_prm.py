@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
+from mpo.multimodal.ahead import ahead
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor, stored_dtype
@@ -24,11 +26,13 @@ from rewards.prm.formats import PRMFormat, find_format, validated
 from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, render
-from rewards.prm.rows import prepare_sharing, rows_of
+from rewards.prm.rows import check_sharing, prepare_sharing, rows_of
 from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.types import StepScores
 
 CONTRACT = "prm.json"
+
+logger = logging.get_logger(__name__)
 
 
 class ModelPRM(StepPRM):
@@ -43,17 +47,26 @@ class ModelPRM(StepPRM):
         prm_format: how it was trained to be asked.
         batch_rows: responses per forward pass.
         max_pass_tokens: responses that share a prompt and hold more tokens are read in several passes; the prompt is
-            read in the first, and its keys and values are kept for the others.
+            read in the first, and its keys and values are kept for the others. None: 4,096 on a CPU, where short
+            passes are faster, and 65,536 elsewhere, which bounds the memory.
     """
 
     def __init__(
-        self, model: Any, processor: Any, prm_format: PRMFormat, *, batch_rows: int = 32, max_pass_tokens: int = 4096
+        self,
+        model: Any,
+        processor: Any,
+        prm_format: PRMFormat,
+        *,
+        batch_rows: int = 32,
+        max_pass_tokens: int | None = None,
     ) -> None:
         super().__init__(processor, prm_format)
         self.model = model
-        self.batch_rows, self.max_pass_tokens = batch_rows, max_pass_tokens
+        self.batch_rows = batch_rows
+        self.max_pass_tokens = max_pass_tokens or (4096 if model.device.type == "cpu" else 65_536)
         self._labels = prm_format.label_ids(processor.tokenizer)
         self.shares = prepare_sharing(model)
+        self._kernel: bool | None = None  # whether attention may use it; unknown until a first packed batch
 
     @classmethod
     def load(cls, path: str | Path, *, prm_format: str | None = None, batch_rows: int = 32) -> ModelPRM:
@@ -73,19 +86,22 @@ class ModelPRM(StepPRM):
         return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
 
     def _scores(self, items: Sequence[CutResponse], describe: str) -> list[StepScores]:
+        """Tokens of a batch are made in a thread while the model reads the one before it."""
         scores: list[StepScores] = []
+        batches = [items[start : start + self.batch_rows] for start in range(0, len(items), self.batch_rows)]
         with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
-            for start in range(0, len(items), self.batch_rows):
-                batch = items[start : start + self.batch_rows]
-                scores.extend(self._score_batch(batch))
+            for batch, rendered in zip(batches, ahead(self._rendered, batches), strict=True):
+                scores.extend(self._read(rendered))
                 bar.update(len(batch))
         return scores
 
-    def _score_batch(self, items: Sequence[CutResponse]) -> list[StepScores]:
-        rendered: list[list[RenderedSolution]] = []
-        for problem, steps in by_problem(items):
-            images = [load_image(image) for image in problem.images]
-            rendered.append(render(self.processor, self.format, problem, steps, images))
+    def _rendered(self, items: Sequence[CutResponse]) -> list[list[RenderedSolution]]:
+        return [
+            render(self.processor, self.format, problem, steps, [load_image(image) for image in problem.images])
+            for problem, steps in by_problem(items)
+        ]
+
+    def _read(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[StepScores]:
         logits = torch.cat(self._logits(rendered))  # (all steps, labels)
         steps_each = [len(solution.read_positions) for some in rendered for solution in some]
         return [label_softmax(own) for own in logits.split(steps_each)]
@@ -93,11 +109,29 @@ class ModelPRM(StepPRM):
     @torch.inference_mode()
     def _logits(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[Tensor]:
         """Label logits of the steps of several problems' responses, in order: (steps of a row, labels) each."""
-        inputs, positions = rows_of(rendered, self.processor, shared=self.shares)
+        if self.shares and self._kernel is None:
+            self._check(rendered[0])
+        inputs, positions = self._rows(rendered)
         if LAYOUT in inputs and len(rendered) > 1 and inputs["input_ids"].numel() > self.max_pass_tokens:
             return [logits for some in rendered for logits in self._logits([some])]
-        inputs = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         return logits_at(self.model, inputs, positions, self._labels, max_tokens=self.max_pass_tokens)
+
+    def _rows(self, rendered: Sequence[Sequence[RenderedSolution]]) -> tuple[dict[str, Any], list[list[int]]]:
+        inputs, positions = rows_of(rendered, self.processor, shared=self.shares)
+        if LAYOUT in inputs:
+            inputs[LAYOUT].varlen = self._kernel is not False
+        device = self.model.device
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}, positions
+
+    def _check(self, some: Sequence[RenderedSolution]) -> None:
+        """Compare the two longest responses to one problem, read together, with each read alone, once."""
+        inputs, positions = self._rows([sorted(some, key=lambda solution: len(solution.continuation))[-2:]])
+        if LAYOUT not in inputs:
+            return
+        found = check_sharing(self.model, inputs, positions, self._labels)
+        self.shares, self._kernel = found.shares, found.kernel
+        if not found.shares:
+            logger.warning("each response is read with a prompt of its own: %s", found.reason)
 
 
 def save_format(path: str | Path, prm_format: PRMFormat) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -27,7 +27,7 @@ from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, encode_prompts
 from mpo.multimodal.prompt_length import PromptLength
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat, single_token_id
-from rewards.prm.inverse import Frame, OneTurnFrame, TurnsFrame, check_row
+from rewards.prm.inverse import Frame, OneTurnFrame, TurnsFrame, as_read, check_row
 from rewards.types import Problem, Step
 
 
@@ -74,12 +74,21 @@ def render(
         problem = replace(problem, question=broken_up(problem.question, marker))
     layout = _turns if prm_format.layout == "turns" else _one_turn
     frame, rendered = layout(processor, prm_format, problem, solutions, images)
+    start, frame = _from_the_steps(processor, frame, rendered[0].prompt)
     for index, (steps, row) in enumerate(zip(solutions, rendered, strict=True)):
-        ids = [*row.prompt.input_ids.tolist(), *row.continuation]
-        texts = [step.text for step in steps]
+        ids = [*row.prompt.input_ids[start:].tolist(), *row.continuation]
+        positions = [position - start for position in row.read_positions]
         where = f"PRM format {prm_format.name!r}, problem {problem.id!r}, rollout {index}"
-        check_row(processor.tokenizer, frame, ids, row.read_positions, texts, where=where)
+        check_row(processor.tokenizer, frame, ids, positions, [step.text for step in steps], where=where)
     return rendered
+
+
+def _from_the_steps(processor: Any, frame: Frame, prompt: EncodedPrompt) -> tuple[int, Frame]:
+    """How many tokens a check may leave out, and the frame without them: a prompt of one turn, or all its images."""
+    if isinstance(frame, OneTurnFrame):
+        return frame.start, replace(frame, start=0)
+    images = (prompt.input_ids == getattr(processor, "image_token_id", -1)).nonzero()
+    return int(images[-1]) + 1 if len(images) else 0, frame
 
 
 def row_length(
@@ -99,9 +108,9 @@ def row_length(
     if marker := _tag_token(processor, prm_format):
         problem = replace(problem, question=broken_up(problem.question, marker))
     if prm_format.layout == "turns":
-        messages = _opening(prm_format, problem, steps[0].text, len(problem.images))
-        text = prompt_text(processor, messages)
-        ids, _ = _later_turns(processor, prm_format, messages, text, steps)
+        around = _around(processor, prm_format, problem, len(problem.images))
+        text, turns = _later_texts(processor, prm_format, around, problem, steps, len(problem.images))
+        ids, _ = _joined(prm_format, around.sign, _ids(processor, turns))
     else:
         text = _one_turn_prompt(processor, prm_format, problem, len(problem.images))
         ids, _ = _step_tokens(processor, prm_format, steps)
@@ -181,8 +190,8 @@ def _step_tokens(processor: Any, prm_format: PRMFormat, steps: Sequence[Step]) -
     tag, separator = _marks(processor, prm_format)
     ids: list[int] = []
     ends: list[int] = []
-    for step in steps:
-        ids += processor.tokenizer(step.text, add_special_tokens=False)["input_ids"] + tag
+    for own in _ids(processor, [step.text for step in steps]):
+        ids += own + tag
         ends.append(len(ids) - 1)
         ids += separator
     return ids, ends
@@ -196,46 +205,34 @@ def _turns(
     images: Sequence[Image.Image],
 ) -> tuple[Frame, list[RenderedSolution]]:
     """A user turn per step, a placeholder sign as each assistant turn; read at the token before the sign."""
-    sign = single_token_id(processor.tokenizer, prm_format.positive)
-    openings = [_opening(prm_format, problem, steps[0].text, len(images)) for steps in solutions]
-    texts = [prompt_text(processor, messages) for messages in openings]
+    around = _around(processor, prm_format, problem, len(images))
+    rest = [_later_texts(processor, prm_format, around, problem, steps, len(images)) for steps in solutions]
+    prompts = encode_prompts(processor, [text for text, _ in rest], images)
+    tokens = iter(_ids(processor, [turn for _, turns in rest for turn in turns]))
     rendered = []
-    for steps, messages, text, prompt in zip(
-        solutions, openings, texts, encode_prompts(processor, texts, images), strict=True
-    ):
-        ids, ends = _later_turns(processor, prm_format, messages, text, steps)
+    for prompt, (_, turns) in zip(prompts, rest, strict=True):
+        ids, ends = _joined(prm_format, around.sign, [next(tokens) for _ in turns])
         last = len(prompt.input_ids) - 1
-        positions = (last, *(last + 1 + end for end in ends))
-        rendered.append(RenderedSolution(prompt, tuple(ids), positions))
-    return _turns_frame(processor, prm_format, problem, len(images), sign), rendered
+        rendered.append(RenderedSolution(prompt, tuple(ids), (last, *(last + 1 + end for end in ends))))
+    head, before, after = (as_read(processor.tokenizer, text) for text in (around.head, around.before, around.after))
+    return TurnsFrame(head, before, after, around.sign), rendered
 
 
-def _later_turns(
-    processor: Any, prm_format: PRMFormat, messages: list[Message], text: str, steps: Sequence[Step]
-) -> tuple[list[int], list[int]]:
-    """Token ids after the first turn (whose messages and text are given), and the last index of each later step."""
-    sign = single_token_id(processor.tokenizer, prm_format.positive)
-    ids: list[int] = []
-    ends: list[int] = []
-    for step in steps[1:]:
-        messages = [*messages, *_next_turns(prm_format, step.text)]
-        longer = prompt_text(processor, messages)
-        if not longer.startswith(text):
-            raise StepAlignmentError(f"the chat template of PRM format {prm_format.name!r} rewrites earlier turns")
-        turns = processor.tokenizer(longer[len(text) :], add_special_tokens=False)["input_ids"]
-        if turns[0] != sign:
-            raise StepAlignmentError(
-                f"PRM format {prm_format.name!r}: the chat template does not put the sign {prm_format.positive!r} "
-                "first in the assistant's turn, so no position predicts it; use the 'tag' layout"
-            )
-        ids += turns
-        ends.append(len(ids) - 1)
-        text = longer
-    return ids, ends
+class _Around(NamedTuple):
+    """What the chat template puts around steps: `opened` step `after`, then `before` step `after` for each later one.
+
+    `head` is the end of `opened` that the format itself writes.
+    """
+
+    opened: str
+    before: str
+    after: str
+    head: str
+    sign: int
 
 
-def _turns_frame(processor: Any, prm_format: PRMFormat, problem: Problem, num_images: int, sign: int) -> TurnsFrame:
-    """What the chat template puts around a step, seen on a conversation whose steps are a known word."""
+def _around(processor: Any, prm_format: PRMFormat, problem: Problem, num_images: int) -> _Around:
+    """Seen on a conversation whose steps are a known word."""
     probe = "STEP"
     messages = _opening(prm_format, problem, probe, num_images)
     first = prompt_text(processor, messages)
@@ -243,7 +240,58 @@ def _turns_frame(processor: Any, prm_format: PRMFormat, problem: Problem, num_im
     second = prompt_text(processor, [*messages, *_next_turns(prm_format, probe)])
     before = second[len(first) :].rpartition(probe)[0]
     head = _first_turn_parts(prm_format, problem, "")[-1].strip()
-    return TurnsFrame(head or opened, before, after, sign)
+    return _Around(opened, before, after, head or opened, single_token_id(processor.tokenizer, prm_format.positive))
+
+
+def _later_texts(
+    processor: Any,
+    prm_format: PRMFormat,
+    around: _Around,
+    problem: Problem,
+    steps: Sequence[Step],
+    num_images: int,
+) -> tuple[str, list[str]]:
+    """The text of the first turn of a solution, and what each later step adds to it.
+
+    The whole conversation is rendered once; where it is not the steps with `around` around them, since a template
+    treats some text in its own way, every turn is rendered.
+    """
+    messages = _opening(prm_format, problem, steps[0].text, num_images)
+    later = [message for step in steps[1:] for message in _next_turns(prm_format, step.text)]
+    text = around.opened + steps[0].text + around.after
+    turns = [around.before + step.text + around.after for step in steps[1:]]
+    if prompt_text(processor, [*messages, *later]) == text + "".join(turns):
+        return text, turns
+    text, turns = prompt_text(processor, messages), []
+    so_far = text
+    for step in steps[1:]:
+        messages = [*messages, *_next_turns(prm_format, step.text)]
+        longer = prompt_text(processor, messages)
+        if not longer.startswith(so_far):
+            raise StepAlignmentError(f"the chat template of PRM format {prm_format.name!r} rewrites earlier turns")
+        turns.append(longer[len(so_far) :])
+        so_far = longer
+    return text, turns
+
+
+def _joined(prm_format: PRMFormat, sign: int, turns: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Token ids after the first turn, and the last index of each later step."""
+    ids: list[int] = []
+    ends: list[int] = []
+    for turn in turns:
+        if turn[0] != sign:
+            raise StepAlignmentError(
+                f"PRM format {prm_format.name!r}: the chat template does not put the sign {prm_format.positive!r} "
+                "first in the assistant's turn, so no position predicts it; use the 'tag' layout"
+            )
+        ids += turn
+        ends.append(len(ids) - 1)
+    return ids, ends
+
+
+def _ids(processor: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, without special ones around it."""
+    return processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
 
 def _opening(prm_format: PRMFormat, problem: Problem, step: str, num_images: int) -> list[Message]:

@@ -6,12 +6,15 @@ In VisualPRM's layout that lies inside the first user turn, because it holds the
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows
-from mpo.multimodal.prefix import EncodedPrompt, stack_rows
+from torch import Tensor
+
+from mpo.multimodal.agreement import Found, check_first_batch
+from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, paired_rows
+from mpo.multimodal.prefix import EncodedPrompt, shared_length, stack_rows
+from mpo.multimodal.scoring import logits_at
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once, row_images
 from rewards.prm.rendering import RenderedSolution
@@ -65,6 +68,51 @@ def spans_of(inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     return [(row, *span) for row in range(len(layout.prefixes)) for span in layout.segments(row)]
 
 
+def unshared(inputs: Mapping[str, Any], positions: Sequence[Sequence[int]]) -> tuple[dict[str, Any], list[list[int]]]:
+    """Packed rows and their positions as a row for each solution, for a model that misreads the former."""
+    layout, rows = inputs[LAYOUT], []
+    for row, prefix in enumerate(layout.prefixes):
+        for start, end in layout.segments(row):
+            rows.append([prefix + p - start for p in positions[row] if start <= p < end])
+    return paired_rows(inputs), rows
+
+
+def check_sharing(
+    model: Any,
+    inputs: Mapping[str, Any],
+    positions: Sequence[Sequence[int]],
+    label_ids: Sequence[int],
+    *,
+    fill: bool = False,
+    summed: Callable[[Tensor], Tensor] = lambda values: values,
+) -> Found:
+    """Whether a model scores the solutions of a packed batch as it scores two of them alone (`agreement.py`).
+
+    Args:
+        model: as it is called (wrapped).
+        inputs, positions: from `rows_of`, on the model's device; packed, or another rank's batch is.
+        label_ids: that are read.
+        fill, summed: as in `check_first_batch`.
+    """
+    alone = unshared(inputs, positions)[1] if LAYOUT in inputs else None
+
+    def read(given: Mapping[str, Any], place: int | None) -> list[Tensor]:
+        """Log-probabilities of the labels at the steps of each solution."""
+        if place is None or alone is None:
+            found = logits_at(model, given, positions, label_ids)
+            whole = [logits.log_softmax(dim=-1) for logits in found]
+            if alone is None:
+                return whole
+            sizes = iter(map(len, alone))
+            return [part for row, values in enumerate(whole)
+                    for part in values.split([next(sizes) for _ in inputs[LAYOUT].ends[row]])]  # fmt: skip
+        padding = int((given["attention_mask"][0] == 0).sum())
+        moved = [[padding + position for position in alone[place]]]
+        return [logits_at(model, given, moved, label_ids)[0].log_softmax(dim=-1)]
+
+    return check_first_batch(inputs, [read], models=[model], most=2, fill=fill, summed=summed)
+
+
 Tail = tuple[list[int], list[int]]  # ids after the shared prefix, and the read positions counted from its last token
 
 
@@ -72,10 +120,8 @@ def _pack(solutions: Sequence[RenderedSolution], image_token_id: int | None) -> 
     """The responses to one problem as shared prefix and tails; None: nothing can be shared."""
     ids = [[*solution.prompt.input_ids.tolist(), *solution.continuation] for solution in solutions]
     length = min(1 + min(solution.read_positions[0] for solution in solutions), *(len(row) - 1 for row in ids))
-    columns = zip(*(row[:length] for row in ids), strict=True)
-    length = len([*itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns)])
     prompt = solutions[0].prompt
-    length = min(length, len(prompt.input_ids))
+    length = min(length, len(prompt.input_ids), shared_length(ids))
     if not can_be_shared(prompt, image_token_id, length=length):
         return None
     prefix = EncodedPrompt(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import TrainingArguments, set_seed
+from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
+from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
+from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.ranks import check_pictures
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens
@@ -36,12 +40,14 @@ from rewards.prm.formats import PRMFormat
 from rewards.prm.labelling.labels import LabelledGroup
 from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
-from rewards.prm.rendering import render
-from rewards.prm.rows import prepare_sharing, rows_of, spans_of
+from rewards.prm.rendering import RenderedSolution, render
+from rewards.prm.rows import check_sharing, prepare_sharing, rows_of, spans_of, unshared
+
+logger = logging.get_logger(__name__)
 
 
 class PRMCollator:
-    """Groups → rows, read positions and labels.
+    """Groups → rows, read positions and labels. Rendered groups are kept from epoch to epoch, as many as fit.
 
     Args:
         processor: of the model that is trained.
@@ -51,6 +57,7 @@ class PRMCollator:
 
     def __init__(self, processor: Any, prm_format: PRMFormat, *, shared: bool = False) -> None:
         self.processor, self.format, self.shared = processor, prm_format, shared
+        self._rendered: Kept[tuple[LabelledGroup, list[RenderedSolution]]] = Kept(KEPT_BYTES)
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
         """Returns `inputs` (model inputs), `positions` (a list for each row), for each position `step_labels`,
@@ -58,11 +65,7 @@ class PRMCollator:
 
         The inputs' `labels` mark the text of the responses that end right.
         """
-        rendered = []
-        for group in groups:
-            images = [load_image(image) for image in group.problem.images]
-            steps = [solution.steps for solution in group.solutions]
-            rendered.append(render(self.processor, self.format, group.problem, steps, images))
+        rendered = [self._rendered(id(group), partial(self._with_rows, group))[1] for group in groups]
         placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
         inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
         for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
@@ -77,6 +80,12 @@ class PRMCollator:
             "step_groups": step_groups,
             "solution_groups": [place for place, _ in placed],
         }
+
+    def _with_rows(self, group: LabelledGroup) -> tuple[LabelledGroup, list[RenderedSolution]]:
+        """The group itself as well: it is found by identity, and stays alive while its rows are kept."""
+        images = [load_image(image) for image in group.problem.images]
+        steps = [solution.steps for solution in group.solutions]
+        return group, render(self.processor, self.format, group.problem, steps, images)
 
 
 def first_groups(batch: Mapping[str, Any], groups: int) -> dict[str, Any]:
@@ -146,7 +155,8 @@ class PRMTrainer(WholeStepTrainer):
         self.class_weights = class_weights
         self._label_ids = prm_format.label_ids(processor.tokenizer)
         self._judged: list[tuple[float, bool, str]] = []  # P(+), label and problem of each step since the last log
-        shared = prepare_sharing(model)
+        self._shares = shared = prepare_sharing(model)
+        self._kernel: bool | None = None  # whether attention may use it; unknown until a first packed batch
         if peft_config is not None:
             set_seed(args.seed)  # the adapters' first values
             model = get_peft_model(model, peft_config)
@@ -168,7 +178,7 @@ class PRMTrainer(WholeStepTrainer):
         """L_step + w·L_text: local sums × world size / `num_items_in_batch`, the step's counts, or the batch's."""
         if self.weights_get_sharded:
             check_pictures(inputs["inputs"])
-        asked = (model, inputs["inputs"], inputs["positions"], self._label_ids)
+        asked = (model, *self._as_read(model, inputs), self._label_ids)
         text: Tensor | None = None
         if self.text_weight > 0:
             rows, text = logits_and_text_logps(*asked)
@@ -193,14 +203,40 @@ class PRMTrainer(WholeStepTrainer):
             self._observe(total, [*dict.fromkeys(problems)])
         return total * world_size
 
+    def _as_read(self, model: Any, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Sequence[int]]]:
+        """Inputs and positions in the layout that the model reads right, which the first packed batch shows."""
+        inputs, positions = batch["inputs"], batch["positions"]
+        if self._shares and self._kernel is None:
+            packed = torch.tensor(float(LAYOUT in inputs), device=inputs["input_ids"].device)
+            if self._sum_over_ranks(packed):
+                found = check_sharing(model, inputs, positions, self._label_ids, fill=True, summed=self._sum_over_ranks)
+                self._shares, self._kernel = found.shares, found.kernel
+                if not found.shares:
+                    logger.warning("each response is read with a prompt of its own: %s", found.reason)
+        if LAYOUT not in inputs:
+            return inputs, positions
+        inputs[LAYOUT].varlen = self._kernel is not False
+        return (inputs, positions) if self._shares else unshared(inputs, positions)
+
     def _counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Labelled steps and tokens of L_text of these micro-batches, int64 (2,)."""
         steps = sum(label is not None for batch in batches for label in batch["step_labels"])
         tokens = [text_tokens(batch["inputs"], self._label_ids) for batch in batches if self.text_weight > 0]
         return torch.tensor([steps, sum(map(int, tokens))], device=device)
 
-    def _denominators(self, batches: list[dict[str, Any]], device: torch.device) -> Tensor:
-        return self._sum_over_ranks(self._counts(batches, device))
+    def _counts_of_batches(self, batches: list[dict[str, Any]]) -> Tensor:
+        return self._counts(batches, self.args.device)
+
+    def _counts_of_rows(self, rows: Sequence[int]) -> Tensor | None:
+        """Labelled steps; how many tokens of text a group has, only its rendered rows tell."""
+        if self.text_weight > 0:
+            return None
+        groups: Any = self.train_dataset
+        steps = sum(m is not None for row in rows for some in groups[row].solutions for m in some.labels)
+        return torch.tensor([steps, 0])
+
+    def _over_ranks(self, counts: Tensor, device: torch.device) -> Tensor:
+        return self._sum_over_ranks(counts.to(device))
 
     def _counting(self, batch: dict[str, Any], *, rows: int) -> dict[str, Any]:
         return first_groups(batch, rows)

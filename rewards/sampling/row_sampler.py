@@ -50,8 +50,8 @@ class RowSampler(LogitsProcessor):
             if params.top_p < 1:
                 self._warpers.append(TopPLogitsWarper(params.top_p))
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self._keep_logprobs = keep_logprobs
-        self._logprobs: list[Tensor] = []
+        self._rows = torch.arange(len(seeds), device=device)  # of those that are still drawn, their places
+        self._kept = torch.zeros(len(seeds), 0, device=device) if keep_logprobs else None
         self._noise = torch.empty(0)
         self._step = 0
 
@@ -60,13 +60,22 @@ class RowSampler(LogitsProcessor):
         warped = self._warpers(input_ids, scores)
         noisy = warped if self._greedy else warped + self._gumbel(scores)
         picked = noisy.argmax(dim=-1, keepdim=True)  # (R, 1)
-        if self._keep_logprobs:
-            self._logprobs.append(scores.float().log_softmax(dim=-1).gather(1, picked).squeeze(1))
+        if self._kept is not None:
+            column = self._kept.new_zeros(len(self._kept), 1)
+            column[self._rows] = scores.float().log_softmax(dim=-1).gather(1, picked)
+            self._kept = torch.cat([self._kept, column], dim=1)
         return torch.full_like(scores, float("-inf")).scatter_(1, picked, 0.0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the rows that were drawn last, (fewer,); each goes on with its own noise."""
+        self._rows = self._rows[rows]
+        self._generators = [self._generators[row] for row in rows.tolist()]
+        if self._noise.dim() == 3:
+            self._noise = self._noise[rows]
 
     def logprobs(self) -> list[list[float]] | None:
         """For each row the log-probability of every token picked so far; `None` if they were not kept."""
-        return torch.stack(self._logprobs, dim=1).tolist() if self._logprobs else None
+        return None if self._kept is None else self._kept.tolist()
 
     def _gumbel(self, scores: Tensor) -> Tensor:
         """This step's noise (R, V)."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
+from mpo.multimodal.memory_bound import Kept
 from mpo.multimodal.messages import end_of_turn_id, prompt_text
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from rewards.kept.keys import derived_seed
+from rewards.sampling.block_cache import BlockLayer
 from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
 from rewards.sampling.prompts import messages_of
 from rewards.sampling.row_sampler import RowSampler
@@ -33,13 +35,37 @@ COPYABLE: tuple[type, ...] = (DynamicLayer, DynamicSlidingWindowLayer)
 ROW_STATE = "rope_deltas"
 
 
+PROMPT_BYTES = 2**28  # of encoded prompts that are kept: 256 MiB, some 15 problems of 7 InternVL tiles
+
+
+class _EnoughEnded(StoppingCriteria):
+    """Stops all rows together once a quarter of them has ended their turn, or all have.
+
+    Args:
+        end: the token that ends a turn.
+        start: the place of the first new token.
+    """
+
+    def __init__(self, end: int, start: int) -> None:
+        self._end, self._start = end, start
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **how: Any) -> Any:
+        """(R,) bool, all equal; nothing waits for the device."""
+        ended = (input_ids[:, self._start :] == self._end).any(dim=1)
+        return (4 * ended.sum() >= len(ended)).expand(len(ended))
+
+
 class TransformersGenerator(Generator):
     """Draws n completions per problem; the prompt and its images go through the model once for all rows of a call.
 
+    Rows that have ended leave the batch: whenever a quarter of the rows has, the others go on without them.
+
     A call has `batch_rows // rows_a_problem` problems (at least one) with `rows_a_problem` rows each. Calls are cut
     from the whole list, and a call of which only some rows are wanted is drawn whole, the others as dummies. So a call
-    has the same shapes and neighbours whether or not the run was interrupted, and gives the same bits, on one machine
-    with one number of threads. Each row's random numbers are its own (`RowSampler`), whatever the cut.
+    has the same shapes and neighbours whether or not the run was interrupted (its rows leave it where their own texts
+    end), and gives the same bits, on one machine with one number of threads and the same `batch_rows`. Each row's
+    random numbers are its own (`RowSampler`), whatever the cut; with other neighbours only rounding differs, which
+    moves a token where two are equally likely to the last bit.
 
     Args:
         model: an image-text-to-text model, already on its device.
@@ -67,6 +93,7 @@ class TransformersGenerator(Generator):
         self.keep_logprobs, self.describe = keep_logprobs, describe
         self._end = end_of_turn_id(processor)
         self._cache_can_be_copied = True  # until the first prompt shows otherwise
+        self._prompts: Kept[tuple[Problem, EncodedPrompt | str]] = Kept(PROMPT_BYTES, newest=True)
 
     def draw(
         self,
@@ -102,7 +129,7 @@ class TransformersGenerator(Generator):
         self, asked: list[tuple[Problem, str]], indexes: range, seed: int
     ) -> list[tuple[int, Completion | None, str]]:
         """Seed and completion of each (problem, index), problem by problem; or none, and why the processor refused."""
-        encoded = [self._encode(problem) for problem, _ in asked]
+        encoded = [self._kept(problem) for problem, _ in asked]
         usable = [
             (prompt, pair) for prompt, pair in zip(encoded, asked, strict=True) if isinstance(prompt, EncodedPrompt)
         ]
@@ -135,12 +162,44 @@ class TransformersGenerator(Generator):
             torch.inference_mode(),
             plain_generation(self.model),
         ):
-            copied = self._prefilled(inputs, n) if n > 1 and self._cache_can_be_copied else None
-            settings = self._settings(1 if copied else n)
-            generated = self.model.generate(**(copied or inputs), **settings, logits_processor=[sampler])
-        tokens = generated[:, inputs["input_ids"].shape[1] :].tolist()
+            copied = self._prefilled(inputs, n) if self._cache_can_be_copied else None
+            if copied is None:
+                generated = self.model.generate(**inputs, **self._settings(n), logits_processor=[sampler])
+                tokens = generated[:, inputs["input_ids"].shape[1] :].tolist()
+            else:
+                tokens = self._decoded(copied, sampler)
         logprobs: Sequence[list[float] | None] = sampler.logprobs() or [None] * len(tokens)
         return list(zip(seeds, map(self._completion, tokens, logprobs), strict=True))
+
+    def _decoded(self, state: dict[str, Any], sampler: RowSampler) -> list[list[int]]:
+        """The tokens of each row; whenever a quarter of the rows has ended, `generate` goes on without them.
+
+        Args:
+            state: from `_prefilled`, of all rows.
+            sampler: picks their tokens.
+        """
+        cache, alive = state["past_key_values"], [*range(len(state["input_ids"]))]
+        tokens: list[list[int]] = [[] for _ in alive]
+        left = self.params.max_new_tokens
+        while True:
+            start = state["input_ids"].shape[1]
+            stop = StoppingCriteriaList([_EnoughEnded(self._end, start)])
+            settings = self._settings(1) | {"max_new_tokens": left, "stopping_criteria": stop}
+            generated = self.model.generate(**state, **settings, logits_processor=[sampler])
+            new = generated[:, start:].tolist()
+            for row, own in zip(alive, new, strict=True):
+                tokens[row] += own
+            going = [place for place, own in enumerate(new) if self._end not in own]
+            left -= generated.shape[1] - start
+            if not going or left <= 0:
+                return tokens
+            rows = torch.tensor(going, device=generated.device)
+            cache.batch_select_indices(rows)
+            sampler.keep(rows)
+            self._on_row_state(lambda rows_state: rows_state[rows])  # noqa: B023
+            alive = [alive[place] for place in going]
+            mask = torch.nn.functional.pad(state["attention_mask"], (0, generated.shape[1] - start), value=1)
+            state = {"input_ids": generated[rows], "attention_mask": mask[rows], "past_key_values": cache}
 
     def _prefilled(self, inputs: dict[str, Any], n: int) -> dict[str, Any] | None:
         """Run B prompts without their last token through the model, and copy their cache n times.
@@ -159,11 +218,21 @@ class TransformersGenerator(Generator):
         if not self._cache_can_be_copied:
             return None
         cache.batch_repeat_interleave(n)
-        for module in self.model.modules():
-            if isinstance(state := getattr(module, ROW_STATE, None), torch.Tensor):
-                setattr(module, ROW_STATE, state.repeat_interleave(n, dim=0))
+        cache.layers = [BlockLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        self._on_row_state(lambda state: state.repeat_interleave(n, dim=0))
         rows = {key: inputs[key].repeat_interleave(n, dim=0) for key in ("input_ids", "attention_mask")}
         return {**rows, "past_key_values": cache}
+
+    def _on_row_state(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Change what the model remembers of each row beside its cache."""
+        for module in self.model.modules():
+            if isinstance(state := getattr(module, ROW_STATE, None), torch.Tensor):
+                setattr(module, ROW_STATE, change(state))
+
+    def _kept(self, problem: Problem) -> EncodedPrompt | str:
+        """As `_encode`; the prompts that were asked last are kept, since steps of one problem are asked again."""
+        # An image is what it is: a problem is found by identity, and stays alive while its prompt is kept.
+        return self._prompts(id(problem), lambda: (problem, self._encode(problem)))[1]
 
     def _encode(self, problem: Problem) -> EncodedPrompt | str:
         """The prompt, or why the processor refused it: Qwen-VL's takes no image 200 times as long as wide."""

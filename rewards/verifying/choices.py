@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from rewards.types import Problem
 from rewards.verifying.options import named_options, options_of
 from rewards.verifying.places import first_sentence
-from rewards.verifying.reading import Kind
+from rewards.verifying.reading import Answer, Kind, Missing, candidates
+from rewards.verifying.signs import WEAK_SIGNS
 from rewards.verifying.verifier import ReadingVerifier
 
 _YES_NO = re.compile(
@@ -60,9 +61,37 @@ class ChoiceVerifier(ReadingVerifier[frozenset[str]]):
         options = options_of(problem)
         return named_options(value, options, numbered=_is_number(problem.answer))
 
+    def _read(self, problem: Problem, text: str) -> tuple[Answer, frozenset[str]] | None:
+        """The first statement that counts; weak signs, or a box of a value and a stated letter, must agree."""
+        found = candidates(text, self.want)
+        if isinstance(found, Missing):
+            return None
+        chosen: tuple[Answer, frozenset[str]] | None = None
+        for answer in found:
+            if (
+                chosen
+                and chosen[0].where not in WEAK_SIGNS
+                and (answer.kind is not Kind.LETTER or answer.where != "answer is")
+            ):
+                continue
+            value = self._first(problem, answer.value)
+            if value is None:
+                continue
+            if self.contradicts(value) or (chosen and value != chosen[1]):
+                return None
+            chosen = chosen or (answer, value)
+            if answer.where not in WEAK_SIGNS and not _may_be_doubted(answer):
+                break
+        return chosen
+
     def contradicts(self, value: frozenset[str]) -> bool:
         """No letter is left."""
         return not value
+
+
+def _may_be_doubted(answer: Answer) -> bool:
+    """A box that holds a value and a letter that was only chosen: "the answer is B" must not say otherwise."""
+    return answer.where in ("chosen", "option is right") or (answer.where == "box" and answer.kind is not Kind.LETTER)
 
 
 def _is_number(reference: str | None) -> bool:

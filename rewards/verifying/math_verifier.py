@@ -16,7 +16,10 @@ from mpo.multimodal.errors import ConfigError, DataError
 from rewards.types import Problem, Verdict
 from rewards.verifying.answers import references_of
 from rewards.verifying.formulas import aligned, decide, latex_of
-from rewards.verifying.reading import Answer, Kind, Missing, candidates
+from rewards.verifying.numbers import number_views
+from rewards.verifying.quantities import read_quantity
+from rewards.verifying.reading import Answer, Kind, Missing, answer_of, candidates
+from rewards.verifying.signs import CONCLUDES
 from rewards.verifying.workers import Workers
 
 MAX_BARE_WORDS = 2  # in a whole response that is an answer and no sentence
@@ -94,7 +97,7 @@ class MathVerifier:
 
     def answer(self, problem: Problem, text: str) -> Answer | None:
         """The answer that is checked: what a response votes for; None if none is stated."""
-        return self._stated(text, ())
+        return self._stated(text, _references_or_none(problem))
 
     def equal(self, problem: Problem, a: Answer, b: Answer) -> bool | None:
         """Whether two answers mean the same; None if that cannot be told. Never looks at the reference."""
@@ -118,16 +121,23 @@ class MathVerifier:
         ]
 
     def _stated(self, text: str, gold: tuple[str, ...]) -> Answer | None:
-        """The first stated answer that looks like mathematics; a bare sentence is none."""
-        found = candidates(text, Kind.MATH)
+        """The first stated answer that looks like mathematics, or a number where that is asked; no bare sentence."""
+        numeric = bool(gold) and all(read_quantity(one) is not None for one in gold)
+        found = candidates(text, Kind.NUMBER if numeric else Kind.MATH)
         if isinstance(found, Missing):
             return None
         first: Answer | None = None
+        is_sentence = False
         for answer in found:
             if answer.where == "bare" and len(_WORD.findall(answer.value)) > MAX_BARE_WORDS:
+                is_sentence = CONCLUDES.search(answer.value) is None
+                continue
+            if is_sentence and answer.where == "last sentence":
                 continue
             if answer.kind in (Kind.MATH, Kind.NUMBER, Kind.LETTER):
                 return answer
+            if numeric and (number := next(filter(read_quantity, number_views(answer.value)), None)):
+                return answer_of(number, answer.where)
             first = first or answer
         return first
 

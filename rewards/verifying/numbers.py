@@ -19,7 +19,7 @@ from rewards.verifying.verifier import ReadingVerifier
 MAX_TEXT = 1_000  # characters of an answer that is compared as text
 _EPSILON = 1e-9
 _REASON = re.compile(
-    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.)\s|\s+\("
+    r",?\s+(?:because|since|as (?:there|it|the|we)|which|where|due to|based on|given that|i\.e\.|with)\s|\s+\("
     r"|\s[-–—]\s(?!\d)|[,;]\s(?=\D*$)",
     re.IGNORECASE,
 )
@@ -27,7 +27,7 @@ _BEGINS = re.compile(r"[-+$€£¥√\\(\d.]|[A-Za-z]\w?\s*=|(?:about|approximat
 _YEAR = re.compile(r"1[89]\d\d|20\d\d|2100")
 
 
-def _number_views(value: str) -> Iterator[str]:
+def number_views(value: str) -> Iterator[str]:
     """The text itself, its first sentence, the part before the reasons, and the one number that it states."""
     yield value
     first = first_sentence(value)
@@ -66,8 +66,8 @@ class NumberVerifier(ReadingVerifier[Quantity]):
         return read_quantity(value)
 
     def views(self, value: str) -> Iterator[str]:
-        """See `_number_views`."""
-        return _number_views(value)
+        """See `number_views`."""
+        return number_views(value)
 
     def matches(self, reference: Quantity, answer: Quantity) -> bool:
         """Within the tolerance of the reference, in its unit."""
@@ -123,8 +123,8 @@ class RelaxedVerifier(ReadingVerifier[_Relaxed]):
         return _Relaxed(yes_or_no(value) or plain_text(value), read_quantity(value), bool(_YEAR.fullmatch(value)))
 
     def views(self, value: str) -> Iterator[str]:
-        """See `_number_views`."""
-        return _number_views(value)
+        """See `number_views`."""
+        return number_views(value)
 
     def matches(self, reference: _Relaxed, answer: _Relaxed) -> bool:
         """Within the tolerance, or the same text."""

@@ -42,12 +42,14 @@ _DENIED = re.compile(
 )
 _SEPARATOR = re.compile(r"\s*(?:[.:：,，、;。]|[-–—](?=\s)|=|\bis\b|\(|\s)\s*")
 _CLAUSE = re.compile(
-    r"[,.;:(\n。，；]|\s[-–—]\s|\b(?:because|since|as|which|where|so|with|for|when|while|and)\b", re.IGNORECASE
+    r"[;:(\n。，；]|[.,](?!\d)|\s[-–—]\s|\b(?:because|since|as|which|where|so|with|for|when|while|and)\b", re.IGNORECASE
 )
 _OR = re.compile(r"\b(?:or|either|neither|nor|not|n't|both|except|none of)\b|或|不是|不", re.IGNORECASE)
 _ANOTHER = re.compile(r"[\s,]*(?:or|and|nor|/|&)\b")
+_LETTER_BESIDE = re.compile(r"\(([A-Z])\)\W*$|\b[Oo]ption \(?([A-Z])\)?(?!\w)|(?<!\w)\(([A-Z])\)")
 _IN_QUESTION = re.compile(r"^[ \t]*\(?([A-Z])[).:：、][ \t]*(\S[^\n]*)$", re.MULTILINE)
-_ARTICLE = re.compile(r"\b(?:a|an|the)\b\s*")
+_MACRO_LETTER = re.compile(r"^\\(?:text|textbf|mathrm|mathbf|textrm)\s*\{\s*(\(?[A-Z]\)?[.:]?)\s*\}")  # \textbf{(C) } 7
+_ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 
 
 def options_of(problem: Problem) -> tuple[str, ...]:
@@ -88,6 +90,8 @@ def plain_text(text: str) -> str:
         text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
         text = re.sub(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree", "°", text).replace("\\left", "").replace("\\right", "")
         text = re.sub(r"\\[dt]frac", r"\\frac", text)
+        text = re.sub(r"\\sqrt\s*\{\s*(\w+)\s*\}", r"√\1", text)
+    text = re.sub(r"\s*√\s*\{?\s*(\w+)\s*\}?", r"√\1", text) if "√" in text else text
     text = text.replace("$", "").replace("**", "").replace("`", "")
     text = re.sub(r"\s*°", "°", text.strip().strip("!?.;:,。"))
     return " ".join(_ARTICLE.sub("", text).split()) or text
@@ -108,10 +112,10 @@ def named_options(stated: str, options: Sequence[str], *, numbered: bool = False
     """
     if len(stated) > MAX_TEXT:
         return None
-    value = undressed(stated).strip()
+    value = _MACRO_LETTER.sub(r"\1 ", undressed(stated)).strip()
     texts = tuple(plain_text(option) for option in options)
     whole = plain_text(value)
-    if whole in texts:
+    if whole in texts and not _is_letter_of(value, whole, options, texts):
         return _same(texts.index(whole), texts)
     if numbered and (match := _NUMBERED.fullmatch(value)):
         place = int(match[1]) if match[1].isdigit() else "①②③④⑤⑥⑦⑧⑨".index(match[1]) + 1
@@ -122,20 +126,31 @@ def named_options(stated: str, options: Sequence[str], *, numbered: bool = False
     return _by_text(value, texts)
 
 
+def _is_letter_of(value: str, whole: str, options: Sequence[str], texts: tuple[str, ...]) -> bool:
+    """Whether options are letters themselves, in other places, and this is written as none of them: a place then."""
+    letter = whole.strip("()")
+    if len(letter) != 1 or not letter.isalpha() or not 0 <= ord(letter) - 97 < len(texts):
+        return False
+    return value.strip("()") not in {option.strip(" ()") for option in options}
+
+
 def _by_letter(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
     """Letters named; empty if they cannot count; None if the text does not begin with a letter."""
     known = len(texts) or 26
+    match = _LETTER.match(value)
+    if match and texts:
+        place = ord(_letter_in(match).upper()) - 65
+        if place < known and value[match.end() :].strip() and _is_own_text(value[match.end() :], texts[place]):
+            return _same(place, texts)
     multi = _MULTI.fullmatch(value)
     if multi and not re.search(r"\bor\b", value) and value.upper() == value.replace("and", "AND"):
         letters = frozenset(re.findall(r"[A-Z]", value.replace("and", "")))
         if all(ord(letter) - 65 < known for letter in letters):
             return letters
         return frozenset() if " " in value or "," in value else None
-    match = _LETTER.match(value)
     if match is None:
         return None
-    bare = match[5] is not None
-    letter = next(group for group in match.groups() if group)
+    bare, letter = match[5] is not None, _letter_in(match)
     rest = value[match.end() :]
     if bare and letter.islower() and rest.strip() and not re.match(r"\s*[).:]", value[match.start(5) + 1 :]):
         return None  # "a good one"
@@ -155,9 +170,11 @@ def _by_letter(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
         and not re.match(r"\s+(?:is|because|since|as)\b", rest)
     ):
         return None  # "A good question", "I am not sure"
-    if ord(letter.upper()) - 65 >= known or _DENIED.match(rest) or _SEVERAL.match(rest):
-        return frozenset()
     place = ord(letter.upper()) - 65
+    if place >= known:
+        return frozenset()
+    if _DENIED.match(rest) or _SEVERAL.match(rest):
+        return frozenset()
     if texts and _contradicts(rest, place, texts):
         return frozenset()
     return _same(place, texts) if texts else frozenset(letter.upper())
@@ -176,19 +193,34 @@ def _contradicts(rest: str, place: int, texts: tuple[str, ...]) -> bool:
     )
 
 
+def _letter_in(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group)
+
+
+def _is_own_text(rest: str, own: str) -> bool:
+    """Whether a letter is followed by its option's text and then by nothing, or by another clause."""
+    stated = rest.strip().lstrip('.:：,，、;-–—=(["“ ').strip()
+    for view in (stated, _CLAUSE.split(stated, maxsplit=1)[0]):
+        if own and own in (plain_text(view), plain_text(view.rstrip(')]"”.,'))):
+            return True
+    return False
+
+
 def _begins_with(stated: str, text: str) -> bool:
     rest = stated[len(text) :]
-    return bool(text) and stated.startswith(text) and not re.match(r"[\w°%^/]|[.,]\d|\s*[-+*/^=]", rest)
+    return bool(text) and stated.startswith(text) and not re.match(r"[\w°%^/√π\\]|[.,]\d|\s*[-+*/^=√\\]", rest)
 
 
 def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
     if not texts:
         return None
-    named = re.search(r"\(([A-Z])\)\W*$", value)
-    if named and ord(named[1]) - 65 < len(texts):  # "70° (B)"
-        rest = _by_text(value[: named.start()].strip(), texts)
-        own = _same(ord(named[1]) - 65, texts)
-        return own if rest is None or rest == own else frozenset()
+    named = [match for match in _LETTER_BESIDE.finditer(value) if ord(_letter_in(match)) - 65 < len(texts)]
+    if len(named) == 1:  # "70° (B)", "It is option (B) 70°"
+        rest = _by_text(f"{value[: named[0].start()]} {value[named[0].end() :]}".strip(), texts)
+        own = _same(ord(_letter_in(named[0])) - 65, texts)
+        if _OR.search(value) or rest not in (None, own):
+            return frozenset()
+        return own if rest == own or named[0].end() == len(value) else None
     stated = plain_text(value)
     first = plain_text(_CLAUSE.split(stated, maxsplit=1)[0])
     if first in texts and not _ANOTHER.match(stated, len(first)):
@@ -203,7 +235,7 @@ def _by_text(value: str, texts: tuple[str, ...]) -> frozenset[str] | None:
 
 
 def _contains(stated: str, text: str) -> bool:
-    if len(text) < 2 and not text.isdigit():
+    if (len(text) < 2 and not text.isdigit()) or (text in ("no", "yes") and not stated.endswith(f" {text}")):
         return False
     return re.search(rf"(?<![\w.,/^\\+*-]){re.escape(text)}(?![\w°%/^]|[.,]\d|\s*[-+*/^=]\s*\w)", stated) is not None
 

@@ -30,6 +30,7 @@ _ANSWER_WORDS = (
     r"(?:(?:correct|right|best|proper|direct|richtige|bonne|correcta|correta|corretta|правильный)[ \t]+)?"
     r"(?:answers?|ans|option letter|option|answer choice|choice|correct letter|correct answer"
     r"|antwort|lösung|ergebnis|réponse|respuesta|resposta|risposta|ответ|정답|답변|답"
+    r"|antwoord|odpowiedź|cevap|jawaban|đáp án|پاسخ|الإجابة|الجواب|उत्तर|คำตอบ"
     r"|【?(?:正确|正確な|所以|因此|故)?(?:答案|选项|選項|回答|解答|答え|正解|答))"
 )
 _MARKS = r"(?:\*\*|__|\*|_)?"
@@ -82,10 +83,15 @@ ASIAN = re.compile(
 OPTION_RIGHT = re.compile(
     r"(?:\b(?:option|choice|answer|letter)\s+)?[*_\"'“]{0,3}(?<![\w\\])(?:\(([A-Z])\)|([A-Z])\)?"
     r"|选项\s*[（(]?([A-Z])[)）]?)[*_\"'”]{0,3}"
+    r"(?:,?\s+(?P<text>\([^()\n]{1,80}\)|[\"“][^\"”\n]{1,80}[\"”]),?)?"
     r"(?:\s+(?:is|must be|should be|would be|seems|appears)(?: to be)?(?: (?:therefore|thus|clearly|indeed|also))?"
-    r"(?: the| our| my)?(?: only| most| single)? (?:correct|right|best|true|appropriate|accurate|valid)\b(?! but)"
+    r"(?: the| our| my)?(?: only| most| single)?"
+    r" (?:(?:correct|right|best)\b(?! but| angle| triangle| side| hand| leg| half| end| of\b)"
+    r"|(?P<judged>true|appropriate|accurate|valid)\b(?! but))"
     r"|\s+is (?:the|our|my) (?:final |correct |right |best )?(?:answer|option|choice|one)\b"
-    r"|\s*(?:选项|選項|项)?(?:是|为)?(?:正确|对的|正确的|正解|が正しい|が正解))",
+    r"|\s*(?:选项|選項|项)?(?:是|为)?(?:正确|对的|正确的|正解|が正しい|が正解))"
+    r"|\(([A-Z])\) (?:(?!\b(?:is|are|not|and|but|or)\b)[^().,;:\n]){1,60}? is (?:the |our |my )?(?:correct|right|best)"
+    r" (?:answer|option|choice|one)\b",
 )
 _LETTER_AHEAD = (
     r"[*_\"'“]{0,3}(?=\(?(?-i:[A-Z])\)?(?![\w'’])[*_\"'”]{0,3}(?!\s+(?:and|or|is (?:not|wrong|incorrect))\b))"
@@ -101,8 +107,12 @@ CHOSEN = re.compile(
     rf"|(?=\((?-i:[A-Z])\))))\s*{_LETTER_AHEAD}",
     re.IGNORECASE,
 )
+CONDITION = re.compile(r"(?:^|[.!?\n])\s*(?:if|when|unless)\b[^.!?\n]*\Z", re.IGNORECASE)
 TAKEN_BACK = re.compile(
-    r"[\s.,!?*\"'\]})$\\]*(?:(?:or|but|hmm+|oh)[,. ]+)*(?:wait|no\b[,. ]|nope|hold on|is it\b|or is it|that(?:'s"
+    r"[\s.,!?*\"'\]})$\\]*(?:(?:or|but|hmm+|oh)[,. ]+)*(?:wait|no\b[,.:]?\s+(?=wait|actually|sorry|hold|hmm"
+    r"|let me|i (?:was|mis|made|mean)|(?:that|this)(?:'s| is| was| can)|it(?:'s| is| must| should)"
+    r" (?:\(?(?-i:[A-H])\b|wrong|incorrect|not right|be\b|\d)|the (?:answer|correct|right)|[\\$*\d]"
+    r"|\(?(?-i:[A-H])\b(?!['’\w]))|nope|hold on|is it\b|or is it|that(?:'s"
     r"| is) (?:wrong|not right|incorrect)"
     r"|let me (?:re|double|check)|actually,? (?:no|wait|that)|is (?:wrong|tempting|incorrect)|fails|does(?: not"
     r"|n't) work)",
@@ -111,7 +121,8 @@ TAKEN_BACK = re.compile(
 FINAL_HINTS = ("final", "最", "endgültig", "endantwort", "окончат", "최종")
 LINE_HINTS = (
     "answer", "ans", "option", "choice", "letter", "antwort", "lösung", "ergebnis", "réponse", "respuesta", "resposta",
-    "risposta", "ответ", "답", "答", "正解", "选项", "選項",
+    "risposta", "ответ", "답", "答", "正解", "选项", "選項", "antwoord", "odpowiedź", "cevap", "jawaban", "đáp", "پاسخ", "الإجابة",
+    "الجواب", "उत्तर", "คำตอบ",
 )  # fmt: skip
 DECORATED = re.compile(r"[ \t#>*_✅•-]*")
 NOT = re.compile(r"not\b|n't\b", re.IGNORECASE)
@@ -125,3 +136,20 @@ ABBREVIATION = re.compile(
     r"(?:\b(?:St|Mt|Dr|Mr|Mrs|Ms|vs|approx|sq|cu|etc|e\.g|i\.e|a\.m|p\.m|Jr|Sr|Inc|Co|Ltd|U\.S)|\b[A-Z]\.[A-Z])$"
 )
 SENTENCE_END = re.compile(r"(?:[.?]|(?<!\d)!)(?=[\s\"'”*_)]|$)|[。！；？]|\n")
+_COURTESY_SENTENCE = (
+    r"(?:i hope (?:this|that|these)\b|(?:please |just )?let me know\b|is there anything else\b|(?:please )?feel free\b"
+    r"|(?:do|would) you (?:have any|have other|want|need|like)\b|if you (?:have|need|want|would like) (?:any|more"
+    r"|further|other|help|me)\b|i(?:'m| am| would be|'d be) (?:happy|glad) to\b|have a (?:nice|great|good)\b)"
+)
+COURTESY = re.compile(
+    rf"(?:\A|(?<=[.!?*_)}}\n。！？]))\s*+(?:{_COURTESY_SENTENCE})[^.!?\n]*+[.!?]*\s*\Z", re.IGNORECASE
+)
+NEXT_QUESTION = re.compile(
+    r"\n[ \t]*\n[ \t]*(?:\*\*|#{1,4} )?(?:question|problem|q|问题|题目)(?: ?\d{1,3})?(?:\*\*)?[:：]", re.IGNORECASE
+)
+OPTION_LINE = re.compile(r"^[ \t>*_-]*+\(?([A-Z])[).:][*_]*[ \t]+(\S[^\n]{0,160})$\n?|^[ \t]*\n", re.MULTILINE)
+JUDGES = re.compile(
+    r"\b(?:is|are|was|seems|must be)\s+(?:the |not )?(?:correct|right|true|false|wrong|incorrect|best|answer)\b"
+    r"|\b(?:correct|incorrect|wrong|answer|because|since|eliminate\w*)\b|[✓✔✗✘❌✅]|正确|错",
+    re.IGNORECASE,
+)

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from rewards.verifying import phrases
 
 MAX_STATEMENTS = 32  # of one rule that are looked at, from the end
+_LONGEST_LETTER = 12  # characters of "**(B)**"
+_NAMED_OPTION = re.compile(r"\W{0,4}[A-Z]\W{0,4}[.:] +\W{0,3}(?:yes|no|true|false)\b", re.IGNORECASE)  # "(B). No"
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,6 @@ class Place:
     end: int
     text: str
     rule: str
-
-
-def without_thought(response: str) -> str | None:
-    """What follows the last closed thought; None if a thought is still open at the end.
-
-    Example:
-        >>> without_thought("<think>3?</think>4"), without_thought("3?</think>4"), without_thought("<think>3")
-        ('4', '4', None)
-    """
-    end = max((match.end() for match in phrases.CLOSED.finditer(response)), default=0)
-    rest = response[end:]
-    return None if phrases.OPENED.search(rest) else rest
 
 
 def first_sentence(text: str) -> str:
@@ -60,6 +50,24 @@ def first_sentence(text: str) -> str:
         if before.strip():
             return before.strip()
     return text.strip()
+
+
+def last_sentence(text: str) -> str:
+    """The last sentence of the last line that is not empty.
+
+    Example:
+        >>> last_sentence("It is 3.5 m.\\nSo we add. That makes 7.")
+        'That makes 7'
+    """
+    line = text.rstrip().rpartition("\n")[2].strip()
+    rest = line
+    for _ in range(200):
+        sentence = first_sentence(rest)
+        after = rest[rest.find(sentence) + len(sentence) :].lstrip(".!?。！；？ \"'”*_)")
+        if not after:
+            return sentence.strip()
+        rest = after
+    return rest
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
@@ -140,7 +148,9 @@ def _after(text: str, start: int, rule: str, *, prose: bool, at: int) -> Place |
         prose = prose and not block
     value = value.strip()
     if prose:
-        value = phrases.RATHER.split(first_sentence(value), maxsplit=1)[0]
+        sentence = first_sentence(value)
+        named = _NAMED_OPTION.match(value) if len(sentence) <= _LONGEST_LETTER else None
+        value = phrases.RATHER.split(named[0] if named else sentence, maxsplit=1)[0]
     value = phrases.HOPE.split(value, maxsplit=1)[0] if "hope" in value else value
     value = phrases.POLITE.sub("", _half_marked(value.strip()))
     if not re.search(r"[^\s*_.。:：$]", value):
@@ -206,12 +216,21 @@ def _prose(text: str) -> Iterator[Place]:
 
 def _letters(text: str) -> Iterator[Place]:
     for match in _last(phrases.CHOSEN, text):
+        if phrases.CONDITION.search(text, max(0, match.start() - 200), match.start()):
+            continue  # "If it is red, select option B."
         place = _after(text, match.end(), "chosen", prose=True, at=match.start())
         if place:
             yield place
-    for match in _last(phrases.OPTION_RIGHT, text):
-        letter = next(group for group in match.groups() if group)
-        yield Place(match.start(), match.end(), letter, "option is right")
+    matches = _last(phrases.OPTION_RIGHT, text)
+    judged = {_letter_in(match) for match in matches if match["judged"]}
+    for match in matches:
+        letter = _letter_in(match)
+        if match["judged"] is None or len(judged) == 1:  # "A is true, B is true": the options are gone through
+            yield Place(match.start(), match.end(), " ".join(filter(None, (letter, match["text"]))), "option is right")
+
+
+def _letter_in(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group)
 
 
 RULES: dict[str, Callable[[str], Iterator[Place]]] = {

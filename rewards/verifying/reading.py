@@ -13,12 +13,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
 
+from rewards.verifying import phrases, signs
 from rewards.verifying.dress import undress
-from rewards.verifying.places import Place, contradict, first_sentence, statements, without_thought
+from rewards.verifying.places import (
+    Place,
+    contradict,
+    statements,
+)
 from rewards.verifying.quantities import read_quantity
-from rewards.verifying.sentences import stated_number
+from rewards.verifying.solution import solution, without_option_lists
 
 MAX_BARE_CHARACTERS = 80  # a longer response without any marker is reasoning, not an answer
+MIN_SOLUTION = 200  # characters before "Question: …" that are no restated question
 
 
 class Kind(StrEnum):
@@ -60,28 +66,6 @@ _LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\([A-Za-z]\)|\[[A-Z]\]|
 _YES_NO = re.compile(r"(?:yes|no|true|false)\b.*", re.IGNORECASE | re.DOTALL)
 _FORMULA = re.compile(r"\\[A-Za-z]|[=^_+*/<>≤≥≠∞π√±∪∩∈]|\d\s*[-:]\s*\d|^[(\[{].*,.*[)\]}]$")
 _FENCE = re.compile(r"```[a-z]{0,12}\n([^\n]{1,200})\n```")
-_SPECIAL_END = re.compile(r"(?:<\|[A-Za-z_]{2,24}\|>|</s>|<eos>|<end_of_turn>)\Z")
-_LEAD_LETTER = re.compile(
-    r"[*_\"'“]{0,3}(?:(?:option|choice|answer|选项)\s*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.):：,，、。;\n*_]|\s*$"
-    r"|\s*[-–—]\s|\s*\())"
-    r"(?![.]?[A-Za-z]\b)"
-)
-_LAST_LINE_LETTER = re.compile(
-    r"[#>\s*_\-•]*(?:(?:so|thus|hence|therefore)[,:]?\s+)?(?:option\s+)?(?:\(([A-Z])\)|([A-Z])[).:]"
-    r"|([A-Z])[*_.\s]*$).{0,120}"
-)
-_CONCLUDES = re.compile(
-    r"(?:^|\W)(?:therefore|thus|hence|so|in conclusion|consequently|in total|altogether|finally|we get|we find"
-    r"|this gives"
-    r"|因此|所以|故|综上|一共|总共|よって|したがって|따라서)(?:\W|$|(?<=\w)(?=[^\x00-\x7f]))",
-    re.IGNORECASE,
-)
-_RESULT = re.compile(r"(?:=|≈|\\approx|\b(?:is|are|equals|of|was|be|has|have|be|get|gives?|contains?)\b)[^=≈.]{0,12}$")
-_COUNTED = re.compile(
-    r"\s*(?:yes,? )?(?:there (?:are|is|were|was)|it shows|the (?:image|picture|figure|chart) (?:shows|contains"
-    r"|has)|i (?:can )?(?:see|count))\b",
-    re.IGNORECASE,
-)
 
 
 def kind_of(value: str) -> Kind:
@@ -131,7 +115,8 @@ def read_answer(response: str, want: Kind | None = None) -> Answer | None:
 
 def stated_answer(response: str) -> Answer | None:
     """The same from explicit statements only: a bare response of one word states none."""
-    text = _solution(response)
+    text = solution(response)
+    text = _before_next_question(text, None) if text is not None else None
     places = _places(text, None) if text is not None else None
     return next(_answers_at(places), None) if places is not None else None
 
@@ -142,9 +127,13 @@ def candidates(response: str, want: Kind | None = None) -> Iterator[Answer] | Mi
     Explicit statements come alone, but that letters and numbers may also be read from weaker signs where all that is
     explicit is a box or a sentence.
     """
-    text = _solution(response)
+    text = solution(response)
+    text = without_option_lists(text) if text and want is Kind.LETTER else text
     if text is None:
         return Missing.OPEN_THOUGHT
+    text = _before_next_question(text, want)
+    if text is None:
+        return Missing.CONTRADICTORY
     places = _places(text, want)
     return Missing.CONTRADICTORY if places is None else _all(text, places, want)
 
@@ -186,90 +175,52 @@ def _answers_at(places: Iterator[Place], *, inside: str = "") -> Iterator[Answer
             return
 
 
-def _solution(response: str) -> str | None:
-    text = without_thought(response)
-    if text is None:
-        return None
-    text = text.strip()
-    while (
-        text.endswith(">") and (end := _SPECIAL_END.search(text, max(0, len(text) - 32))) and end[0] != "<|end_of_box|>"
-    ):
-        text = text[: end.start()].rstrip()
-    return text
+def _before_next_question(text: str, want: Kind | None) -> str | None:
+    """Without a question that the model goes on to ask itself; None if its answer is another one.
+
+    A question that stands before any answer is the given one, repeated.
+    """
+    following = phrases.NEXT_QUESTION.search(text, 1)
+    if following is None:
+        return text
+    head, tail = text[: following.start()].rstrip(), text[following.end() :].strip()
+    ours, theirs = _first_stated(head, want), _first_stated(tail, want)
+    if ours is None and len(head) < MIN_SOLUTION:
+        return text
+    return None if theirs is not None and (ours is None or _different(ours, theirs)) else head
+
+
+def _first_stated(text: str, want: Kind | None) -> Answer | None:
+    """The first statement of a text, explicit or weak, but not the bare text itself."""
+    places = _places(text, want)
+    found = _all(text, places, want) if places is not None else iter(())
+    return next((answer for answer in found if answer.where not in ("bare", *signs.SENTENCES)), None)
+
+
+def _different(a: Answer, b: Answer) -> bool:
+    if Kind.LETTER in (a.kind, b.kind):
+        ours, theirs = (re.search(r"[A-Z]", answer.value) for answer in (a, b))
+        return ours is None or theirs is None or ours[0] != theirs[0]
+    number, other = read_quantity(a.value), read_quantity(b.value)
+    same = a.value.casefold() == b.value.casefold()
+    return not same and (number is None or other is None or number.value != other.value)
+
+
+WEAK: dict[Kind, Callable[[str], Iterator[signs.Sign]]] = {
+    Kind.LETTER: signs.letters,  # "B. Because …", a last line "(B) 12", "Yes, the …", "So it is 65 cm."
+    Kind.NUMBER: signs.numbers,  # the one number of the last sentence, or in bold; "There are 10 objects. First …"
+    Kind.MATH: signs.math,  # "Therefore, x = 5."; "There are 10 objects. First …"
+    Kind.YES_NO: signs.yes_no,  # "Yes, the …"
+}
 
 
 def _weak(text: str, want: Kind | None, *, explicit: bool) -> Iterator[Answer]:
     bare = text.strip("*").strip()
     fenced = _FENCE.fullmatch(bare)
     bare = fenced[1] if fenced else bare
-    if want is Kind.MATH and _CONCLUDES.match(bare):
+    if want is Kind.MATH and signs.CONCLUDES.match(bare):
         explicit = True  # a sentence, read below
     if bare and not explicit and "\n" not in bare and len(bare) <= MAX_BARE_CHARACTERS and "\\boxed" not in bare:
         yield answer_of(bare, "bare")
     if want in WEAK:
-        yield from WEAK[want](text)
-
-
-def _weak_letters(text: str) -> Iterator[Answer]:
-    match = _LEAD_LETTER.match(text)
-    if match:
-        yield answer_of(
-            text.partition("\n")[0] if len(text.partition("\n")[0]) <= 300 else first_sentence(text), "letter first"
-        )
-    last = text.rstrip().rpartition("\n")[2]
-    match = _LAST_LINE_LETTER.fullmatch(last)
-    if match and "\n" in text:
-        yield answer_of(last, "letter last")
-    first = first_sentence(text)
-    if _YES_NO.match(first):
-        yield answer_of(first, "first sentence")
-    if _CONCLUDES.search(last_sentence(text)):
-        yield answer_of(last_sentence(text), "conclusion")
-
-
-def _weak_numbers(text: str) -> Iterator[Answer]:
-    for where, sentence in (("last sentence", last_sentence(text)), ("first sentence", first_sentence(text))):
-        if where == "first sentence" and not _COUNTED.match(sentence):
-            continue
-        number = stated_number(sentence)
-        if number is not None:
-            yield answer_of(number, where)
-
-
-def _weak_math(text: str) -> Iterator[Answer]:
-    last, first = last_sentence(text), first_sentence(text)
-    if _CONCLUDES.search(last) and (number := stated_number(last)) is not None:
-        yield answer_of(number, "conclusion")
-    if _COUNTED.match(first) and (number := stated_number(first)) is not None:
-        yield answer_of(number, "first sentence")
-
-
-def _weak_yes_no(text: str) -> Iterator[Answer]:
-    yield answer_of(first_sentence(text), "first sentence")
-    yield answer_of(last_sentence(text), "last sentence")
-
-
-WEAK: dict[Kind, Callable[[str], Iterator[Answer]]] = {
-    Kind.LETTER: _weak_letters,  # "B. Because …", a last line "(B) 12", "Yes, the …", "So it is 65 cm."
-    Kind.NUMBER: _weak_numbers,  # the one number of the last sentence; "There are 10 objects. First …"
-    Kind.MATH: _weak_math,  # "Therefore, x = 5."; "There are 10 objects. First …"
-    Kind.YES_NO: _weak_yes_no,  # "Yes, the …"
-}
-
-
-def last_sentence(text: str) -> str:
-    """The last sentence of the last line that is not empty.
-
-    Example:
-        >>> last_sentence("It is 3.5 m.\\nSo we add. That makes 7.")
-        'That makes 7'
-    """
-    line = text.rstrip().rpartition("\n")[2].strip()
-    rest = line
-    for _ in range(200):
-        sentence = first_sentence(rest)
-        after = rest[rest.find(sentence) + len(sentence) :].lstrip(".!?。！；？ \"'”*_)")
-        if not after:
-            return sentence.strip()
-        rest = after
-    return rest
+        yield from (answer_of(*sign) for sign in WEAK[want](text))

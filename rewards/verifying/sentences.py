@@ -21,11 +21,11 @@ _OPERAND = re.compile(
     r"(?:\b(?:than|under|below|above|over|exceeding|out of|of the|in|at|on|by|for|since|until|after|before|during"
     r"|year|figure|fig\.?|table|step|option"
     r"|choice|question|problem|example|case|part|row|column|line|page|grade|class|number|no\.?|times|divided by"
-    r"|minus|plus|each|every|least|most|per|than the)\s+(?:the )?\$?|[/×x*÷+(^:#]\s?|\d\s?-\s?|\\(?:times|div"
+    r"|minus|plus|each|every|least|most|per|than the)\s+(?:the )?\$?|, with\s+|[/×x*÷+(^:#]\s?|\d\s?-\s?|\\(?:times|div"
     r"|cdot)\s*|第)$",
     re.IGNORECASE,
 )
-_UNSURE = re.compile(
+UNSURE = re.compile(
     r"\b(?:unknown|unsure|unclear|cannot|unable|impossible|maybe|perhaps|might|no idea|not (?:sure|clear|possible"
     r"|enough|known))\b|n't (?:know|be|tell|determine)\b|无法|不知道|不确定",
     re.IGNORECASE,
@@ -33,7 +33,7 @@ _UNSURE = re.compile(
 _EQUALS = re.compile(r"=|≈|\\approx")
 _A_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}|[\u3040-\u9fff\uac00-\ud7a3]")
 _FORMULA = re.compile(
-    r"[<>≤≥±|]|\\(?:g|l)eq?\b|\\(?:pm|neq?|mp|gt|lt)\b|\b(?:log|ln)\b|\d\+(?!\s*\d)|\d\s*(?:!(?=\s*$)|\^|\*\*"
+    r"[<>≤≥±|]|\d\s?:\s?\d|\\(?:g|l)eq?\b|\\(?:pm|neq?|mp|gt|lt)\b|\b(?:log|ln)\b|\d\+(?!\s*\d)|\d\s*(?:!(?=\s*$)|\^|\*\*"
     r"|[πθ√²³]|\\(?:pi|sqrt|theta|frac|log))|\d[xyzknπ](?![A-Za-z])|[√^]\s*\d|\\(?:sqrt|frac|log|sin|cos|tan)"
 )
 _AFTER_EQUALS = re.compile(r"(?:=|≈|\\approx)\s*$")
@@ -44,6 +44,10 @@ _RESULT = re.compile(
     r"(?: (?:about|approximately|only|exactly|roughly|around|a total of|just|equal to|of))?\s+$",
     re.IGNORECASE,
 )
+
+
+_ALONE = re.compile(r"(?:\b(?:is|are|be|about|approximately|equals)|=|≈)\s*\($", re.IGNORECASE)  # "is (2) inches"
+_COMPARED = re.compile(r"times (?:more|as|greater|higher|larger|bigger|longer|less|smaller|the)\b", re.IGNORECASE)
 
 
 def stated_number(sentence: str) -> str | None:
@@ -57,7 +61,7 @@ def stated_number(sentence: str) -> str | None:
         >>> stated_number("There are three algorithms with accuracy lower than 8"), stated_number("It is 3 or 4")
         ('3', None)
     """
-    if len(sentence) > MAX_CHARACTERS or _UNSURE.search(sentence):
+    if len(sentence) > MAX_CHARACTERS or UNSURE.search(sentence):
         return None
     if len(_A_WORD.findall(sentence)) < 2 and not _EQUALS.search(sentence):
         return None  # no sentence
@@ -75,14 +79,38 @@ def stated_number(sentence: str) -> str | None:
             others = [match for match in stated if not _is_operand(plain, match)]
             if result and result[-1] is stated[-1]:
                 others = result[-1:]
+            elif len(others) > 1 and (ahead := _described(plain, others)):
+                others = ahead
             elif len(others) > 1 and others[-1] is stated[-1] and _RESULT.search(plain[: stated[-1].start()]):
-                others = others[-1:]
+                others = others[-1:] if _one_result(plain, others) else []
             stated = others
         elif stated and NAMED.search(plain[: stated[0].start()]):
             stated = []
         if stated:
             return _with_unit(plain, stated[0], currency) if len(stated) == 1 else None
     return None
+
+
+def _described(plain: str, numbers: list[re.Match[str]]) -> list[re.Match[str]]:
+    """The number before a clause that describes it: "There is 1 block that has 36 houses"; else nothing."""
+    first, second = numbers[:2]
+    before, between = plain[: first.start()], plain[first.end() : second.start()]
+    if _THERE_IS.search(before) and re.match(r"[\w\s'-]{1,60}\b(?:that|which|who|whose|with)\b", between):
+        return [first]
+    told = _RESULT.search(before) and re.match(r"[\w\s%°'-]{0,60}, (?:with|which|where|while|since|because)\b", between)
+    return [first] if told else []
+
+
+_THERE_IS = re.compile(r"\bthere (?:is|are|was|were)(?: only| exactly)?\s+$", re.IGNORECASE)
+
+
+def _one_result(plain: str, numbers: list[re.Match[str]]) -> bool:
+    """Not "the voltage is 3 V and the current is 1 A", where another result stands before the last."""
+    *_, before, last = numbers
+    between = plain[before.end() : last.start()]
+    return not (
+        _RESULT.search(plain[: before.start()]) and re.match(r"[^.;]{0,20},? and\b(?! so| thus| therefore)", between)
+    )
 
 
 def _is_operand(plain: str, match: re.Match[str]) -> bool:
@@ -94,7 +122,7 @@ def _is_operand(plain: str, match: re.Match[str]) -> bool:
 def _with_unit(plain: str, match: re.Match[str], currency: str) -> str | None:
     """The number and the unit behind it; None for a bound such as "5 or more"."""
     after = re.split(r"[.,;:!?()]|\d", plain[match.end() :], maxsplit=1)[0].strip()
-    if BEHIND.match(after):
+    if BEHIND.match(after) and not _COMPARED.match(after):
         return None
     words = after.split()[:3]
     names = (" ".join(words[:count]) for count in range(len(words), 0, -1))
@@ -110,5 +138,9 @@ def _in_word(plain: str, match: re.Match[str]) -> bool:
     return (
         bool(re.search(r"[A-Za-z_]$", before))
         or bool(re.match(r"(?:D|st|nd|rd|th)\b|\s*\)?\s*[=≈]\s*\S", after))
-        or bool(re.search(r"\([^()]*$", before) and re.match(r"[^()]*\)\s*\S", after))
+        or bool(
+            re.search(r"\([^()]*$", before)
+            and re.match(r"[^()]*\)\s*\S", after)
+            and not (_ALONE.search(before) and after[:1] == ")")
+        )
     )

@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora paired": {"peft_config": LORA, "layout": "paired"},
     "lora checkpointing": {"peft_config": LORA, "gradient_checkpointing": True},
     "one rank packs": {},
+    "spans": {"spans": True},  # three of four rejected sides count in part
     "saved full": SAVING,
     "saved lora": {"peft_config": LORA, **SAVING},
     "uneven": {"rows": 7},  # the last micro-batch of rank 1 is a repeated pair
@@ -71,6 +72,8 @@ def train(out: Path, case: str, *, world_size: int, resume: Path | None = None) 
     if case == "one rank packs":
         own["data_collator"] = SomePaired(load_processor(tiny_internvl()))
     rows = preference_rows(settings.pop("rows", 8))
+    for index, row in enumerate(rows if settings.pop("spans", False) else []):
+        row["rejected_span"] = [0, 1 + index % 4] if index % 4 else None
     for row in rows[::4]:
         row["images"] = []  # so that a rank's vision tower sometimes gets no gradient
     if "cached" in case:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpo.admission import AdmissionReport, PairLength, admit, lengths
+from mpo.admission import PairLength, admit, lengths
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
 from mpo.multimodal.errors import ConfigError, DataError
@@ -93,7 +93,7 @@ def test_a_good_dataset_is_the_same_object(collator: PreferenceCollator) -> None
     for rows in (preference_rows(2), datasets.Dataset.from_list(preference_rows(2))):
         kept, report = admit(rows, collator, quiet=True)
         assert kept is rows
-        assert report == AdmissionReport(2)
+        assert (report.rows, report.rejections, len(report.chosen_tokens)) == (2, (), 2)
 
 
 def test_a_dataset_is_indexed_not_copied_and_its_images_are_not_decoded(
@@ -157,7 +157,7 @@ def test_lengths_are_those_of_the_model_rows(collator: PreferenceCollator) -> No
     for length, row in zip(measured, rows, strict=True):
         placeholders = int((collator([row])["input_ids"][0] == image_token).sum())
         assert length.image == placeholders + 2 * len(row["images"])  # <img> and </img> frame each
-    assert measured[3] == PairLength(measured[3].prompt, 0, len(["o", "n", "e ", "t", "w", "o ", "3", EOT]), 6)
+    assert measured[3] == PairLength(measured[3].prompt, 0, len(["o", "n", "e ", "t", "w", "o ", "3", EOT]), 6, 6)
 
 
 def test_images_are_decoded_for_a_new_size_only(collator: PreferenceCollator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,8 @@ def test_one_text_pair(collator: PreferenceCollator) -> None:
         [*[1] * 9, 1, 1, 1, 1],
         [*[1] * 9, 1, 1, 0, 0],
     ]
-    assert set(batch) == {"input_ids", "labels", "attention_mask", "pair_ids", "pair_index", "pair_prompts"}
+    pairs = {"pair_ids", "pair_index", "pair_lengths", "pair_prompts", "pair_rejected_share"}
+    assert set(batch) == {"input_ids", "labels", "attention_mask", *pairs}
 
 
 def test_truncated_response_has_no_end_of_turn(collator: PreferenceCollator) -> None:
@@ -114,7 +115,10 @@ def test_an_image_is_preprocessed_once_a_pair(collator: PreferenceCollator, monk
     processor_type = type(collator.processor.image_processor)
     original = processor_type.__call__
     monkeypatch.setattr(processor_type, "__call__", lambda *a, **k: calls.append(1) or original(*a, **k))
-    collator(preference_rows(3))
+    fresh = PreferenceCollator(collator.processor)
+    fresh(preference_rows(3))
+    assert len(calls) == 3
+    fresh(preference_rows(3))  # another epoch
     assert len(calls) == 3
 
 

@@ -145,7 +145,7 @@ def test_a_batch_with_a_prompt_that_ends_in_an_image_is_paired(monkeypatch: pyte
     ends_in_image = type(prompt)(ids, prompt.token_features, prompt.image_features)
     assert not can_be_shared(ends_in_image, processor.image_token_id)
     monkeypatch.setattr("mpo.collator.encode_prompt", lambda *_: ends_in_image)
-    batch = collate(rows)
+    batch = PreferenceCollator(processor, shared_prefix=True)(rows)  # one that has kept no prompt
     assert LAYOUT not in batch
     assert len(batch["input_ids"]) == 4
 
@@ -161,13 +161,13 @@ def test_a_wrong_attention_is_found_at_the_first_batch(
     sharing = PromptSharing("auto", [model])
     state, mode = torch.get_rng_state(), model.training
     admitted = sharing.admit(packed, [model])
-    assert "differ from those of the paired layout" in caplog.text
+    assert "differ from those of a row per response" in caplog.text
     assert not sharing.on
     assert LAYOUT not in admitted
     assert torch.equal(admitted["input_ids"], paired_rows(packed)["input_ids"])
     assert torch.equal(state, torch.get_rng_state())
     assert model.training == mode
-    with pytest.raises(ConfigError, match=r"layout='shared' is not possible: its log-probs differ"):
+    with pytest.raises(ConfigError, match=r"layout='shared' is not possible: its values differ"):
         PromptSharing("shared", [model]).admit(packed, [model])
 
 

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import CLIPImageProcessor, LlavaProcessor
 
+from mpo.multimodal import scoring
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps, sum_logps
@@ -243,6 +244,35 @@ def test_text_logps_leave_the_read_tokens_out(policy: Any, rows: Any) -> None:
         start = len(prompt.input_ids)
         expected += [logps[start - 1 + i, t] for i, t in enumerate(continuation) if t not in tokens]
     torch.testing.assert_close(text, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 400])
+def test_text_logps_in_parts_are_those_of_whole_logits(
+    monkeypatch: pytest.MonkeyPatch, policy_folder: Path, rows: Any, at_a_time: int
+) -> None:
+    """The same values and gradients, and never the logits of all tokens at a time."""
+    batch = stack_rows([p for p, _ in rows], [c for _, c in rows], pad_token_id=0)
+    positions = [[len(p.input_ids) - 1] for p, _ in rows]
+    sizes: list[int] = []
+    masked = scoring._masked_logps
+    monkeypatch.setattr(
+        scoring, "_masked_logps", lambda logits, *rest: sizes.append(len(logits)) or masked(logits, *rest)
+    )
+    monkeypatch.setattr(scoring, "LOGITS_AT_A_TIME", at_a_time)
+    found = []
+    for whole in (False, True):
+        model = load_model(policy_folder)
+        monkeypatch.setattr(scoring, "_is_sharded", lambda model, whole=whole: whole)
+        read, text = logits_and_text_logps(model, batch, positions, [3, 5])
+        (torch.cat(read).sin().sum() + (text * torch.arange(len(text))).sum()).backward()
+        found.append(
+            [text.detach(), torch.cat(read).detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        )
+        vocabulary = model.get_output_embeddings().out_features
+        assert max(sizes) == (len(text) if whole else max(1, at_a_time // vocabulary))
+        sizes.clear()
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * (1 + theirs.norm())
 
 
 def test_log_probs_have_gradients(policy_folder: Path, rows: Any) -> None:

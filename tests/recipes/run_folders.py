@@ -19,6 +19,7 @@ from recipes.stage.groups import read_problems, write_groups, write_problems
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing.limits import Limits
 from rewards.pairing.rules import build_pairs
+from rewards.pairing.spans import RejectedSpan
 from rewards.types import (
     Completion,
     FinishReason,
@@ -108,6 +109,16 @@ def make_groups(problems: Path, samples: int, accuracy: float, rng: random.Rando
     ]
 
 
+def stating(groups: list[RolloutGroup]) -> list[RolloutGroup]:
+    """The same responses with an answer stated early on, so that a continuation that is cut soon can be checked too."""
+
+    def stated(rollout: Rollout) -> Rollout:
+        first, blank, rest = rollout.completion.text.partition("\n\n")
+        return rollout.with_(completion=replace(rollout.completion, text=f"{first}\nAnswer: 0{blank}{rest}"))
+
+    return [replace(group, rollouts=tuple(map(stated, group.rollouts))) for group in groups]
+
+
 def score_all(groups: list[RolloutGroup], rng: random.Random) -> list[RolloutGroup]:
     return [replace(group, rollouts=tuple(scored(rollout, rng) for rollout in group.rollouts)) for group in groups]
 
@@ -183,7 +194,8 @@ def make_run(
         best_of_n(BestOfNConfig(folder / "scored", folder / "best_of_n", list(ks)))
     made = score_all([_invaded(g, None, corpus) for g in make_groups(preference, samples, 0.5, rng)], rng)
     write_stage(run / "preference" / "scored", made, preference, name="score")
-    pairs, report = build_pairs(made, limits=Limits(max_pairs=2))
+    limits = Limits(max_pairs=2, rejected_span=RejectedSpan("first_bad_step"))
+    pairs, report = build_pairs(made, limits=limits)
     folder = open_stage("pairs", Made(run / "pairs"), inputs=[]).out
     write_trl_parquet(pairs, folder / "pairs.parquet")
     (folder / "report.json").write_text(json.dumps(asdict(report)))

@@ -22,7 +22,9 @@ from recipes.loop.pipeline import ARMS
 from recipes.loop.settings import Settings
 from recipes.training.tracking import PLACES
 from rewards.choosing.selection import CHOICES
+from rewards.choosing.votes import REWARD
 from rewards.pairing.rules import RULES
+from rewards.pairing.spans import PARTS, SOURCES
 from rewards.prm.labelling.budgets import BUDGETS
 from rewards.scoring.aggregation import AGGREGATIONS
 
@@ -102,8 +104,11 @@ def test_the_help_of_a_command(command, capsys, monkeypatch):
         (config.Arm, ARMS),
         (config.BenchmarkKind, READERS),
         (config.Budget, BUDGETS),
+        (config.RejectedPart, PARTS),
         (config.Selector, CHOICES),
+        (config.SpanSource, SOURCES),
         (config.Tracker, ("none", *PLACES)),
+        (config.VoteBy, (REWARD, *AGGREGATIONS)),
     ],
 )
 def test_choices_are_those_of_the_code(kind, table):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from recipes.config import WorldConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import write_groups, write_problems
-from recipes.worlds.digits.policy import build_policy
+from recipes.worlds.digits.policy import build_policy, digits_text
 from recipes.worlds.digits.vision import pretrain_vision
-from recipes.worlds.digits.world import SPLITS, Scene, scenes, solution, to_problem
+from recipes.worlds.digits.world import QUESTIONS, SPLITS, Scene, scenes, solution, to_problem
 from recipes.worlds.files import FIXED_SEED, on_disk
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
@@ -21,10 +22,13 @@ def compose(config: WorldConfig) -> Path:
     stage = open_stage("world", config, inputs=[])
     if stage.complete:
         return stage.out
+    if not config.kinds or set(config.kinds) - set(QUESTIONS):
+        raise ConfigError(f"kinds: expected some of {', '.join(QUESTIONS)}, got {config.kinds}")
     (stage.out / "images").mkdir(exist_ok=True)
     counts = {}
     for split in SPLITS:
-        drawn = scenes(split, getattr(config, f"num_{split}"), FIXED_SEED.get(split, config.seed))
+        seed = FIXED_SEED.get(split, config.seed)
+        drawn = scenes(split, getattr(config, f"num_{split}"), seed, kinds=config.kinds)
         problems = [on_disk(to_problem(scene, f"{split}-{i:05d}"), stage.out) for i, scene in enumerate(drawn)]
         write_problems(stage.out / f"{split}.jsonl", problems)
         counts[split] = len(problems)
@@ -36,7 +40,7 @@ def compose(config: WorldConfig) -> Path:
 
 def _policy(directory: Path, config: WorldConfig) -> float:
     """Random weights, then a vision tower that can tell digits apart."""
-    build_policy(directory, seed=config.seed)
+    build_policy(directory, seed=config.seed, corpus=digits_text(config.kinds))
     model = load_model(directory)
     accuracy = pretrain_vision(model, steps=config.vision_steps, seed=config.seed)
     model.save_pretrained(directory)

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes.worlds.digits.world import INKS, QUESTIONS, TILE, solution
+from recipes.worlds.digits.world import INKS, KINDS, QUESTIONS, TILE, solution
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 IMAGE_TOKENS_A_TILE = 4
@@ -82,7 +82,7 @@ def build_processor(corpus: Sequence[str] = ()) -> InternVLProcessor:
     )
     return InternVLProcessor(
         image_processor=image_processor,
-        tokenizer=_tokenizer([*FRAME, *(corpus or _digits_text())]),
+        tokenizer=_tokenizer([*FRAME, *(corpus or digits_text())]),
         video_processor=InternVLVideoProcessor(size={"height": TILE, "width": TILE}),
         image_seq_length=IMAGE_TOKENS_A_TILE,
         chat_template=CHAT_TEMPLATE,
@@ -124,12 +124,13 @@ def with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def _digits_text() -> list[str]:
+def digits_text(kinds: Sequence[str] = KINDS) -> list[str]:
+    """The digits world's questions of these kinds, and answers to them: what a tokenizer learns its words from."""
     rng = random.Random(0)
-    texts = list(QUESTIONS.values())
+    texts = [QUESTIONS[kind] for kind in kinds]
     for _ in range(300):
         inks = rng.sample(list(INKS), rng.randint(2, 5))
-        texts.append(solution(rng.choice(list(QUESTIONS)), {ink: rng.randrange(10) for ink in inks}, rng))
+        texts.append(solution(rng.choice(list(kinds)), {ink: rng.randrange(10) for ink in inks}, rng))
     return texts
 
 

@@ -30,7 +30,11 @@ QUESTIONS = {
     "sum": "What is the last digit of the sum?",
     "range": "What is the largest digit minus the smallest?",
     "number": "What is the largest number that these digits make?",
+    "triple": "What is the last digit of three times the sum?",
 }
+KINDS = ("sum", "range", "number")  # of the published tables
+# A misread digit leaves a third of the answers to "range" right. In these kinds every digit counts.
+REASONING_KINDS = ("sum", "triple", "number")
 INKS = {  # name → RGB
     "Red": (215, 25, 30),
     "Green": (15, 140, 50),
@@ -104,26 +108,26 @@ def answer_of(kind: str, digits: Sequence[int]) -> int:
     """The answer to a question kind.
 
     Example:
-        >>> [answer_of(kind, (3, 8, 2)) for kind in ("sum", "range", "number")]
-        [3, 6, 832]
+        >>> [answer_of(kind, (3, 8, 2)) for kind in ("sum", "range", "number", "triple")]
+        [3, 6, 832, 9]
     """
-    if kind == "sum":
-        return sum(digits) % 10
+    if kind in ("sum", "triple"):
+        return sum(digits) * (3 if kind == "triple" else 1) % 10
     if kind == "range":
         return max(digits) - min(digits)
     return int("".join(map(str, sorted(digits, reverse=True))))
 
 
-def scenes(split: str, count: int, seed: int, *, lengths: Sequence[int] = (2, 3, 4, 5)) -> list[Scene]:
+def scenes(
+    split: str, count: int, seed: int, *, lengths: Sequence[int] = (2, 3, 4, 5), kinds: Sequence[str] = KINDS
+) -> list[Scene]:
     """`count` random scenes of one split; the same arguments give the same scenes."""
     rng = random.Random(f"{split}:{seed}")
     pool = split_indices(split)
 
     def draw() -> Scene:
         length = rng.choice(list(lengths))
-        return Scene(
-            rng.choice(list(QUESTIONS)), tuple(rng.sample(pool, length)), tuple(rng.sample(list(INKS), length))
-        )
+        return Scene(rng.choice(list(kinds)), tuple(rng.sample(pool, length)), tuple(rng.sample(list(INKS), length)))
 
     return [draw() for _ in range(count)]
 

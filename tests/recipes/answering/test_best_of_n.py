@@ -14,6 +14,7 @@ from recipes.stage.folder import RESULTS, manifest_of
 from recipes.stage.groups import problems_of, read_groups
 from rewards.choosing.curves import best_at_k
 from rewards.choosing.evaluation import SELECTORS, distinct_at_k, evaluate, within_problem_aucs
+from rewards.choosing.selection import CHOICES
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores, Unseen
 from tests.recipes.run_folders import C, U, W, make_groups, make_problems, make_run, write_stage
 from tests.rewards.choosing.definitions import DEFINITIONS, brute_force
@@ -45,7 +46,8 @@ def test_golden_values_of_one_problem():
     assert values["longest"] == [0.25, 0.5, 1.0]
     assert values["shortest"] == [0.25, pytest.approx(2 / 6), 0.0]  # of {0,1} and {0,2}; {0,3} picks 3
     # weights .75 against .5 + .25 = .75 for all four: the tie goes to the first
-    assert values["weighted_vote"] == [0.25, 0.5, 1.0]
+    assert values["weighted_vote"] == values["vote_prod"] == values["vote_min"] == [0.25, 0.5, 1.0]
+    assert values["vote_min_4"] == [0.25, 0.5, 1.0]  # .75⁴ = .316 against .5⁴ + .25⁴ = .066
     assert values["majority"] == [0.25, 0.5, 0.0]
     assert results["unscored"] == 1
     assert results["verdicts"] == {"correct": 0.25, "unparsable": 0.25, "wrong": 0.5}
@@ -173,7 +175,7 @@ def test_adaptive_n_is_reported_beside_all_samples():
     assert found["majority"]["samples"]["mean"] == (4 + 16) / 2
     assert found["majority"]["samples_saved"] == 1 - 20 / 32
     assert found["majority"]["changed"]["mean"] == found["majority"]["difference"]["mean"] == 0.0
-    assert set(found) == {"error", "orders", "prm", "weighted_vote", "majority"}
+    assert set(found) == {"error", "orders", *CHOICES}
 
 
 def test_warnings_are_printed_and_stored(tmp_path, capsys):

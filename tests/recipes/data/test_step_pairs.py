@@ -21,10 +21,12 @@ from recipes.stage.groups import read_groups, write_problems
 from rewards.errors import StoreError
 from rewards.interchange.trl_rows import read_trl_parquet
 from rewards.kept.calls import in_turn
+from rewards.pairing.prefixes import is_all_wrong, sound_beginnings
+from rewards.pairing.spans import RejectedSpan
 from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations, with_right_continuations
 from rewards.prm.labelling.monte_carlo import Continuer, Task
 from rewards.sampling.generator import Generator, Sample
-from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
+from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores, Verdict
 from tests.recipes.run_folders import write_stage
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,15 +94,62 @@ def test_a_continuation_becomes_the_chosen_side(labelled: Path, world: Path, tmp
     assert json.loads((tmp_path / "pairs" / "report.json").read_text())["sources"] == {"step_prefix": 1}
     settings = {"policy": world / "policy", "pairs": tmp_path / "pairs", "out": tmp_path / "mpo"}
     assert run("train-mpo", **settings, max_steps=1, batch_size=1) == 0
-    assert manifest_of(tmp_path / "mpo")["counts"] == {"in": 1, "out": 1, "rejected": {}}
+    counts = manifest_of(tmp_path / "mpo")["counts"]
+    assert (counts["in"], counts["out"], counts["rejected"]) == (1, 1, {})
+
+
+@pytest.fixture(scope="module")
+def all_wrong(world: Path) -> Path:
+    """A problem whose only sample goes bad at its third step, as step scores say."""
+    scores = StepScores((0.9, 0.9, 0.2, 0.4, 0.3))
+    (group,) = read_groups(world / "verified")
+    wrong = Rollout(Completion(WRONG), W, step_scores=scores, reward=0.54)
+    write_stage(world / "scored", [RolloutGroup(group.problem, (wrong,))], world / "problems.jsonl", name="score")
+    return world / "scored"
+
+
+def test_a_problem_with_only_wrong_samples_is_continued(all_wrong: Path, world: Path, tmp_path: Path) -> None:
+    """Eight continuations from the end of its second step; right ones are chosen against its third, and trained on."""
+    drawing = {"policy": world / "policy", "num_continuations": 8, "max_new_tokens": 40, "batch_rows": 8}
+    assert run("continue", groups=all_wrong, out=tmp_path / "continued", **drawing) == 0
+    (group,) = read_groups(tmp_path / "continued")
+    assert len(group.rollouts) == 8
+    assert all(rollout.completion.text.startswith(SHARED) for rollout in group.rollouts)
+    counts = manifest_of(tmp_path / "continued")["counts"]
+    assert (counts["in"], counts["out"], counts["continuations"], counts["solved"]) == (1, 1, 8, 1)
+
+    limits = {"rule": "correctness_and_prm", "min_step_score": 0}  # the continuations were not scored here
+    assert run("pairs", groups=all_wrong, out=tmp_path / "without", **limits) == 2  # no right sample, no pair
+    assert run("pairs", groups=all_wrong, continued=tmp_path / "continued", out=tmp_path / "pairs", **limits) == 0
+    (row,) = read_trl_parquet(tmp_path / "pairs" / "pairs.parquet")
+    chosen, rejected = (row[side][0]["content"][0]["text"] for side in ("chosen", "rejected"))
+    assert (chosen[: len(SHARED)], chosen.endswith("Final answer: 6")) == (SHARED, True)
+    assert rejected[slice(*row["rejected_span"])] == "See Blue 8"
+    settings = {"policy": world / "policy", "pairs": tmp_path / "pairs", "out": tmp_path / "mpo"}
+    assert run("train-mpo", **settings, max_steps=1, batch_size=1) == 0
+
+
+def test_what_cannot_be_continued_is_counted() -> None:
+    span, problem = RejectedSpan("first_bad_step"), Problem("p", "?")
+
+    def wrong(*scores: float, tail: str = "") -> Rollout:
+        return Rollout(Completion(WRONG + tail), W, step_scores=StepScores(scores) if scores else None)
+
+    late = [wrong(0.9, 0.9, 0.9, 0.1, 0.1, tail=tail) for tail in ("", "1")]
+    group = RolloutGroup(problem, (wrong(0.1, 0.9, 0.9, 0.9, 0.9), wrong(), *late, wrong(0.9, 0.1, 0.9, 0.9, 0.9)))
+    found, reasons = sound_beginnings(group, span, most=1)
+    assert [one.prefix for one in found] == [SHARED + "See Blue 8\n\n"]  # two responses have it; the longest is first
+    assert reasons == {"bad_from_the_start": 1, "no_step_scores": 1, "over_the_number_of_prefixes": 1}
+    assert sound_beginnings(group, span, most=9)[0][1].prefix == "See Red 3\n\n"
+    assert is_all_wrong(group)
+    assert not is_all_wrong(RolloutGroup(problem, (Rollout(Completion("?"), Verdict.TIMEOUT),)))
 
 
 def test_without_the_texts_there_is_no_pair(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("groups.jsonl", MANIFEST):
-        (tmp_path / name).write_bytes((labelled / name).read_bytes())
+    (tmp_path / "groups.jsonl").write_bytes((labelled / "groups.jsonl").read_bytes())
     manifest = manifest_of(labelled)
-    manifest["files"] = {"groups.jsonl": manifest["files"]["groups.jsonl"]}
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    files = {"groups.jsonl": manifest["files"]["groups.jsonl"]}  # a folder in which no other file was written
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "files": files}))
     assert run("pairs", groups=tmp_path, out=tmp_path / "pairs", rule="step_prefix") == 2
     assert "no pair could be made" in capsys.readouterr().err
 

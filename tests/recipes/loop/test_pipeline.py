@@ -75,6 +75,20 @@ def test_training_moved_the_policy_and_logged_the_three_losses(run):
     assert before != (run / "mpo" / "model.safetensors").read_bytes()
 
 
+def test_the_better_candidate_of_an_arm_is_kept(run):
+    """RFT has two in the tiny settings: both are trained, and the better on development stands in its folder."""
+    tuning = json.loads((run / "tuning" / "rft" / "tuning.json").read_text())
+    assert [one["learning_rate"] for one in tuning["candidates"]] == [0.0002, 0.0006]
+    accuracy = tuning["development_accuracy"]
+    assert tuning["chosen"] == accuracy.index(max(accuracy))
+    assert (run / "rft").resolve() == (run / "tuning" / "rft" / str(tuning["chosen"])).resolve()
+    weights = [(run / "tuning" / "rft" / name / "model.safetensors").read_bytes() for name in "01"]
+    assert weights[0] != weights[1]
+    assert manifest_of(run / "test" / "rft" / "greedy_samples")["sources"]["policy"][1] == str(run / "rft")
+    paper = manifest_of(run / "pairs_paper")["fingerprint"]["settings"]
+    assert (paper["rejected_span"], paper["min_step_score"]) == ("full", 0.0)
+
+
 def test_the_page_and_the_summary_are_there(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["arms"]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from mpo.multimodal import varlen
 from recipes.config import EnvConfig
 from recipes.report.environment import _commit, describe, environment
 
@@ -61,7 +62,27 @@ def test_versions_are_those_in_use(printed: dict[str, Any]) -> None:
     for name in ("transformers", "trl", "peft", "datasets"):
         assert printed["packages"][name] == version(name)
     assert set(printed["project"]) == {"mpo-prm", "commit"}
-    assert ("no CUDA device" in printed["attention"]["shared prompt"]) != torch.cuda.is_available()
+    assert ("torch sees no CUDA device" in printed["attention"]["shared prompt"]) != torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "installed", "said"),
+    [
+        (False, None, "one scaled_dot_product_attention per part of a row: torch sees no CUDA device"),
+        (
+            True,
+            "varlen_attn takes no scale",
+            "one scaled_dot_product_attention per part of a row: varlen_attn takes no",
+        ),
+        (True, None, "torch.nn.attention.varlen in half precision"),
+    ],
+)
+def test_which_attention_would_be_used_and_why(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, installed: str | None, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(varlen, "_installed", lambda: installed or (lambda: None))
+    assert (describe()["attention"]["shared prompt"] or "").startswith(said)
 
 
 def test_the_commit_of_a_checkout_and_of_none(tmp_path: Path) -> None:

@@ -116,7 +116,15 @@ def test_pairs_stand_side_by_side_with_their_reason(tmp_path):
         for pair, texts in zip(view.pairs, pairs[view.identifier], strict=True):
             assert (pair.chosen.verdict, pair.rejected.mark[0] in "✗∅") == ("right", True)
             margin = f"{pair.chosen.reward - pair.rejected.reward:+.2f}".replace("-", "−")
-            assert pair.why == f"Rule correctness and prm: ✓ right over {pair.rejected.mark}, reward margin {margin}"
+            why = f"Rule correctness and prm: ✓ right over {pair.rejected.mark}, reward margin {margin}"
+            counted = [text for step in pair.rejected.steps for text, inside in step.parts if inside]
+            if texts.rejected_span is not None:  # a response without an answer counts whole
+                start, end = texts.rejected_span
+                why += f"; {end - start} of {len(texts.rejected)} rejected characters carried the gradient"
+                assert counted == [texts.rejected[start:end]]
+            assert pair.why == why
+            assert bool(counted) == (texts.rejected_span is not None)
+            assert not any(step.parts for step in pair.chosen.steps)
             for side, text in ((pair.chosen, texts.chosen), (pair.rejected, texts.rejected)):
                 assert "\n\n".join(step.text for step in side.steps) == text
                 marked = [index for index, step in enumerate(side.steps) if step.differs]
@@ -198,7 +206,8 @@ def test_calibration_and_differences_are_drawn_from_the_run(tmp_path):
     (_, (_, found)) = calibration_charts([run])
     scored = [json.loads(line) for line in (run / "test" / "mpo" / "scored" / "groups.jsonl").read_text().splitlines()]
     rollouts = [rollout for group in scored for rollout in group["rollouts"]]
-    assert sum(one.count for one in found.bins) == len(rollouts)
+    read = [rollout for rollout in rollouts if rollout["verdict"] in ("correct", "wrong")]
+    assert sum(one.count for one in found.bins) == len(read) < len(rollouts)  # what could not be read is in no bin
     right = sum(one.count * one.right for one in found.bins)
     assert right == pytest.approx(sum(rollout["verdict"] == "correct" for rollout in rollouts))
     assert [chart.caption for chart in pair_charts([run])] == [
@@ -297,6 +306,21 @@ def test_problems_that_show_something_come_first(tmp_path):
         rewards = [r.reward for r in view.shown]
         assert rewards == sorted(rewards, reverse=True)
         assert view.top == view.shown[0].verdict
+
+
+def test_the_part_that_carried_the_gradient_is_marked():
+    """Borders inside steps, over several steps, and in the whitespace between them."""
+    rollout = Rollout(Completion("ab\n\n cd \n\nef"), W)
+    marks = {
+        (0, 2): ["<ab>", "cd", "ef"],
+        (1, 6): ["a<b>", "<c>d", "ef"],
+        (2, 5): ["ab", "cd", "ef"],
+        (5, 12): ["ab", "<cd>", "<ef>"],
+    }
+    for span, expected in marks.items():
+        steps = _steps(rollout, None, span)
+        shown = ["".join(f"<{text}>" if inside else text for text, inside in step.parts) for step in steps]
+        assert shown == expected, span
 
 
 def test_steps_follow_the_scores():

@@ -81,9 +81,9 @@ def test_best_of_n_and_prm_rows(golden):
     assert row["swap_drop"] == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 2, "seeds": [0.25, 0.25]}
     assert row["dependence_right"]["mean"] == row["dependence_wrong"]["mean"] == 0.25
     assert row["auc_swapped"] == row["auc"]  # all rewards fall alike
-    # seed 0: problem 1 only, 0; seed 1: problem 0 tie 1/2, problem 1 right .25 < none .5 → 0
+    # seed 0: problem 1 only, 0; seed 1: problem 0 tie 1/2, problem 1's other one could not be read: it says nothing
     assert row["auc"]["mean"] == 0.25
-    assert row["auc"]["seeds"] == [0.0, 0.25]
+    assert row["auc"]["seeds"] == [0.0, 0.5]
     names = {claim["name"]: claim for claim in summary["claims"]}
     assert not names["MPO + PRM best@2 > MPO pass@1"]["holds"]
     assert "PRM best@2 > majority@2 (MPO)" in names
@@ -94,7 +94,7 @@ def test_a_whole_run(tmp_path):
     run = make_run(tmp_path / "run", hostile="<b>x</b>")
     summary = summarise([run])
     assert [arm["label"] for arm in summary["arms"]] == ["warm start", "MPO", "DPO"]
-    assert len(summary["claims"]) == 9
+    assert len(summary["claims"]) == 11
     assert {c["name"] for c in summary["comparisons"]} == {"MPO > DPO (sampled)", "MPO > DPO (greedy)"}
     assert {arm["arm"] for arm in summary["arms"] if "swapped" in arm} == {"policy", "mpo", "dpo"}
     assert all(0.3 < row["auc_swapped"]["mean"] < 0.7 < row["auc"]["mean"] for row in summary["prm"])

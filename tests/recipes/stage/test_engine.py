@@ -25,7 +25,7 @@ from recipes.stage.groups import GROUPS, read_groups
 from rewards.prm.formats import find_format
 from rewards.prm.model_prm import save_format
 from tests.recipes.killing import stored
-from tests.recipes.run_folders import make_groups, make_problems, write_stage
+from tests.recipes.run_folders import make_groups, make_problems, stating, write_stage
 from tests.recipes.stage.engine_work import squares
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +41,7 @@ def given(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> Path
     problems = make_problems(folder, "questions", 8, rng)
     shutil.copytree(policy_folder, folder / "policy")
     save_format(shutil.copytree(policy_folder, folder / "prm"), find_format("step_end"))
-    write_stage(folder / "verified", make_groups(problems, 6, 0.5, rng), problems, name="verify")
+    write_stage(folder / "verified", stating(make_groups(problems, 6, 0.5, rng)), problems, name="verify")
     return folder
 
 

@@ -25,7 +25,7 @@ from recipes.stage.kept_calls import CALLS
 from rewards.prm.formats import find_format
 from rewards.prm.model_prm import ModelPRM, save_format
 from rewards.types import Verdict
-from tests.recipes.run_folders import make_groups, make_problems, write_stage
+from tests.recipes.run_folders import make_groups, make_problems, stating, write_stage
 
 SCRIPT = Path(__file__).parents[1] / "kill_pipeline.py"
 ROOT = Path(__file__).parents[3]
@@ -39,7 +39,7 @@ def given(tmp_path: Path, policy_folder: Path) -> Path:
     problems = make_problems(folder, "questions", 6, rng)
     shutil.copytree(policy_folder, folder / "policy")
     save_format(shutil.copytree(policy_folder, folder / "prm"), find_format("step_end"))
-    write_stage(folder / "made", make_groups(problems, 6, 0.5, rng), problems, name="sample")
+    write_stage(folder / "made", stating(make_groups(problems, 6, 0.5, rng)), problems, name="sample")
     return folder
 
 

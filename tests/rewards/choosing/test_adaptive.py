@@ -17,7 +17,7 @@ from rewards.choosing.adaptive import (
     vote_may_change,
     weighted_vote_may_change,
 )
-from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores, Verdict
 
 
 def group_of(answers, rewards=None, id="p", right="1"):
@@ -26,6 +26,7 @@ def group_of(answers, rewards=None, id="p", right="1"):
         Rollout(
             Completion("It depends.\n\nI cannot tell." if answer is None else f"Final answer: {answer}", num_tokens=10),
             Verdict.CORRECT if answer == right else Verdict.WRONG,
+            step_scores=None if reward is None else StepScores((reward,)),
             reward=reward,
         )
         for answer, reward in zip(answers, rewards, strict=True)

@@ -12,6 +12,7 @@ from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from mpo.multimodal.loading import load_model, load_processor
 from recipes.worlds.digits.world import scenes, to_problem
 from rewards.choosing.best_of_n import BestOfN
+from rewards.choosing.votes import VoteWeight
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import ModelPRM, save_format
 from rewards.sampling.generator import SamplingParams
@@ -42,6 +43,9 @@ def test_golden_choice() -> None:
     assert found.may_change is None
     assert chooser.answer(None, "?", 4, selector="majority").index == 0
     assert chooser.answer(None, "?", 4, selector="weighted_vote").index == 0
+    by_product = BestOfN(ListGenerator(TEXTS), PRM, vote_weight=VoteWeight("prod"))
+    assert by_product.answer(None, "?", 4, selector="weighted_vote").index == 1
+    assert chooser.answer(None, "?", 4, selector="vote_prod").index == 1
     assert BestOfN(ListGenerator(TEXTS), PRM, aggregation="min").answer(None, "?", 4).index == 1
     assert BestOfN(ListGenerator(TEXTS), PRM, aggregation="last").answer(None, "?", 4).index == 0
     assert BestOfN(ListGenerator(TEXTS), None).answer(None, "?", 4, selector="majority").rewards == (None,) * 4

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import ConfigError, DataError
 from rewards.choosing.selection import CHOICES, best_of_n, majority, weighted_vote
-from rewards.types import Completion, Problem, Rollout, RolloutGroup
+from rewards.choosing.votes import VoteWeight
+from rewards.scoring.aggregation import aggregate
+from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores
 
 SELECTORS = {"best_of_n": best_of_n, "majority": majority, "weighted_vote": weighted_vote}
 EVERY = {**SELECTORS, **{f"mpo answer: {name}": select for name, select in CHOICES.items()}}
@@ -58,6 +60,28 @@ def test_majority(values, expected):
 )
 def test_weighted_vote(values, rewards, expected):
     assert pick("weighted_vote", answers(*values, rewards=rewards)) == expected
+
+
+def test_a_vote_by_product_hears_one_bad_step_that_the_mean_drowns():
+    """8 twice with a bad step, 7 once without: means .825 · 2 > .95; products .36 · 2 < .81; lowest .4 · 2 < .95."""
+    lucky, sound = StepScores((1.0, 1.0, 0.4, 0.9)), StepScores((0.95, 0.95, 0.95, 0.95))
+    rollouts = [
+        Rollout(Completion(f"Final answer: {value}"), step_scores=scores, reward=aggregate(scores, how="mean"))
+        for value, scores in (("8", lucky), ("8", lucky), ("7", sound))
+    ]
+    group = RolloutGroup(Problem("p", "?"), tuple(rollouts))
+    chosen = {name: CHOICES[name](group) for name in CHOICES}
+    assert chosen == {
+        "prm": 2, "weighted_vote": 0, "vote_prod": 2, "vote_min": 2, "vote_min_4": 2, "majority": 0,
+    }  # fmt: skip
+    unread = RolloutGroup(Problem("p", "?"), (Rollout(Completion("Final answer: 9")), *rollouts))
+    assert CHOICES["vote_prod"](unread) == 3  # a response without scores has weight 0
+
+
+@pytest.mark.parametrize(("how", "power"), [("best", 1.0), ("prod", 0.0), ("prod", -1.0), ("min", float("inf"))])
+def test_bad_vote_weights_are_refused(how, power):
+    with pytest.raises(ConfigError, match=r"vote_weight|vote_power"):
+        VoteWeight(how, power)
 
 
 @pytest.mark.parametrize("name", ["best_of_n", "weighted_vote"])

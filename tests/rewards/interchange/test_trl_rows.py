@@ -46,6 +46,7 @@ def test_row_has_trls_shape():
         "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "3 <image>"}]}],
         "chosen_truncated": False,
         "rejected_truncated": True,
+        "rejected_span": None,
         "problem_id": "p",
         "source": "correctness_and_prm",
     }

@@ -10,6 +10,7 @@ from mpo.multimodal.errors import ConfigError
 from rewards.pairing.eligibility import without_second_opinion
 from rewards.pairing.limits import Limits
 from rewards.pairing.rules import (
+    LIMITS,
     RULES,
     Pairing,
     build_pairs,
@@ -45,6 +46,11 @@ def group_of(*rows, id="p"):
     """rows: (text, verdict, reward[, finish])."""
     rollouts = tuple(Rollout(Completion(t, f[0] if f else STOP), verdict=v, reward=r) for t, v, r, *f in rows)
     return RolloutGroup(Problem(id, "?"), rollouts)
+
+
+def limits_of(rule):
+    """The paper's, for groups without step scores; step_prefix finds its step by counts."""
+    return LIMITS[rule] if rule == "step_prefix" else Limits()
 
 
 def indexes(pairs):
@@ -97,7 +103,7 @@ def test_prm_margin_keeps_its_distance_and_uses_a_text_once(groups):
 @given(GROUPS)
 def test_step_prefix_parts_at_the_first_bad_step(groups):
     for group in groups:
-        for pair in step_prefix(group, Limits(max_pairs=9))[0]:
+        for pair in step_prefix(group, LIMITS["step_prefix"])[0]:
             shared, mc = pair.meta["shared_characters"], group.rollouts[pair.meta["rejected_index"]].mc
             assert pair.chosen.text[:shared] == pair.rejected.text[:shared] != ""
             assert pair.chosen.text[shared:].split("\n\n")[0] != pair.rejected.text[shared:].split("\n\n")[0]
@@ -140,7 +146,7 @@ def test_a_miss_is_on_no_side(rule):
     """What the verifier could not read or check is no negative in any rule, and is counted by reason."""
     misses = [("so there are 7", U), ("Final answer: \\(B\\) or C", U), (SILENT, U), ("t", T), ("e", E)]
     group = group_of(("right", C, 0.9), *((text, verdict, 0.85) for text, verdict in misses))
-    pairs, report = build_pairs([group], rule=rule)
+    pairs, report = build_pairs([group], rule=rule, limits=limits_of(rule))
     assert pairs == []
     expected = {"unparsable": 3, "verifier_error": 1, "verifier_timeout": 1}
     lonely = {"no_partner_within_margin": 1} if rule == "prm_margin" else {}  # it pairs right ones too
@@ -168,7 +174,7 @@ def test_what_two_verifiers_dispute_is_on_no_side(rule):
         for text, first, second, reward in [*agreed, *doubted]
     )
     group = RolloutGroup(Problem("p", "?"), rollouts)
-    pairs, report = build_pairs([group], rule=rule)
+    pairs, report = build_pairs([group], rule=rule, limits=limits_of(rule))
     assert {pair.rejected.text for pair in pairs} <= {"one\n\nbad", "one\n\nunread"}
     assert {pair.chosen.text for pair in pairs} == {"one\n\ngood"}
     assert report.rejected_rollouts["disputed_verdict"] == 2
@@ -178,9 +184,9 @@ def test_what_two_verifiers_dispute_is_on_no_side(rule):
 
 def test_truncated_may_be_rejected_but_never_chosen():
     cut_wrong = group_of(("right", C, 0.5), ("wro", W, 0.5, LENGTH))
-    assert len(build_pairs([cut_wrong])[0]) == 1
+    assert len(build_pairs([cut_wrong], limits=Limits())[0]) == 1
     cut_right = group_of(("right", C, 0.5, LENGTH), ("wrong", W, 0.5))
-    assert build_pairs([cut_right])[1].dropped == {"truncated_right": 1}
+    assert build_pairs([cut_right], limits=Limits())[1].dropped == {"truncated_right": 1}
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,7 @@ def test_truncated_may_be_rejected_but_never_chosen():
     ],
 )
 def test_reasons(rows, reason):
-    pairs, report = build_pairs([group_of(*rows)])
+    pairs, report = build_pairs([group_of(*rows)], limits=Limits())
     assert (pairs, report.dropped, report.problems_with_pairs) == ([], {reason: 1}, 0)
     assert report.blind_rulers == report.mean_characters == report.mean_steps == {}
 
@@ -211,7 +217,7 @@ def test_report_numbers():
         group_of(("bad", W, 0.9), ("better", C, 0.5), id="c"),
         group_of(("x", W, 0.9), id="d"),
     ]
-    _, report = build_pairs(groups)
+    _, report = build_pairs(groups, limits=Limits())
     assert dataclasses.asdict(report) == {
         "problems_in": 4, "problems_with_pairs": 3, "pairs": 3, "dropped": {"all_wrong": 1}, "rejected_rollouts": {},
         "sources": {"correctness_and_prm": 3}, "warnings": (),
@@ -219,6 +225,7 @@ def test_report_numbers():
                             for name, share in (("longest", 0.5), ("shortest", 0.5), ("first", 1 / 3))},
         "mean_characters": {"chosen": 4.0, "rejected": pytest.approx(13 / 3)},
         "mean_steps": {"chosen": 1.0, "rejected": pytest.approx(4 / 3)}, "mean_dependence": {},
+        "rejected_counted": 1.0, "lowest_steps": 0,
         "blind_rulers": {"longest": 0.5, "shortest": 0.5, "first": pytest.approx(1 / 3)},
     }  # fmt: skip
 
@@ -251,7 +258,7 @@ def test_prm_margin_pairs_right_answers_too():
     solved = group_of(("r0", C, 0.9), ("r1", C, 0.5), ("r2", C, 0.45))
     assert indexes(prm_margin(solved, Limits(max_pairs=9))[0]) == [(0, 2)]
     close = group_of(("r0", C, 0.5), ("w1", W, 0.45))
-    assert build_pairs([close], rule="prm_margin")[1].dropped == {"no_partner_within_margin": 1}
+    assert build_pairs([close], rule="prm_margin", limits=Limits())[1].dropped == {"no_partner_within_margin": 1}
 
 
 def test_length_matching_takes_the_hardest_negative_of_the_chosens_length():
@@ -275,9 +282,10 @@ def test_step_prefix_by_hand():
     wrong = steps_of("See 3\n\nSee 9\n\nFinal answer: 12", W, [4, 0, 0])
     right = steps_of("See 3\n\nSee 8\n\nFinal answer: 11", C)
     other = steps_of("Look: 3\n\nSee 8\n\nFinal answer: 11", C)
-    (pair,), rejects = step_prefix(RolloutGroup(Problem("p", "?"), (wrong, other, right)), Limits(max_pairs=9))
+    (pair,), rejects = step_prefix(RolloutGroup(Problem("p", "?"), (wrong, other, right)), LIMITS["step_prefix"])
     assert indexes([pair]) == [(2, 0)]
     assert (pair.meta["first_bad_step"], pair.meta["shared_characters"]) == (1, len("See 3\n\n"))
+    assert pair.rejected.text[slice(*pair.rejected_span)] == "See 9"
     assert rejects == {"no_partner_with_its_prefix": 1}
 
 
@@ -285,26 +293,27 @@ def test_step_prefix_by_hand():
     ("wrong", "reason"),
     [
         (steps_of("a\n\nb", W), "no_counts"),
-        (steps_of("a\n\nb", W, [4]), "steps_and_counts_differ"),
+        (steps_of("a\n\nb", W, [4, 4, 0]), "steps_and_values_differ"),
         (steps_of("a\n\nb", W, [0, 0]), "bad_from_the_start"),
         (steps_of("a\n\nb", W, [4, 1]), "no_bad_step"),
     ],
 )
 def test_step_prefix_says_why_a_wrong_response_is_not_used(wrong, reason):
-    pairs, rejects = step_prefix(RolloutGroup(Problem("p", "?"), (wrong, steps_of("a\n\nc", C))), Limits(max_pairs=9))
-    assert (pairs, rejects) == ([], {reason: 1, "no_partner_with_its_prefix": 1})
+    group = RolloutGroup(Problem("p", "?"), (wrong, steps_of("a\n\nc", C)))
+    pairs, rejects = step_prefix(group, LIMITS["step_prefix"])
+    assert (pairs, rejects[reason]) == ([], 1)
 
 
 def test_a_blind_ruler_that_explains_the_pairs_is_warned_of():
     """30 problems whose chosen side is always longer: Wilson's low end is 30 / (30 + 1.96²) = 0.886 > 0.55."""
     groups = [group_of(("a long answer", C, 0.9), ("short", W, 0.5), id=f"p{i}") for i in range(30)]
-    _, report = build_pairs(groups)
+    _, report = build_pairs(groups, limits=Limits())
     assert report.blind_intervals["longest"] == pytest.approx((0.886, 1.0), abs=1e-3)
     assert [text.split(" response")[0] for text in report.warnings] == ["picking the longest", "picking the first"]
     assert "100% of the pairs (95 % interval 89% to 100%)" in report.warnings[0]
     even = [group_of(("aa", C, 0.9), ("bb", W, 0.5), id=f"p{i}") for i in range(30)]
-    assert [text for text in build_pairs(even)[1].warnings if "first" not in text] == []
-    assert build_pairs(groups[:3])[1].warnings == ()  # three problems prove nothing
+    assert [text for text in build_pairs(even, limits=Limits())[1].warnings if "first" not in text] == []
+    assert build_pairs(groups[:3], limits=Limits())[1].warnings == ()  # three problems prove nothing
 
 
 def test_yields_of_all_rules():

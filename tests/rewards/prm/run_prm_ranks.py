@@ -109,7 +109,7 @@ def sharded_steps(out: Path, *, rank: int = 0, world_size: int = 1) -> dict[str,
     log = []
     for _ in range(2):
         batch = trainer.data_collator(groups[rank * share : (rank + 1) * share])
-        counts = trainer._denominators([batch], torch.device("cpu"))
+        counts = trainer._over_ranks(trainer._counts_of_batches([batch]), torch.device("cpu"))
         loss = trainer.compute_loss(model, batch, num_items_in_batch=counts)
         loss.backward()
         optimizer.step()

@@ -14,7 +14,7 @@ from recipes.worlds.digits.policy import build_processor
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import STEP_END, STEP_TAG, VISUALPRM, PRMFormat, single_token_id
 from rewards.prm.rendering import RenderedSolution, render
-from rewards.steps import merge_to_at_most, split_on_blank_lines
+from rewards.steps import merge_to_at_most, split_on_blank_lines, steps_of
 from rewards.types import Problem
 
 STEP_FORMATS = {row.name: row for row in (VISUALPRM, STEP_TAG, STEP_END)}  # of any tokenizer
@@ -207,3 +207,27 @@ def test_templates_that_rewrite_earlier_turns_are_refused() -> None:
     processor.chat_template = "{{ messages | length }} turns: {{ messages[-1]['content'][-1]['text'] }}"
     with pytest.raises(StepAlignmentError, match="rewrites earlier turns"):
         rendered(processor, VISUALPRM, SUM)
+
+
+def test_a_template_is_rendered_once_for_a_response(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 responses of a problem with an image: the processor once, two probes, one conversation each."""
+    called: list[int] = []
+    templates: list[int] = []
+    call, template = type(processor).__call__, processor.apply_chat_template
+    monkeypatch.setattr(type(processor), "__call__", lambda self, *a, **k: called.append(1) or call(self, *a, **k))
+    monkeypatch.setattr(processor, "apply_chat_template", lambda *a, **k: templates.append(1) or template(*a, **k))
+    steps = [split_on_blank_lines(f"Red is {i}\n\nBlue is 9\n\nFinal answer: {i + 9}") for i in range(32)]
+    rows = render(processor, VISUALPRM, PROBLEM, steps, [Image.new("RGB", (32, 32))])
+    assert len(rows) == 32
+    assert (len(called), len(templates)) == (1, 2 + 32)
+
+
+def test_a_template_that_trims_is_rendered_turn_by_turn() -> None:
+    """What stands around a step is then not what a probe shows; the rows are those of every turn rendered."""
+    processor = build_processor()
+    processor.chat_template = processor.chat_template.replace("{{ block['text'] }}", "{{ block['text'] | trim }}")
+    assert "trim" in processor.chat_template
+    steps = steps_of(["Red is 3", "Blue is 9 \n", "Final answer: 12"])
+    (row,) = render(processor, VISUALPRM, PROBLEM, [steps], [])
+    closing = "+<|im_end|>\n<|im_start|>user\nBlue is 9<|im_end|>\n<|im_start|>assistant\n"
+    assert pieces(processor, row)[1] == closing

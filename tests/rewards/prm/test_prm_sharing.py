@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import TrainingArguments
 
+from mpo.multimodal import shared_prefix, varlen
 from mpo.multimodal.loading import load_for_inference, load_model
 from mpo.multimodal.packing import LAYOUT
 from recipes.worlds.digits.world import scenes, to_problem
@@ -24,6 +26,7 @@ from rewards.sampling.generator import SamplingParams
 from rewards.sampling.transformers_generator import TransformersGenerator
 from rewards.steps import split_on_blank_lines
 from rewards.types import Problem
+from tests.mpo.test_varlen import kernel, let_a_cpu_use_it
 
 STEP_FORMATS = {row.name: row for row in (VISUALPRM, STEP_TAG, STEP_END)}  # of any tokenizer
 PROBLEMS = [to_problem(scene, f"p{i}") for i, scene in enumerate(scenes("test", 3, 6))]
@@ -57,6 +60,7 @@ def test_rows_and_pictures_by_layout(policy: Any, processor: Any) -> None:
     tiles: list[int] = []
     model = load_model(policy.config._name_or_path).eval()
     prm = ModelPRM(model, processor, STEP_END)
+    prm.score(PROBLEMS[1], ANSWERS)  # the first rows are compared with rows of their own
     hooks = [
         model.get_decoder().register_forward_pre_hook(
             lambda module, args, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
@@ -146,3 +150,69 @@ def test_a_checkpoint_is_read_in_its_own_number_type(policy_folder: Path, tmp_pa
     assert load_for_inference(policy_folder).dtype == torch.float32
     load_model(policy_folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
     assert load_for_inference(tmp_path).dtype == torch.bfloat16
+
+
+def lose_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plain causal mask over the packed row would do."""
+    attention = shared_prefix.shared_prefix_attention
+
+    def leaking(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(LAYOUT, None)
+        return attention(*args, **kwargs)
+
+    monkeypatch.setitem(shared_prefix.AttentionInterface._global_mapping, shared_prefix.NAME, leaking)
+
+
+def test_a_prm_that_misreads_packed_rows_gets_a_row_each(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, policy_folder: Path, processor: Any
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    expected = scores(ModelPRM(load_model(policy_folder).eval(), processor, VISUALPRM), shares=False)
+    lose_the_layout(monkeypatch)
+    prm = ModelPRM(load_model(policy_folder).eval(), processor, VISUALPRM)
+    found = [value for some in prm.score_many(ITEMS) for value in some.values]
+    assert not prm.shares
+    assert "each response is read with a prompt of its own: its values differ" in caplog.text
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_trainer_whose_model_misreads_packed_rows_gets_a_row_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, policy_folder: Path, processor: Any, weight: float
+) -> None:
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, remove_unused_columns=False)
+    expected = PRMTrainer(load_model(policy_folder), processor, STEP_END, arguments, groups(), text_weight=weight)
+    paired = PRMCollator(processor, STEP_END)(groups())
+    lose_the_layout(monkeypatch)
+    trainer = PRMTrainer(load_model(policy_folder), processor, STEP_END, arguments, groups(), text_weight=weight)
+    packed = PRMCollator(processor, STEP_END, shared=True)(groups())
+    found = trainer.compute_loss(trainer.model, packed)
+    assert (trainer._shares, trainer._kernel) == (False, False)
+    torch.testing.assert_close(found, expected.compute_loss(expected.model, paired), atol=1e-5, rtol=1e-5)
+
+
+def test_scoring_and_training_use_the_kernel_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, policy_folder: Path, processor: Any
+) -> None:
+    """The kernel itself is written out in tests/mpo/test_varlen.py."""
+    calls: list[int] = []
+
+    def counted(query: Any, key: Any, value: Any, *rest: Any, scale: Any, window_size: Any, enable_gqa: Any) -> Any:
+        calls.append(1)
+        return kernel(query, key, value, *rest, scale=scale, window_size=window_size, enable_gqa=enable_gqa)
+
+    monkeypatch.setattr(varlen, "_installed", lambda: counted)
+    let_a_cpu_use_it(monkeypatch)
+    varlen.why_not.cache_clear()
+    prm = ModelPRM(load_model(policy_folder).eval(), processor, VISUALPRM, max_pass_tokens=150)
+    found = scores(prm, shares=True)
+    assert (prm.shares, prm._kernel) == (True, True)
+    assert calls
+    assert found == pytest.approx(scores(prm, shares=False), abs=1e-5)
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, remove_unused_columns=False)
+    trainer = PRMTrainer(load_model(policy_folder), processor, STEP_END, arguments, groups())
+    calls.clear()
+    trainer.compute_loss(trainer.model, PRMCollator(processor, STEP_END, shared=True)(groups())).backward()
+    assert trainer._kernel
+    assert calls
+    varlen.why_not.cache_clear()

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers.cache_utils import DynamicLayer
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.messages import control_tokens_in
 from recipes.worlds.digits.world import scenes, to_problem
+from rewards.sampling import transformers_generator
+from rewards.sampling.block_cache import BLOCK, BlockLayer
 from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Completion, FinishReason, Problem
 
@@ -308,3 +311,53 @@ def test_an_unreadable_image_is_named(policy: Any, processor: Any, tmp_path: Pat
     problem = replace(PROBLEMS[0], images=(tmp_path / "gone.png",))
     with pytest.raises(DataError, match=r"gone\.png"):
         TransformersGenerator(policy, processor, SAMPLED).generate([problem], 1, seed=0)
+
+
+def test_rows_that_have_ended_leave_the_batch(
+    monkeypatch: pytest.MonkeyPatch, policy_folder: Path, processor: Any
+) -> None:
+    """The same texts and log-probabilities with fewer rows through the model."""
+    model = ends_soon(policy_folder, processor, boost=3.0)
+    rows: list[int] = []
+    model.model.language_model.layers[0].register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+
+    def drawn() -> tuple[list[list[Completion]], int]:
+        rows.clear()
+        found = TransformersGenerator(model, processor, SAMPLED, keep_logprobs=True).generate(PROBLEMS, 8, seed=0)
+        return found, sum(rows)
+
+    leaving, fewer = drawn()
+    never = lambda self, ids, scores, **how: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
+    monkeypatch.setattr(transformers_generator._EnoughEnded, "__call__", never)
+    staying, all_rows = drawn()
+    assert texts(leaving) == texts(staying)
+    for one, other in zip([c for own in leaving for c in own], [c for own in staying for c in own], strict=True):
+        assert one.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-4)
+    assert fewer < 0.8 * all_rows
+
+
+def test_a_prompt_is_encoded_once_for_all_its_prefixes(
+    policy: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    call = type(processor).__call__
+    monkeypatch.setattr(type(processor), "__call__", lambda self, *a, **k: calls.append(1) or call(self, *a, **k))
+    generator = TransformersGenerator(policy, processor, SAMPLED, batch_rows=4)
+    generator.generate([PROBLEMS[0]] * 6, 2, prefixes=[f"Red is {i}" for i in range(6)], seed=0)
+    assert len(calls) == 1
+
+
+def test_a_cache_in_blocks_is_transformers_own(policy: Any) -> None:
+    """Over several blocks, and with rows taken out in between."""
+    draw = torch.Generator().manual_seed(0)
+    plain = DynamicLayer()
+    plain.update(*(torch.randn(4, 2, 3, 8, generator=draw) for _ in range(2)))
+    blocks = BlockLayer(plain)
+    for step in range(2 * BLOCK):
+        new = [torch.randn(len(plain.keys), 2, 1, 8, generator=draw) for _ in range(2)]
+        for one, other in zip(blocks.update(*new), plain.update(*new), strict=True):
+            assert torch.equal(one, other)
+        if step == BLOCK // 2:
+            for layer in (plain, blocks):
+                layer.batch_select_indices(torch.tensor([0, 3]))
+    assert blocks.get_seq_length() == plain.get_seq_length() == 3 + 2 * BLOCK

@@ -156,6 +156,24 @@ LETTER_PHRASES = {
         A looks right. It is not.\\n\\nTherefore, the correct answer is {}.\\n\\nLet me know if you need more.
     """,
 }
+LETTER_PHRASES["letter: plain sentence"] = """
+    The shape seen from above is option ({}).
+    The measure of the angle at the base is ({}).
+    Since the two are equal, the length asked for is {}.
+    We compare all bars.\\nThe option that fits is {}.
+    所以这个角的大小为{}。
+    So the value that we look for is **({}).**
+    This is what I found:\\n\\n({})\\n\\nThe two sides are equal.
+    Here is my reply:\\n\\n{}\\n\\nThe two sides are equal, so the others are too large.
+"""
+LETTER_PHRASES["letter: more behind it"] = """
+    The two sides are equal, so it must be option ({}).\\n\\nI hope this helps! Let me know if you have any other questions.
+    So the third angle is ({}).\\n\\nIs there anything else I can help you with?
+    The answer is {}.\\n\\nQuestion: How many eggs are left?\\nSolution: 12 - 4 = 8 eggs.
+    The answer is ({}).\\n\\nQuestion: Which jar is full?\\nChoices:\\n(A) the left one\\n(B) the right one
+    {})\\n\\nThe others:\\n- A is true of all squares.\\n- D is true of all circles.
+    We are given:\\n(A) 60°\\n(B) 70°\\n(C) 80°\\n(D) 85°\\n\\nThe measure is ({}).
+"""
 LETTER_WITH_TEXT = """
     {} ({t})
     ({}) {t}
@@ -173,6 +191,11 @@ LETTER_WITH_TEXT = """
     The correct option is:\\n({}) {t}
     答案是{}：{t}。
     <answer>({}) {t}</answer>
+    The value that we look for is ({}) {t}.
+    The picture shows ({}) {t}.
+    Let us see.\\n\\nOption {}) {t}
+    Option {}, "{t}," is the correct answer.
+    Here is the answer to the question:\\n\\n({}) {t}\\n\\nThat is all.
 """
 OPTION_TEXT = """
     {t}
@@ -258,6 +281,19 @@ NUMBER_PHRASES = {
 }
 NUMBER_VERIFIERS = ("number", "relaxed", "math")  # each is asked with every phrase
 IN_SENTENCES_ONLY = """
+    The fence is **{} m** long.\\n\\nI hope this helps! Let me know if you have any other questions.
+    The lowest bar has a height of **{}**.\\n\\nIt stands right beside the door.
+    We take the red ones away.\\n\\nThis leaves:\\n{}
+    The pin is about ({}) inches long.
+    The first bar is {} times larger than the second.
+    So the answer is {} with a total income of $940.
+    So there are {} streets that have 4 lamps.
+    The age gap is {} years, with the girl being 13 and the man being 42.
+    After taking all cones away, there are {} shapes left:\\n\\n1. Red cubes\\n2. Green balls
+    The total is {}.\\n\\nQuestion: How many eggs are left?\\nSolution: we count them.
+    پاسخ: {}
+    Jawaban: {}
+    Antwoord: {}
     There are {} objects.
     There are {} people in the picture. The rest are dogs.
     The perimeter is {} cm.
@@ -384,6 +420,57 @@ SINGLE += [
     Row("choice: several letters", "choice", "A", None, "Final answer: A, B and C", U),
     Row("number: no answer", "number", "8", None, "There are three algorithms with accuracy lower than 8.", W),
     Row("number: no answer", "number", "3", None, "There are three algorithms with accuracy lower than 8.", C),
+]  # fmt: skip
+TRUE_FALSE, SEVERAL = ["True", "False"], ["A, R, N", "R, T, S"]
+SINGLE += [
+    Row("choice: options", "choice", answer, choices, response, verdict)
+    for choices, response, right, wrong in (
+        (YES_NO, "The answer is (B). No, the tower is lower than the hill.", "No", "Yes"),
+        (YES_NO, "The answer is (B). No.", "No", "Yes"),
+        (YES_NO, "We count both.\n\nOption B) No", "No", "Yes"),
+        (TRUE_FALSE, "(B) False", "False", "True"),
+        (TRUE_FALSE, "Option (B) False: the sum is odd.\n\nTherefore, the correct answer is (B) False.", "False", "True"),
+        (COLORS, "The door beside the oak is dark green. It was painted last year.\nNobody knows by whom.", "dark green", "red"),
+        (["increase", "decrease"], "If the foxes leave, the number of hares will increase.\nThey eat them.", "increase", "decrease"),
+        (["increase", "decrease"], "If the foxes increase, the hares will most likely decrease.\nThey are eaten.", "decrease", "increase"),
+        (["(c)", "(a)", "(b)"], "The answer is (B).", "(a)", "(b)"),
+        (["(c)", "(a)", "(b)"], "The answer is (b).", "(b)", "(a)"),
+        (["0.14", "0.5", "0.96"], "The correct answer is (C), 0.96.\n\nHere angle A is the right angle.", "0.96", "0.14"),
+        (["5", "10", "5 \\sqrt { 3 }"], "The correct answer is (C) 5√3 inches.", "5 \\sqrt { 3 }", "5"),
+        (SEVERAL, "Thus, the answer is B (R, T, S).", "R, T, S", "A, R, N"),
+        (["A", "B", "C", "D"], "The missing part is (D) D.", "D", "A"),
+        (["7.5", "8", "8.5", "17"], "Half of the width is meant. In this case, the radius is 8.5 inches.", "8.5", "8"),
+        (["7.5", "8", "8.5"], "So it is $\\boxed{\\textbf{(C) }8.5}$ inches.", "8.5", "8"),
+        (["2", "6", "6 \\sqrt { 5 }"], "The correct option is (C) 6 √5.", "6 \\sqrt { 5 }", "6"),
+        (["red", "blue"], "If the fish leave, the reed would be blue. (B)", "blue", "red"),
+        (["red", "blue"], "\u200bB) blue", "blue", "red"),
+        (["red", "blue"], "The answer is B. BECAUSE: we look at the sign.\nIf it shines, select option A.\nIf not, select option B.", "blue", "red"),
+    )
+    for answer, verdict in ((right, C), (wrong, W))
+]  # fmt: skip
+SINGLE += [
+    Row("choice: no answer", "choice", answer, choices, response, U)
+    for choices, answer, response in (
+        (YES_NO, "Yes", "The answer is (A). No."),
+        (YES_NO, "No", "We see two bars.\nTherefore, there is no gap between them."),
+        (["Jar A", "Jar B"], "Jar A", "Nothing is marked.\nTherefore, it is impossible to say which jar has a higher level."),
+        (ANGLES, "B", "Choose the correct letter:\n(A) 60°\n(B) 70°\n(C) 80°\n(D) 85°"),
+        (ANGLES, "D", "Please pick one letter.\n\n(A) 60°\n(B) 70°\n(C) 80°\n(D) 85°"),
+        (ANGLES, "B", "The correct answer is **(B)**.\n\nWe measure, and x is \\boxed{80} degrees."),
+        (ANGLES, "B", "The answer is (B).\n\nQuestion: Which is larger?\nSolution: The answer is (D)."),
+        (ANGLES, "B", "The angle is not (B)."),
+        (["Sun", "Moon"], "Sun", "Both are round.\nThe Sun is larger than the Moon."),
+        (["8", "8.5"], "8", "The answer is (A) 8.5"),
+        (["red", "blue"], "red", "The answer is B. BECAUSE: we look at the sign.\nIt shines.\nSelect option A."),
+    )
+]  # fmt: skip
+SINGLE += [
+    Row("number: no answer", "number", "5", None, text, U)
+    for text in (
+        "The voltage is 3 V and the current is 5 A.", "The components are:\nx = 3\ny = 5", "The ratio is 1:5.",
+        "**3** boys and **5** girls came.\nThey sat down.", "It was highest in 2016, with 5% of the votes.",
+        "The total is 5.\n\nQuestion: How many are left?\nSolution: 9 are left over.", "1. Apples: 3\n2. Pears: 5",
+    )
 ]  # fmt: skip
 SINGLE += [
     Row("number: no answer", "number", "5", None, text, U)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import pytest
@@ -14,6 +14,14 @@ from rewards.verifying.dress import DRESSES, undress
 from rewards.verifying.equality import equality_of
 from rewards.verifying.reading import answer_of, find_answer
 from rewards.verifying.verification import VERIFIERS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_workers_left() -> Iterator[None]:
+    """Tests of the worker pool count this process's children."""
+    yield
+    VERIFIERS["math"].close()  # type: ignore[attr-defined]
+
 
 C, W, U = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE
 

@@ -1,0 +1,307 @@
+"""The parts of `benchmarks/gpu.py`, each a function of the report, the sizes and the measured rate of a product."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from _gpu_tools import (
+    Report,
+    Sizes,
+    Width,
+    busy_share,
+    device,
+    image_of,
+    internvl,
+    peak_gib,
+    processor_of,
+    seconds,
+    text_flops,
+)
+from torch import Tensor
+
+from mpo.multimodal import shared_prefix
+from mpo.multimodal.agreement import PADDING, telling_responses
+from mpo.multimodal.logps import enable_chunked_logps
+from mpo.multimodal.packing import LAYOUT, PackedLayout, pack_rows, paired_rows
+from mpo.multimodal.prefix import EncodedPrompt
+from mpo.multimodal.scoring import token_logps
+from mpo.multimodal.varlen import why_no_kernel, why_not
+
+QUESTION = "What is the sum of the digits? " * 12
+
+
+def kernel(report: Report, sizes: Sizes, rate: float) -> None:
+    """The layer alone: values and gradients against float64, seconds by kernel and by segments."""
+    width = sizes.large
+    size = width.hidden // width.heads
+    reason = why_no_kernel() or why_not(device(), sizes.dtype, heads=width.heads, key_heads=width.key_heads, size=size)
+    report.add("kernel", "variable-length kernel", usable=reason or "yes")
+    for prefix, number, tokens in sizes.kernel:
+        ends = [prefix + (place + 1) * (tokens + 1) for place in range(number)]
+        shape = f"P={prefix} N={number} R={tokens}"
+        draw = torch.Generator(device()).manual_seed(0)
+        given = [
+            torch.randn(1, heads, ends[-1], size, generator=draw, device=device(), dtype=sizes.dtype)
+            for heads in (width.heads, width.key_heads, width.key_heads)
+        ]
+        groups = width.heads // width.key_heads
+        few = [given[0][:, :groups], given[1][:, :1], given[2][:, :1]]  # one key head: float64 of all would not fit
+        exact = _attended([tensor.double() for tensor in few], prefix, ends, varlen=False)
+        for varlen in (True, False):
+            way = "kernel" if varlen else "segments"
+            with report.trying("kernel", f"{shape} {way}"):
+                found = _attended(few, prefix, ends, varlen=varlen)
+                errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+                forward = seconds(partial(_forward, given, prefix, ends, varlen=varlen))
+                both = seconds(partial(_attended, given, prefix, ends, varlen=varlen))
+                pairs = prefix**2 / 2 + number * (tokens * prefix + tokens**2 / 2)
+                flops = 4 * width.heads * size * pairs
+                names = dict(zip(("error", "dq", "dk", "dv"), errors, strict=True))
+                report.add(
+                    "kernel", f"{shape} {way}", **names, ms=1e3 * forward, ms_both=1e3 * both,
+                    share_of_matmul=flops / forward / rate,
+                )  # fmt: skip
+
+
+class _Layer:
+    training = True
+
+
+def _forward(given: list[Tensor], prefix: int, ends: list[int], *, varlen: bool) -> Tensor:
+    layout = PackedLayout([prefix], [ends])
+    layout.varlen = varlen
+    attend: Callable[..., Any] = shared_prefix.shared_prefix_attention
+    return attend(_Layer(), *given, None, scaling=given[0].shape[-1] ** -0.5, **{LAYOUT: layout})[0]
+
+
+def _attended(given: list[Tensor], prefix: int, ends: list[int], *, varlen: bool) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in given]
+    out = _forward(leaves, prefix, ends, varlen=varlen)
+    weights = torch.linspace(-1, 1, out.shape[-1], device=out.device, dtype=out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
+
+
+def tolerance(report: Report, sizes: Sizes, rate: float) -> None:
+    """Packed against alone, and padding against none, by the length of the responses."""
+    del rate
+    model = internvl(sizes.small, sizes)
+    enable_chunked_logps(model)
+    shared_prefix.enable_shared_prefix(model)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 400, (sizes.kernel[0][0],), generator=draw)
+    for length in sizes.lengths:
+        responses = [torch.randint(5, 400, (length,), generator=draw).tolist() for _ in range(4)]
+        batch = pack_rows([EncodedPrompt(ids, {}, {})], [responses], pad_token_id=0)
+        batch = {name: value.to(device()) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        with report.trying("tolerance", f"{length} tokens"), torch.no_grad():
+            packed = token_logps(model, batch)
+            off, noise = [], []
+            for place in telling_responses(batch[LAYOUT], most=4):
+                alone = token_logps(model, paired_rows(batch, responses=[place]))[0]
+                moved = token_logps(model, paired_rows(batch, responses=[place], padding=PADDING))[0]
+                off.append((packed[place] - alone).abs())
+                noise.append((moved - alone).abs())
+            means = [float(torch.cat(some).mean()) for some in (off, noise)]
+            largest = float(torch.cat(off).max())
+            report.add("tolerance", f"{length} tokens", packed=means[0], padded=means[1], largest=largest)
+
+
+def train(report: Report, sizes: Sizes, rate: float) -> None:
+    """One optimizer step: TRL with a pair at a time and with all of them, ours online and cached."""
+    tiles = sizes.tiles[min(1, len(sizes.tiles) - 1)]
+    for name, width, lora in (("small full", sizes.small, 0), ("large LoRA", sizes.large, 16)):
+        for right, wrong in ((1, 1), (2, 2)):
+            pairs = right * wrong
+            base: float | None = None
+            for arm in ("trl", *(["trl, a pair at a time", "trl, liger"] if pairs > 1 else []), "online", "cached"):
+                what = f"{name}, {pairs} pairs of a prompt: {arm}"
+                with report.trying("train", what):
+                    found = _step(sizes, width, tiles, right, wrong, arm=arm, lora=lora)
+                    base = base or found["seconds"]
+                    found["mfu"] = found.pop("flops") / found["seconds"] / rate
+                    report.add("train", what, **found, speed_up=base / found["seconds"])
+
+
+def _pairs(width: Width, tiles: int, tokens: int, right: int, wrong: int, prompts: int) -> list[dict[str, Any]]:
+    image = image_of(width, tiles)
+
+    def answer(step: int, number: int) -> list[dict[str, str]]:
+        digits = "".join(str((step + number + (2 * number + 1) * i) % 10) for i in range(tokens - 1))
+        return [{"role": "assistant", "content": digits}]
+
+    return [
+        {"problem_id": str(step), "images": [image], "prompt": [{"role": "user", "content": f"{step} {QUESTION}"}],
+         "chosen": answer(step, a), "rejected": answer(step, right + b)}
+        for step in range(prompts) for a in range(right) for b in range(wrong)
+    ]  # fmt: skip
+
+
+def _step(sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm: str, lora: int) -> dict[str, Any]:
+    """Seconds of a step, tokens, FLOPs of the text weights and peak memory; the first two steps are not timed."""
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+
+    times: list[float] = []
+    tokens: list[int] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            tokens.clear()
+            times.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[-1] = time.perf_counter() - times[-1]
+
+    skipped = 2 if torch.cuda.is_available() else 1
+    pairs, steps = right * wrong, sizes.steps + skipped
+    one_by_one = arm == "trl, a pair at a time"
+    peak_gib(reset=True)
+    with tempfile.TemporaryDirectory() as out:
+        common: dict[str, Any] = {
+            **{"per_device_train_batch_size": 1 if one_by_one else pairs, "max_steps": steps, "max_length": None},
+            **{"gradient_accumulation_steps": pairs if one_by_one else 1, "learning_rate": 1e-6, "optim": "sgd"},
+            **{"bf16": sizes.dtype == torch.bfloat16, "use_cpu": not torch.cuda.is_available()},
+            **{"gradient_checkpointing": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True},
+            "logging_strategy": "no",
+        }
+        if arm == "trl, liger":
+            common["use_liger_kernel"] = True
+        rows = _pairs(width, tiles, sizes.response, right, wrong, steps)
+        model = internvl(width, sizes, dtype=sizes.dtype if lora else torch.float32)
+        adapters = LoraConfig(r=lora, target_modules="all-linear", exclude_modules="lm_head") if lora else None
+        trainer = _trainer(arm, out, common, model, processor_of(width, tiles), rows, adapters)
+        decoder = trainer.accelerator.unwrap_model(trainer.model).get_decoder()
+        decoder.norm.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[0] * args[0].shape[1]))
+        trainer.add_callback(Clock())
+        trainer.train()
+        read = sum(tokens)  # an adapter's reference is the same model; a frozen copy is another
+        policy = read / 2 if lora and arm != "cached" else read
+        # forward, recomputed forward and a backward of two for the policy; LoRA has no gradients of weights
+        passes = ((3 if lora else 4) + (0 if arm == "cached" else 1)) * policy
+        flops = text_flops(trainer.accelerator.unwrap_model(trainer.model), 1) * passes
+    return {"seconds": median(times[skipped:]), "tokens": policy, "flops": flops, "peak_GiB": peak_gib()}
+
+
+def _trainer(
+    arm: str, out: str, common: dict[str, Any], model: Any, processor: Any, rows: list[dict[str, Any]], adapters: Any
+) -> Any:
+    import datasets
+    from trl import DPOConfig, DPOTrainer
+
+    from mpo import MPOConfig, MPOTrainer
+
+    if arm.startswith("trl"):
+        config = DPOConfig(out, loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0], **common)
+        reference = None if adapters is not None else deepcopy(model)
+        table = datasets.Dataset.from_list(rows)
+        return DPOTrainer(
+            model, reference, args=config, processing_class=processor, train_dataset=table, peft_config=adapters
+        )
+    settings = {**common, "precompute_ref_log_probs": arm == "cached", "group_by_prompt": True}
+    return MPOTrainer(
+        model, args=MPOConfig(out, **settings), processing_class=processor, train_dataset=rows, peft_config=adapters
+    )
+
+
+def prm(report: Report, sizes: Sizes, rate: float) -> None:
+    """N responses of a problem: through the kernel, by segments, and a row for each."""
+    del rate
+    from rewards.prm.formats import VISUALPRM
+    from rewards.prm.model_prm import ModelPRM
+    from rewards.types import Problem
+
+    model = internvl(sizes.large, sizes)
+    for tiles in sizes.tiles:
+        processor = processor_of(sizes.large, tiles)
+        problem = Problem("p", QUESTION, images=(image_of(sizes.large, tiles),))
+        for number in sizes.responses:
+            texts = ["\n\n".join(f"{step + place} is {'1 2 3 ' * 12}" for step in range(7)) for place in range(number)]
+            scores: dict[str, list[float]] = {}
+            for way in ("kernel", "segments", "a row each"):
+                with report.trying("prm", f"{tiles} tiles, N={number}: {way}"):
+                    scorer = ModelPRM(model, processor, VISUALPRM, batch_rows=1 if way == "a row each" else number)
+                    scorer.shares, scorer._kernel = way != "a row each", way == "kernel"
+                    few = texts[:2] if way == "a row each" else texts
+                    scale = len(texts) / len(few)
+                    whole = scale * seconds(partial(scorer.score, problem, few), times=2)
+                    busy = busy_share(partial(scorer.score, problem, few))
+                    scores[way] = [value for some in scorer.score(problem, few) for value in some.values]
+                    off = max(abs(a - b) for a, b in zip(scores[way], scores["kernel"], strict=False))
+                    report.add("prm", f"{tiles} tiles, N={number}: {way}", seconds=whole, busy=busy, off_kernel=off)
+
+
+def sample(report: Report, sizes: Sizes, rate: float) -> None:
+    """Eight answers a problem: transformers' `generate` against ours, by rows per call."""
+    del rate
+    from rewards.sampling.generator import SamplingParams
+    from rewards.sampling.transformers_generator import TransformersGenerator
+    from rewards.types import Problem
+
+    model = internvl(sizes.large, sizes)
+    tiles = sizes.tiles[min(1, len(sizes.tiles) - 1)]
+    processor = processor_of(sizes.large, tiles)
+    number = min(8, sizes.rows[0])
+    for rows in sizes.rows:
+        problems = [Problem(f"p{i}", f"{i} {QUESTION}", (image_of(sizes.large, tiles),)) for i in range(rows // number)]
+        params = SamplingParams(max_new_tokens=sizes.new_tokens)
+        ours = TransformersGenerator(model, processor, params, batch_rows=rows)
+        plain = TransformersGenerator(model, processor, params, batch_rows=rows)
+        plain._cache_can_be_copied = False
+        for way, generator in (("ours", ours), ("generate", plain)):
+            with report.trying("sample", f"{rows} rows: {way}"):
+                peak_gib(reset=True)
+                taken = seconds(partial(generator.generate, problems, number, seed=0), times=1, before=0)
+                report.add(
+                    "sample", f"{rows} rows: {way}", tokens_a_second=rows * sizes.new_tokens / taken,
+                    ms_a_step=1e3 * taken / sizes.new_tokens, peak_GiB=peak_gib(),
+                )  # fmt: skip
+
+
+def trainer(report: Report, sizes: Sizes, rate: float) -> None:
+    """MPOTrainer end to end, images processed: by workers and micro-batches per step."""
+    del rate
+    from mpo import MPOConfig, MPOTrainer
+    from recipes.training.arguments import feeding
+
+    tiles = sizes.tiles[min(1, len(sizes.tiles) - 1)]
+    rows = _pairs(sizes.small, tiles, sizes.response, 1, 1, sizes.pairs)
+    for workers in sizes.workers:
+        for accumulation in sizes.accumulation:
+            what = f"{workers} workers, {accumulation} micro-batches per step"
+            with report.trying("trainer", what), tempfile.TemporaryDirectory() as out:
+                model = internvl(sizes.small, sizes, dtype=torch.float32)
+                args = MPOConfig(
+                    out, per_device_train_batch_size=1, gradient_accumulation_steps=accumulation, num_train_epochs=1,
+                    bf16=sizes.dtype == torch.bfloat16, use_cpu=not torch.cuda.is_available(), report_to="none",
+                    save_strategy="no", logging_strategy="no", disable_tqdm=True, optim="sgd",
+                    **feeding(workers, accelerated=torch.cuda.is_available()),
+                )  # fmt: skip
+                run = MPOTrainer(
+                    model, args=args, processing_class=processor_of(sizes.small, tiles), train_dataset=rows
+                )
+                peak_gib(reset=True)
+                started = time.perf_counter()
+                busy = busy_share(run.train)
+                taken = time.perf_counter() - started
+                report.add("trainer", what, seconds_a_pair=taken / len(rows), busy=busy, peak_GiB=peak_gib())
+
+
+PARTS: dict[str, Callable[[Report, Sizes, float], None]] = {
+    "kernel": kernel,
+    "tolerance": tolerance,
+    "train": train,
+    "prm": prm,
+    "sample": sample,
+    "trainer": trainer,
+}

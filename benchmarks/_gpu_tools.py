@@ -1,0 +1,240 @@
+"""What the parts of `benchmarks/gpu.py` share: sizes, models in memory, clocks and the growing report."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from PIL import Image
+
+PATCH = 14
+
+
+@dataclass(frozen=True)
+class Width:
+    """A model's sizes; `tile` in pixels."""
+
+    hidden: int
+    layers: int
+    heads: int
+    key_heads: int
+    intermediate: int
+    vision_hidden: int
+    vision_layers: int
+    vision_heads: int
+    vocabulary: int = 151_936
+    tile: int = 448
+
+    @property
+    def tokens_a_tile(self) -> int:
+        return (self.tile // PATCH) ** 2 // 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: real shapes for a GPU of 80 GB, tiny ones that show on a CPU that the script runs."""
+
+    small: Width
+    large: Width
+    dtype: torch.dtype
+    kernel: tuple[tuple[int, int, int], ...]  # prefix, responses, tokens of each
+    tiles: tuple[int, ...]
+    responses: tuple[int, ...]
+    response: int  # tokens
+    lengths: tuple[int, ...]  # of responses, for the tolerance
+    rows: tuple[int, ...]  # of a sampling call
+    new_tokens: int
+    pairs: int  # of the run end to end
+    accumulation: tuple[int, ...]
+    workers: tuple[int, ...]
+    steps: int
+    matrix: int
+
+
+REAL = Sizes(
+    small=Width(896, 24, 14, 2, 4864, 1024, 24, 16),
+    large=Width(3584, 28, 28, 4, 18_944, 1024, 24, 16),
+    dtype=torch.bfloat16,
+    kernel=((1919, 2, 300), (3455, 32, 360)),
+    tiles=(3, 7, 13),
+    responses=(8, 32),
+    response=300,
+    lengths=(1, 2, 5, 20, 300),
+    rows=(64, 256),
+    new_tokens=128,
+    pairs=64,
+    accumulation=(1, 64),
+    workers=(0, 8),
+    steps=3,
+    matrix=8192,
+)
+_TINY = Width(32, 2, 4, 2, 64, 32, 1, 2, vocabulary=600, tile=56)
+TINY = Sizes(
+    small=_TINY,
+    large=_TINY,
+    dtype=torch.float32,
+    kernel=((12, 2, 5),),
+    tiles=(3,),
+    responses=(2,),
+    response=6,
+    lengths=(1, 4),
+    rows=(4,),
+    new_tokens=4,
+    pairs=4,
+    accumulation=(1, 2),
+    workers=(0,),
+    steps=1,
+    matrix=64,
+)
+
+
+@dataclass
+class Report:
+    """Figures, printed as they come and kept in a file that is whole after each of them."""
+
+    path: Path
+    figures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, part: str, what: str, **values: Any) -> None:
+        shown = {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
+        self.figures.append({"part": part, "what": what, **shown})
+        print(f"{part:<10} {what:<46} " + "  ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
+        self.path.write_text(json.dumps(self.figures, indent=1))
+
+    @contextmanager
+    def trying(self, part: str, what: str) -> Iterator[None]:
+        """A way that fails is a line of the report, so that a run of minutes is not lost to it."""
+        try:
+            yield
+        except Exception as error:
+            self.add(part, what, failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], Any], *, times: int = 3, before: int = 1) -> float:
+    """Median seconds of a call on the wall, the device's work included."""
+    for _ in range(before):
+        work()
+    found = []
+    for _ in range(times):
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        found.append(time.perf_counter() - started)
+    return median(found)
+
+
+def peak_gib(*, reset: bool = False) -> float:
+    """Most memory that was allocated on the device since the last reset; 0 on a CPU."""
+    if not torch.cuda.is_available():
+        return 0.0
+    most = torch.cuda.max_memory_allocated() / 2**30
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return most
+
+
+def busy_share(work: Callable[[], Any]) -> float | None:
+    """Share of a call's time in which the device computes: summed kernels over seconds; None on a CPU."""
+    if not torch.cuda.is_available():
+        work()
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    wait()
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        work()
+        wait()
+    elapsed = time.perf_counter() - started
+    return sum(event.self_device_time_total for event in trace.key_averages()) / 1e6 / elapsed
+
+
+def matmul_rate(sizes: Sizes) -> float:
+    """FLOPs a second of one large product in the number type of the run."""
+    a, b = (torch.randn(sizes.matrix, sizes.matrix, device=device(), dtype=sizes.dtype) for _ in range(2))
+    return 2 * sizes.matrix**3 / seconds(lambda: a @ b, times=10, before=3)
+
+
+def internvl(width: Width, sizes: Sizes, *, dtype: torch.dtype | None = None) -> Any:
+    """A random InternVL of this width on the device."""
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    processor = processor_of(width)
+    tokenizer = processor.tokenizer
+    config = InternVLConfig(
+        vision_config={
+            **{"hidden_size": width.vision_hidden, "num_hidden_layers": width.vision_layers},
+            **{"num_attention_heads": width.vision_heads, "intermediate_size": 4 * width.vision_hidden},
+            **{"image_size": [width.tile, width.tile], "patch_size": [PATCH, PATCH]},
+        },
+        text_config={
+            **{"model_type": "qwen2", "vocab_size": width.vocabulary, "hidden_size": width.hidden},
+            **{"num_hidden_layers": width.layers, "num_attention_heads": width.heads},
+            **{"num_key_value_heads": width.key_heads, "intermediate_size": width.intermediate},
+            **{"max_position_embeddings": 32_768, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id},
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        image_token_id=processor.image_token_id,
+        image_seq_length=width.tokens_a_tile,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or sizes.dtype)
+    try:
+        with device():
+            return InternVLForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def processor_of(width: Width, tiles: int = 13) -> Any:
+    """A processor of such tiles; its tokenizer is the digit world's."""
+    from transformers import GotOcr2ImageProcessor
+
+    from recipes.worlds.digits.policy import build_processor
+
+    processor = build_processor()
+    processor.image_seq_length = width.tokens_a_tile
+    processor.image_processor = GotOcr2ImageProcessor(
+        size={"height": width.tile, "width": width.tile},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=max(1, tiles - 1),
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return processor
+
+
+def image_of(width: Width, tiles: int) -> Image.Image:
+    """Noise whose shape makes the processor cut it into that many tiles, thumbnail included."""
+    size = (width.tile * max(1, tiles - 1), width.tile)
+    return Image.effect_noise(size, 64).convert("RGB")
+
+
+def text_flops(model: Any, tokens: int) -> float:
+    """FLOPs of the language model's weights in one forward pass, attention left out."""
+    return 2.0 * tokens * sum(parameter.numel() for parameter in model.get_decoder().layers.parameters())

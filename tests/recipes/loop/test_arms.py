@@ -1,0 +1,72 @@
+"""Arms and their candidates: what is refused before anything runs, and that every arm can be made and named."""
+
+from pathlib import Path
+
+import pytest
+
+from mpo.multimodal.errors import ConfigError
+from recipes.loop.arms import ARMS, PAIRS, _linked, check_arms
+from recipes.loop.settings import Settings
+from recipes.report.summary import ARM_LABELS, COMPARED
+
+CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
+
+
+def settings(folder: Path, text: str) -> Settings:
+    (folder / "settings.yaml").write_text(text)
+    return Settings(folder / "settings.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arms: [rft]\n", "arms: expected a mapping of an arm to a list"),
+        ("arms: {rft: {learning_rate: 0.1}}\n", "arms.rft: expected a mapping"),
+        ("arms: {rft: [{learning_rat: 0.1}]}\n", "arms.rft.learning_rat"),
+        ("arms: {rft: [{learning_rate: fast}]}\n", "arms.rft.learning_rate"),
+        ("arms: {rft: [{pairs: elsewhere}]}\n", "arms.rft: pairs is set by the loop"),
+        ("arms: {rft: [{seed: 3}]}\n", "arms.rft: seed is set by the loop"),
+    ],
+)
+def test_bad_candidates_are_refused_by_name(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(tmp_path, text)
+
+
+def test_arms_that_cannot_run_are_refused(tmp_path):
+    two = "[{learning_rate: 0.1}, {learning_rate: 0.2}]"
+    given = settings(tmp_path, f"arms: {{rft: {two}, mpo: {two}, dpo: [{{beta: 0.1}}]}}\n")
+    check_arms(["mpo", "rft", "dpo", "mpo_exact_span"], given, development=True)
+    with pytest.raises(ConfigError, match="unknown arm 'best'"):
+        check_arms(["best"], given, development=True)
+    with pytest.raises(ConfigError, match="arm mpo has 2 candidates, and there are no development problems"):
+        check_arms(["mpo", "rft"], given, development=False)
+    check_arms(["dpo"], given, development=False)
+    unequal = settings(tmp_path, f"arms: {{rft: {two}, mpo: [{{}}, {{}}, {{}}]}}\n")
+    with pytest.raises(ConfigError, match="the same tuning budget"):
+        check_arms(["mpo", "rft"], unequal, development=True)
+    with pytest.raises(ConfigError, match="unknown arm 'rtf'"):
+        check_arms(["mpo"], settings(tmp_path, f"arms: {{rtf: {two}}}\n"), development=True)
+    easy = settings(tmp_path, "easy_vqa: {}\n")
+    with pytest.raises(ConfigError, match="only the digits world has"):
+        check_arms(["mpo_exact_span"], easy, development=True)
+
+
+def test_the_evidence_gives_every_arm_the_same_budget():
+    evidence = Settings(CONFIGS / "digits.yaml")
+    check_arms([*ARMS], evidence, development=True)
+    assert {len(evidence.arms[arm]) for arm in ARMS} == {4}
+
+
+def test_every_arm_has_pairs_and_a_name():
+    assert {arm.pairs for arm in ARMS.values()} == set(PAIRS)
+    assert set(ARM_LABELS) == {"policy", *ARMS}
+    assert {name for both in COMPARED for name in both} <= set(ARMS)
+
+
+def test_the_link_follows_the_choice(tmp_path):
+    for name in "01":
+        (tmp_path / "tuning" / "rft" / name).mkdir(parents=True)
+    for name in ("0", "0", "1"):
+        link = _linked(tmp_path / "rft", tmp_path / "tuning" / "rft" / name)
+        assert link.resolve() == tmp_path / "tuning" / "rft" / name
