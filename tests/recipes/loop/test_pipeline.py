@@ -130,8 +130,7 @@ def test_rounds_go_on_from_each_other_and_keep_what_the_guard_says(run, tmp_path
     assert found["stopped"] or len(changed) == 2
     kept = found["rounds"][-2 if found["stopped"] else -1]["policy"]
     assert found["policy"] == kept
-    reference = manifest_of(out / "round1" / "policy")["sources"]["policy"]
-    assert (out / "round1" / "policy" / reference).resolve() == (run / "policy").resolve()
+    assert manifest_of(out / "round1" / "policy")["sources"]["policy"][1] == str(run / "policy")
     assert "policy that is kept" in capsys.readouterr().out
 
 
@@ -173,10 +172,9 @@ def test_own_model_and_problems(run, tmp_path, ready):
     made = {Path(path).parts[0] for path in manifests(folder)}
     trained = {"prm_samples", "prm_verified", "prm_labelled", "prm"}
     assert made == {"preference", "pairs", "mpo", "test"} | (set() if ready else trained)
-    assert (folder / "mpo" / manifest_of(folder / "mpo")["sources"]["policy"]).resolve() == (run / "policy").resolve()
+    assert manifest_of(folder / "mpo")["sources"]["policy"][1] == str(run / "policy")
     if not ready:
-        model = manifest_of(folder / "prm")["sources"]["model"]
-        assert (folder / "prm" / model).resolve() == (run / "prm_init").resolve()
+        assert manifest_of(folder / "prm")["sources"]["model"][1] == str(run / "prm_init")
     summary = json.loads((folder / "summary.json").read_text())
     cells = {(row["arm"], row["selector"], row["k"]) for row in summary["best_of_n"]}
     assert {
