@@ -133,7 +133,7 @@ def test_findings(tmp_path: Path) -> None:
 def test_the_shared_layout_says_what_it_saves(tmp_path: Path) -> None:
     found = preflight(trainer_for(tmp_path))
     assert found.layout == "shared"
-    assert "log-probs differ from the paired layout's by" in found.layout_reason
+    assert "its values differ from those of a row per response by" in found.layout_reason
     prompts, responses = sum(p.prompt for p in found.lengths), sum(p.chosen + p.rejected for p in found.lengths)
     assert found.tokens_saved == (2 * prompts + responses) / (prompts + responses) > 1.3
 
