@@ -212,8 +212,8 @@ def test_test_problems_that_are_trained_on_are_refused(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("drop", "own", "message"),
     [
-        (("world",), {"prm": "p"}, "section 'warm_start' has no part in a run from these `own` data"),
-        (("world", "warm_start", "deepen"), {"prm": "p"}, "section 'prm_sample' has no part"),
+        (("world",), {"prm": "p"}, "section 'warm_start' is not used in a run from these `own` data"),
+        (("world", "warm_start", "deepen"), {"prm": "p"}, "section 'prm_sample' is not used"),
         (("world",), {}, "expected one of prm (a finished PRM) and prm_problems (to train one on), got None and None"),
         (("world",), {"prm": "p", "prm_model": "m"}, "with own.prm no PRM is trained"),
         ((), {"prm": "p"}, "sections world and own; expected one of them"),
