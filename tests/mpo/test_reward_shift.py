@@ -112,7 +112,7 @@ def test_another_modes_state_is_refused() -> None:
 
 
 def test_foreign_state_is_refused() -> None:
-    with pytest.raises(ConfigError, match="misses"):
+    with pytest.raises(ConfigError, match="lacks"):
         RewardShift().load_state_dict({"mean": 1.0})
 
 

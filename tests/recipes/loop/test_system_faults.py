@@ -95,6 +95,7 @@ def test_out_that_cannot_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     given = samples(tmp_path / "given")
     (tmp_path / "file").write_text("kept")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    capsys.readouterr()  # the closing line of the samples
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "loop", tmp_path / "loop" / "below"):
         assert main(["verify", "--groups", str(given), "--out", str(out)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
