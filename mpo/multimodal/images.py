@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from mpo.multimodal.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 40_000_000
+LONGEST_NAME = 255  # bytes of one part of a path
 SHOWN = 200  # characters of a path or an error in a message
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # of the web; "C:/" is a disk
 
@@ -115,8 +117,11 @@ def resolve_inside(path: str | Path, root: str | Path | None) -> Path:
     try:
         base = Path(root).resolve()
         resolved = (base / path).resolve()
+        too_long = max(map(len, map(os.fsencode, resolved.parts))) > LONGEST_NAME
     except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, letters that a disk cannot name
         raise ImageError(f"image path {shown!r} cannot be followed ({_without_path(error)})") from error
+    if too_long:
+        raise ImageError(f"image path {shown!r} has a name of over {LONGEST_NAME} bytes, which no disk can hold")
     if not resolved.is_relative_to(base):
         raise ImageError(f"image path {shown!r} leaves the image root {base}; move the file inside it")
     return resolved

@@ -49,7 +49,7 @@ def read_mapping(name: str | Path) -> tuple[Path, dict[str, Any]]:
     path = find_settings(name)
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(loaded, Mapping) or not all(isinstance(key, str) for key in loaded):
         raise ConfigError(f"{path}: expected a mapping of keys and values, got {type(loaded).__name__}")

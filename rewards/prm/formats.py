@@ -125,7 +125,9 @@ def find_format(name: str) -> PRMFormat:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # nested, they multiply without end
             raise ConfigError(f"PRM format {name} uses a YAML alias (*name); write the value out")
         fields = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"PRM format {name} cannot be read as YAML: {error}") from error
     return validated(fields, name)
 
