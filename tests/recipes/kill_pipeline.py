@@ -43,7 +43,7 @@ def commands(given: Path, run: Path, *, max_new_tokens: int, verifier: str) -> d
         "label-steps": [*drawing, "--groups", run / "verify", "--num_continuations", 3, "--responses", 2,
                         "--budget", "sequential", "--batch_rows", 16],
         "score": ["--groups", run / "verify", "--prm", given / "prm", "--batch_rows", 8],
-        "pairs": ["--groups", run / "score", "--mmpr", "true"],
+        "pairs": ["--groups", run / "score", "--mmpr", "true", "--min_step_score", 0],  # the PRM is untrained
         "convert-data": ["trl", "mmpr", "--source", run / "pairs" / "pairs.parquet"],
     }  # fmt: skip
     return {name: [name, *map(str, flags[name]), "--out", str(run / name)] for name in STAGES}

@@ -129,10 +129,10 @@ def test_a_pickle_in_a_checkpoint_is_not_run(name: str, policy_folder: Path, tmp
     torch.save(Touch(tmp_path / "pwned"), checkpoint / name)
     manifest = json.loads((checkpoint / "complete.json").read_text())
     write_manifest(checkpoint, manifest["settings"], ranks=1)
-    resumed = trainer(2)
+    resumed = trainer(3)  # transformers resumes with the rate that the finished run ended with: 0 for one step
     if name == "training_args.bin":
         resumed.train(resume_from_checkpoint=True)
-        assert resumed.state.global_step == 2
+        assert resumed.state.global_step == 3
     else:
         with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights"):
             resumed.train(resume_from_checkpoint=True)

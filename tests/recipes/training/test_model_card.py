@@ -69,7 +69,7 @@ def prm_card(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python_of(card: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run the card's own Python lines in its folder."""
     monkeypatch.chdir(card.parent)
-    Image.new("RGB", (32, 32)).save("picture.png")
+    Image.new("RGB", (32, 32)).save("image.png")
     (text,) = re.findall(r"```python\n(.*?)\n```", card.read_text(), re.DOTALL)
     scope: dict[str, Any] = {}
     exec(text.replace("path/to/this/folder", "."), scope)  # noqa: S102  # our own template, not data
