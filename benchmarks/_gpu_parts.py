@@ -242,7 +242,7 @@ def prm(report: Report, sizes: Sizes, rate: float) -> None:
 
 
 def sample(report: Report, sizes: Sizes, rate: float) -> None:
-    """Eight answers a problem: transformers' `generate` against ours, by rows per call."""
+    """Eight responses per problem: transformers' `generate` against ours, by rows per call."""
     del rate
     from rewards.sampling.generator import SamplingParams
     from rewards.sampling.transformers_generator import TransformersGenerator

@@ -6,7 +6,7 @@
 
 Models are built from a config on the device, with random weights in bfloat16 and a vocabulary of 151,936. Figures are
 printed as they come and kept as JSON, so a run that is cut still says something. A way that fails is a line, too.
-Peers stand beside ours: TRL's DPOTrainer with all pairs at once, with a pair at a time, with Liger's kernels, and
+Peers are measured too: TRL's DPOTrainer with all pairs at once, with a pair at a time, with Liger's kernels, and
 transformers' `generate`. `share_of_matmul` and `mfu` are over the rate of one large product, which is measured first.
 """
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_LINES = 330  # "about 300"; a table of settings may be longer
+MAX_LINES = 340  # "about 300"; a table of settings may be longer
 LONG_TABLES = {"recipes/config.py"}
 
 TRL_ALLOWED = {"mpo/config.py", "mpo/trainer.py", "mpo/multimodal/logps.py"}

@@ -14,7 +14,7 @@ KEPT_BYTES = 2**29  # of a collator, in each process that collates: 512 MiB
 
 
 class Kept(Generic[Value]):
-    """Values by key, of at most so many bytes of tensors.
+    """Values by key, of at most this many bytes of tensors.
 
     Args:
         most: bytes.

@@ -27,7 +27,7 @@ from recipes.stage.lock import lock, unlock
 from recipes.stage.vouching import OWN, faults, vouched
 from rewards.kept.store import differences
 
-MANIFEST, STARTED = OWN  # the second: of a stage that goes on where it was killed: whose work lies in the folder
+MANIFEST, STARTED = OWN  # the second: of a stage that resumes where it was killed: whose work lies in the folder
 PAIRS = "pairs.parquet"  # of `mpo pairs`
 RESULTS = "results.json"  # of `mpo best-of-n`
 # Where, how fast, in which form and how closely watched, not what is made.

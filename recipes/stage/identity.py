@@ -15,7 +15,7 @@ from typing import Any
 from mpo.multimodal.errors import ImageError
 from mpo.multimodal.images import resolve_inside
 
-# Of a folder, what no later stage reads: for people, for going on, or with times and paths in it.
+# Of a folder, what no later stage reads: for people, for resuming, or with times and paths in it.
 ASIDE = ("manifest.json", "started.json", "log_history.json", "trainer_state.json", "training_args.bin",
          "quarantine.jsonl", "report.json")  # fmt: skip
 ASIDE_ENDINGS = (".md", ".lock", ".tmp", ".sqlite", ".sqlite-wal", ".sqlite-shm", ".sqlite.lock")

@@ -23,7 +23,7 @@ def ends_promptly() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt in this block; one that does not end then is ended, as is one whose parent died.
 
     A library may swallow the exception or wait for a thread of its own; a second Ctrl-C, or `GRACE_S` seconds, end the
-    process with exit code 130 all the same. A process that ignores SIGINT goes on ignoring it.
+    process with exit code 130 all the same. A process that ignores SIGINT keeps ignoring it.
     """
     _watch_parent()
     plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -14,7 +14,7 @@ APART = ("checkpoint-", "wandb", "tensorboard", "trackio")
 
 
 def vouched(out: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file of a stage; not of what it keeps for going on, nor of stages inside.
+    """Size and SHA-256 of every file of a stage; not of what it keeps for a resume, nor of stages inside.
 
     Example:
         >>> from tempfile import mkdtemp

@@ -92,7 +92,7 @@ def continue_beginnings(
         num_continuations: K, at least 1.
         seed: changes the draw.
         rows_a_call: continuations per call, at most; the K of one beginning are never divided.
-        each: keeps what each call gave, so that a killed run goes on (`CallStore.each`).
+        each: keeps what each call gave, so that a killed run resumes (`CallStore.each`).
         on_drawn: told the number of continuations of each beginning that is done.
     """
     size = max(1, rows_a_call // num_continuations)

@@ -69,7 +69,7 @@ def spans_of(inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:
 
 
 def unshared(inputs: Mapping[str, Any], positions: Sequence[Sequence[int]]) -> tuple[dict[str, Any], list[list[int]]]:
-    """Packed rows and their positions as a row for each solution, for a model that misreads the former."""
+    """Packed rows and their positions as a row for each response, for a model that misreads the former."""
     layout, rows = inputs[LAYOUT], []
     for row, prefix in enumerate(layout.prefixes):
         for start, end in layout.segments(row):
@@ -86,7 +86,7 @@ def check_sharing(
     fill: bool = False,
     summed: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> Found:
-    """Whether a model scores the solutions of a packed batch as it scores two of them alone (`agreement.py`).
+    """Whether a model scores the responses of a packed batch as it scores two of them alone (`agreement.py`).
 
     Args:
         model: as it is called (wrapped).
@@ -97,7 +97,7 @@ def check_sharing(
     alone = unshared(inputs, positions)[1] if LAYOUT in inputs else None
 
     def read(given: Mapping[str, Any], place: int | None) -> list[Tensor]:
-        """Log-probabilities of the labels at the steps of each solution."""
+        """Log-probabilities of the labels at the steps of each response."""
         if place is None or alone is None:
             found = logits_at(model, given, positions, label_ids)
             whole = [logits.log_softmax(dim=-1) for logits in found]

@@ -67,7 +67,7 @@ class RowSampler(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter_(1, picked, 0.0)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these of the rows that were drawn last, (fewer,); each goes on with its own noise."""
+        """Keep these of the rows that were drawn last, (fewer,); each keeps its own noise."""
         self._rows = self._rows[rows]
         self._generators = [self._generators[row] for row in rows.tolist()]
         if self._noise.dim() == 3:

@@ -58,7 +58,7 @@ class _EnoughEnded(StoppingCriteria):
 class TransformersGenerator(Generator):
     """Draws n completions per problem; the prompt and its images go through the model once for all rows of a call.
 
-    Rows that have ended leave the batch: whenever a quarter of the rows has, the others go on without them.
+    Rows that have ended leave the batch: whenever a quarter of the rows has, the others continue without them.
 
     A call has `batch_rows // rows_a_problem` problems (at least one) with `rows_a_problem` rows each. Calls are cut
     from the whole list, and a call of which only some rows are wanted is drawn whole, the others as dummies. So a call
@@ -172,7 +172,7 @@ class TransformersGenerator(Generator):
         return list(zip(seeds, map(self._completion, tokens, logprobs), strict=True))
 
     def _decoded(self, state: dict[str, Any], sampler: RowSampler) -> list[list[int]]:
-        """The tokens of each row; whenever a quarter of the rows has ended, `generate` goes on without them.
+        """The tokens of each row; whenever a quarter of the rows has ended, `generate` continues without them.
 
         Args:
             state: from `_prefilled`, of all rows.

@@ -176,7 +176,7 @@ def _answers_at(places: Iterator[Place], *, inside: str = "") -> Iterator[Answer
 
 
 def _before_next_question(text: str, want: Kind | None) -> str | None:
-    """Without a question that the model goes on to ask itself; None if its answer is another one.
+    """Without a question that the model then asks itself; None if its answer is another one.
 
     A question that stands before any answer is the given one, repeated.
     """

@@ -77,7 +77,7 @@ def test_doctor(
         "as it must be",
         "layout: shared",
         "peak with checkpointing ← this run",
-        "256 pairs per step = 1 a device x 256 micro-batches x 1 ranks",
+        "256 pairs per step = 1 per device x 256 micro-batches x 1 ranks",
         "1.00 epochs",
     ):
         assert expected in printed, printed

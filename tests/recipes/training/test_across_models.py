@@ -15,8 +15,9 @@ from mpo.admission import admit
 from mpo.collator import PreferenceCollator
 from mpo.multimodal.loading import load_model, load_processor
 from recipes.cli import main
-from recipes.stage.folder import manifest_of
+from recipes.stage.folder import MANIFEST, manifest_of
 from recipes.stage.groups import read_groups
+from recipes.stage.vouching import vouched
 from rewards.interchange.trl_rows import read_trl_parquet, to_trl_row, write_trl_parquet
 from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Completion, PreferencePair, Problem
@@ -72,6 +73,8 @@ def test_samples_of_one_architecture_train_another(
     # A random policy is cut at its limit; here its texts are whole answers.
     path = folders["samples"] / "groups.jsonl"
     path.write_text(path.read_text().replace('"finish_reason": "length"', '"finish_reason": "stop"'))
+    manifest = folders["samples"] / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": vouched(folders["samples"])}))
     run("verify", groups=folders["samples"], out=folders["verified"], verifier=checks)
     run("pairs", groups=folders["verified"], out=folders["pairs"], rule="correctness")
     rows = len(read_trl_parquet(folders["pairs"] / "pairs.parquet"))

@@ -66,7 +66,7 @@ def test_a_healthy_run(
         "δ of L_q: cumulative",
         "reference: runs beside the policy",
         "peak without checkpointing ← this run",
-        "2 pairs per step = 2 a device x 1 micro-batches x 1 ranks; 2 steps over 6 rows: 0.67 epochs",
+        "2 pairs per step = 2 per device x 1 micro-batches x 1 ranks; 2 steps over 6 rows: 0.67 epochs",
         "│ pairs per step │ 2 │ 256 │",
     ):
         assert expected in printed, printed

@@ -57,7 +57,9 @@ def settings(tmp_path: Path, policy_folder: Path) -> TrainPRMConfig:
 
 def flags_of(settings: TrainPRMConfig) -> list[str]:
     """As on a command line; lists keep their defaults."""
-    return [f"--{key}={value}" for key, value in asdict(settings).items() if not isinstance(value, list)]
+    return [
+        f"--{key}={value}" for key, value in asdict(settings).items() if not (value is None or isinstance(value, list))
+    ]
 
 
 def killed_after_a_checkpoint(settings: TrainPRMConfig) -> None:

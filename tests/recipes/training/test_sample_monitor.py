@@ -219,7 +219,8 @@ def test_rates_by_hand() -> None:
 
 def test_problems_in_rows() -> None:
     """Each problem once, in order, decoded; a prompt of several turns is passed over."""
-    turns = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *ROWS[1]["prompt"]]
+    answered = {"role": "assistant", "content": [{"type": "text", "text": "5"}]}
+    turns = [*ROWS[1]["prompt"], answered, *ROWS[1]["prompt"]]
     nameless = replace(PAIRS[2], problem=replace(PROBLEMS[2], id=""))
     rows = [ROWS[0], ROWS[0], {**ROWS[1], "prompt": turns}, to_trl_row(nameless), ROWS[2]]
     found = problems_in_rows(rows, limit=8)

@@ -439,5 +439,5 @@ def test_a_killed_conversion_is_done_again_and_weights_are_never_overwritten(tmp
         with safe_open(native / file, "pt") as opened:
             assert name in opened.keys()  # noqa: SIM118
     for folder in (native, source):
-        with pytest.raises(ConfigError, match="holds weights already"):
+        with pytest.raises(ConfigError, match="already holds weights"):
             convert_checkpoint(open_checkpoint(source), folder)

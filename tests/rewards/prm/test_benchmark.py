@@ -122,7 +122,9 @@ def test_every_bad_row_is_counted_by_its_reason(data: Path) -> None:
     (data / "test.jsonl").write_text("\n".join([*lines, "", "{not json", "[" * 100_000]) + "\n")
     responses, rejected = read_visualprocessbench(data / "test.jsonl")
     assert [response.id for response in responses] == ["row 1"]
-    expected = Counter(dict.fromkeys(BAD_ROWS, 1)) + Counter({"not JSON": 2})
+    # a half surrogate is no JSON text: the decoder refuses the line before its fields are looked at
+    surrogates = {"a step is not valid Unicode", "an image path is not valid Unicode"}
+    expected = Counter(dict.fromkeys(BAD_ROWS.keys() - surrogates, 1)) + Counter({"not JSON": 4})
     expected["an image is not a local path inside the folder"] += 1
     assert rejected == expected
 

@@ -105,7 +105,7 @@ def test_the_prompt_is_part_of_a_samples_key_and_goes_with_the_groups(tmp_path: 
         sample(first)
         assert len(server.requests) == asked
         mine.write_text("{question} At length.")
-        with pytest.raises(FingerprintError, match=r"mine\.txt"):
+        with pytest.raises(FingerprintError, match=r"other prompt"):
             sample(first)
         with pytest.raises(FingerprintError, match="prompt"):
             sample(replace(first, prompt="direct"))
