@@ -174,7 +174,8 @@ class MPOTrainer(WholeStepTrainer):
         known = None if cache is None else cache.lookup(pairs.get("response_keys", []), inputs["input_ids"].device)
         if self.weights_get_sharded:
             check_pictures(inputs)
-        inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
+        with self.accelerator.autocast():  # a first batch is checked in the number type that the pass runs in
+            inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
         logps = pair_logps(model, inputs, pairs["pair_index"], reference=self.ref_model, reference_sums=known)
         loss = self.loss_of(logps, pair_weight=pairs.get("pair_weight"), denominators=num_items_in_batch)
         if model.training:

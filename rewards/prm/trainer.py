@@ -209,7 +209,10 @@ class PRMTrainer(WholeStepTrainer):
         if self._shares and self._kernel is None:
             packed = torch.tensor(float(LAYOUT in inputs), device=inputs["input_ids"].device)
             if self._sum_over_ranks(packed):
-                found = check_sharing(model, inputs, positions, self._label_ids, fill=True, summed=self._sum_over_ranks)
+                with self.accelerator.autocast():  # its limit is that of the number type that the pass runs in
+                    found = check_sharing(
+                        model, inputs, positions, self._label_ids, fill=True, summed=self._sum_over_ranks
+                    )
                 self._shares, self._kernel = found.shares, found.kernel
                 if not found.shares:
                     logger.warning("each response is read with a prompt of its own: %s", found.reason)

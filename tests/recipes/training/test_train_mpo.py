@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import kill_stage
 import pytest
 import torch
 from PIL import Image
@@ -160,7 +159,7 @@ def test_the_checkpoints_number_type(policy_folder: Path, pairs: Path, tmp_path:
         (
             "lora_rank",
             "-1",
-            "per_device_batch, lora_rank, save_steps or batch_size, got 0.05, 0.001, 0.0, 3, 20, 0, -1",
+            "dataloader_num_workers or batch_size, got 0.05, 0.001, 0.0, 3, 20, 0, -1",
         ),
         ("warmup", "3", "expected warmup in [0, 1)"),
         ("lora_targets", "q_prj", "has no layer 'q_prj'; all-linear takes every one"),
@@ -221,7 +220,13 @@ def test_killed_and_resumed(policy_folder: Path, pairs: Path, tmp_path: Path) ->
     """Three SIGKILLs: the weights are bit by bit those of a run that was left alone, and the log has every step."""
     config = settings(policy_folder, pairs, tmp_path / "killed", max_steps=24)
     more = {"save_steps": 2, "per_device_batch": 2, "group_by_prompt": "true"}
-    command = [sys.executable, str(Path(kill_stage.__file__)), "3", "train-mpo", *flags(config, **more)]
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "kill_stage.py"),
+        "3",
+        "train-mpo",
+        *flags(config, **more),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
