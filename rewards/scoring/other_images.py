@@ -54,15 +54,14 @@ def partners(problems: Sequence[Problem]) -> list[int | None]:
     for place, own in enumerate(sizes):
         alike[own].append(place)
         as_many[len(own)].append(place)
-    rank: dict[int, int] = {}
     for places in as_many.values():
         places.sort(key=lambda place: (_area(sizes[place]), place))
-        rank |= {place: index for index, place in enumerate(places)}
+    turn = {place: index for places in alike.values() for index, place in enumerate(places)}
+    rank = {place: index for places in as_many.values() for index, place in enumerate(places)}
 
     def candidates(place: int) -> Iterator[int]:
         same = alike[sizes[place]]
-        after = same.index(place) + 1
-        yield from same[after:] + same[: after - 1]
+        yield from (same[(turn[place] + step) % len(same)] for step in range(1, len(same)))
         others, at = as_many[len(sizes[place])], rank[place]
         near = [p for p in others[max(0, at - NEIGHBOURS) : at + NEIGHBOURS + 1] if sizes[p] != sizes[place]]
         yield from sorted(near, key=lambda p: (_distance(sizes[place], sizes[p]), (p - place) % len(problems)))
