@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.loading import load_for_inference, load_processor
 from recipes.config import ContinueConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
+from recipes.stage.policies import continuer_of
 from rewards.pairing.prefixes import continue_beginnings, is_all_wrong, sound_beginnings
 from rewards.pairing.spans import RejectedSpan
-from rewards.prm.labelling.monte_carlo import Continuer
-from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.types import Verdict
-from rewards.verifying.auto import AutoVerifier
-from rewards.verifying.finished import verify_completions
-from rewards.verifying.math_verifier import MathVerifier
 
 
 def continue_prefixes(config: ContinueConfig) -> Path:
@@ -49,7 +41,17 @@ def continue_prefixes(config: ContinueConfig) -> Path:
     total = len(beginnings) * config.num_continuations
     with (
         open_calls(stage) as calls,
-        engine(config, partial(_continuer, config)) as run,
+        engine(
+            config,
+            partial(
+                continuer_of,
+                config.policy,
+                temperature=config.temperature,
+                max_new_tokens=config.max_new_tokens,
+                batch_rows=config.batch_rows,
+                with_texts=True,
+            ),
+        ) as run,
         tqdm(total=total, desc="continue prefixes", unit="continuation") as bar,
     ):
         done = continue_beginnings(
@@ -73,14 +75,3 @@ def continue_prefixes(config: ContinueConfig) -> Path:
         "solved": sum(map(bool, right)),
     }
     return stage.finish({**counts, "problems": str(problems_of(config.groups))})
-
-
-@contextmanager
-def _continuer(config: ContinueConfig) -> Iterator[Callable[[Any], Any]]:
-    """What makes one call: the policy, loaded, and a verifier's processes."""
-    params = SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens)
-    with MathVerifier() as math:
-        verifier = AutoVerifier(math=math)
-        model, processor = load_for_inference(config.policy), load_processor(config.policy)
-        generator = TransformersGenerator(model, processor, params, batch_rows=config.batch_rows)
-        yield Continuer(generator, partial(verify_completions, verifier.verify_many), with_texts=True)

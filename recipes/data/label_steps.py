@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,23 +12,20 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import DataError
-from mpo.multimodal.loading import load_for_inference, load_processor
+from mpo.multimodal.loading import load_processor
 from recipes.config import LabelConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
+from recipes.stage.policies import continuer_of
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.prm.labelling.budgets import budget_named
 from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations
 from rewards.prm.labelling.cost import CostEstimate, estimate_cost
-from rewards.prm.labelling.monte_carlo import Continuer, label_steps
+from rewards.prm.labelling.monte_carlo import label_steps
 from rewards.prm.labelling.responses import choose_responses
-from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.steps import split_on_blank_lines
-from rewards.verifying.auto import AutoVerifier
-from rewards.verifying.finished import verify_completions
-from rewards.verifying.math_verifier import MathVerifier
 
 
 def label(config: LabelConfig) -> Path:
@@ -51,7 +46,17 @@ def label(config: LabelConfig) -> Path:
     )
     with (
         open_calls(stage) as calls,
-        engine(config, partial(_continuer, config)) as run,
+        engine(
+            config,
+            partial(
+                continuer_of,
+                config.policy,
+                temperature=config.temperature,
+                max_new_tokens=config.max_new_tokens,
+                batch_rows=config.batch_rows,
+                with_texts=config.keep_continuations,
+            ),
+        ) as run,
     ):
         settings: dict[str, Any] = {
             "splitter": split_on_blank_lines,
@@ -84,15 +89,3 @@ def label(config: LabelConfig) -> Path:
     }
     counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
     return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn})
-
-
-@contextmanager
-def _continuer(config: LabelConfig) -> Iterator[Callable[[Any], Any]]:
-    """What makes one call: the policy, loaded, and a verifier's processes."""
-    params = SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens)
-    with MathVerifier() as math:
-        verifier = AutoVerifier(math=math)
-        model, processor = load_for_inference(config.policy), load_processor(config.policy)
-        generator = TransformersGenerator(model, processor, params, batch_rows=config.batch_rows)
-        check = partial(verify_completions, verifier.verify_many)
-        yield Continuer(generator, check, with_texts=config.keep_continuations)

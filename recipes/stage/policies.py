@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 from mpo.multimodal.errors import ConfigError
 from recipes.config import SampleConfig
 from rewards.sampling.generator import Generator, SamplingParams, check_number
 
 
 def checked_params(config: SampleConfig) -> SamplingParams:
-    """The sampling settings; raises raises raises ConfigError for what cannot work, before anything is read."""
+    """The sampling settings; raises ConfigError for what cannot work, before anything is read."""
     if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
         raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
     if config.engine != "local" and config.base_url:
@@ -50,3 +56,23 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
         rows_a_problem=rows_a_problem,
         keep_logprobs=config.logprobs,
     )
+
+
+@contextmanager
+def continuer_of(
+    policy: Path, *, temperature: float, max_new_tokens: int, batch_rows: int, with_texts: bool
+) -> Iterator[Callable[[Any], Any]]:
+    """What makes one call of continuations: the policy, loaded, and a verifier's processes."""
+    from mpo.multimodal.loading import load_for_inference, load_processor
+    from rewards.prm.labelling.monte_carlo import Continuer
+    from rewards.sampling.transformers_generator import TransformersGenerator
+    from rewards.verifying.auto import AutoVerifier
+    from rewards.verifying.finished import verify_completions
+    from rewards.verifying.math_verifier import MathVerifier
+
+    params = SamplingParams(temperature, 1.0, 0, max_new_tokens)
+    with MathVerifier() as math:
+        verifier = AutoVerifier(math=math)
+        model, processor = load_for_inference(policy), load_processor(policy)
+        generator = TransformersGenerator(model, processor, params, batch_rows=batch_rows)
+        yield Continuer(generator, partial(verify_completions, verifier.verify_many), with_texts=with_texts)
