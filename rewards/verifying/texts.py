@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -61,9 +62,9 @@ class _TextVerifier(ReadingVerifier[tuple[str, ...]]):
 
     expects = f"a text of at most {MAX_TEXT} characters"
 
+    @abstractmethod
     def plain(self, value: str) -> str:
         """The form in which two texts are compared."""
-        raise NotImplementedError
 
     def read(self, problem: Problem, value: str) -> tuple[str, ...] | None:
         """Whole text, then first sentence."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -14,7 +15,7 @@ from rewards.verifying.reading import Answer, Kind, Missing, candidates
 T = TypeVar("T")
 
 
-class ReadingVerifier(Generic[T]):
+class ReadingVerifier(ABC, Generic[T]):
     """A verifier that reads an answer as a `T` and compares it with each reference's.
 
     A subclass says `want` (which weak signs of an answer it reads), `read` and `matches`; and `same`, where equality
@@ -24,9 +25,9 @@ class ReadingVerifier(Generic[T]):
     want: Kind | None = None
     expects = "a reference"  # in the message about one that cannot be read
 
+    @abstractmethod
     def read(self, problem: Problem, value: str) -> T | None:
         """An undressed answer as what this verifier compares; None if it cannot be read so."""
-        raise NotImplementedError
 
     def reference(self, problem: Problem, value: str) -> T | None:
         """A reference answer, in the same way."""
