@@ -59,6 +59,23 @@ class EngineConfig:
     )
 
 
+@dataclass
+class PromptConfig:
+    """How a question is put to the policy."""
+
+    prompt: str = field(
+        default="cot",
+        kw_only=True,
+        metadata={
+            "help": "how the question is put to the policy: direct (the bare question), cot, cot_boxed, r1, or a text "
+            "file with {question} in it"
+        },
+    )
+    system: str = field(
+        default="", kw_only=True, metadata={"help": "system message, instead of the one that the prompt brings"}
+    )
+
+
 @dataclass(kw_only=True)
 class ModelTraining:
     """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
@@ -192,7 +209,7 @@ class DeepenConfig:
 
 
 @dataclass
-class SampleConfig(EngineConfig):
+class SampleConfig(EngineConfig, PromptConfig):
     """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 
     problems: Path = field(
@@ -225,14 +242,6 @@ class SampleConfig(EngineConfig):
         default=0,
         metadata={"help": "most responses to ask for in one request to a server; 0 asks for all of a problem's"},
     )
-    prompt: str = field(
-        default="cot",
-        metadata={
-            "help": "how the question is put to the policy: direct (the bare question), cot, cot_boxed, r1, or a text "
-            "file with {question} in it"
-        },
-    )
-    system: str = field(default="", metadata={"help": "system message, instead of the one that the prompt brings"})
     logprobs: bool = field(default=False, metadata={"help": "keep the log-probability of every sampled token"})
     seed: int = field(default=0, metadata={"help": "the same seed draws the same responses"})
     swap_images: bool = field(
@@ -734,7 +743,7 @@ class BestOfNConfig:
 
 
 @dataclass
-class AnswerConfig:
+class AnswerConfig(PromptConfig):
     """`mpo answer`: one question, N responses, the best of them."""
 
     question: str = field(metadata={"help": "the question"})
@@ -762,14 +771,6 @@ class AnswerConfig:
     aggregation: Aggregation = field(
         default="mean", metadata={"help": "how the step scores of a response become its reward"}
     )
-    prompt: str = field(
-        default="cot",
-        metadata={
-            "help": "how the question is put to the policy: direct (the bare question), cot, cot_boxed, r1, or a text "
-            "file with {question} in it"
-        },
-    )
-    system: str = field(default="", metadata={"help": "system message, instead of the one that the prompt brings"})
     vote_weight: VoteBy = field(
         default="reward",
         metadata={"help": "for weighted_vote: what weighs a vote, the reward or the step scores in one number"},
@@ -794,7 +795,7 @@ class AnswerConfig:
 
 
 @dataclass
-class BeamSearchConfig:
+class BeamSearchConfig(PromptConfig):
     """`mpo beam-search`: answers found step by step, guided by a PRM."""
 
     problems: Path = field(
@@ -808,14 +809,6 @@ class BeamSearchConfig:
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
-    prompt: str = field(
-        default="cot",
-        metadata={
-            "help": "how the question is put to the policy: direct (the bare question), cot, cot_boxed, r1, or a text "
-            "file with {question} in it"
-        },
-    )
-    system: str = field(default="", metadata={"help": "system message, instead of the one that the prompt brings"})
     width: int = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
     expand: int = field(
         default=4, metadata={"help": "m, continuations of each of them; the first step draws W times m"}
