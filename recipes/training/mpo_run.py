@@ -54,9 +54,11 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
     Raises:
         ConfigError: a value that cannot work.
     """
-    seen = config.max_steps * config.batch_size if config.max_steps else (config.epochs or 1.0) * rows
+    dtype = run_dtype(config, config.policy)
+    shared = large_model_training(out, config, batch="batch_size", rows=rows, dtype=dtype)
+    seen = config.max_steps * config.batch_size or shared["num_train_epochs"] * rows
     settings = {
-        **large_model_training(out, config, batch="batch_size", rows=rows, dtype=run_dtype(config, config.policy)),
+        **shared,
         "beta": config.beta,
         "preference_weight": config.preference_weight,
         "quality_weight": config.quality_weight,
