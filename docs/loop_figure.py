@@ -77,7 +77,11 @@ def _most_divided(groups: Iterable[RolloutGroup]) -> RolloutGroup:
 
 
 def _drawable(rollout: Rollout) -> bool:
-    return rollout.reward is not None and 0 < len(_steps_of(rollout)) <= MOST_STEPS
+    """Scored, short enough, and with a glyph for every character: an unprintable step shows nothing."""
+    readable = all(
+        step.text.isprintable() and "\N{REPLACEMENT CHARACTER}" not in step.text for step in _steps_of(rollout)
+    )
+    return readable and rollout.reward is not None and 0 < len(_steps_of(rollout)) <= MOST_STEPS
 
 
 def _best_of(group: RolloutGroup) -> Rollout:

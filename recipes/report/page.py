@@ -170,7 +170,7 @@ def _lede(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mappin
 
 def _cards(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> list[Card]:
     seeds, k = len(summary["seeds"]), summary["k"]
-    note = f"{samples_of(summary)} answers each, {seeds} seed{'s' if seeds != 1 else ''}"
+    note = f"{samples_of(summary)} responses each, {seeds} seed{'s' if seeds != 1 else ''}"
     cards = [Card("Test problems", str(summary["problems"]), note)]
     for row in summary["arms"]:
         if row["arm"] in (BASELINE, TRAINED) and "sampled" in row:
