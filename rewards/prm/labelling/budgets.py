@@ -9,13 +9,15 @@
   after a zero step; counts of K draws may show otherwise if p is small, and then the labels differ from those of
   `full`.
 
-A budget is a function of what is known and of `draw`; it returns a count for the end of every step but the last, which
-is not continued. `None`, or no entry, means that the verifier decided nothing.
+A budget is a generator: it asks for n verdicts from each of some places, is sent them, and returns a count for the end
+of every step but the last, which is not continued. `None`, or no entry, means that the verifier decided nothing. Who
+draws is not its business: all responses at once from a model in this process (`spend`), or a plan for each problem,
+side by side, from servers (`served.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from mpo.multimodal.errors import ConfigError
@@ -36,22 +38,41 @@ class Ending:
     right: bool
 
 
-Budget = Callable[[Sequence[Ending], Draw, int], Counts]
+Ask = tuple[Sequence[Place], int]  # n verdicts from each place
+Plan = Generator[Ask, list[list[Verdict]], Counts]
+Budget = Callable[[Sequence[Ending], int], Plan]
 
 
-def full(responses: Sequence[Ending], draw: Draw, num_continuations: int) -> Counts:
+def spend(budget: Budget, responses: Sequence[Ending], draw: Draw, num_continuations: int) -> Counts:
+    """Have all that a budget asks for drawn, and return its counts.
+
+    Example:
+        >>> spend(full, [Ending(2, right=False)], lambda places, n: [[Verdict.WRONG] * n for _ in places], 4)
+        {(0, 0): MonteCarloCount(correct=0, total=4)}
+    """
+    plan = budget(responses, num_continuations)
+    try:
+        ask = next(plan)
+        while True:
+            ask = plan.send(draw(*ask))
+    except StopIteration as end:
+        counts: Counts = end.value
+        return counts
+
+
+def full(responses: Sequence[Ending], num_continuations: int) -> Plan:
     """K continuations from every step."""
     places = _places(responses)
-    drawn = draw(places, num_continuations)
+    drawn = yield places, num_continuations
     return {place: count(verdicts) for place, verdicts in zip(places, drawn, strict=True)}
 
 
-def sequential(responses: Sequence[Ending], draw: Draw, num_continuations: int) -> Counts:
+def sequential(responses: Sequence[Ending], num_continuations: int) -> Plan:
     """From every step until the first wave with a success, K at most; the count is of what was drawn."""
-    return _until_success(_places(responses), draw, num_continuations)
+    return (yield from _until_success(_places(responses), num_continuations))
 
 
-def bisect(responses: Sequence[Ending], draw: Draw, num_continuations: int) -> Counts:
+def bisect(responses: Sequence[Ending], num_continuations: int) -> Plan:
     """The first zero step of each wrong response; the steps before it are right, it and those after it are not.
 
     A step that was not drawn carries what decides it: 1 of 1, the continuation through a later step that is right, or
@@ -61,7 +82,7 @@ def bisect(responses: Sequence[Ending], draw: Draw, num_continuations: int) -> C
     # The first zero step lies in low … high. A wrong answer makes the last step one.
     between = {r: (0, response.num_steps - 1) for r, response in enumerate(responses) if not response.right}
     while places := [(r, (low + high) // 2) for r, (low, high) in between.items() if low < high]:
-        for (r, step), found in _until_success(places, draw, num_continuations).items():
+        for (r, step), found in (yield from _until_success(places, num_continuations)).items():
             low, high = between[r]
             counts[r, step] = found
             if found is None:
@@ -121,12 +142,12 @@ def _places(responses: Sequence[Ending]) -> list[Place]:
     return [(r, step) for r, response in enumerate(responses) for step in range(response.num_steps - 1)]
 
 
-def _until_success(places: Sequence[Place], draw: Draw, num_continuations: int) -> Counts:
+def _until_success(places: Sequence[Place], num_continuations: int) -> Plan:
     found: dict[Place, list[Verdict]] = {place: [] for place in places}
     for size in waves(num_continuations):
         open_places = [place for place in places if Verdict.CORRECT not in found[place]]
         if not open_places:
             break
-        for place, verdicts in zip(open_places, draw(open_places, size), strict=True):
+        for place, verdicts in zip(open_places, (yield open_places, size), strict=True):
             found[place] += verdicts
     return {place: count(verdicts) for place, verdicts in found.items()}

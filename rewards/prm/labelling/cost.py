@@ -15,7 +15,7 @@ from functools import partial
 
 from rewards.kept.calls import Run
 from rewards.kept.keys import seed_of
-from rewards.prm.labelling.budgets import Budget, Draw, Ending, Place, budget_named
+from rewards.prm.labelling.budgets import Budget, Draw, Ending, Place, budget_named, spend
 from rewards.prm.labelling.monte_carlo import Continuations, Response, responses_of
 from rewards.types import RolloutGroup, Splitter, Verdict
 
@@ -98,7 +98,7 @@ def most(budget: Budget, endings: Sequence[Ending], num_continuations: int) -> i
         drawn += len(places) * n
         return [[Verdict.WRONG] * n for _ in places]
 
-    budget(endings, nothing, num_continuations)
+    spend(budget, endings, nothing, num_continuations)
     return drawn
 
 
@@ -114,5 +114,5 @@ def _replayed(budget: Budget, sample: Sequence[Response], draw: Draw, num_contin
         taken.update({place: taken[place] + n for place in wanted})
         return found
 
-    budget(endings, replay, num_continuations)
+    spend(budget, endings, replay, num_continuations)
     return sum(taken.values()), most(budget, endings, num_continuations)

@@ -17,7 +17,7 @@ from typing import Any
 from mpo.multimodal.errors import DataError
 from rewards.kept.calls import Each, Run, each_time, watched
 from rewards.kept.keys import seed_of
-from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count
+from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count, spend
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.sampling.generator import Generator
 from rewards.types import (
@@ -217,7 +217,7 @@ def label_steps(
     budgeted = budget_named(budget, num_continuations)
     responses = responses_of(groups, splitter)
     draw = Continuations(responses, run=run, seed=seed, rows_a_call=rows_a_call, on_drawn=on_drawn, each=each)
-    counts = budgeted([response.ending for response in responses], draw, num_continuations)
+    counts = spend(budgeted, [response.ending for response in responses], draw, num_continuations)
     source = monte_carlo_source(budget, num_continuations)
     labelled, rejected = _with_counts(groups, responses, counts, num_continuations, source)
     return Labelled(labelled, rejected, draw.continuations, draw.tokens, draw.undecided)

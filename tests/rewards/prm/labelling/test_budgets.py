@@ -23,6 +23,7 @@ from rewards.prm.labelling.budgets import (
     count,
     full,
     sequential,
+    spend,
     waves,
 )
 from rewards.prm.labelling.cost import most
@@ -81,7 +82,7 @@ def test_sequential_gives_the_label_that_full_gives_on_the_same_draws(k: int, da
     )
     response = [Ending(len(tape) + 1, right=False)]
     drawn = {(0, step): row for step, row in enumerate(tape)}
-    assert hard(sequential(response, Tape(drawn), k)) == hard(full(response, Tape(drawn), k))
+    assert hard(spend(sequential, response, Tape(drawn), k)) == hard(spend(full, response, Tape(drawn), k))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_sequentials_label_distribution_and_cost(p: float, k: int, trouble: floa
     Σ_waves size · (1−q)^(drawn before it)."""
     number, q = 4000, p * (1 - trouble)
     coins = Coins({(0, step): p for step in range(number)}, trouble=trouble)
-    found = hard(sequential([Ending(number + 1, right=False)], coins, k))
+    found = hard(spend(sequential, [Ending(number + 1, right=False)], coins, k))
     expected = 1 - (1 - q) ** k
     share = sum(label is True for label in found.values()) / number
     assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / number)
@@ -109,7 +110,7 @@ def test_a_sequential_count_is_of_what_was_drawn() -> None:
         (0, 2): [W, W, W, T, U, C, C, W],
         (0, 3): [W] * 16,
     }
-    found = sequential([Ending(5, right=True)], Tape(tape), 16)
+    found = spend(sequential, [Ending(5, right=True)], Tape(tape), 16)
     assert [(c.correct, c.total) for c in found.values() if c] == [(1, 2), (1, 4), (2, 6), (0, 16)]
 
 
@@ -122,7 +123,7 @@ def test_bisect_finds_the_first_zero_step(shapes: list[tuple[int, bool, int]], k
     zero = [steps if right else min(first, steps - 1) for steps, right, first in shapes]
     truth = {(r, s): s < zero[r] for r, response in enumerate(responses) for s in range(response.num_steps - 1)}
     coins = Coins({place: float(right) for place, right in truth.items()})
-    assert hard(bisect(responses, coins, k)) == truth
+    assert hard(spend(bisect, responses, coins, k)) == truth
     for r, response in enumerate(responses):
         drawn = {place: number for place, number in coins.drawn.items() if place[0] == r}
         assert len(drawn) <= (0 if response.right else math.ceil(math.log2(response.num_steps)))
@@ -138,7 +139,7 @@ def test_bisect_labels_every_step_with_the_count_that_decides_it(
     response whose probe the verifier says nothing of is left without labels, not called wrong."""
     rng = random.Random(seed)
     coins = Coins({(0, step): rng.choice([0.0, 0.2, 1.0]) for step in range(steps)}, seed, trouble)
-    found = bisect([Ending(steps, right)], coins, k)
+    found = spend(bisect, [Ending(steps, right)], coins, k)
     if None in found.values():
         assert trouble
         assert not right
@@ -160,7 +161,7 @@ def test_a_step_proven_by_a_later_success_needs_no_draw() -> None:
     """Nine steps, zero from the sixth on. Probes: step 4 (+ at once), 6 (−), 5 (−, the first zero step). Steps 0 to 3
     are proven by step 4's success; 7, after the first zero step, carries its 0 of 8."""
     coins = Coins({(0, step): float(step < 5) for step in range(8)})
-    found = bisect([Ending(9, right=False)], coins, 8)
+    found = spend(bisect, [Ending(9, right=False)], coins, 8)
     assert coins.drawn == {(0, 4): 2, (0, 6): 8, (0, 5): 8}
     zero = MonteCarloCount(0, 8)
     assert [found[0, step] for step in range(8)] == [*[PROVEN] * 4, MonteCarloCount(2, 2), zero, zero, zero]
@@ -171,7 +172,7 @@ def test_a_right_response_proves_itself_under_bisect_only() -> None:
     zero = {(0, step): 0.0 for step in range(4)}
     for name, budget in BUDGETS.items():
         coins = Coins(zero)
-        labels = hard(budget([Ending(5, right=True)], coins, 4))
+        labels = hard(spend(budget, [Ending(5, right=True)], coins, 4))
         assert set(labels.values()) == {name == "bisect"}
         assert coins.drawn.total() == (0 if name == "bisect" else 16)
 
@@ -182,7 +183,7 @@ def test_no_budget_draws_more_than_it_says(shapes: list[tuple[int, bool]], k: in
     rng = random.Random(seed)
     for budget in BUDGETS.values():
         coins = Coins({(r, s): rng.random() ** 3 for r in range(4) for s in range(9)}, seed)
-        budget(responses, coins, k)
+        spend(budget, responses, coins, k)
         assert coins.drawn.total() <= most(budget, responses, k)
         assert all(number <= k for number in coins.drawn.values())
     assert most(full, responses, k) == k * sum(steps - 1 for steps, _ in shapes)
@@ -194,8 +195,8 @@ def test_no_step_to_continue_is_no_draw(name: str) -> None:
         assert not places
         return []
 
-    assert BUDGETS[name]([], never, 4) == {}
-    assert BUDGETS[name]([Ending(1, right=True), Ending(1, right=False)], never, 4) == {}
+    assert spend(BUDGETS[name], [], never, 4) == {}
+    assert spend(BUDGETS[name], [Ending(1, right=True), Ending(1, right=False)], never, 4) == {}
 
 
 def test_an_unknown_budget_is_named() -> None:
