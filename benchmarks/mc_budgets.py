@@ -72,8 +72,8 @@ def _seed(args: argparse.Namespace, run: Path, seed: int) -> dict[str, dict[str,
         row: label(
             LabelConfig(
                 verified,
-                policy,
                 run / row.replace(" ", "_"),
+                policy,
                 budget=budget,
                 num_continuations=args.k,
                 responses=ALL,

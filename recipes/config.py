@@ -297,8 +297,19 @@ class LabelConfig(EngineConfig):
     """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step, fewer on a smaller budget."""
 
     groups: Path = field(metadata={"help": "folder of `mpo verify`"})
-    policy: Path = field(metadata={"help": "model that continues the responses, usually the one that wrote them"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
+    policy: Path | None = field(
+        default=None,
+        metadata={"help": "model that continues the responses in this process, usually the one that wrote them"},
+    )
+    base_url: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "server that continues them instead, such as http://host:8000/v1; several may be given, and each "
+            "image keeps to one"
+        },
+    )
+    model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
     budget: Budget = field(
         default="full",
         metadata={
@@ -317,10 +328,25 @@ class LabelConfig(EngineConfig):
     )
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
     max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass"})
+    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass, in this process"})
+    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
+    samples_a_request: int = field(
+        default=0,
+        metadata={"help": "most continuations to ask for in one request to a server; 0 asks for all of a step's"},
+    )
     seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
     keep_continuations: bool = field(
         default=False, metadata={"help": "keep the texts of the continuations too, for pairs with --rule step_prefix"}
+    )
+    max_tokens_total: int = field(
+        default=0,
+        metadata={
+            "help": "stop when this many tokens have been generated, over all runs of the command; a larger number "
+            "continues, 0 is no limit"
+        },
+    )
+    price_per_million_tokens: float = field(
+        default=0.0, metadata={"help": "of generated tokens; the estimate then says what they will cost"}
     )
 
 

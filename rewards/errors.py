@@ -32,3 +32,13 @@ class ServerError(MPOError, ConnectionError):
 
 class WorkerError(MPOError, RuntimeError):
     """A worker process died repeatedly over one call."""
+
+
+class TokensSpentError(MPOError):
+    """As many tokens were generated as the user allows; what they gave is kept."""
+
+    def __init__(self, spent: int, most: int) -> None:
+        super().__init__(
+            f"stopped: {spent:,} tokens were generated, and max_tokens_total is {most:,}; what they gave is kept, and "
+            "the same command with a larger max_tokens_total, or 0 for no limit, continues"
+        )

@@ -15,9 +15,9 @@ TESTS = Path(__file__).parent
 
 
 class ServerProcess:
-    """Started at once; `kill` and `start` again at will. With `model` that folder's model answers."""
+    """Started at once; `kill` and `start` again at will. With `model` that folder's model answers, or `simulated`."""
 
-    def __init__(self, log: Path, *, model: Path | None = None) -> None:
+    def __init__(self, log: Path, *, model: Path | str | None = None) -> None:
         self.log, self.model = log, model
         self.port = free_port()
         self.start()

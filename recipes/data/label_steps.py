@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,74 +14,77 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mpo.multimodal.errors import DataError
+from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_processor
 from recipes.config import LabelConfig
 from recipes.stage.engine import engine
-from recipes.stage.folder import open_stage
+from recipes.stage.folder import Stage, open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
-from recipes.stage.policies import continuer_of
+from recipes.stage.policies import continuer_of, served_generator
+from recipes.stage.set_aside import set_aside
+from rewards.errors import ServerError
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
+from rewards.kept.calls import CallStore
 from rewards.prm.labelling.budgets import budget_named
-from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations
-from rewards.prm.labelling.cost import CostEstimate, estimate_cost
-from rewards.prm.labelling.monte_carlo import label_steps
+from rewards.prm.labelling.continuations import (
+    CONTINUATIONS,
+    KeptContinuations,
+    keep_continuations,
+    make_continuations,
+)
+from rewards.prm.labelling.cost import CostEstimate, estimate_cost, estimate_from_first
+from rewards.prm.labelling.monte_carlo import Labelled, label_steps
 from rewards.prm.labelling.responses import choose_responses
+from rewards.prm.labelling.served import Unit, label_steps_on_servers
+from rewards.prm.labelling.token_limit import TokenLimit, tokens_of
 from rewards.steps import split_on_blank_lines
+from rewards.types import RolloutGroup
+
+Draw = Callable[[list[RolloutGroup], Callable[[int], object]], Labelled]  # with what is told of each draw
+Estimate = Callable[[list[RolloutGroup]], CostEstimate]
 
 
 def label(config: LabelConfig) -> Path:
     """Choose responses, estimate the cost, continue from the ends of their steps, count right answers.
 
     Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
-    The verdicts of each call of the policy are in `calls.sqlite` as soon as they are there: after a kill the same
-    command continues.
+    The verdicts of each call of the policy, or of each prefix that a server continued, are in `calls.sqlite` as soon as
+    they are there: after a kill the same command continues.
     """
-    stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
+    _check(config)
+    stage = open_stage("label-steps", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
-    budget_named(config.budget, config.num_continuations)
     groups = read_groups(config.groups)
-    processor = load_processor(config.policy)
+    processor = load_processor(config.policy) if config.policy else None
     chosen, rejected = choose_responses(
         groups, processor, responses=config.responses, mixed_only=config.mixed_only, seed=config.seed
     )
+    aside: dict[str, str] = {}
     with (
         open_calls(stage) as calls,
-        engine(
-            config,
-            partial(
-                continuer_of,
-                config.policy,
-                temperature=config.temperature,
-                max_new_tokens=config.max_new_tokens,
-                batch_rows=config.batch_rows,
-                with_texts=config.keep_continuations,
-            ),
-        ) as run,
+        (_on_servers if config.base_url else _here)(config, stage, calls) as (estimate, draw),
     ):
-        settings: dict[str, Any] = {
-            "splitter": split_on_blank_lines,
-            "num_continuations": config.num_continuations,
-            "seed": config.seed,
-            "budget": config.budget,
-            "rows_a_call": config.batch_rows,
-        }
-        cost = CostEstimate(**calls.once("estimate", lambda: asdict(estimate_cost(chosen, run=run, **settings))))
-        print(f"label-steps, budget {config.budget}: {cost}", file=sys.stderr)
-        if config.keep_continuations:  # with their verdicts, for `mpo pairs --rule step_prefix`
-            run = KeptContinuations(stage.out / CONTINUATIONS, stage.fingerprint, run)
-        with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
-            started = time.monotonic()
-            done = label_steps(chosen, run=run, **settings, on_drawn=bar.update, each=calls.each)
-            seconds = round(time.monotonic() - started, 2)
-    labelled, rejected = [group for group in done.groups if group.rollouts], rejected + done.rejected
+        while True:  # once; again without the problems that a server never answers
+            left = [group for group in chosen if group.problem.id not in aside]
+            try:
+                cost = _estimated(config, left, estimate, calls)
+                with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
+                    started = time.monotonic()
+                    done = draw(left, bar.update)
+                    seconds = round(time.monotonic() - started, 2)
+                break
+            except ServerError as error:
+                aside |= set_aside(calls, error, {group.problem.id: group.problem.id for group in left})
+    lost = sum(len(group.rollouts) for group in chosen if group.problem.id in aside)
+    rejected += done.rejected + Counter({"no usable reply of the server": lost} if lost else {})
+    labelled = [group for group in done.groups if group.rollouts]
     if not labelled:
         raise DataError(f"no response of {len(groups)} problems could be labelled: {dict(rejected)}")
     write_groups(stage.out, labelled)
-    problems = problems_of(config.groups)
-    write_visualprm400k(stage.out / VISUALPRM400K, labelled, image_root=problems.parent)
+    problems_file = problems_of(config.groups)
+    write_visualprm400k(stage.out / VISUALPRM400K, labelled, image_root=problems_file.parent)
     total, out = (sum(len(group.rollouts) for group in some) for some in (groups, labelled))
     steps = sum(len(rollout.mc or ()) for group in labelled for rollout in group.rollouts)
     drawn = {
@@ -86,6 +92,97 @@ def label(config: LabelConfig) -> Path:
         "tokens": done.tokens,
         "undecided": dict(sorted(done.undecided.items())),
         "seconds": seconds,
+        "set_aside": aside,
     }
-    counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
+    counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems_file)}
     return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn})
+
+
+def _estimated(config: LabelConfig, chosen: list[RolloutGroup], estimate: Estimate, calls: CallStore) -> CostEstimate:
+    """What the labels will cost, measured once for all runs of the command, and said in each."""
+    cost = CostEstimate(**calls.once("estimate", lambda: asdict(estimate(chosen))))
+    each = config.price_per_million_tokens / 1e6
+    price = f", for {cost.tokens * each:,.2f} at the given price" if each else ""
+    print(f"label-steps, budget {config.budget}: {cost}{price}", file=sys.stderr)
+    return cost
+
+
+def _check(config: LabelConfig) -> None:
+    """Refuse what cannot work, before anything is read."""
+    budget_named(config.budget, config.num_continuations)
+    if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
+        raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
+    if config.engine != "local" and config.base_url:
+        raise ConfigError("engine ray is for a policy in this process; for a server, raise concurrency instead")
+    if config.max_tokens_total < 0 or not 0 <= config.price_per_million_tokens < float("inf"):
+        raise ConfigError(
+            "expected max_tokens_total and price_per_million_tokens of at least 0, "
+            f"got {config.max_tokens_total} and {config.price_per_million_tokens}"
+        )
+
+
+def _settings(config: LabelConfig) -> dict[str, Any]:
+    return {
+        "splitter": split_on_blank_lines,
+        "num_continuations": config.num_continuations,
+        "seed": config.seed,
+        "budget": config.budget,
+    }
+
+
+@contextmanager
+def _here(config: LabelConfig, stage: Stage, calls: CallStore) -> Iterator[tuple[Estimate, Draw]]:
+    """The model in this process or on several workers: all responses advance together, in calls of `batch_rows`."""
+    assert config.policy is not None
+    work = partial(
+        continuer_of,
+        config.policy,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        batch_rows=config.batch_rows,
+        with_texts=config.keep_continuations,
+    )
+    settings = _settings(config) | {"rows_a_call": config.batch_rows}
+    with engine(config, work) as run:
+
+        def draw(chosen: list[RolloutGroup], tell: Callable[[int], object]) -> Labelled:
+            kept = TokenLimit(config.max_tokens_total, spent=tokens_of(calls)).over(run)
+            if config.keep_continuations:
+                kept = KeptContinuations(stage.out / CONTINUATIONS, stage.fingerprint, kept)
+            return label_steps(chosen, run=kept, on_drawn=tell, each=calls.each, **settings)
+
+        yield partial(estimate_cost, run=run, **settings), draw
+
+
+@contextmanager
+def _on_servers(config: LabelConfig, stage: Stage, calls: CallStore) -> Iterator[tuple[Estimate, Draw]]:
+    """One server or several: each problem continues as soon as its own continuations are there."""
+    texts, settings = stage.out / CONTINUATIONS, _settings(config)
+    if config.keep_continuations:
+        make_continuations(texts, stage.fingerprint)
+
+    def keep(unit: Unit, result: dict[str, Any]) -> None:
+        if config.keep_continuations:
+            indexes = range(unit.first, unit.first + unit.n)
+            places = [(unit.response.problem.id, unit.prefix, unit.seed, index) for index in indexes]
+            keep_continuations(texts, places, result)
+
+    with served_generator(config) as (servers, verify_many):
+
+        def draw(chosen: list[RolloutGroup], tell: Callable[[int], object]) -> Labelled:
+            return label_steps_on_servers(
+                chosen,
+                servers=servers,
+                verify_many=verify_many,
+                calls=calls,
+                limit=TokenLimit(config.max_tokens_total, spent=tokens_of(calls)),
+                on_drawn=tell,
+                keep_texts=keep,
+                **settings,
+            )
+
+        def first(some: list[RolloutGroup]) -> Labelled:
+            with tqdm(desc=f"continue steps of {len(some)} problems first", unit="continuation") as bar:
+                return draw(some, bar.update)
+
+        yield partial(estimate_from_first, label=first, **settings), draw

@@ -8,7 +8,7 @@ the sample indexes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,6 +27,7 @@ from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.quarantine import Quarantine, readable
+from recipes.stage.set_aside import set_aside
 from rewards.errors import ServerError
 from rewards.interchange.sample_rows import write_sample_parquet
 from rewards.kept.keys import problem_key, unit_key
@@ -39,7 +40,6 @@ from rewards.types import Problem, Rollout, RolloutGroup
 
 STORE = "samples.sqlite"
 PARQUET = "samples.parquet"
-RUNS_BEFORE_ASIDE = 3  # in which a problem got no usable reply from a server that was there
 OTHER_IMAGES = "other_images"  # those that had to be resized
 
 
@@ -174,21 +174,9 @@ def _draw_missing(
                 refused |= {s.problem: s.reason for s in samples if s.completion is None}
                 bar.update(len(samples))
         except ServerError as error:
-            set_aside = _set_aside(store, error, {asked[place].id: row[0] for place, row in enumerate(keys)})
-            return {**{asked[place].id: reason for place, reason in refused.items()}, **set_aside}
+            aside = set_aside(store, error, {asked[place].id: row[0] for place, row in enumerate(keys)})
+            return {**{asked[place].id: reason for place, reason in refused.items()}, **aside}
     return {asked[place].id: reason for place, reason in refused.items()}
-
-
-def _set_aside(store: SampleStore, error: ServerError, keys: Mapping[str, str]) -> dict[str, str]:
-    """Id → reason of the problems that failed, when each has failed in `RUNS_BEFORE_ASIDE` runs: they block no longer.
-
-    Raises:
-        ServerError: one of them has not; the same command tries it again.
-    """
-    runs = {id: store.failed(keys[id]) for id in error.problems}
-    if not runs or min(runs.values()) < RUNS_BEFORE_ASIDE:
-        raise error
-    return {id: f"no usable reply in {runs[id]} runs: {reason}" for id, reason in error.problems.items()}
 
 
 def _groups(store: SampleStore, kept: Iterable[tuple[Problem, Sequence[str]]]) -> Iterator[RolloutGroup]:

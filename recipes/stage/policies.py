@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
-from recipes.config import SampleConfig
+from recipes.config import LabelConfig, SampleConfig
 from rewards.sampling.generator import Generator, SamplingParams, check_number
 
 
@@ -56,6 +56,30 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
         rows_a_problem=rows_a_problem,
         keep_logprobs=config.logprobs,
     )
+
+
+@contextmanager
+def served_generator(config: LabelConfig) -> Iterator[tuple[Any, Any]]:
+    """What asks the servers for continuations, and what checks responses, with a verifier's processes."""
+    try:
+        from rewards.sampling.openai_generator import OpenAIGenerator
+    except ImportError as error:
+        raise ConfigError(f"a server needs the extra: pip install -e '.[server]' ({error})") from error
+    from rewards.verifying.auto import AutoVerifier
+    from rewards.verifying.finished import verify_completions
+    from rewards.verifying.math_verifier import MathVerifier
+
+    assert config.model is not None
+    params = SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens)
+    generator = OpenAIGenerator(
+        config.base_url,
+        config.model,
+        params,
+        concurrency=config.concurrency,
+        samples_a_request=config.samples_a_request,
+    )
+    with MathVerifier() as math:
+        yield generator, partial(verify_completions, AutoVerifier(math=math).verify_many)
 
 
 @contextmanager

@@ -72,6 +72,25 @@ class CallStore(Store):
             self._keep("INSERT INTO calls VALUES (?, ?, ?, ?)", [sealed(wanted[place], self.segment, text)])
         return [json.loads(results[key] or "") for key in keys]  # as a later run reads it
 
+    def found(self, about: Any) -> Any:
+        """The result of a call that was made, or None."""
+        text = self._result(digest(SCHEMA, self.segment, about))
+        return None if text is None else json.loads(text)
+
+    def keep(self, about: Any, result: Any) -> None:
+        """Keep the result of a call that was not made before; it is on the disk when this returns.
+
+        Raises:
+            StoreError: the file cannot grow.
+        """
+        key = digest(SCHEMA, self.segment, about)
+        self._keep("INSERT INTO calls VALUES (?, ?, ?, ?)", [sealed(key, self.segment, json.dumps(result))])
+
+    def results(self) -> Iterator[Any]:
+        """All results of this segment, in no order."""
+        for (text,) in self._connection.execute("SELECT result FROM calls WHERE segment = ?", (self.segment,)):
+            yield json.loads(text)
+
     def _result(self, key: str) -> str | None:
         row = self._whole_row(key)
         return None if row is None else row[-1]

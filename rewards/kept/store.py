@@ -31,6 +31,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS writer (pid INTEGER NOT NULL, host TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS segments (segment TEXT PRIMARY KEY, fingerprint TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS notes (segment TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY (segment, name))",
+    "CREATE TABLE IF NOT EXISTS failures (key TEXT PRIMARY KEY, runs INTEGER NOT NULL)",
 )
 
 
@@ -95,6 +96,12 @@ class Store:
         query = "SELECT value FROM notes WHERE segment = ? AND name = ?"
         (kept,) = self._connection.execute(query, (self.segment, name)).fetchone()
         return int(kept)
+
+    def failed(self, key: str) -> int:
+        """Count one more run in which a unit could not be drawn; returns how many there are now."""
+        self._keep("INSERT INTO failures VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET runs = runs + 1", [(key,)])
+        (runs,) = self._connection.execute("SELECT runs FROM failures WHERE key = ?", (key,)).fetchone()
+        return int(runs)
 
     def _keep(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows; all of them are on the disk when this returns, or none is."""
@@ -181,7 +188,6 @@ class SampleStore(Store):
         "CREATE TABLE IF NOT EXISTS samples (key TEXT PRIMARY KEY, segment TEXT NOT NULL, problem_id TEXT NOT NULL, "
         "sample_index INTEGER NOT NULL, seed INTEGER NOT NULL, text TEXT NOT NULL, finish_reason TEXT NOT NULL, "
         "num_tokens INTEGER NOT NULL, token_logprobs TEXT, seal TEXT NOT NULL)",
-        "CREATE TABLE IF NOT EXISTS failures (key TEXT PRIMARY KEY, runs INTEGER NOT NULL)",
     )
     way_out = "choose another folder, or keep both with on_change=segment"
 
@@ -225,12 +231,6 @@ class SampleStore(Store):
                 *_, text, reason, num_tokens, logprobs = row
                 found[key] = Completion(text, FinishReason(reason), num_tokens, _from_json(logprobs))
         return found
-
-    def failed(self, key: str) -> int:
-        """Count one more run in which a unit could not be drawn; returns how many there are now."""
-        self._keep("INSERT INTO failures VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET runs = runs + 1", [(key,)])
-        (runs,) = self._connection.execute("SELECT runs FROM failures WHERE key = ?", (key,)).fetchone()
-        return int(runs)
 
 
 def sealed(*values: Any) -> tuple[Any, ...]:

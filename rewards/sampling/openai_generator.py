@@ -9,7 +9,7 @@ resumed run promises the same units, none lost, none twice, not the same bytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -47,7 +47,8 @@ class OpenAIGenerator(Generator):
         concurrency: requests at a time, to each server.
         samples_a_request: largest `n` of a request; 0 asks for all samples of a problem at once. A server that ignores
             `n` needs 1.
-        logprobs: ask for the log-probability of every token; it also counts the tokens where n > 1.
+        logprobs: ask for the log-probability of every token; without it the samples of one request have equal shares of
+            the tokens that the server counts.
         attempts, timeout_s, longest_wait_s: of one request, see `ChatClient`.
         describe: text of the progress bar of `generate`; empty for none.
     """
@@ -107,11 +108,23 @@ class OpenAIGenerator(Generator):
         starts = list(prefixes) if prefixes is not None else [""] * len(problems)
         left = iter(
             [
-                _Request(place, problem, start, tuple(indexes), seed)
+                Request(place, problem, start, tuple(indexes), seed)
                 for place, (problem, start) in enumerate(zip(problems, starts, strict=True))
                 for indexes in self._cut([index for index in range(n) if (place, index) not in done])
             ]
         )
+        yield from self.stream(lambda number: list(islice(left, number)))
+
+    def stream(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[Sample]]:
+        """The samples of requests that are made while others are under way, as they come.
+
+        Args:
+            more: gives up to that many further requests; it is asked again after each reply, and the stream ends when
+                it gives none and all are answered.
+
+        Raises:
+            ConfigError, ServerError: see `draw`; of a request without usable reply when all others are answered.
+        """
         failed: list[str] = []
         at_fault: dict[str, str] = {}
         in_a_row = 0
@@ -122,7 +135,8 @@ class OpenAIGenerator(Generator):
             try:
                 runner.run(servers.open())
                 while True:
-                    for request in islice(left, servers.window(AHEAD) - len(pending)):
+                    room = servers.window(AHEAD) - len(pending)
+                    for request in more(room) if room > 0 else ():
                         pending.add(runner.get_loop().create_task(self._ask(servers, request), name=request.problem.id))
                     if not pending:
                         break
@@ -153,7 +167,7 @@ class OpenAIGenerator(Generator):
         for start in range(0, len(indexes), size):
             yield indexes[start : start + size]
 
-    async def _ask(self, servers: Replicas, request: _Request) -> list[Sample]:
+    async def _ask(self, servers: Replicas, request: Request) -> list[Sample]:
         seed = derived_seed(request.seed, request.problem, request.indexes[0], request.prefix) >> 32  # 31 bits
         n = len(request.indexes)
         try:
@@ -168,13 +182,13 @@ class OpenAIGenerator(Generator):
             return [Sample(request.place, index, seed, None, f"the server: {error}") for index in request.indexes]
         except ImageError as error:  # it was there when the problems were read
             return [Sample(request.place, index, seed, None, str(error)) for index in request.indexes]
-        outcomes = [_outcome(choice, reply.usage if n == 1 else None) for choice in reply.choices]
+        outcomes = map(_outcome, reply.choices, _shares(reply.usage, n))
         return [
             Sample(request.place, index, seed, *outcome)
             for index, outcome in zip(request.indexes, outcomes, strict=True)
         ]
 
-    def _body(self, request: _Request, seed: int) -> dict[str, Any]:
+    def _body(self, request: Request, seed: int) -> dict[str, Any]:
         problem, params = request.problem, self.params
         messages = with_pictures(messages_of(problem), [data_uri(image) for image in problem.images])
         extra: dict[str, Any] = {"top_k": params.top_k} if params.top_k else {}
@@ -195,8 +209,16 @@ class OpenAIGenerator(Generator):
 
 
 @dataclass(frozen=True)
-class _Request:
-    """Some samples of one problem."""
+class Request:
+    """Some samples of one problem.
+
+    Attributes:
+        place: what the asker calls the problem, or the place in a response, in the samples.
+        problem: what is asked.
+        prefix: text that the response starts with.
+        indexes: of the samples.
+        seed: the draw of a sample is a function of this, problem, prefix and its request's first index.
+    """
 
     place: int
     problem: Problem
@@ -205,14 +227,20 @@ class _Request:
     seed: int
 
 
-def _outcome(choice: Choice, usage: Usage | None) -> tuple[Completion | None, str]:
+def _shares(usage: Usage | None, n: int) -> list[int]:
+    """Tokens of each choice where the server counts their sum alone: equal shares, so sums over requests are exact."""
+    each, more = divmod((usage and usage.completion_tokens) or 0, n)
+    return [each + (choice < more) for choice in range(n)]
+
+
+def _outcome(choice: Choice, share: int) -> tuple[Completion | None, str]:
     """The completion, or why there is none. A null content is an empty answer; a thought apart is put back."""
     if choice.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
         return None, f"the server: finish_reason {str(choice.finish_reason)[:40]!r}"
     logprobs = None
     if choice.logprobs is not None and choice.logprobs.content is not None:
         logprobs = tuple(min(0.0, token.logprob) for token in choice.logprobs.content)
-    num_tokens = len(logprobs) if logprobs is not None else (usage and usage.completion_tokens) or 0
+    num_tokens = len(logprobs) if logprobs is not None else share
     reason, message = FinishReason(choice.finish_reason), choice.message
     text, thought = message.content or "", message.reasoning_content or message.reasoning or ""
     if thought.strip():

@@ -41,14 +41,7 @@ class KeptContinuations:
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any], run: Run) -> None:
         self.path, self._run = path, run
-        made_by = json.dumps(fingerprint, sort_keys=True)
-        with closing(sqlite3.connect(path)) as connection, connection:
-            for statement in _TABLES:
-                connection.execute(statement)
-            if connection.execute("SELECT fingerprint FROM made_by").fetchall() != [(made_by,)]:
-                connection.execute("DELETE FROM continuations")
-                connection.execute("DELETE FROM made_by")
-                connection.execute("INSERT INTO made_by VALUES (?)", (made_by,))
+        make_continuations(path, fingerprint)
 
     def __call__(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """The results without their texts; all of a call's continuations are on the disk then, or none is.
@@ -66,17 +59,42 @@ class KeptContinuations:
             for problem, prefix in zip(task.problems, task.prefixes, strict=True)
             for index in range(task.n)
         ]
-        rows = [
-            (*place, *made, Verdict(verdict).value)
-            for place, made, verdict in zip(places, result["drawn"], result["verdicts"], strict=True)
-        ]
-        try:
-            with closing(sqlite3.connect(self.path)) as connection, connection:
-                connection.executemany("INSERT OR REPLACE INTO continuations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"{self.path} could not keep {len(rows)} continuations ({error}); check the disk"
-            ) from error
+        keep_continuations(self.path, places, result)
+
+
+def make_continuations(path: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Make the file, or take rows of another fingerprint out of it; see `KeptContinuations`."""
+    made_by = json.dumps(fingerprint, sort_keys=True)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in _TABLES:
+            connection.execute(statement)
+        if connection.execute("SELECT fingerprint FROM made_by").fetchall() != [(made_by,)]:
+            connection.execute("DELETE FROM continuations")
+            connection.execute("DELETE FROM made_by")
+            connection.execute("INSERT INTO made_by VALUES (?)", (made_by,))
+
+
+def keep_continuations(path: Path, places: Sequence[tuple[str, str, int, int]], result: Mapping[str, Any]) -> None:
+    """Keep the texts that were drawn; a continuation that was refused has none.
+
+    Args:
+        path: of the file, from `make_continuations`.
+        places: problem id, prefix, seed and index of each.
+        result: `verdicts` and `drawn` of the call, in that order.
+
+    Raises:
+        StoreError: the file cannot grow.
+    """
+    rows = [
+        (*place, *made, Verdict(verdict).value)
+        for place, made, verdict in zip(places, result["drawn"], result["verdicts"], strict=True)
+        if made is not None
+    ]
+    try:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.executemany("INSERT OR REPLACE INTO continuations VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path} could not keep {len(rows)} continuations ({error}); check the disk") from error
 
 
 def with_right_continuations(groups: Iterable[RolloutGroup], path: Path) -> Iterator[RolloutGroup]:

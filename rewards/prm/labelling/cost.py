@@ -4,22 +4,27 @@ A few responses, right and wrong ones, get the full K from every step, timed. On
 it takes some share of the most that it could, and about that share of the most that all responses could cost. The
 most is what a budget draws when nothing succeeds. The sample is thrown away: it has a seed of its own and changes no
 label.
+
+From servers nothing has to be thrown away, for a draw does not depend on its neighbours: some problems are labelled
+first, and what they took of their most is what all will take of theirs.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from rewards.kept.calls import Run
 from rewards.kept.keys import seed_of
 from rewards.prm.labelling.budgets import Budget, Draw, Ending, Place, budget_named, spend
-from rewards.prm.labelling.monte_carlo import Continuations, Response, responses_of
+from rewards.prm.labelling.monte_carlo import Continuations, Labelled, Response, responses_of
 from rewards.types import RolloutGroup, Splitter, Verdict
 
 SAMPLED = 6  # responses of either verdict, at most
+LABELLED_FIRST = (16, 64)  # problems, at least and at most; between them a tenth of all
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class CostEstimate:
         expected: continuations, as the sample lets expect.
         tokens: generated for the expected number.
         seconds: in the generator for the expected number, at the sample's speed; checks are not in it.
-        sample: continuations that the estimate itself cost.
+        sample: continuations that were measured.
+        sample_tokens: generated for the estimate.
     """
 
     steps: int
@@ -41,6 +47,7 @@ class CostEstimate:
     tokens: float
     seconds: float
     sample: int
+    sample_tokens: int = 0
 
     def __str__(self) -> str:
         return (
@@ -65,12 +72,14 @@ def estimate_cost(
     costly = [response for response in responses if most(budgeted, [response.ending], num_continuations)]
     continuations = partial(Continuations, run=run, seed=seed_of(f"{seed}:estimate", bits=63), rows_a_call=rows_a_call)
     rng = random.Random(f"estimate:{seed}")
-    at_most, expected, sampled, tokens, seconds = 0, 0.0, 0, 0, 0.0
+    at_most, expected, sampled, tokens, seconds, first_tokens = 0, 0.0, 0, 0, 0.0, 0
     for right in (True, False):  # they cost a budget differently
         some = [response for response in costly if response.ending.right is right]
         sample = rng.sample(some, min(len(some), max(1, min(SAMPLED, len(some) // 12))))
-        if sample:
-            continuations(sample)([(0, 0)], 1)  # what a first call costs beyond others is not in the measure
+        if sample:  # what a first call costs beyond others is not in the measure
+            first = continuations(sample)
+            first([(0, 0)], 1)
+            first_tokens += first.tokens
         draw = continuations(sample)
         used, possible = _replayed(budgeted, sample, draw, num_continuations)
         limit = most(budgeted, [response.ending for response in some], num_continuations)
@@ -79,7 +88,38 @@ def estimate_cost(
         sampled, tokens, seconds = sampled + draw.continuations, tokens + draw.tokens, seconds + draw.seconds
     each = expected / sampled if sampled else 0.0
     steps = sum(len(response.steps) - 1 for response in responses)
-    return CostEstimate(steps, at_most, expected, each * tokens, each * seconds, sampled)
+    return CostEstimate(steps, at_most, expected, each * tokens, each * seconds, sampled, tokens + first_tokens)
+
+
+def estimate_from_first(
+    groups: Sequence[RolloutGroup],
+    *,
+    label: Callable[[list[RolloutGroup]], Labelled],
+    splitter: Splitter,
+    num_continuations: int,
+    seed: int,
+    budget: str = "full",
+) -> CostEstimate:
+    """Label some problems, which are no longer to do then, and say what all of them will cost, those included.
+
+    Args:
+        groups, splitter, num_continuations, budget: see `label_steps`.
+        label: labels some of the groups and keeps what was drawn.
+        seed: picks the problems.
+    """
+    budgeted = budget_named(budget, num_continuations)
+    least, at_most = LABELLED_FIRST
+    number = min(len(groups), max(least, min(at_most, len(groups) // 10)))
+    first = random.Random(f"first:{seed}").sample(list(groups), number)
+    started = time.monotonic()
+    done = label(first)
+    seconds = time.monotonic() - started
+    endings, of_first = ([response.ending for response in responses_of(some, splitter)] for some in (groups, first))
+    limit, possible = most(budgeted, endings, num_continuations), most(budgeted, of_first, num_continuations)
+    scale = limit / possible if possible else 0.0
+    steps = sum(ending.num_steps - 1 for ending in endings)
+    drawn, tokens = done.continuations, done.tokens
+    return CostEstimate(steps, limit, scale * drawn, scale * tokens, scale * seconds, drawn)
 
 
 def most(budget: Budget, endings: Sequence[Ending], num_continuations: int) -> int:

@@ -96,26 +96,37 @@ class Continuer:
     def __call__(self, task: Task) -> dict[str, Any]:
         """Verdicts in order, their tokens, and the seconds in the generator; checks are not in them.
 
+        A continuation that was refused, such as one of a prompt too long, is `error`: neither right nor wrong.
+
         Raises:
             DataError: generator or verifier gave another number of results than it was asked for.
         """
         started = time.monotonic()
-        drawn = self.generator.generate(task.problems, task.n, prefixes=task.prefixes, seed=task.seed)
+        samples = {
+            (sample.problem, sample.index): sample
+            for some in self.generator.draw(task.problems, task.n, prefixes=task.prefixes, seed=task.seed)
+            for sample in some
+        }
         seconds = time.monotonic() - started
-        made = [completion for completions in drawn for completion in completions]
+        made = [sample.completion for _, sample in sorted(samples.items())]
         answers = [
-            (problem, replace(completion, text=prefix + completion.text))
-            for problem, prefix, completions in zip(task.problems, task.prefixes, drawn, strict=True)
-            for completion in completions
+            (task.problems[place], replace(sample.completion, text=task.prefixes[place] + sample.completion.text))
+            for (place, _), sample in sorted(samples.items())
+            if sample.completion is not None
         ]
-        verdicts, expected = self.verify_many(answers), len(task.problems) * task.n
-        if not len(answers) == len(verdicts) == expected:
+        found, expected = self.verify_many(answers), len(task.problems) * task.n
+        if len(made) != expected or len(found) != len(answers):
             raise DataError(
-                f"expected {expected} continuations and as many verdicts, got {len(answers)} and {len(verdicts)}; "
+                f"expected {expected} continuations and a verdict for each, got {len(made)} and {len(found)}; "
                 "the counts would be assigned to other steps"
             )
-        result = {"verdicts": verdicts, "tokens": sum(c.num_tokens for c in made), "seconds": seconds}
-        texts = {"drawn": [(c.text, c.finish_reason.value, c.num_tokens) for c in made]}
+        verdicts = iter(found)
+        result = {
+            "verdicts": [Verdict.ERROR if completion is None else next(verdicts) for completion in made],
+            "tokens": sum(completion.num_tokens for completion in made if completion),
+            "seconds": seconds,
+        }
+        texts = {"drawn": [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made]}
         return result | texts if self.with_texts else result
 
 
@@ -219,7 +230,7 @@ def label_steps(
     draw = Continuations(responses, run=run, seed=seed, rows_a_call=rows_a_call, on_drawn=on_drawn, each=each)
     counts = spend(budgeted, [response.ending for response in responses], draw, num_continuations)
     source = monte_carlo_source(budget, num_continuations)
-    labelled, rejected = _with_counts(groups, responses, counts, num_continuations, source)
+    labelled, rejected = labelled_with(groups, responses, counts, num_continuations, source)
     return Labelled(labelled, rejected, draw.continuations, draw.tokens, draw.undecided)
 
 
@@ -233,13 +244,14 @@ def responses_of(groups: Sequence[RolloutGroup], splitter: Splitter) -> list[Res
     ]
 
 
-def _with_counts(
+def labelled_with(
     groups: Sequence[RolloutGroup],
     responses: Sequence[Response],
     counts: Counts,
     num_continuations: int,
     source: str,
 ) -> tuple[list[RolloutGroup], Counter[str]]:
+    """The groups with the counts of their rollouts, and why a rollout has none: reason → number."""
     found: dict[tuple[int, int], tuple[MonteCarloCount, ...]] = {}
     for index, response in enumerate(responses):
         last = count([response.verdict] * num_continuations)

@@ -11,7 +11,7 @@ from rewards.types import FinishReason, Rollout, RolloutGroup, Verdict, verdict_
 
 
 def choose_responses(
-    groups: list[RolloutGroup], processor: object, *, responses: int, mixed_only: bool, seed: int
+    groups: list[RolloutGroup], processor: object | None, *, responses: int, mixed_only: bool, seed: int
 ) -> tuple[list[RolloutGroup], Counter[str]]:
     """At most `responses` per problem, right and wrong ones balanced, no text twice, nothing that cannot be scored.
 
@@ -46,12 +46,12 @@ def choose_responses(
     return chosen, rejected
 
 
-def unusable(rollout: Rollout, processor: object) -> str | None:
-    """Why a response can be neither labelled nor scored, or `None`."""
+def unusable(rollout: Rollout, processor: object | None) -> str | None:
+    """Why a response can be neither labelled nor scored, or `None`; without a processor no control token is known."""
     text = rollout.completion.text
     if not text.strip():
         return "empty"
-    if control_tokens_in(processor, text):
+    if processor is not None and control_tokens_in(processor, text):
         return "control token"
     if rollout.completion.finish_reason is FinishReason.LENGTH:
         return "truncated"

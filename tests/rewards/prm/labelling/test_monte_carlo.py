@@ -73,11 +73,10 @@ class Recorder(Generator):
     def __init__(self, generator: TransformersGenerator) -> None:
         self.generator, self.calls = generator, []
 
-    def draw(self, *asked: Any, **settings: Any) -> Any:
-        return self.generator.draw(*asked, **settings)
-
-    def generate(self, problems: Sequence[Problem], n: int, *, prefixes: Any = None, seed: int) -> Any:
-        drawn = self.generator.generate(problems, n, prefixes=prefixes, seed=seed)
+    def draw(
+        self, problems: Sequence[Problem], n: int, *, prefixes: Any = None, seed: int, done: Any = frozenset()
+    ) -> Any:
+        drawn = list(self.generator.draw(problems, n, prefixes=prefixes, seed=seed, done=done))
         self.calls.append(([p.id for p in problems], n, list(prefixes), seed, drawn))
         return drawn
 
@@ -152,7 +151,7 @@ def test_unverified_rollouts_are_rejected_not_wrong(generator: TransformersGener
 
 @pytest.mark.parametrize("change", [lambda v: v[:-1], lambda v: [*v, C], lambda v: []])
 def test_a_verifier_that_loses_rows_is_refused(generator: TransformersGenerator, change: Any) -> None:
-    with pytest.raises(DataError, match="expected 12 continuations and as many verdicts, got 12 and"):
+    with pytest.raises(DataError, match="expected 12 continuations and a verdict for each, got 12 and"):
         label(groups_of([C, W], [W]), generator, lambda items: change([W] * len(items)))
 
 
@@ -190,7 +189,7 @@ def test_waves_draw_anew(generator: TransformersGenerator, budget: str, sizes: l
     done = label_steps(groups, **settings(recorder, lambda items: [W] * len(items), budget=budget))
     assert [n for _, n, *_ in recorder.calls] == sizes
     assert len({seed for *_, seed, _ in recorder.calls}) == len(sizes)
-    texts = [completion.text for *_, drawn in recorder.calls for row in drawn for completion in row]
+    texts = [sample.completion.text for *_, drawn in recorder.calls for row in drawn for sample in row]
     assert len(set(texts)) == len(texts) == K
     assert done.groups[0].rollouts[0].mc == (MonteCarloCount(0, 4), MonteCarloCount(0, 4))
     assert done.groups[0].rollouts[0].label_source == f"mc:{budget}:4"
