@@ -39,6 +39,8 @@ class Sample:
         seed: that it was drawn with; a server's request may draw several samples with one seed.
         completion: the response; `None` if it was refused.
         reason: why it was refused, e.g. a prompt that is too long for the server.
+        share: of the tokens of a server's request that drew several samples and counts their sum alone; 0 if the
+            completion has its own number.
     """
 
     problem: int
@@ -46,6 +48,12 @@ class Sample:
     seed: int
     completion: Completion | None
     reason: str = ""
+    share: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens generated for it; exact in the sum over a request, and not for one of its samples."""
+        return self.share or (self.completion.num_tokens if self.completion else 0)
 
 
 class Generator(ABC):

@@ -47,8 +47,7 @@ class OpenAIGenerator(Generator):
         concurrency: requests at a time, to each server.
         samples_a_request: largest `n` of a request; 0 asks for all samples of a problem at once. A server that ignores
             `n` needs 1.
-        logprobs: ask for the log-probability of every token; without it the samples of one request have equal shares of
-            the tokens that the server counts.
+        logprobs: ask for the log-probability of every token; it also counts the tokens where n > 1.
         attempts, timeout_s, longest_wait_s: of one request, see `ChatClient`.
         describe: text of the progress bar of `generate`; empty for none.
     """
@@ -182,10 +181,10 @@ class OpenAIGenerator(Generator):
             return [Sample(request.place, index, seed, None, f"the server: {error}") for index in request.indexes]
         except ImageError as error:  # it was there when the problems were read
             return [Sample(request.place, index, seed, None, str(error)) for index in request.indexes]
-        outcomes = map(_outcome, reply.choices, _shares(reply.usage, n))
+        outcomes = [_outcome(choice, reply.usage if n == 1 else None) for choice in reply.choices]
         return [
-            Sample(request.place, index, seed, *outcome)
-            for index, outcome in zip(request.indexes, outcomes, strict=True)
+            Sample(request.place, index, seed, *outcome, share)
+            for index, outcome, share in zip(request.indexes, outcomes, _shares(reply.usage, n), strict=True)
         ]
 
     def _body(self, request: Request, seed: int) -> dict[str, Any]:
@@ -228,19 +227,19 @@ class Request:
 
 
 def _shares(usage: Usage | None, n: int) -> list[int]:
-    """Tokens of each choice where the server counts their sum alone: equal shares, so sums over requests are exact."""
+    """Equal shares of the tokens that the server counts for all choices, so that their sum is exact."""
     each, more = divmod((usage and usage.completion_tokens) or 0, n)
     return [each + (choice < more) for choice in range(n)]
 
 
-def _outcome(choice: Choice, share: int) -> tuple[Completion | None, str]:
+def _outcome(choice: Choice, usage: Usage | None) -> tuple[Completion | None, str]:
     """The completion, or why there is none. A null content is an empty answer; a thought apart is put back."""
     if choice.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
         return None, f"the server: finish_reason {str(choice.finish_reason)[:40]!r}"
     logprobs = None
     if choice.logprobs is not None and choice.logprobs.content is not None:
         logprobs = tuple(min(0.0, token.logprob) for token in choice.logprobs.content)
-    num_tokens = len(logprobs) if logprobs is not None else share
+    num_tokens = len(logprobs) if logprobs is not None else (usage and usage.completion_tokens) or 0
     reason, message = FinishReason(choice.finish_reason), choice.message
     text, thought = message.content or "", message.reasoning_content or message.reasoning or ""
     if thought.strip():

@@ -123,7 +123,7 @@ class Continuer:
         verdicts = iter(found)
         result = {
             "verdicts": [Verdict.ERROR if completion is None else next(verdicts) for completion in made],
-            "tokens": sum(completion.num_tokens for completion in made if completion),
+            "tokens": sum(sample.tokens for sample in samples.values()),
             "seconds": seconds,
         }
         texts = {"drawn": [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made]}

@@ -229,7 +229,7 @@ class _Work:
         verdicts = iter(found)
         return {
             "verdicts": [Verdict.ERROR if completion is None else next(verdicts) for completion in made],
-            "tokens": sum(completion.num_tokens for completion in made if completion),
+            "tokens": sum(sample.tokens for sample in unit.samples.values()),
             "drawn": [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made],
         }
 

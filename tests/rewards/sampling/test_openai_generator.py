@@ -99,6 +99,8 @@ def test_token_counts_and_logprobs(server: ModelServer) -> None:
     assert (told.num_tokens, told.token_logprobs) == (5, None)
     ((unknown, _),) = generator(server).generate(PROBLEMS[:1], 2, seed=0)
     assert unknown.num_tokens == 0  # the sum over two choices says nothing of one
+    (pair,) = generator(server).draw(PROBLEMS[:1], 3, seed=0)
+    assert [sample.tokens for sample in pair] == [5, 5, 5]  # shares: their sum is what the server counted
     ((kept, _),) = generator(server, logprobs=True).generate(PROBLEMS[:1], 2, seed=0)
     assert (kept.num_tokens, kept.token_logprobs) == (5, (-0.5,) * 5)
 
