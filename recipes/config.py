@@ -571,6 +571,29 @@ class ViewConfig:
 
 
 @dataclass
+class ServeConfig:
+    """`mpo serve`: scores of a PRM over HTTP, for trainers and rerankers in other processes."""
+
+    prm: Path = field(metadata={"help": "folder of a PRM with its prm.json"})
+    prm_format: str | None = field(
+        default=None,
+        metadata={"help": "how to ask a PRM that has no prm.json: a name of rewards/prm/formats.py, or a YAML file"},
+    )
+    host: str = field(
+        default="127.0.0.1",
+        metadata={"help": "address to listen at; one that others can reach needs a token in MPO_SERVE_TOKEN"},
+    )
+    port: int = field(default=8100, metadata={"help": "port to listen at; 0 takes a free one"})
+    aggregation: Aggregation = field(
+        default="mean", metadata={"help": "how a response's step scores become its reward"}
+    )
+    batch_rows: int = field(default=32, metadata={"help": "responses per forward pass, of whoever asks"})
+    most_waiting: int = field(
+        default=1024, metadata={"help": "responses that may wait; a request on top is told to come again"}
+    )
+
+
+@dataclass
 class CheckConfig:
     """`mpo check`: whether every finished stage of a run still holds what it wrote."""
 

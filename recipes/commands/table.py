@@ -144,6 +144,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "measure a PRM against a benchmark's step labels",
             "mpo prm-eval --prm run/prm --benchmark VisualProcessBench/test.jsonl --out run/prm_eval",
         ),
+        "serve": Command(
+            "recipes.answering.serve",
+            "serve",
+            "ServeConfig",
+            "serve a PRM's scores over HTTP",
+            "mpo serve run/prm --port 8100",
+            bare=("prm",),
+        ),
     },
     "The loop": {
         "pipeline": Command(
