@@ -22,10 +22,10 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import read_json, write_atomic
 from mpo.multimodal.text import printable
 from recipes.config import ReportConfig
-from recipes.report.charts import calibration_charts, pair_charts
-from recipes.report.figures import Chart, best_at_k_figure, training_charts
-from recipes.report.pairs import yield_rows
-from recipes.report.problems import problem_views
+from recipes.report.shown.charts import calibration_charts, pair_charts
+from recipes.report.shown.figures import Chart, best_at_k_figure, training_charts
+from recipes.report.shown.pairs import yield_rows
+from recipes.report.shown.problems import problem_views
 from recipes.report.summary import BASELINE, TRAINED, label, runs_of, summarise
 from recipes.report.tables import SELECTOR_LABELS, caption, markdown_tables, samples_of, verdict, warning_text
 from recipes.stage.folder import manifest_of

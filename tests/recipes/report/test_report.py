@@ -13,11 +13,12 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.text import printable
 from recipes.config import ReportConfig
 from recipes.report import page as report_module
-from recipes.report.charts import calibration_charts, pair_charts
 from recipes.report.page import report, report_stage
-from recipes.report.pairs import first_difference, read_pairs
-from recipes.report.pictures import picture_of, pictures_of
-from recipes.report.problems import StepView, _steps, problem_views
+from recipes.report.shown.charts import calibration_charts, pair_charts
+from recipes.report.shown.pairs import first_difference, read_pairs
+from recipes.report.shown.pictures import picture_of, pictures_of
+from recipes.report.shown.problems import problem_views
+from recipes.report.shown.responses import StepView, _steps
 from recipes.report.summary import summarise
 from recipes.stage.groups import read_groups, write_groups
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, StepScores, Unseen

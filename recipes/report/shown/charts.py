@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from recipes.report.figures import Chart, Palette, plain
-from recipes.report.pairs import read_pairs
+from recipes.report.shown.figures import Chart, Palette, plain
+from recipes.report.shown.pairs import read_pairs
 from recipes.report.summary import BASELINE, TRAINED, label
 from recipes.stage.folder import MANIFEST
 from recipes.stage.groups import read_groups
