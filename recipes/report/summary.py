@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mpo.multimodal.errors import StageError
@@ -51,6 +52,7 @@ Measures = dict[str, Measure]  # quantity → measure
 Curves = dict[str, dict[str, Measure]]  # selector → k → measure
 PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
 LARGEST_CLAIM_K = 8
+CHOOSING = ("prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority", "orm")  # need no reference
 
 
 def runs_of(folder: str | Path) -> list[Path]:
@@ -76,8 +78,8 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
     runs = [run for path in runs for run in runs_of(path)]
     if not runs:
         raise StageError("no run folders to summarise: expected at least one")
-    arms = {arm: _measures_of(runs, arm) for arm in _arm_names(runs)}
-    curves = {arm: _curves(runs, arm) for arm in arms}
+    arms = {arm: measures_of_arm(runs, arm) for arm in arm_names(runs)}
+    curves = {arm: curves_of_arm(runs, arm) for arm in arms}
     ks = [int(k) for k in next((curve["prm"] for curve in curves.values() if curve), {})]
     k = max((k for k in ks if k <= LARGEST_CLAIM_K), default=None)
     sizes = [measures["samples"].averaged() for measures in arms.values() if "samples" in measures]
@@ -97,6 +99,7 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
         ],
         "candidates": {arm: rows for arm in arms if (rows := _candidates(runs, arm))},
         "prm": [row for arm, measures in arms.items() if (row := _prm(arm, measures))],
+        "best_selector": _best_selector(curves, k),
         "claims": _claims(arms, curves, k),
         "comparisons": _comparisons(arms),
         "breakdown": breakdown(runs, {arm: arms[arm] for arm in (BASELINE, TRAINED) if arm in arms}),
@@ -117,14 +120,14 @@ def label(arm: str) -> str:
     return ARM_LABELS.get(arm, arm)
 
 
-def _arm_names(runs: Sequence[Path]) -> list[str]:
+def arm_names(runs: Sequence[Path]) -> list[str]:
     """Arms of any run, the warm start first, then MPO, then the known baselines, then the rest by name."""
     found = {path.name for run in runs for path in (run / "test").iterdir() if path.is_dir()}
     known = list(ARM_LABELS)
     return sorted(found, key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
 
 
-def _measures_of(runs: Sequence[Path], arm: str) -> Measures:
+def measures_of_arm(runs: Sequence[Path], arm: str) -> Measures:
     """Everything that the arm's groups tell; each folder is read once."""
     test = f"test/{arm}"
     measures = measures_of(runs, [f"{test}/scored", f"{test}/verified"], of_samples)
@@ -146,7 +149,7 @@ def _prm(arm: str, measures: Measures) -> dict[str, Any]:
     return {"arm": arm, "label": label(arm), **row} if row else {}
 
 
-def _curves(runs: Sequence[Path], arm: str) -> Curves:
+def curves_of_arm(runs: Sequence[Path], arm: str) -> Curves:
     """Selector → k → measure; empty without results."""
     results = {seed: r for seed, run in enumerate(runs) if (r := _results(run, arm))}
     if not results:
@@ -170,6 +173,22 @@ def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
     """What each seed's responses were: distinct answers at each k, verdicts, unscored ones."""
     keys = ("problems", "samples", "distinct_answers", "verdicts", "unscored")
     return [{key: results[key] for key in keys} for run in runs if (results := _results(run, arm))]
+
+
+def _best_selector(curves: Mapping[str, Curves], k: int | None) -> dict[str, Any] | None:
+    """The selector with the highest accuracy at k, of the trained policy if there is one, else of the policy before.
+
+    Among equals the first of `CHOOSING` wins; its gain is over one random response of the same policy. That the best
+    of several was picked is not corrected for.
+    """
+    arm = next((arm for arm in (TRAINED, BASELINE) if curves.get(arm)), None)
+    if arm is None or k is None:
+        return None
+    at = {name: curves[arm][name][str(k)] for name in CHOOSING if name in curves[arm]}
+    means = {name: fmean(measure.averaged().values()) for name, measure in at.items()}
+    name = max(means, key=lambda one: means[one])
+    gain = _claim("", at[name], curves[arm].get("random", {}).get(str(k)))
+    return {"arm": arm, "selector": name, "mean": means[name], "gain": gain}
 
 
 def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int | None) -> list[dict[str, Any]]:

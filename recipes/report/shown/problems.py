@@ -135,6 +135,7 @@ def _change_view(one: Changed, of: str, verifier: str) -> ProblemView:
         response_view([rollout], {rollout.completion.text: [f"{badges[arm]}: {label(arm)}, {of}"]})
         for arm, rollout in ((BASELINE, one.before), (TRAINED, one.after))
     ]
+    kind = one.kind or "not checked"
     same = ", the same text" if one.before.completion.text == one.after.completion.text else ""
     pictures, missing = pictures_of(one.problem)
     return ProblemView(
@@ -148,9 +149,7 @@ def _change_view(one: Changed, of: str, verifier: str) -> ProblemView:
         top=sides[1].verdict,
         disagrees=False,
         missing_pictures=missing,
-        pairs=[
-            PairView(f"{(one.kind or '').capitalize()}: {sides[0].mark} before, {sides[1].mark} after{same}", *sides)
-        ],
+        pairs=[PairView(f"{kind.capitalize()}: {sides[0].mark} before, {sides[1].mark} after{same}", *sides)],
         whose=f"{label(BASELINE)} and {label(TRAINED)}",
         change=one.kind or "",
         kinds=kinds_of(one.problem, verifier),
