@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from recipes.report.pairs import PairTexts, read_pairs
-from recipes.report.pictures import pictures_of
+from recipes.report.shown.pairs import PairTexts, read_pairs
+from recipes.report.shown.pictures import pictures_of
 from recipes.stage.groups import read_groups
 from rewards.steps import split_into
 from rewards.types import Problem, Rollout, RolloutGroup, Step, Verdict

@@ -554,12 +554,17 @@ class PRMEvalConfig:
 
 @dataclass
 class ReportConfig:
-    """`mpo report`: one self-contained HTML page of a run or of an evidence folder."""
+    """`mpo report`: one self-contained HTML page of a run or of an evidence folder, or of what differs between two."""
 
     run: Path = field(metadata={"help": "folder of `mpo pipeline` or `mpo evidence`"})
-    out: Path | None = field(default=None, metadata={"help": "page to write; default: RUN/report.html"})
-    problems: int = field(default=24, metadata={"help": "problems to show with their responses"})
+    out: Path | None = field(
+        default=None, metadata={"help": "page to write; default: RUN/report.html, or AGAINST/comparison.html"}
+    )
+    problems: int = field(default=48, metadata={"help": "problems to show with their responses"})
     markdown: bool = field(default=False, metadata={"help": "also print the tables as Markdown"})
+    against: Path | None = field(
+        default=None, metadata={"help": "another such folder: compare the two on the test problems that they share"}
+    )
 
 
 @dataclass

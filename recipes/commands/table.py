@@ -193,9 +193,9 @@ GROUPS: dict[str, dict[str, Command]] = {
             "recipes.report.page",
             "report_stage",
             "ReportConfig",
-            "write one self-contained HTML page about a run",
+            "write one self-contained HTML page about a run, or about the difference of two",
             "mpo report runs/own",
-            bare=("run",),
+            bare=("run", "against"),
         ),
         "view": Command(
             "recipes.report.view",

@@ -7,15 +7,13 @@ the attention that a shared prompt gets. No path, no host or user name, no envir
 from __future__ import annotations
 
 import json
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.varlen import why_no_kernel
 from recipes.config import EnvConfig
+from recipes.stage.closing import CHECKOUT, commit_of
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("transformers", "trl", "peft", "datasets", "huggingface_hub", "pillow", "torchvision"),
     *("bitsandbytes", "deepspeed", "flash-attn", "kernels", "liger-kernel", "math-verify", "openai", "scikit-learn"),
@@ -34,7 +32,7 @@ def environment(config: EnvConfig) -> dict[str, Any]:
 def describe() -> dict[str, dict[str, str | None]]:
     """The report as plain data; None means that something does not exist."""
     return {
-        "project": {"mpo-prm": _version("mpo-prm"), "commit": _commit(CHECKOUT)},
+        "project": {"mpo-prm": _version("mpo-prm"), "commit": commit_of(CHECKOUT)},
         "packages": {name: _version(name) for name in PACKAGES},
         "attention": {"shared prompt": _attention()},
     }
@@ -45,22 +43,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _commit(folder: Path) -> str | None:
-    """The commit of a checkout and whether its files were changed; None where this is an installed package."""
-    if not (folder / ".git").exists():
-        return None
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}, with changes" if changes else commit
 
 
 def _attention() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -22,23 +21,34 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import read_json, write_atomic
 from mpo.multimodal.text import printable
 from recipes.config import ReportConfig
-from recipes.report.charts import calibration_charts, pair_charts
-from recipes.report.figures import Chart, best_at_k_figure, training_charts
-from recipes.report.pairs import yield_rows
-from recipes.report.problems import problem_views
+from recipes.report.breakdown import KINDS as BREAKDOWN_KINDS
+from recipes.report.compare import compare, print_comparison
+from recipes.report.headline import Cells, cards, lede
+from recipes.report.identity import counts_text, identity, settings_of
+from recipes.report.measures import VERDICTS as VERDICT_NAMES
+from recipes.report.shown.changes import ORDER as CHANGE_KINDS
+from recipes.report.shown.changes import change_tables
+from recipes.report.shown.charts import calibration_charts, pair_charts
+from recipes.report.shown.figures import Chart, best_at_k_figure, training_charts
+from recipes.report.shown.pairs import yield_rows
+from recipes.report.shown.problems import ProblemView, problem_views
 from recipes.report.summary import BASELINE, TRAINED, label, runs_of, summarise
-from recipes.report.tables import SELECTOR_LABELS, caption, markdown_tables, samples_of, verdict, warning_text
-from recipes.stage.folder import manifest_of
-from recipes.stage.numbers import change, columns, percent, points
-from recipes.stage.order import stages_in
+from recipes.report.tables import SELECTOR_LABELS, caption, markdown_tables, verdict, warning_text
+from recipes.stage.numbers import change, columns, percent, points, real_minus
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_BYTES = 10_000_000
+TOPS = {"right": "Best response right", "wrong unclear": "Best response wrong"}
+MOST_VALUES = 8  # of a kind of problem, for which there are buttons
 BLIND = ("random", "first", "longest", "shortest")
 PLOTS = "plots"  # folder beside the page
-Cells = Mapping[tuple[str, str, int], Any]  # (arm, selector, k) → its row of the summary
 LOGS = ("trainer_state.json", "log_history.json")
 KINDS = {
+    "changes": (
+        "Before and after",
+        f"The same test problem answered by {label(BASELINE)} and by {label(TRAINED)}: those that were fixed or broken "
+        "first.",
+    ),
     "test": (
         "Test problems",
         "Every response to one problem, best reward first. The colour is the PRM’s score of a step.",
@@ -55,16 +65,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Card:
-    """A number at the top of the page."""
-
-    name: str
-    value: str
-    note: str
-
-
-def report(run: str | Path, *, out: str | Path | None = None, problems: int = 24) -> Path:
+def report(run: str | Path, *, out: str | Path | None = None, problems: int = 48) -> Path:
     """Write `report.html` for a run folder, or for an evidence folder with `seed…` folders; beside it its plots.
 
     Args:
@@ -93,7 +94,9 @@ def report(run: str | Path, *, out: str | Path | None = None, problems: int = 24
 
 
 def report_stage(config: ReportConfig) -> Path:
-    """`mpo report`: `report` with the command's settings, and print where the page is."""
+    """`mpo report`: `report` with the command's settings, or the comparison of two runs; print where the page is."""
+    if config.against is not None:
+        return _compare(config.run, config.against, config.out)
     page = report(config.run, out=config.out, problems=config.problems)
     if config.markdown:
         print(markdown_tables(summarise(runs_of(config.run))))
@@ -101,7 +104,38 @@ def report_stage(config: ReportConfig) -> Path:
     return page
 
 
+def _compare(a: Path, b: Path, out: Path | None) -> Path:
+    """The comparison in the terminal and as a page beside the second run's."""
+    found = compare(a, b)
+    print_comparison(found)
+    out = out or b / "comparison.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    sides = [[row for row in identity(runs_of(folder)) if row[1]] for folder in (a, b)]
+    template = _environment().get_template("comparison.html.j2")
+    write_atomic(out, template.render(found=found, sides=sides, style=style))
+    print(f"report: {out}")
+    return out
+
+
 def _render(page: Mapping[str, Any], problems: Mapping[str, Any]) -> str:
+    environment = _environment()
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))  # our own files, and nobody else's text
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        page,
+        problems=problems,
+        kinds=KINDS,
+        filters=_filters(problems),
+        style=style,
+        script=Markup(script),
+        script_hash=digest,
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -115,12 +149,9 @@ def _render(page: Mapping[str, Any], problems: Mapping[str, Any]) -> str:
         "printable": printable,
         "change": change,
         "columns": columns,
+        "real_minus": real_minus,
     }
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))  # our own files, and nobody else's text
-    template = environment.get_template("report.html.j2")
-    return template.render(page, problems=problems, kinds=KINDS, style=style, script=Markup(script), script_hash=digest)
+    return environment
 
 
 def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,12 +162,18 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
         "name": printable(folder.resolve().name),
         "summary": summary,
         "caption": caption(summary),
-        "lede": _lede(summary, cell),
-        "cards": _cards(summary, cell),
+        "lede": lede(summary),
+        "cards": cards(summary, cell),
+        "identity": [row for row in identity(runs) if row[1]],
+        "changes": change_tables(runs, before=BASELINE, after=TRAINED),
+        "change_kinds": CHANGE_KINDS,
+        "breakdown": summary["breakdown"],
+        "verdict_names": list(dict.fromkeys(VERDICT_NAMES.values())),
+        "label": label,
         "selectors": SELECTOR_LABELS,
         "curves": _curve_figures(summary),
         "best_rows": _best_rows(summary, cell),
-        "claims": _claim_rows([*summary["claims"], *summary["comparisons"]]),
+        **_claims([*summary["claims"], *summary["comparisons"]]),
         "candidates": [(label(arm), _candidates(rows)) for arm, rows in summary["candidates"].items()],
         "blind": [
             (row["label"], [(SELECTOR_LABELS[name], cell.get((row["arm"], name, k))) for name in ("prm", *BLIND)])
@@ -150,39 +187,9 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
         "calibration": calibration_charts(runs),
         "warnings": _warnings(runs, summary),
         "training": _training(runs[0]),
-        "stages": [{**row, "notes": _counts(row["counts"])} for row in summary["stages"]],
-        "settings": _settings(runs[0]),
+        "stages": [{**row, "notes": counts_text(row["counts"])} for row in summary["stages"]],
+        "settings": settings_of(runs[0]),
     }
-
-
-def _lede(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> str:
-    """The result in two sentences, as far as the run shows it."""
-    sampled = {row["arm"]: row["sampled"]["mean"] for row in summary["arms"] if "sampled" in row}
-    parts = []
-    if BASELINE in sampled and TRAINED in sampled:
-        moved = f"{percent(sampled[BASELINE])} % to {percent(sampled[TRAINED])} %"
-        parts.append(f"MPO takes the share of right answers from {moved} on {summary['problems']} held-out problems.")
-    best = cell.get((TRAINED, "prm", summary["k"]))
-    if best:
-        parts.append(f"Letting the PRM choose among {summary['k']} responses gives {percent(best['mean'])} %.")
-    return " ".join(parts)
-
-
-def _cards(summary: Mapping[str, Any], cell: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> list[Card]:
-    seeds, k = len(summary["seeds"]), summary["k"]
-    note = f"{samples_of(summary)} responses each, {seeds} seed{'s' if seeds != 1 else ''}"
-    cards = [Card("Test problems", str(summary["problems"]), note)]
-    for row in summary["arms"]:
-        if row["arm"] in (BASELINE, TRAINED) and "sampled" in row:
-            cards.append(_card(row["label"].capitalize() if row["arm"] == BASELINE else row["label"], row["sampled"]))
-    for name, selector in ((f"{label(TRAINED)} + best of {k}", "prm"), (f"Oracle of {k}", "oracle")):
-        if (TRAINED, selector, k) in cell:
-            cards.append(_card(name, cell[TRAINED, selector, k]))
-    return cards
-
-
-def _card(name: str, estimate: Mapping[str, Any]) -> Card:
-    return Card(name, f"{percent(estimate['mean'])} %", f"{percent(estimate['low'])} to {percent(estimate['high'])}")
 
 
 def _curve_figures(summary: Mapping[str, Any]) -> list[Chart]:
@@ -215,7 +222,7 @@ def _best_rows(summary: Mapping[str, Any], cell: Cells) -> list[tuple[str, str, 
     ]
 
 
-def _claim_rows(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _claims(claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Claims with their interval's place on a common axis, in per cent of its width; 50 is no difference."""
     ends = [abs(claim["difference"][end]) for claim in claims for end in ("low", "high")]
     reach = max([*ends, 0.01]) * 1.08
@@ -223,7 +230,7 @@ def _claim_rows(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     def place(value: float) -> float:
         return round(50 + 50 * value / reach, 2)
 
-    return [
+    rows = [
         {
             **claim,
             "verdict": verdict(claim),
@@ -231,6 +238,25 @@ def _claim_rows(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for claim in claims
     ]
+    steps = [step * 10**power for power in (-3, -2, -1) for step in (1, 2, 5)]
+    tick = max((step for step in steps if step <= 0.8 * reach), default=steps[0])
+    return {"claims": rows, "ticks": [(place(at), f"{100 * at:+.3g}") for at in (-tick, tick)]}
+
+
+def _filters(problems: Mapping[str, Sequence[ProblemView]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Key → (value, text) of each button; keys without a choice have none. Within a key any value, keys together."""
+    views = [view for listed in problems.values() for view in listed]
+    keys = [
+        ("list", [(kind, KINDS[kind][0]) for kind in problems]),
+        ("change", [(kind, kind.capitalize()) for kind in CHANGE_KINDS if any(v.change == kind for v in views)]),
+        ("top", [(value, text) for value, text in TOPS.items() if any(v.top in value.split() for v in views)]),
+        ("disagrees", [("yes", "PRM disagrees with majority")] if any(view.disagrees for view in views) else []),
+        ("blind", [("yes", "Image-blind")] if any(view.blind for view in views) else []),
+    ]
+    for by in BREAKDOWN_KINDS:
+        values = sorted({view.kinds[by] for view in views if by in view.kinds})
+        keys.append((by, [(value, f"{by}: {value}") for value in values] if 1 < len(values) <= MOST_VALUES else []))
+    return [(key, choices) for key, choices in keys if choices and (key != "list" or len(choices) > 1)]
 
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -259,36 +285,3 @@ def _history(folder: Path) -> list[dict[str, Any]]:
             content = read_json(folder / name)
             return content["log_history"] if isinstance(content, dict) else content
     return []
-
-
-def _settings(run: Path) -> list[tuple[str, str]]:
-    """Stage → its settings; of a path only its last two parts, since a report travels."""
-    rows = []
-    for folder in stages_in(run):
-        manifest = manifest_of(folder)
-        settings = manifest["fingerprint"]["settings"] | {name: at[0] for name, at in manifest["sources"].items()}
-        text = ", ".join(f"{name} = {_short(value)}" for name, value in sorted(settings.items()))
-        rows.append((str(folder.relative_to(run)), text))
-    return rows
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return "/".join(Path(text).parts[-2:]) if isinstance(value, str) and "/" in text else text
-
-
-def _counts(counts: Sequence[Mapping[str, Any]]) -> str:
-    """What a stage counted, each number over the seeds."""
-    names = dict.fromkeys(name for row in counts for name in row)
-    parts = []
-    for name in names:
-        values = dict.fromkeys(_flat(row.get(name)) for row in counts)
-        if any(values):
-            parts.append(f"{name} {' / '.join(values)}")
-    return ", ".join(parts)
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

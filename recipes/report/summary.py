@@ -8,22 +8,19 @@ cover what another training seed would do. What a run does not have is left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mpo.multimodal.errors import DataError, StageError
+from mpo.multimodal.errors import StageError
 from mpo.multimodal.files import read_json, write_atomic
+from recipes.report.breakdown import breakdown
+from recipes.report.measures import Measure, difference, measures_of, of_accuracy, of_samples, same_problems
 from recipes.stage.folder import MANIFEST, RESULTS, manifest_of
-from recipes.stage.groups import read_groups
 from recipes.stage.order import stages_in
-from rewards.choosing.evaluation import RESAMPLES, SELECTORS, degenerate_shares, within_problem_aucs
-from rewards.scoring.visual_dependence import of_group
-from rewards.statistics import mean_with_interval, paired_difference
-from rewards.types import RolloutGroup, correctness_of
+from rewards.choosing.evaluation import RESAMPLES, SELECTORS
 from rewards.verifying.degeneration import REASONS
 
 ARM_LABELS = {
@@ -51,33 +48,11 @@ COMPARED = (
     ("mpo_all_wrong", "rft_filter"),
     ("mpo_all_wrong", "rft_all_wrong"),
 )
-PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
-LARGEST_CLAIM_K = 8
-
-Values = dict[str, float]  # problem id → value
-Row = dict[str, float | None]  # quantity → value of one problem; None is "has none"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One quantity: a value per problem, for each seed (by index) that has it."""
-
-    by_seed: Mapping[int, Values]
-
-    def averaged(self, seeds: Sequence[int] | None = None) -> Values:
-        """Problem → mean over the seeds that have a value for it."""
-        chosen = [self.by_seed[seed] for seed in (self.by_seed if seeds is None else seeds)]
-        ids = dict.fromkeys(identifier for values in chosen for identifier in values)
-        return {i: fmean(values[i] for values in chosen if i in values) for i in ids}
-
-    def estimate(self, *, resamples: int = 9999) -> dict[str, Any]:
-        """Mean, low, high and n over problems, and each seed's mean."""
-        estimate = mean_with_interval(list(self.averaged().values()), resamples=resamples)
-        return {**asdict(estimate), "seeds": [fmean(values.values()) for values in self.by_seed.values()]}
-
-
 Measures = dict[str, Measure]  # quantity → measure
 Curves = dict[str, dict[str, Measure]]  # selector → k → measure
+PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
+LARGEST_CLAIM_K = 8
+CHOOSING = ("prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority", "orm")  # need no reference
 
 
 def runs_of(folder: str | Path) -> list[Path]:
@@ -103,8 +78,8 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
     runs = [run for path in runs for run in runs_of(path)]
     if not runs:
         raise StageError("no run folders to summarise: expected at least one")
-    arms = {arm: _measures_of(runs, arm) for arm in _arm_names(runs)}
-    curves = {arm: _curves(runs, arm) for arm in arms}
+    arms = {arm: measures_of_arm(runs, arm) for arm in arm_names(runs)}
+    curves = {arm: curves_of_arm(runs, arm) for arm in arms}
     ks = [int(k) for k in next((curve["prm"] for curve in curves.values() if curve), {})]
     k = max((k for k in ks if k <= LARGEST_CLAIM_K), default=None)
     sizes = [measures["samples"].averaged() for measures in arms.values() if "samples" in measures]
@@ -124,8 +99,10 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
         ],
         "candidates": {arm: rows for arm in arms if (rows := _candidates(runs, arm))},
         "prm": [row for arm, measures in arms.items() if (row := _prm(arm, measures))],
+        "best_selector": _best_selector(curves, k),
         "claims": _claims(arms, curves, k),
         "comparisons": _comparisons(arms),
+        "breakdown": breakdown(runs, {arm: arms[arm] for arm in (BASELINE, TRAINED) if arm in arms}),
         "pairs": [{"seed": run.name, **found} for run in runs if (found := _pairing(run))],
         "stages": _stages(runs),
     }
@@ -143,73 +120,20 @@ def label(arm: str) -> str:
     return ARM_LABELS.get(arm, arm)
 
 
-def _arm_names(runs: Sequence[Path]) -> list[str]:
+def arm_names(runs: Sequence[Path]) -> list[str]:
     """Arms of any run, the warm start first, then MPO, then the known baselines, then the rest by name."""
     found = {path.name for run in runs for path in (run / "test").iterdir() if path.is_dir()}
     known = list(ARM_LABELS)
     return sorted(found, key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
 
 
-def _measures_of(runs: Sequence[Path], arm: str) -> Measures:
+def measures_of_arm(runs: Sequence[Path], arm: str) -> Measures:
     """Everything that the arm's groups tell; each folder is read once."""
     test = f"test/{arm}"
-    measures = _measures(runs, [f"{test}/scored", f"{test}/verified"], _of_samples)
+    measures = measures_of(runs, [f"{test}/scored", f"{test}/verified"], of_samples)
     for name in ("greedy", "swapped"):
-        measures |= _measures(runs, [f"{test}/{name}"], partial(_of_accuracy, name))
+        measures |= measures_of(runs, [f"{test}/{name}"], partial(of_accuracy, name))
     return measures
-
-
-def _measures(runs: Sequence[Path], stages: Sequence[str], of: Callable[[RolloutGroup], Row]) -> Measures:
-    """Name → measure, from the first of `stages` that a run has finished; a run without them is left out."""
-    rows: dict[int, dict[str, Row]] = {}
-    for seed, run in enumerate(runs):
-        if folder := next((run / stage for stage in stages if (run / stage / MANIFEST).exists()), None):
-            rows[seed] = {group.problem.id: of(group) for group in read_groups(folder)}
-    _same_problems(rows, stages[0])
-    names = dict.fromkeys(name for by_id in rows.values() for row in by_id.values() for name in row)
-    by_name = {name: {seed: _column(by_id, name) for seed, by_id in rows.items()} for name in names}
-    kept = {name: {s: values for s, values in by_seed.items() if values} for name, by_seed in by_name.items()}
-    return {name: Measure(by_seed) for name, by_seed in kept.items() if by_seed}
-
-
-def _column(rows: Mapping[str, Row], name: str) -> Values:
-    return {i: value for i, row in rows.items() if (value := row[name]) is not None}
-
-
-def _same_problems(rows: Mapping[int, Mapping[str, Any]], stage: str) -> None:
-    """The seeds must share their problems, else a mean over seeds would compare different tests."""
-    kinds = {frozenset(by_id) for by_id in rows.values()}
-    if len(kinds) > 1:
-        raise DataError(
-            f"{stage}: the seeds have different test problems ({sorted(map(len, kinds))} ids); "
-            "expected the same in every seed"
-        )
-
-
-def _of_accuracy(name: str, group: RolloutGroup) -> Row:
-    return {name: _accuracy(group)}
-
-
-def _of_samples(group: RolloutGroup) -> Row:
-    counts = {"sampled": _accuracy(group), "samples": float(len(group.rollouts))}
-    return {**counts, **degenerate_shares(group.rollouts), **_of_rewards(group), **of_group(group)}
-
-
-def _of_rewards(group: RolloutGroup) -> Row:
-    """AUC with the problem's image and with another's, and the mean fall of the reward."""
-    other = replace(
-        group, rollouts=tuple(r.with_(reward=r.swapped.reward if r.swapped else None) for r in group.rollouts)
-    )
-    falls = [r.reward - r.swapped.reward for r in group.rollouts if r.reward is not None and r.swapped is not None]
-    return {
-        "auc": within_problem_aucs([group]).get(group.problem.id),
-        "auc_swapped": within_problem_aucs([other]).get(group.problem.id),
-        "swap_drop": fmean(falls) if falls else None,
-    }
-
-
-def _accuracy(group: RolloutGroup) -> float:
-    return fmean(correctness_of(group))
 
 
 def _arm(arm: str, measures: Measures) -> dict[str, Any]:
@@ -225,12 +149,12 @@ def _prm(arm: str, measures: Measures) -> dict[str, Any]:
     return {"arm": arm, "label": label(arm), **row} if row else {}
 
 
-def _curves(runs: Sequence[Path], arm: str) -> Curves:
+def curves_of_arm(runs: Sequence[Path], arm: str) -> Curves:
     """Selector → k → measure; empty without results."""
     results = {seed: r for seed, run in enumerate(runs) if (r := _results(run, arm))}
     if not results:
         return {}
-    _same_problems({seed: dict.fromkeys(r["problem_ids"]) for seed, r in results.items()}, f"test/{arm}/best_of_n")
+    same_problems({seed: dict.fromkeys(r["problem_ids"]) for seed, r in results.items()}, f"test/{arm}/best_of_n")
     ks = [k for k in map(str, next(iter(results.values()))["ks"]) if all(int(k) in r["ks"] for r in results.values())]
     curves: Curves = {}
     for name in SELECTORS:
@@ -249,6 +173,22 @@ def _candidates(runs: Sequence[Path], arm: str) -> list[dict[str, Any]]:
     """What each seed's responses were: distinct answers at each k, verdicts, unscored ones."""
     keys = ("problems", "samples", "distinct_answers", "verdicts", "unscored")
     return [{key: results[key] for key in keys} for run in runs if (results := _results(run, arm))]
+
+
+def _best_selector(curves: Mapping[str, Curves], k: int | None) -> dict[str, Any] | None:
+    """The selector with the highest accuracy at k, of the trained policy if there is one, else of the policy before.
+
+    Among equals the first of `CHOOSING` wins; its gain is over one random response of the same policy. That the best
+    of several was picked is not corrected for.
+    """
+    arm = next((arm for arm in (TRAINED, BASELINE) if curves.get(arm)), None)
+    if arm is None or k is None:
+        return None
+    at = {name: curves[arm][name][str(k)] for name in CHOOSING if name in curves[arm]}
+    means = {name: fmean(measure.averaged().values()) for name, measure in at.items()}
+    name = max(means, key=lambda one: means[one])
+    gain = _claim("", at[name], curves[arm].get("random", {}).get(str(k)))
+    return {"arm": arm, "selector": name, "mean": means[name], "gain": gain}
 
 
 def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int | None) -> list[dict[str, Any]]:
@@ -290,20 +230,8 @@ def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
 
 
 def _claim(name: str, left: Measure | None, right: Measure | None) -> dict[str, Any] | None:
-    difference = _difference(left, right)
-    return {"name": name, "difference": difference, "holds": difference["low"] > 0} if difference else None
-
-
-def _difference(left: Measure | None, right: Measure | None) -> dict[str, Any] | None:
-    """Paired over problems, on the seeds and problems that have both sides; None if there are none."""
-    both = [seed for seed in left.by_seed if seed in right.by_seed] if left and right else []
-    if not left or not right or not both:
-        return None
-    a, b = left.averaged(both), right.averaged(both)
-    if a.keys() != b.keys():
-        raise DataError(f"a comparison has {len(a)} problems on one side and {len(b)} on the other; expected the same")
-    per_seed = [fmean(left.by_seed[seed].values()) - fmean(right.by_seed[seed].values()) for seed in both]
-    return {**asdict(paired_difference([a[i] for i in a], [b[i] for i in a])), "seeds": per_seed}
+    found = difference(left, right)
+    return {"name": name, "difference": found, "holds": found["verdict"] == "holds"} if found else None
 
 
 def _pairing(run: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from recipes.stage.numbers import (
     short,
     signed,
 )
+from rewards.statistics import verdict_of
 
 SELECTOR_LABELS = {
     "prm": "PRM best of k",
@@ -96,10 +97,9 @@ def prm_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
 
 
 def verdict(claim: Mapping[str, Any]) -> str:
-    """In words: the interval lies above 0, lies below 0, or includes it."""
-    if claim["holds"]:
-        return "holds"
-    return "reversed" if claim["difference"]["high"] < 0 else "not shown"
+    """In words: whether the difference is shown, by interval and test."""
+    found = claim["difference"]
+    return verdict_of(found["low"], found["high"], found["p"])
 
 
 def caption(summary: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ def caption(summary: Mapping[str, Any]) -> str:
     seeds = len(summary["seeds"])
     return (
         f"{summary['problems']} test problems, {samples_of(summary)} samples per problem, "
-        f"{seeds} seed{'s' if seeds != 1 else ''}; per cent, 95 % bootstrap interval over problems"
+        f"{seeds} seed{'s' if seeds != 1 else ''}; per cent, 95 % interval over problems"
     )
 
 

@@ -21,7 +21,7 @@ from mpo.multimodal.errors import ConfigError, FingerprintError, StageError
 from mpo.multimodal.failpoints import reach
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.text import one_line
-from recipes.stage.closing import closing_line
+from recipes.stage.closing import circumstances, closing_line
 from recipes.stage.identity import file_content, folder_content
 from recipes.stage.lock import lock, unlock
 from recipes.stage.vouching import OWN, faults, vouched
@@ -96,6 +96,7 @@ class Stage:
             "problems": problems,
             "image_root": self.image_root and os.path.realpath(self.image_root),
             "seconds": seconds,
+            "made": circumstances(),
         }
         reach("before_manifest")
         write_atomic(self.out / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,16 @@ def change(difference: float) -> str:
     """
     text = f"{difference:+.2f}"
     return "0.00" if float(text) == 0 else text.replace("-", "−")
+
+
+def real_minus(text: str) -> str:
+    """A text with minus signs before its negative numbers, not hyphens.
+
+    Example:
+        >>> real_minus("best-of-8 falls by -0.2 [-0.3, 0.1], seed-1")
+        'best-of-8 falls by −0.2 [−0.3, 0.1], seed-1'
+    """
+    return re.sub(r"(?<![\w.\-])-(?=\.?\d)", "−", text)
 
 
 def signed(estimate: Mapping[str, Any]) -> str:

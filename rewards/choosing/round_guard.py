@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpo.multimodal.errors import DataError
-from rewards.statistics import Estimate, mean_with_interval, paired_difference
+from rewards.statistics import Difference, Estimate, mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
 
 
@@ -43,8 +43,8 @@ class RoundChange:
         reward: of the PRM's mean reward.
     """
 
-    gold: Estimate
-    reward: Estimate
+    gold: Difference
+    reward: Difference
 
     @property
     def over_optimised(self) -> bool:
@@ -53,8 +53,8 @@ class RoundChange:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether neither interval includes 0."""
-        return self.gold.high < 0 < self.reward.low
+        """Whether both changes are shown, by interval and test."""
+        return self.gold.verdict == "reversed" and self.reward.verdict == "holds"
 
 
 def measure_round(groups: Sequence[RolloutGroup]) -> RoundMeasure:

@@ -1,6 +1,6 @@
-"""When not to believe a best-of-N number: warnings read off results, each a paired difference with its interval.
+"""When not to believe a best-of-N number: warnings read off results, each an estimate with its interval.
 
-- over-optimisation: best@k falls beyond its interval while k grows (arXiv 2210.10760 shows why it can);
+- over-optimisation: best@k is shown to fall while k grows (arXiv 2210.10760 shows why it can);
 - no gain: the PRM's choice is not above the majority;
 - length: among equally right responses the PRM prefers long (or short) ones;
 - blind: right responses keep their rewards when they are scored with another problem's image.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from rewards.statistics import Estimate, mean_with_interval, paired_difference
+from rewards.statistics import CHANGE, Difference, Estimate, mean_with_interval, paired_difference
 from rewards.types import RolloutGroup, correctness_of
 
 LENGTH_SHARE = 0.7  # of equally right pairs: a PRM that prefers the longer (shorter) one more often chooses by length
@@ -41,7 +41,7 @@ class TrustWarning:
     evidence: Estimate
 
 
-def selector_regret(oracle: Sequence[float], chosen: Sequence[float]) -> Estimate:
+def selector_regret(oracle: Sequence[float], chosen: Sequence[float]) -> Difference:
     """Oracle minus choice, over problems: what a perfect selector would still gain at the same k.
 
     Example:
@@ -52,18 +52,18 @@ def selector_regret(oracle: Sequence[float], chosen: Sequence[float]) -> Estimat
 
 
 def over_optimisation(best: Curve) -> TrustWarning | None:
-    """Warn if best@k falls with more samples: some k′ > k where best@k′ − best@k is below 0 beyond its interval.
+    """Warn if best@k falls with more samples: some k′ > k where best@k′ is shown to be below best@k.
 
     Args:
         best: best@k by the PRM; the same problems at every k.
 
     Returns:
-        The deepest such fall. With several k the intervals are not corrected for their number.
+        The deepest such fall. With several k the verdicts are not corrected for their number.
     """
     falls = []
     for k, larger in combinations(sorted(best), 2):
         difference = paired_difference(best[larger], best[k])
-        if difference.high < 0:
+        if difference.verdict == "reversed":
             falls.append((difference.mean, k, larger, difference))
     if not falls:
         return None
@@ -85,11 +85,11 @@ def not_above_majority(prm: Curve, majority: Curve) -> TrustWarning | None:
         return None
     k = max(ks)
     difference = paired_difference(prm[k], majority[k])
-    if difference.low > 0:
+    if difference.verdict == "holds":
         return None
     message = (
         f"no gain: PRM best@{k} minus majority@{k} is {_shown(difference)}, not shown to be above 0"
-        if difference.high >= 0
+        if difference.verdict == "not shown"
         else f"no gain: PRM best@{k} is below majority@{k} by {_shown(difference, sign=-1)}; answer with the vote"
     )
     return TrustWarning("not_above_majority", message, difference)
@@ -156,7 +156,7 @@ def image_drop(groups: Sequence[RolloutGroup]) -> Estimate | None:
         ]
         if falls:
             drops.append(fmean(falls))
-    return mean_with_interval(drops) if drops else None
+    return mean_with_interval(drops, bounds=CHANGE) if drops else None
 
 
 def image_blind(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
@@ -168,6 +168,9 @@ def image_blind(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
         f"blind: with another problem's image the reward of correct responses falls by only {_shown(drop)}: the PRM "
         "hardly looks at the image; check that the image is sent, and train the PRM on responses that are wrong "
         "about the image"
+        if drop.mean < LEAST_DROP
+        else f"perhaps blind: with another problem's image the reward of correct responses falls by {_shown(drop)} on "
+        f"{drop.n} problems, not shown to be above 0: score more problems before you believe that the PRM looks"
     )
     return TrustWarning("image_blind", message, drop)
 
@@ -182,4 +185,4 @@ def _shown(estimate: Estimate, *, sign: int = 1) -> str:
     low, high = sorted((sign * estimate.low, sign * estimate.high))
     assert math.isfinite(low)
     assert math.isfinite(high)
-    return f"{sign * estimate.mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{sign * estimate.mean:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")

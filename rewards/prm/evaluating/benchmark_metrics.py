@@ -1,6 +1,7 @@
 """What a benchmark shows about a PRM: macro-F1, first errors, AUC, calibration, and what it loses without the image.
 
-Intervals are percentile bootstraps over problems, the independent units: a problem's responses and steps stay together.
+Intervals are over problems (`rewards.statistics`), the independent units:
+a problem's responses and steps stay together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from numpy.typing import NDArray
 from mpo.multimodal.errors import DataError
 from rewards.prm.evaluating.benchmark import ScoredResponse
 from rewards.prm.evaluating.metrics import calibration, class_counts, f1_scores, first_error_f1, within_auc
-from rewards.statistics import mean_with_interval, paired_difference, share, statistic_with_interval, weighted_auc
+from rewards.statistics import (
+    CHANGE,
+    SHARE,
+    Bounds,
+    mean_with_interval,
+    paired_difference,
+    share,
+    statistic_with_interval,
+    weighted_auc,
+)
 
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]
@@ -115,7 +125,7 @@ def image_drop(
     }
     return {
         "responses": len(seen),
-        **{name: _estimate(statistic, with_.problems, resamples) for name, statistic in falls.items()},
+        **{name: _estimate(statistic, with_.problems, resamples, CHANGE) for name, statistic in falls.items()},
         "within_problem_auc": asdict(paired_difference(*zip(*within, strict=True))) if within else None,
     }
 
@@ -159,8 +169,8 @@ def _macro_f1(counts: Array) -> Array:
     return f1_scores(counts)[2]
 
 
-def _estimate(statistic: Metric, problems: int, resamples: int) -> dict[str, Any] | None:
-    found = statistic_with_interval(statistic, problems, resamples=resamples)
+def _estimate(statistic: Metric, problems: int, resamples: int, bounds: Bounds = SHARE) -> dict[str, Any] | None:
+    found = statistic_with_interval(statistic, problems, resamples=resamples, bounds=bounds)
     return asdict(found) if found else None
 
 

@@ -17,7 +17,8 @@ import torch
 
 from mpo.multimodal import varlen
 from recipes.config import EnvConfig
-from recipes.report.environment import _commit, describe, environment
+from recipes.report.environment import describe, environment
+from recipes.stage.closing import commit_of
 
 ROOT = Path(__file__).resolve().parents[3]
 CANARIES = {
@@ -91,15 +92,15 @@ def test_the_commit_of_a_checkout_and_of_none(tmp_path: Path) -> None:
         done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    assert _commit(tmp_path) is None
+    assert commit_of.__wrapped__(tmp_path) is None
     git("init", "-q")
-    assert _commit(tmp_path) is None  # no commit yet
+    assert commit_of.__wrapped__(tmp_path) is None  # no commit yet
     (tmp_path / "file").write_text("one")
     git("add", "file")
     git("commit", "-qm", "first")
-    assert _commit(tmp_path) == git("rev-parse", "HEAD")
+    assert commit_of.__wrapped__(tmp_path) == git("rev-parse", "HEAD")
     (tmp_path / "file").write_text("two")
-    assert _commit(tmp_path) == git("rev-parse", "HEAD") + ", with changes"
+    assert commit_of.__wrapped__(tmp_path) == git("rev-parse", "HEAD") + ", with changes"
 
 
 def test_the_lines_leave_out_what_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

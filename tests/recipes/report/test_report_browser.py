@@ -4,6 +4,7 @@ Skipped where no Chromium is installed, as in CI; `apt-get install chromium chro
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,12 @@ def test_the_corpus_does_nothing(session, hostile_page):
     elements = session.execute_script(
         "return [...new Set([...document.querySelectorAll('.problem *')].map(e => e.localName))]"
     )
-    assert {"script", "style", "svg", "a", "iframe", "form", "input", "object", "link"}.isdisjoint(elements)
+    assert {"script", "style", "svg", "iframe", "form", "input", "object", "link"}.isdisjoint(elements)
+    links = session.execute_script(
+        "return [...document.querySelectorAll('.problem a')].map(e => [e.className, e.getAttribute('href')])"
+    )
+    assert len({href for _, href in links}) == count  # the page's own, one address a problem
+    assert all(kind == "permalink" and re.fullmatch(r"#problem-[A-Za-z0-9_.-]+", href) for kind, href in links)
     questions = session.execute_script("return [...document.querySelectorAll('.problem h4')].map(e => e.textContent)")
     assert CORPUS["jinja"] in questions
     assert CORPUS["script end"] in questions
@@ -86,11 +92,61 @@ def test_keys_and_filters(session, tmp_path):
         ActionChains(session).send_keys(key).perform()  # to what has the focus, as a reader's keys go
         places.append(session.execute_script(focused))
     assert places == [0, 1, 0]
-    for button in session.find_elements(By.CSS_SELECTOR, ".filters button"):
+    shown = "return [...document.querySelectorAll('.problem:not([hidden])')].map(e => ({...e.dataset}))"
+    buttons = session.find_elements(By.CSS_SELECTOR, ".filters button")
+    for button in buttons:
         button.send_keys(Keys.ENTER)  # reached by Tab, pressed by key
         assert button.get_attribute("aria-pressed") == "true"
-        shown = session.execute_script("return document.querySelectorAll('.problem:not([hidden])').length")
-        assert session.find_element(By.CSS_SELECTOR, ".filters output").text == f"{shown} of 12"
+        count = len(session.execute_script(shown))
+        assert session.find_element(By.CSS_SELECTOR, ".filters output").text == f"{count} of 12"
+    by_name = {button.text: button for button in buttons}
+    by_name["All"].send_keys(Keys.ENTER)
+    by_name["Test problems"].send_keys(Keys.ENTER)
+    by_name["Best response right"].send_keys(Keys.ENTER)
+    found = session.execute_script(shown)
+    assert found
+    assert {(one["list"], one["top"]) for one in found} == {("test", "right")}  # both hold
+    by_name["Best response wrong"].send_keys(Keys.ENTER)
+    assert {one["list"] for one in session.execute_script(shown)} == {"test"}  # right or wrong, and a test problem
+
+
+def test_search_addresses_and_json(session, tmp_path):
+    """A word of the question finds it, an address shows its problem whatever is filtered, JSON holds what is shown."""
+    from selenium.webdriver.common.by import By
+
+    page = report(make_run(tmp_path / "run"), problems=12)
+    visit(session, page.as_uri())
+    field = session.find_element(By.CSS_SELECTOR, ".filters input")
+    name = session.execute_script("return document.querySelector('.problem .id span').textContent")
+    field.send_keys(f"sum {name}")  # keys j and k are letters here
+    identifiers = "return [...document.querySelectorAll('.problem:not([hidden]) .id span')].map(e => e.textContent)"
+    assert set(session.execute_script(identifiers)) == {name}
+    other = session.execute_script("return document.querySelector('.problem[hidden]').id")
+    session.execute_script("location.hash = arguments[0]", other)
+    session.execute_async_script("setTimeout(arguments[0], 50)")
+    assert session.execute_script("return !document.getElementById(arguments[0]).hidden", other)
+    session.execute_script("window.copied = null; navigator.clipboard.writeText = async (text) => { copied = text; }")
+    session.execute_script("document.querySelector('#' + arguments[0] + ' .copy').click()", other)
+    session.execute_async_script("setTimeout(arguments[0], 50)")
+    copied = json.loads(session.execute_script("return copied"))
+    assert other.endswith(copied["id"])
+    assert copied["question"] == "What is the sum?"
+    assert copied["responses"][0]["steps"][0]["text"].startswith("First is")
+
+
+def test_without_javascript_the_page_reads(session, tmp_path):
+    """No control that would do nothing, and every problem."""
+    page = report(make_run(tmp_path / "run"), problems=12)
+    session.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    visit_url = page.as_uri()
+    try:
+        session.get(visit_url)
+        session.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+        visible = "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent).length"
+        assert session.execute_script(visible, ".problem") == 12
+        assert session.execute_script(visible, "button, input") == 0
+    finally:
+        session.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
 def test_five_hundred_problems(session, tmp_path):

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.choosing.adaptive import (
@@ -47,27 +46,20 @@ def sampled_groups(number, samples, seed, *, honest=True):
 
 
 def test_golden_values():
-    """Leader 2, runner-up 1, one left: overtakes (ties count) iff it gets it: E[p₂] = 2/5 under Beta(2, 3).
+    """Leader 2, runner-up 1, one left: overtakes (ties count) iff it gets it: ½.
 
-    Three equal answers: a new one cannot reach 3 with two left; with three left it needs all: E[p³] under Beta(1, 4).
+    Three equal answers: a new one cannot reach 3 with two left; with three left it needs all: (½)³.
     """
-    assert vote_may_change(group_of("112"), 1) == pytest.approx(2 / 5)
+    assert vote_may_change(group_of("112"), 1) == pytest.approx(1 / 2)
     assert vote_may_change(group_of("111"), 2) == 0.0
-    assert vote_may_change(group_of("111"), 3) == pytest.approx(1 * 2 * 3 / (5 * 6 * 7))
+    assert vote_may_change(group_of("111"), 3) == pytest.approx(1 / 8)
     assert vote_may_change(group_of([None, None]), 3) == 1.0
     assert vote_may_change(group_of("12"), 0) == 0.0
-    # the better half is {1, 1}: (0 + ½) / (2 + 1) · 2/6; then {1, 2}: (1 + ½) / 3 · 2/6
-    assert best_may_change(group_of("1122", [0.9, 0.8, 0.2, 0.1]), 2) == pytest.approx(1 / 18)
-    assert best_may_change(group_of("1122", [0.9, 0.1, 0.8, 0.2]), 2) == pytest.approx(1 / 6)
+    # the better half is {1, 1}: beside the best one other, which agrees: (0 + 1) / 2 · 2/6; then {1, 2}: 2 / 2 · 2/6
+    assert best_may_change(group_of("1122", [0.9, 0.8, 0.2, 0.1]), 2) == pytest.approx(1 / 6)
+    assert best_may_change(group_of("1122", [0.9, 0.1, 0.8, 0.2]), 2) == pytest.approx(1 / 3)
+    assert best_may_change(group_of("12", [0.9, 0.1]), 2) == pytest.approx(1 / 2)  # nobody but the best: nothing known
     assert best_may_change(group_of("11", [None, None]), 2) == 1.0
-
-
-def test_with_many_left_it_is_adaptive_consistency():
-    """P(p₂ > ½) under Beta(v₂ + 1, v₁ + 1), as in arXiv 2305.11860."""
-    for first, second in ((4, 0), (5, 2), (9, 4)):
-        group = group_of("1" * first + "2" * second)
-        limit = stats.beta.sf(0.5, second + 1, first + 1)
-        assert vote_may_change(group, 200_000) == pytest.approx(limit, abs=1e-3)
 
 
 def test_equal_rewards_make_the_weighted_vote_the_vote():
@@ -79,21 +71,10 @@ def test_equal_rewards_make_the_weighted_vote_the_vote():
 
 
 @pytest.mark.parametrize(("first", "second", "left"), [(1, 1, 1), (3, 0, 5), (4, 3, 9), (7, 2, 4), (2, 2, 12)])
-def test_the_vote_rule_is_the_beta_binomial_tail(first, second, left):
-    needed = math.ceil((first - second + left) / 2)
-    expected = stats.betabinom.sf(needed - 1, left, second + 1, first + 1)
+def test_the_vote_rule_is_the_binomial_tail(first, second, left):
+    ways = [math.comb(left, won) for won in range(left + 1) if second + won >= first + left - won]
     found = vote_may_change(group_of("1" * first + "2" * second), left)
-    assert found == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("v1", [2, 4])
-def test_the_vote_rule_is_calibrated_under_its_own_model(v1):
-    """p ~ Beta(2, v₁ + 1) and 6 more votes for two answers: the frequency of overtaking, 40,000 draws."""
-    rng = np.random.default_rng(0)
-    gained = rng.binomial(6, rng.beta(2, v1 + 1, 40_000))
-    frequency = (1 + gained >= v1 + 6 - gained).mean()
-    expected = vote_may_change(group_of("1" * v1 + "2"), 6)
-    assert frequency == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 40_000))
+    assert found == pytest.approx(sum(ways) / 2**left, abs=1e-9)
 
 
 def test_a_new_best_is_as_probable_as_exchangeability_says():
@@ -102,19 +83,38 @@ def test_a_new_best_is_as_probable_as_exchangeability_says():
     share = (rng.random((40_000, 12)).argmax(1) >= 8).mean()
     assert share == pytest.approx(4 / 12, abs=0.01)
     group = group_of([str(i) for i in range(8)], np.linspace(0.9, 0.1, 8).tolist())
-    assert best_may_change(group, 4) == pytest.approx((3 + 0.5) / 5 * 4 / 12)
+    assert best_may_change(group, 4) == pytest.approx((3 + 1) / 4 * 4 / 12)
 
 
 @pytest.mark.parametrize("selector", MAY_CHANGE)
 def test_replay_saves_samples_within_the_stated_error(selector):
-    """What the rule promises, on problems that do not follow its prior: another answer in at most 5 % of them."""
+    """With rewards that know something, and problems from hard to easy: another answer in at most 5 % of them."""
     found = replay(sampled_groups(300, 16, seed=2), 16, selector=selector, error=0.05)
     summary = found.summary(resamples=200)
-    assert summary["samples_saved"] > 0.25
+    assert summary["samples_saved"] > (0.1 if selector == "prm" else 0.2)
     assert summary["tokens_saved"] == pytest.approx(summary["samples_saved"])
     assert summary["changed"]["mean"] <= 0.05
     assert abs(summary["difference"]["mean"]) <= summary["changed"]["mean"] + 1e-12
     assert all(2 <= samples <= 16 for samples in found.samples)
+
+
+UNEVEN = [0.3, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05]
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [1 / 3] * 3, UNEVEN], ids=["two", "three", "eight"])
+@pytest.mark.parametrize("selector", ["prm", "weighted_vote", "majority"])
+def test_the_stated_error_holds_where_nothing_is_known(selector, shares):
+    """The worst case: answers of about the same frequency, rewards that know nothing, a look after every sample.
+
+    300 problems: two standard errors of a rate of 0.2 are 0.046. The rules before these gave 0.27 to 0.38.
+    """
+    rng = np.random.default_rng(7)
+    answers = [rng.choice(list("12345678")[: len(shares)], 16, p=shares).tolist() for _ in range(300)]
+    rewards = np.clip(rng.normal(0.5, 0.15, (300, 16)), 0.01, 1).tolist()
+    groups = [group_of(a, r, id=f"p{i}") for i, (a, r) in enumerate(zip(answers, rewards, strict=True))]
+    for error in (0.05, 0.2):
+        changed = replay(groups, 16, selector=selector, error=error, wave=1, orders=1).changed
+        assert sum(changed) / 300 <= error + 2 * math.sqrt(error * (1 - error) / 300)
 
 
 def test_more_error_saves_more():
@@ -134,7 +134,7 @@ def test_replay_is_seeded_and_takes_n_of_more():
 def test_hard_problems_get_more_samples():
     easy, hard = group_of("1" * 16, id="easy"), group_of("1234" * 4, id="hard")
     found = replay([easy, hard], 16, selector="majority")
-    assert found.samples[0] == 4.0
+    assert found.samples[0] == 8.0
     assert found.samples[1] > 12
 
 

@@ -131,9 +131,21 @@ def test_a_fall_within_the_interval_is_none():
 
 def test_majority_of_two_says_nothing():
     assert not_above_majority({1: [0.0], 2: [0.0]}, {1: [1.0], 2: [1.0]}) is None
-    below = not_above_majority({4: [0.0, 0.1]}, {4: [1.0, 1.1]})
+    below = not_above_majority({4: [0.0] * 6}, {4: [1.0] * 6})
     assert below is not None
     assert "below majority@4 by 1.000" in below.message
+    few = not_above_majority({4: [0.0] * 2}, {4: [1.0] * 2})  # two problems show nothing, not even so much
+    assert few is not None
+    assert "minus majority@4 is −1.000 [−1.000, 0.315], not shown" in few.message
+
+
+def test_few_problems_accuse_no_prm_of_blindness():
+    """Two problems on which the reward falls by 0.3 show neither that the PRM looks nor that it does not."""
+    groups = scored_by(answered(2), honest)
+    drop = image_blind(scored_unseen(groups, scored_by(answered(2), lambda right, text, noise: noise + 0.1)))
+    assert drop is not None
+    assert drop.message.startswith("perhaps blind")
+    assert "hardly looks" not in drop.message
 
 
 def test_length_is_compared_among_equally_right_answers_only():

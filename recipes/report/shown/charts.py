@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from recipes.report.figures import Chart, Palette, plain
-from recipes.report.pairs import read_pairs
+from recipes.report.shown.figures import Chart, Palette, plain
+from recipes.report.shown.pairs import read_pairs
 from recipes.report.summary import BASELINE, TRAINED, label
 from recipes.stage.folder import MANIFEST
 from recipes.stage.groups import read_groups
-from recipes.stage.numbers import percent
+from recipes.stage.numbers import change, percent
 from rewards.prm.evaluating.metrics import Calibration, calibration
 from rewards.types import Verdict
 
@@ -71,7 +71,7 @@ def calibration_charts(runs: Sequence[Path]) -> list[tuple[Chart, Calibration]]:
 
 def _histogram(values: Sequence[float], unit: str, colours: Palette) -> Figure:
     figure = Figure(figsize=(5.6, 2.9))
-    axes = figure.subplots(gridspec_kw={"left": 0.085, "right": 0.97, "bottom": 0.18, "top": 0.95})
+    axes = figure.subplots(gridspec_kw={"left": 0.085, "right": 0.97, "bottom": 0.18, "top": 0.91})
     reach = float(np.quantile(np.abs(values), 0.995)) or 1.0
     edges = np.linspace(-reach, reach, HISTOGRAM_BINS + 1)
     counts, _ = np.histogram(np.clip(values, -reach, reach), edges)  # the outermost bars hold what lies beyond
@@ -80,15 +80,17 @@ def _histogram(values: Sequence[float], unit: str, colours: Palette) -> Figure:
     mean = float(np.mean(values))
     axes.axvline(mean, color=colours["majority"], linewidth=1.6)
     axes.annotate(
-        f"mean {mean:+.2f}",
+        f"mean {change(mean)}",
         (mean, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(6, -4),
+        xytext=(0, 3),
         textcoords="offset points",
-        va="top",
+        ha="center",
+        va="bottom",
         fontsize=9,
         color=colours["majority"],
     )
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("characters" if unit == "characters" else "PRM reward", color=colours["muted"])
     plain(axes, colours)
     return figure

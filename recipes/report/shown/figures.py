@@ -49,6 +49,7 @@ PAPER: Palette = {
 PAGE: Palette = {name: f"#0101{index:02x}" for index, name in enumerate(PAPER, start=1)}
 _METADATA: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
+FEW_POINTS = 12  # of a line; each is marked
 LOSSES = {"loss/preference": "preference", "loss/quality": "quality", "loss/generation": "generation"}
 REWARDS = {
     "rewards/margins": "margin",
@@ -145,7 +146,9 @@ def _training_figure(columns: Sequence[tuple[str, list[tuple[int, float]]]], col
     axes = figure.subplots(gridspec_kw={"left": 0.085, "right": 0.79, "bottom": 0.15, "top": 0.95})
     ends: list[tuple[float, str, str]] = []
     for line, (text, points) in zip(LINES, columns, strict=False):
-        axes.plot([step for step, _ in points], [value for _, value in points], color=colours[line], linewidth=1.8)
+        marker = "o" if len(points) <= FEW_POINTS else None
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=colours[line], linewidth=1.2 if marker else 1.8, marker=marker, markersize=4)
         ends.append((points[-1][1], text, colours[line]))
     low, high = axes.get_ylim()
     _label_ends(axes, ends, x=max(points[-1][0] for _, points in columns), gap=(high - low) * 0.075)

@@ -1,0 +1,1 @@
+"""What the page shows beside tables: problems with their responses, and figures."""
