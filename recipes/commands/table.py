@@ -146,6 +146,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "measure every selector (PRM, votes, oracle) at every k",
             "mpo best-of-n --groups run/test_scored --out run/best_of_n --ks 1 2 4 8",
         ),
+        "rerank": Command(
+            "recipes.answering.rerank",
+            "rerank",
+            "RerankConfig",
+            "print scored responses, best first",
+            "mpo rerank run/scored --top 1",
+            bare=("groups",),
+        ),
         "beam-search": Command(
             "recipes.answering.beam_search",
             "beam_search",
