@@ -1,8 +1,9 @@
 """Problems from any table: own JSON lines, VLMEvalKit's TSV, Parquet with embedded images, `datasets`, the Hub.
 
-Columns are found by name, and images stand where the text names them (`<image>`, MMMU's `<image 1>`). Those of VLMEvalKit (`index`, `image`, `image_path`, `hint`, `A` … `Z`, `category`;
+Columns are found by name. Those of VLMEvalKit (`index`, `image`, `image_path`, `hint`, `A` … `Z`, `category`;
 https://github.com/open-compass/VLMEvalKit, docs/en/Development.md), of MMMU (`image_1` …, `options` as the text of a
-list), of MathVista (`pid`, `decoded_image`, `choices`) and of our own files are known; `columns` names others.
+list), of MathVista (`pid`, `decoded_image`, `choices`) and of our own files are known; `columns` names others. Images
+stand where the text names them (`<image>`, MMMU's `<image 1>`), else they precede it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "choices": ("choices", "options"),
     "hint": ("hint",),
     "meta": ("meta",),
+    "placed": ("placed",),  # of our own files: what the placeholders say anyway
 }
 SINGULAR = {"image": "images"}
 _NUMBERED = re.compile(r"image_(\d+)")
