@@ -30,11 +30,27 @@ Arm = Literal[
 ]
 BenchmarkKind = Literal["visualprocessbench", "processbench", "groups"]
 Budget = Literal["full", "sequential", "bisect"]
-DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "stepwise"]
+DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "visualprm_conversations", "stepwise"]
 Engine = Literal["local", "ray"]
+Jpeg = Literal["none", "marked", "all"]
 NumberType = Literal["auto", "float32", "bfloat16"]
 OnChange = Literal["refuse", "segment"]
 Positive = Annotated[float, Gt(0)]
+PublishedForm = Literal[
+    "visualprm400k",
+    "prm800k",
+    "math_shepherd",
+    "stepwise",
+    "mmpr",
+    "rlaif_v",
+    "llava",
+    "swift",
+    "sharegpt",
+    "chat",
+    "visualprocessbench",
+    "processbench",
+    "problems",
+]
 Read = Literal["token_ids", "choice", "top"]
 RejectedPart = Literal["full", "first_bad_step", "up_to_first_bad_step"]
 Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
@@ -73,6 +89,20 @@ class PromptConfig:
     )
     system: str = field(
         default="", kw_only=True, metadata={"help": "system message, instead of the one that the prompt brings"}
+    )
+
+
+@dataclass
+class ColumnsConfig:
+    """What the columns of a table of problems are called."""
+
+    columns: list[str] = field(
+        default_factory=list,
+        kw_only=True,
+        metadata={
+            "help": "for problems with other column names: part=column, such as question=query answer=label; parts are "
+            "id, question, image, answer, choices, hint"
+        },
     )
 
 
@@ -124,6 +154,13 @@ class ModelTraining:
         metadata={
             "help": "most tokens of a prompt with its response, images included; longer rows are rejected and "
             "counted, never cut"
+        },
+    )
+    jpeg_augmentation: Jpeg = field(
+        default="marked",
+        metadata={
+            "help": "training images that are compressed as JPEG at a random quality from 75 to 100, anew in every "
+            "epoch: those that the data marks (data_augment in MMPR's meta.json), all, or none"
         },
     )
     dataloader_num_workers: int | None = field(
@@ -209,11 +246,14 @@ class DeepenConfig:
 
 
 @dataclass
-class SampleConfig(EngineConfig, PromptConfig):
+class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
     """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 
     problems: Path = field(
-        metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
+        metadata={
+            "help": "problems: JSON lines, a VLMEvalKit TSV, Parquet, a folder that datasets saved, or "
+            "hub:NAME[:CONFIG][:SPLIT]; image paths stay inside the file's folder"
+        }
     )
     out: Path = field(
         metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command resumes an interrupted run"}
@@ -256,6 +296,46 @@ class SampleConfig(EngineConfig, PromptConfig):
         },
     )
     parquet: bool = field(default=False, metadata={"help": "also write samples.parquet, which contains the images"})
+
+
+@dataclass
+class ImportConfig(ColumnsConfig):
+    """`mpo import FORM SOURCE`: published data, as the commands here read it."""
+
+    form: PublishedForm = field(metadata={"help": "FORM, what SOURCE is; docs/formats.md describes each"})
+    source: Path = field(
+        metadata={"help": "SOURCE: a file, the folder of a release, or for tables hub:NAME[:CONFIG][:SPLIT]"}
+    )
+    out: Path = field(
+        metadata={"help": "folder to write: pairs.parquet, groups.jsonl, test.jsonl or problems.jsonl, and images/"}
+    )
+    sample: int = field(default=0, metadata={"help": "take so many rows of each file, to look first; 0 takes all"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder that image paths are relative to; default: the source's own"}
+    )
+
+
+@dataclass
+class ImportResponsesConfig(ColumnsConfig):
+    """`mpo import-responses`: responses made elsewhere become a folder of samples."""
+
+    responses: list[Path] = field(
+        metadata={
+            "help": "files of responses, such as own JSON lines with response or responses, in any form that "
+            "docs/formats.md lists; of several files each gives further samples"
+        }
+    )
+    out: Path = field(metadata={"help": "folder for groups.jsonl, problems.jsonl and images/"})
+    problems: Path | None = field(
+        default=None,
+        metadata={
+            "help": "problems that the responses answer, by id: anything that --problems of `mpo sample` takes; "
+            "default: the questions in the files themselves"
+        },
+    )
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder that image paths are relative to; default: each file's own"}
+    )
 
 
 @dataclass
@@ -501,7 +581,7 @@ class PairsConfig:
 
 @dataclass
 class ConvertDataConfig:
-    """`mpo convert-data FROM TO`: preference pairs (trl, mmpr), or labelled steps (groups, visualprm, stepwise)."""
+    """`mpo convert-data FROM TO`: preference pairs (trl, mmpr), or labelled steps (the others)."""
 
     source_format: DataFormat = field(metadata={"help": "FROM, the format to read"})
     target_format: DataFormat = field(
@@ -620,7 +700,7 @@ class EnvConfig:
 
 
 @dataclass
-class OwnConfig:
+class OwnConfig(ColumnsConfig):
     """Section `own` of a run's settings: a model and problems of yours, in place of a world."""
 
     policy: Path = field(metadata={"help": "model that is sampled and trained; it must be able to answer already"})
@@ -767,7 +847,7 @@ class TrainMPOConfig(ModelTraining):
 
 
 @dataclass
-class RoundsConfig:
+class RoundsConfig(ColumnsConfig):
     """`mpo rounds`: sample, score, pair and train again and again, until the guard says that it no longer helps."""
 
     settings: Path = field(
@@ -783,6 +863,15 @@ class RoundsConfig:
     out: Path = field(metadata={"help": "folder for rounds.json and one folder per round"})
     rounds: int = field(default=3, metadata={"help": "most rounds; a later run may ask for more"})
     seed: int = field(default=0, metadata={"help": "seed of sampling and training"})
+
+
+@dataclass
+class RerankConfig:
+    """`mpo rerank`: scored responses, best first."""
+
+    groups: Path = field(metadata={"help": "folder of `mpo score`"})
+    top: int = field(default=0, metadata={"help": "print so many responses per problem; 0 prints all"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object per response"})
 
 
 @dataclass
@@ -849,12 +938,10 @@ class AnswerConfig(PromptConfig):
 
 
 @dataclass
-class BeamSearchConfig(PromptConfig):
+class BeamSearchConfig(PromptConfig, ColumnsConfig):
     """`mpo beam-search`: answers found step by step, guided by a PRM."""
 
-    problems: Path = field(
-        metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
-    )
+    problems: Path = field(metadata={"help": "problems, of any kind that `mpo sample` takes"})
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     out: Path = field(metadata={"help": "folder for groups.jsonl, with one response per problem, and searches.jsonl"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})

@@ -34,6 +34,22 @@ GROUPS: dict[str, dict[str, Command]] = {
             "draw N responses per problem",
             "mpo sample --policy models/policy --problems data/questions.jsonl --out run/samples",
         ),
+        "import": Command(
+            "recipes.data.import_data",
+            "import_data",
+            "ImportConfig",
+            "FORM SOURCE: read published pairs, labelled steps, benchmarks or problems",
+            "mpo import visualprm400k data/VisualPRM400K-v1.1 --out run/steps --sample 100",
+            bare=("form", "source"),
+        ),
+        "import-responses": Command(
+            "recipes.data.import_responses",
+            "import_responses",
+            "ImportResponsesConfig",
+            "take in responses that were made elsewhere, as if `mpo sample` had drawn them",
+            "mpo import-responses answers.jsonl --problems data/questions.jsonl --out run/samples",
+            bare=("responses",),
+        ),
         "verify": Command(
             "recipes.data.verify",
             "verify",
@@ -129,6 +145,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "BestOfNConfig",
             "measure every selector (PRM, votes, oracle) at every k",
             "mpo best-of-n --groups run/test_scored --out run/best_of_n --ks 1 2 4 8",
+        ),
+        "rerank": Command(
+            "recipes.answering.rerank",
+            "rerank",
+            "RerankConfig",
+            "print scored responses, best first",
+            "mpo rerank run/scored --top 1",
+            bare=("groups",),
         ),
         "beam-search": Command(
             "recipes.answering.beam_search",

@@ -26,6 +26,7 @@ from recipes.stage.engine import engine
 from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
+from recipes.stage.problem_source import SOURCE, problem_file
 from recipes.stage.quarantine import Quarantine, readable
 from recipes.stage.set_aside import set_aside
 from rewards.errors import ServerError
@@ -51,6 +52,8 @@ def sample(config: SampleConfig) -> Path:
     one that got no usable reply in three runs, while the server answered others.
     """
     params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
+    own = problem_file(config.problems, config.out / SOURCE, columns=config.columns, grows=True)
+    config = replace(config, problems=own)
     inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage(
         "sample", config, inputs=inputs, grows=("num_samples", "problems"), refuse=config.on_change == "refuse"
