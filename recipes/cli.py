@@ -89,6 +89,7 @@ def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     """The command's function and its parsed config; the stage's own module is imported last."""
     from mpo.multimodal.errors import MPOError
     from recipes.commands.parse import parse
+    from recipes.stage.models import with_models_here
 
     command, words = COMMANDS[arguments[0]], list(arguments[1:])
     bare = list(takewhile(lambda word: not word.startswith("-"), words))
@@ -96,7 +97,7 @@ def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     names = ["config"] if settings_first else command.bare
     flags = [word for name, value in zip(names, bare, strict=False) for word in (f"--{name}", value)]
     try:
-        config = parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]])
+        config = with_models_here(parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]]))
     except MPOError as error:
         raise type(error)(f"{arguments[0]}: {error}") from error
     return getattr(import_module(command.module), command.function), config

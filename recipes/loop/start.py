@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import ConfigError
 from recipes.loop.held_out import check_held_out
+from recipes.stage.models import with_models_here
 
 if TYPE_CHECKING:
     from recipes.loop.settings import Settings
@@ -51,7 +52,7 @@ def own_start(settings: Settings) -> Start:
             that are in another file.
         StageError: a file that does not exist.
     """
-    own = settings.build("own")
+    own = with_models_here(settings.build("own"))
     if (own.prm is None) == (own.prm_problems is None):
         raise ConfigError(
             f"{settings.path}: own: expected one of prm (a finished PRM) and prm_problems (to train one on), got "

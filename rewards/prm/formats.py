@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mpo.multimodal.errors import ConfigError
 
+CONTRACT = "prm.json"  # beside a PRM's weights: its format
 FIRST_TURN = r"[^{}]*(\{images\}[^{}]*)?\{question\}[^{}]*\{step\}"
 HEAD_COLUMNS = (1, 0)  # of a label head, in the order positive, negative
 

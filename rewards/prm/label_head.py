@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForTokenClassification
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from mpo.multimodal.loading import load_exactly
+from mpo.multimodal.loading import load_model
 from rewards.prm.formats import HEAD_COLUMNS
 
 
@@ -53,5 +53,5 @@ def load_label_head(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     Raises:
         ConfigError: parameters are missing, left over, or of another shape, e.g. since it has another head.
     """
-    model: Any = load_exactly(path, Qwen2ProcessRewardModel, dtype=dtype)
+    model: Any = load_model(path, dtype=dtype, model_class=Qwen2ProcessRewardModel)
     return model.eval()

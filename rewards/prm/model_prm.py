@@ -22,15 +22,13 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor, stored_dtype
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.scoring import logits_at
-from rewards.prm.formats import PRMFormat, find_format, validated
+from rewards.prm.formats import CONTRACT, PRMFormat, find_format, validated
 from rewards.prm.label_head import load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.rows import check_sharing, prepare_sharing, rows_of
 from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.types import StepScores
-
-CONTRACT = "prm.json"
 
 logger = logging.get_logger(__name__)
 

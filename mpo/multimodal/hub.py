@@ -1,0 +1,171 @@
+"""Where a model is: a folder on this machine, or a repository on the hub, fetched and pinned to one commit.
+
+A model is named `path/to/folder`, `org/name` or `org/name@revision` (a branch, a tag or a commit). A folder on this
+machine comes first. Of a repository only configuration, tokenizer and safetensors are fetched: no code, no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.text import one_line
+
+CONFIG, ADAPTER_CONFIG, MANIFEST = "config.json", "adapter_config.json", "manifest.json"
+WHOLE = ("model.safetensors", "model.safetensors.index.json")
+# model_type of a layout that only its own repository's code reads → the command that rewrites it
+REWRITTEN_BY = {"internvl_chat": "mpo convert --checkpoint {name} --out models/{last}"}
+NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./+-]+))?")
+FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+NOT_FETCHED = ("*/*", "consolidated*", "training_args*")  # parts for other libraries, and weights in a second layout
+RUNS = ("run", "runs")  # where the documentation puts the folders of stages
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model: as named, or in the hub's cache, where its last part is the commit.
+
+    Raises:
+        StageError: a path where there is nothing.
+        ConfigError: the hub has no such model, does not give it, or cannot be reached.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    found = NAME.fullmatch(str(name))
+    if found is None or path.parts[0] in RUNS or Path(path.parts[0]).exists():
+        raise StageError(f"no model at {path}: {_what_to_do(path, is_name=found is not None)}")
+    repository, revision = found["repository"], found["revision"]
+    with _explained(repository, revision):
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=[*FETCHED], ignore_patterns=[*NOT_FETCHED]
+        )
+    return Path(folder)
+
+
+def loadable_folder(name: str | Path) -> Path:
+    """The folder of a model that transformers' own classes read: a whole model, or an adapter of one.
+
+    Raises:
+        StageError: no folder, or one that holds no model.
+        ConfigError: see `model_folder`; or a layout that has to be converted first.
+    """
+    folder = model_folder(name)
+    if not folder.is_dir() or not ((folder / CONFIG).exists() or (folder / ADAPTER_CONFIG).exists()):
+        came = "a folder without it" if folder.is_dir() else "a file"
+        raise StageError(f"no model at {folder}: expected a folder with {CONFIG}, got {came}")
+    if (folder / ADAPTER_CONFIG).exists() and any((folder / file).exists() for file in WHOLE):
+        raise ConfigError(
+            f"{folder} holds a whole model and an adapter ({ADAPTER_CONFIG}): expected one of the two; move the other "
+            "into a folder of its own"
+        )
+    if hub_name(folder) and not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"{name} holds no safetensors on the hub: expected model.safetensors; no pickle is fetched")
+    if (kind := _config(folder).get("model_type")) in REWRITTEN_BY:
+        whole, last = hub_name(folder) or str(folder), Path(str(name).partition("@")[0]).name
+        command = REWRITTEN_BY[kind].format(name=whole, last=last)
+        raise ConfigError(
+            f"{whole} has the layout {kind}, which only code of its own reads, and that is never run: rewrite it with "
+            f"`{command}` (add --prm true for a VisualPRM) and name models/{last}, or take the repository whose name "
+            "ends in -hf"
+        )
+    return folder
+
+
+def hub_name(folder: str | Path) -> str | None:
+    """`org/name@commit` of a folder in the hub's cache; None elsewhere.
+
+    Example:
+        >>> hub_name("/cache/models--Qwen--Qwen3-VL-8B-Instruct/snapshots/0c351dd01ed8")
+        'Qwen/Qwen3-VL-8B-Instruct@0c351dd01ed8'
+        >>> hub_name("runs/policy") is None
+        True
+    """
+    path = Path(folder)
+    kind, *repository = path.parent.parent.name.split("--")
+    if path.parent.name != "snapshots" or kind != "models" or not repository:
+        return None
+    return f"{'/'.join(repository)}@{path.name}"
+
+
+def adapter_base(folder: Path) -> Path | None:
+    """The folder of the model that the adapter in a folder was trained on; None if the folder holds a whole model.
+
+    Raises:
+        ConfigError: the adapter does not name its base, or the base cannot be found.
+    """
+    file = folder / ADAPTER_CONFIG
+    if not file.exists():
+        return None
+    try:
+        said = json.loads(file.read_bytes())
+        name, revision = said["base_model_name_or_path"], said.get("revision")
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise ConfigError(f"{file} does not name the model it was trained on: {type(error).__name__}: {error}") from error
+    try:
+        base = model_folder(f"{name}@{revision}" if revision and NAME.fullmatch(f"{name}@{revision}") else str(name))
+    except (ConfigError, StageError) as error:
+        raise ConfigError(
+            f"{folder} is an adapter of {name!r}, which cannot be found: {error}; put the right name into "
+            f"base_model_name_or_path of {file}"
+        ) from error
+    if not (base / CONFIG).exists() or (base / ADAPTER_CONFIG).exists():
+        raise ConfigError(f"{folder} is an adapter of {name!r}: expected a whole model there, with {CONFIG}")
+    return base
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """config.json, as far as it can be read; whoever loads it says what is wrong with it."""
+    try:
+        found = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _what_to_do(path: Path, *, is_name: bool) -> str:
+    """What is expected at a path without a model; a stage is named only where its folder would be."""
+    siblings = [*path.parent.glob(f"*/{MANIFEST}")] if path.parent.is_dir() else []
+    if path.parts[0] in RUNS or siblings:
+        return f"expected a folder with {CONFIG}; run the stage that writes it first"
+    expected = f"expected a folder with {CONFIG}, or a name on the hub such as org/name or org/name@revision"
+    if is_name:
+        return f"{expected}; it is not looked up there, since {path.parts[0]} is a folder here"
+    return expected
+
+
+@contextmanager
+def _explained(repository: str, revision: str | None) -> Iterator[None]:
+    """Errors of the hub as one line that says what to do."""
+    from huggingface_hub import constants, errors
+
+    at = f"{repository}@{revision}" if revision else repository
+    start = f"no folder {at} here, and on the hub ({constants.ENDPOINT})"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"{start} {repository} is gated: accept its terms at {constants.ENDPOINT}/{repository}, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"{start} there is no model {repository}: check the spelling; for a private one log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ConfigError(f"{start} {repository} has no revision {revision!r}; expected a branch, tag or commit") from error
+    except errors.LocalEntryNotFoundError as error:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise ConfigError(
+            f"no folder {at} here, and the hub's cache does not hold all of {at} while {why}: fetch it with "
+            f"`hf download {repository}` where there is a network, or name a folder"
+        ) from error
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise ConfigError(f"{start} {repository} cannot be fetched: {one_line(str(error), 300)}") from error
