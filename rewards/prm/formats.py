@@ -87,6 +87,16 @@ class PRMFormat:
             return HEAD_COLUMNS
         return tuple(single_token_id(tokenizer, text) for text in self.label_texts)
 
+    def check_tokens(self, tokenizer: Any) -> None:
+        """Whether a tokenizer has what this format reads and writes.
+
+        Raises:
+            ConfigError: a label, or the tag of the `tag` layout, is not exactly one token.
+        """
+        self.label_ids(tokenizer)
+        if self.layout == "tag":
+            single_token_id(tokenizer, self.tag)
+
     @property
     def label_texts(self) -> tuple[str, ...]:
         """The positive, the negative and, if there is one, the neutral token's text."""
