@@ -147,7 +147,7 @@ def _check_whole(found: Mapping[str, Any], model: Any, path: str | Path) -> None
     """
     shapes = [f"{name} {[*there]} instead of {[*here]}" for name, there, here in found["mismatched_keys"]]
     faults = {"missing": found["missing_keys"], "left over": found["unexpected_keys"], "of another shape": shapes}
-    _refuse(faults, f"{path} does not hold a {type(model).__name__}", total=len(model.state_dict()))
+    _refuse(faults, f"{path} does not hold a whole {type(model).__name__}", total=len(model.state_dict()))
 
 
 def _refuse(faults: Mapping[str, Collection[str]], start: str, *, total: int) -> None:
