@@ -469,7 +469,9 @@ class PairsConfig:
     margin: float = field(
         default=0.1, metadata={"help": "for prm_margin: least difference between the rewards of a pair"}
     )
-    policy: PolicyPath | None = field(default=None, metadata={"help": "for dropout_ntp: the model that wrote the responses"})
+    policy: PolicyPath | None = field(
+        default=None, metadata={"help": "for dropout_ntp: the model that wrote the responses"}
+    )
     temperature: float = field(
         default=1.0, metadata={"help": "for dropout_ntp: sampling temperature of the continuations"}
     )
@@ -575,7 +577,9 @@ class EnvConfig:
 class OwnConfig:
     """Section `own` of a run's settings: a model and problems of yours, in place of a world."""
 
-    policy: PolicyPath = field(metadata={"help": "model that is sampled and trained; it must be able to answer already"})
+    policy: PolicyPath = field(
+        metadata={"help": "model that is sampled and trained; it must be able to answer already"}
+    )
     preference_problems: Path = field(
         metadata={"help": "questions.jsonl with answers; responses to these become pairs"}
     )

@@ -39,7 +39,7 @@ class HubServer(ThreadingHTTPServer):
     def add(self, repository: str, folder: Path, *, revision: str = "main") -> str:
         """The folder as a commit of the repository that a branch points to; returns the commit."""
         digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(folder).values())
-        commit = hashlib.sha1(f"{repository} {revision} {digests}".encode()).hexdigest()  # noqa: S324
+        commit = hashlib.sha1(f"{repository} {revision} {digests}".encode()).hexdigest()
         self._commits.setdefault(repository, {})[commit] = folder
         self._revisions.setdefault(repository, {})[revision] = commit
         return commit
@@ -134,4 +134,4 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _oid(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()  # noqa: S324
+    return hashlib.sha1(content).hexdigest()

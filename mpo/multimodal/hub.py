@@ -107,7 +107,9 @@ def adapter_base(folder: Path) -> Path | None:
         said = json.loads(file.read_bytes())
         name, revision = said["base_model_name_or_path"], said.get("revision")
     except (ValueError, RecursionError, TypeError, KeyError) as error:
-        raise ConfigError(f"{file} does not name the model it was trained on: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"{file} does not name the model it was trained on: {type(error).__name__}: {error}"
+        ) from error
     try:
         base = model_folder(f"{name}@{revision}" if revision and NAME.fullmatch(f"{name}@{revision}") else str(name))
     except (ConfigError, StageError) as error:
@@ -160,7 +162,9 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
             "`hf auth login` or set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ConfigError(f"{start} {repository} has no revision {revision!r}; expected a branch, tag or commit") from error
+        raise ConfigError(
+            f"{start} {repository} has no revision {revision!r}; expected a branch, tag or commit"
+        ) from error
     except errors.LocalEntryNotFoundError as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise ConfigError(

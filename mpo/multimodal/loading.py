@@ -114,12 +114,15 @@ def load_merged(path: str | Path, adapter: str | Path, **how: Any) -> PreTrained
         config = PeftConfig.from_pretrained(str(adapter))
         config.inference_mode = True
         if config.is_prompt_learning:
-            raise ConfigError(f"{adapter} holds a learned prompt ({config.peft_type}), which has no place in the weights")
+            raise ConfigError(
+                f"{adapter} holds a learned prompt ({config.peft_type}), which has no place in the weights"
+            )
         model = PeftModel(base, config)
         names = getattr(base, "_checkpoint_conversion_mapping", {})
         found = model.load_adapter(str(adapter), "default", torch_device="cpu", key_mapping=names)
         faults = {"missing": found.missing_keys, "left over": found.unexpected_keys}
-        _refuse(faults, f"{adapter} is no whole adapter of {path}", total=len(get_peft_model_state_dict(model)))
+        total = len(get_peft_model_state_dict(model, save_embedding_layers=False))  # "auto" would ask the hub
+        _refuse(faults, f"{adapter} is no whole adapter of {path}", total=total)
         merged = model.merge_and_unload()
     return _finite(merged, adapter)
 

@@ -143,7 +143,9 @@ def open_stage(
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"stage {name}: out={out} is a file; expected a folder")
-    stage = Stage(name, out, fingerprint, complete=False, sources=sources, hub=hub_names(sources), image_root=image_root)
+    stage = Stage(
+        name, out, fingerprint, complete=False, sources=sources, hub=hub_names(sources), image_root=image_root
+    )
     if _is_complete(stage, config, grows=grows, refuse=refuse, work=work):
         stage.complete = True
         if is_first_process():

@@ -43,7 +43,9 @@ def roles_of(config_class: type) -> dict[str, Role]:
     """
     hints = get_type_hints(config_class, include_extras=True)
     named = {name: [hint, *get_args(hint)] for name, hint in hints.items()}  # of `PolicyPath | None` too
-    found = {name: [role for part in parts for role in getattr(part, "__metadata__", ())] for name, parts in named.items()}
+    found = {
+        name: [role for part in parts for role in getattr(part, "__metadata__", ())] for name, parts in named.items()
+    }
     return {name: roles[0] for name, roles in found.items() if roles and roles[0] in get_args(Role)}
 
 
@@ -59,8 +61,8 @@ def _here(name: Path, role: Role, *, flag: str) -> Path:
     folder = loadable_folder(name)
     if role == "policy" and (folder / CONTRACT).exists():
         raise ConfigError(
-            f"{name} is a process reward model (it holds {CONTRACT}), which judges steps: expected a model that answers "
-            f"as --{flag}; name the model that it was trained from, or give this one as --prm"
+            f"{name} is a process reward model (it holds {CONTRACT}), which judges steps: expected a model that "
+            f"answers as --{flag}; name the model that it was trained from, or give this one as --prm"
         )
     return folder
 

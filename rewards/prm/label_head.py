@@ -67,8 +67,8 @@ def check_head(path: str | Path, prm_format: PRMFormat) -> None:
         has = f"scores with a label head ({head})" if head else f"has no label head (no tensor {HEAD}*)"
         names = ", ".join(name for name, one in FORMATS.items() if one.readout == fits)
         raise ConfigError(
-            f"{path} {has}, and the PRM format {prm_format.name!r} reads {READS[prm_format.readout]}: expected one that "
-            f"reads {READS[fits]}, of which there are {names}"
+            f"{path} {has}, and the PRM format {prm_format.name!r} reads {READS[prm_format.readout]}: expected one "
+            f"that reads {READS[fits]}, of which there are {names}"
         )
 
 

@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from mpo.multimodal.ahead import ahead
 from mpo.multimodal.errors import ConfigError, StageError
-from mpo.multimodal.images import load_image
 from mpo.multimodal.hub import model_folder
+from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor, stored_dtype
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.scoring import logits_at
@@ -152,8 +152,8 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
     if not file.exists():
         if given is None:
             raise StageError(
-                f"no process reward model at {path}: expected {CONTRACT} there, as `mpo train-prm` writes it; for someone "
-                f"else's PRM add --prm_format, one of {', '.join(FORMATS)} or a YAML file"
+                f"no process reward model at {path}: expected {CONTRACT} there, as `mpo train-prm` writes it; for "
+                f"someone else's PRM add --prm_format, one of {', '.join(FORMATS)} or a YAML file"
             )
         return find_format(given)
     try:

@@ -160,7 +160,8 @@ def test_an_adapter_names_its_base(hub: HubServer, tmp_path: Path) -> None:
 
     assert adapter_base(tmp_path / "repository") is None
     found = adapter_base(adapter(base_model_name_or_path=NAME, revision="main"))
-    assert found is not None and hub_name(found) == f"{NAME}@{commit}"
+    assert found is not None
+    assert hub_name(found) == f"{NAME}@{commit}"
     for said, expected in [
         ({"base_model_name_or_path": "/gone/base"}, "is an adapter of '/gone/base', which cannot be found"),
         ({"base_model_name_or_path": "org/none"}, "check the spelling"),
@@ -174,8 +175,11 @@ def test_an_adapter_names_its_base(hub: HubServer, tmp_path: Path) -> None:
 def test_the_environment_is_huggingface_hubs(hub: HubServer, tmp_path: Path) -> None:
     """HF_ENDPOINT and HF_HOME in a process of its own, without torch."""
     commit = hub.add(NAME, write_model(tmp_path / "repository"))
-    code = f"import sys; from mpo.multimodal.hub import model_folder; print(model_folder({NAME!r}), 'torch' in sys.modules)"
+    code = f"import sys, mpo.multimodal.hub as hub; print(hub.model_folder({NAME!r}), 'torch' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(tmp_path / f"home/hub/models--OpenGVLab--InternVL3-1B-hf/snapshots/{commit}"), "False"]
+    assert done.stdout.split() == [
+        str(tmp_path / f"home/hub/models--OpenGVLab--InternVL3-1B-hf/snapshots/{commit}"),
+        "False",
+    ]

@@ -25,7 +25,9 @@ from tests.recipes.tiny_checkpoints import build_adapter, build_math_prm, build_
 Tensors = dict[str, Tensor]
 
 
-def changed(folder: Path, source: str | Path, change: Callable[[Tensors], Any], file: str = "model.safetensors") -> Path:
+def changed(
+    folder: Path, source: str | Path, change: Callable[[Tensors], Any], file: str = "model.safetensors"
+) -> Path:
     """A copy of a model in which some tensors are others."""
     shutil.copytree(source, folder)
     tensors = load_file(folder / file)
@@ -40,15 +42,20 @@ def without_ten(tensors: Tensors) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
-    "missing": (without_ten, r"of 52 tensors expected, 10 missing \(.*model\.language_model\.layers.* and 7 more\)\. No"),
+    "missing": (
+        without_ten,
+        r"of 52 tensors expected, 10 missing \(.*model\.language_model\.layers.* and 7 more\)\. No",
+    ),
     "left over": (
         lambda tensors: tensors.update({"value_head.weight": torch.ones(1, 32)}),
         r"1 left over \(value_head\.weight\)",
     ),
     "of another shape": (
-        lambda tensors: tensors.update({"language_model.lm_head.weight": torch.ones(7, 32)})
-        if "language_model.lm_head.weight" in tensors
-        else tensors.update({"lm_head.weight": torch.ones(7, 32)}),
+        lambda tensors: (
+            tensors.update({"language_model.lm_head.weight": torch.ones(7, 32)})
+            if "language_model.lm_head.weight" in tensors
+            else tensors.update({"lm_head.weight": torch.ones(7, 32)})
+        ),
         r"1 of another shape \(lm_head\.weight \[7, 32\] instead of \[\d+, 32\]\)",
     ),
 }
@@ -116,11 +123,15 @@ def test_an_untied_head_is_missing(text: Path, tmp_path: Path) -> None:
 def test_a_head_that_a_format_leaves_out_is_found_before_the_weights(text: Path, tmp_path: Path) -> None:
     """The wrong `--prm_format`, either way; the message names those that fit."""
     head = build_math_prm(tmp_path / "head")
-    with pytest.raises(ConfigError, match=r"scores with a label head \(score\.0\.bias\).* of which there are qwen_math_prm"):
+    with pytest.raises(
+        ConfigError, match=r"scores with a label head \(score\.0\.bias\).* of which there are qwen_math_prm"
+    ):
         ModelPRM.load(head, prm_format="visualprm")
     with pytest.raises(ConfigError, match=r"has no label head .* of which there are visualprm, .*step_tag"):
         ModelPRM.load(changed(tmp_path / "text", text, lambda tensors: None), prm_format=str(_head_format(tmp_path)))
-    with pytest.raises(ConfigError, match=r"4 left over \(score\.0\.bias, score\.0\.weight, score\.2\.bias and 1 more\)"):
+    with pytest.raises(
+        ConfigError, match=r"4 left over \(score\.0\.bias, score\.0\.weight, score\.2\.bias and 1 more\)"
+    ):
         load_model(head)
 
 
@@ -160,8 +171,14 @@ def test_an_adapters_folder_is_a_model(adapter: Path, text: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda tensors: tensors.pop(min(tensors)), r"no whole adapter of .*: of 12 tensors expected, 1 missing \(.*lora_A"),
-        (lambda tensors: tensors.update({"base_model.model.other.lora_A.weight": torch.ones(2, 2)}), r"1 left over \(.*other"),
+        (
+            lambda tensors: tensors.pop(min(tensors)),
+            r"no whole adapter of .*: of 12 tensors expected, 1 missing \(.*lora_A",
+        ),
+        (
+            lambda tensors: tensors.update({"base_model.model.other.lora_A.weight": torch.ones(2, 2)}),
+            r"1 left over \(.*other",
+        ),
         (lambda tensors: tensors.update({min(tensors): torch.ones(3, 32)}), r"size mismatch for .*lora_A"),
     ],
     ids=["missing", "left over", "of another shape"],
