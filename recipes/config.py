@@ -335,7 +335,7 @@ class ConvertConfig:
     """`mpo convert`: an InternVL chat or VisualPRM checkpoint of the hub into transformers' own classes."""
 
     checkpoint: CheckpointPath = field(
-        metadata={"help": "folder as downloaded from the hub: config.json, safetensors, tokenizer files"}
+        metadata={"help": "checkpoint as its authors published it: config.json, safetensors, tokenizer files"}
     )
     out: Path = field(metadata={"help": "folder for the converted model, with prm.json if it is a PRM"})
     prm: bool = field(
@@ -355,7 +355,7 @@ class ScoreConfig(EngineConfig):
     """`mpo score`: step scores and rewards from a PRM."""
 
     groups: Path = field(metadata={"help": "folder with a groups.jsonl, of `mpo verify` or `mpo sample`"})
-    prm: ModelPath = field(metadata={"help": "folder of a PRM with its prm.json; needed for a PRM on a server too"})
+    prm: ModelPath = field(metadata={"help": "PRM, with its prm.json or --prm_format; needed for a PRM on a server too"})
     out: Path = field(metadata={"help": "folder for the scored groups"})
     prm_format: str | None = field(
         default=None,
@@ -501,7 +501,7 @@ class ConvertDataConfig:
 class PRMEvalConfig:
     """`mpo prm-eval`: a PRM against the step labels of VisualProcessBench, ProcessBench or labelled groups."""
 
-    prm: ModelPath = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    prm: ModelPath = field(metadata={"help": "PRM (with prm.json)"})
     benchmark: Path = field(metadata={"help": "file of the benchmark, or folder of labelled groups"})
     out: Path = field(metadata={"help": "folder for results.json and scores.jsonl"})
     prm_format: str | None = field(
@@ -733,7 +733,7 @@ class RoundsConfig:
         }
     )
     policy: PolicyPath = field(metadata={"help": "model that the first round starts from"})
-    prm: ModelPath = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    prm: ModelPath = field(metadata={"help": "PRM (with prm.json)"})
     problems: Path = field(metadata={"help": "questions.jsonl with answers; responses to these become pairs"})
     guard: Path = field(metadata={"help": "questions.jsonl with answers, held out to decide when to stop"})
     out: Path = field(metadata={"help": "folder for rounds.json and one folder per round"})
@@ -766,7 +766,7 @@ class AnswerConfig(PromptConfig):
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
-    prm: ModelPath | None = field(default=None, metadata={"help": "folder of a PRM; --selector majority needs none"})
+    prm: ModelPath | None = field(default=None, metadata={"help": "PRM; --selector majority needs none"})
     prm_base_url: list[str] = field(
         default_factory=list,
         metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
@@ -811,7 +811,7 @@ class BeamSearchConfig(PromptConfig):
     problems: Path = field(
         metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
     )
-    prm: ModelPath = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    prm: ModelPath = field(metadata={"help": "PRM (with prm.json)"})
     out: Path = field(metadata={"help": "folder for groups.jsonl, with one response per problem, and searches.jsonl"})
     policy: PolicyPath | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
