@@ -355,7 +355,9 @@ class ScoreConfig(EngineConfig):
     """`mpo score`: step scores and rewards from a PRM."""
 
     groups: Path = field(metadata={"help": "folder with a groups.jsonl, of `mpo verify` or `mpo sample`"})
-    prm: ModelPath = field(metadata={"help": "PRM, with its prm.json or --prm_format; needed for a PRM on a server too"})
+    prm: ModelPath = field(
+        metadata={"help": "PRM, with its prm.json or --prm_format; needed for a PRM on a server too"}
+    )
     out: Path = field(metadata={"help": "folder for the scored groups"})
     prm_format: str | None = field(
         default=None,

@@ -16,7 +16,8 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.text import one_line
 
-CONFIG, ADAPTER_CONFIG, MANIFEST = "config.json", "adapter_config.json", "manifest.json"
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+MANIFEST, STARTED = "manifest.json", "started.json"  # of a stage that has finished, and of one under way
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 # model_type of a layout that only its own repository's code reads → the command that rewrites it
 REWRITTEN_BY = {"internvl_chat": "mpo convert --checkpoint {name} --out models/{last}"}
@@ -33,11 +34,10 @@ def model_folder(name: str | Path) -> Path:
         StageError: a path where there is nothing.
         ConfigError: the hub has no such model, does not give it, or cannot be reached.
     """
-    path = Path(name)
+    path, found = Path(name), NAME.fullmatch(str(name))
     if path.exists():
         return path
-    found = NAME.fullmatch(str(name))
-    if found is None or path.parts[0] in RUNS or Path(path.parts[0]).exists():
+    if found is None or not is_hub_name(name):
         raise StageError(f"no model at {path}: {_what_to_do(path, is_name=found is not None)}")
     repository, revision = found["repository"], found["revision"]
     with _explained(repository, revision):
@@ -47,6 +47,17 @@ def model_folder(name: str | Path) -> Path:
             repository, revision=revision, allow_patterns=[*FETCHED], ignore_patterns=[*NOT_FETCHED]
         )
     return Path(folder)
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a name is looked up on the hub: it has the form of one, and does not lie below a folder that is here.
+
+    Example:
+        >>> is_hub_name("Qwen/Qwen3-VL-8B-Instruct@main"), is_hub_name("runs/policy"), is_hub_name("a/b/c")
+        (True, False, False)
+    """
+    first = Path(name).parts[:1]
+    return NAME.fullmatch(str(name)) is not None and first[0] not in RUNS and not Path(first[0]).exists()
 
 
 def loadable_folder(name: str | Path) -> Path:
@@ -59,6 +70,8 @@ def loadable_folder(name: str | Path) -> Path:
     folder = model_folder(name)
     if not folder.is_dir() or not ((folder / CONFIG).exists() or (folder / ADAPTER_CONFIG).exists()):
         came = "a folder without it" if folder.is_dir() else "a file"
+        if folder.is_dir() and ((folder / STARTED).exists() or any(folder.glob("checkpoint-*"))):
+            came += ", whose training has not finished; run the same command again"
         raise StageError(f"no model at {folder}: expected a folder with {CONFIG}, got {came}")
     if (folder / ADAPTER_CONFIG).exists() and any((folder / file).exists() for file in WHOLE):
         raise ConfigError(

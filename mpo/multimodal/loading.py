@@ -25,7 +25,7 @@ from transformers import (
 
 from mpo.multimodal.errors import ConfigError, MPOError
 from mpo.multimodal.finite import non_finite_weight
-from mpo.multimodal.hub import CONFIG, adapter_base, loadable_folder, model_folder
+from mpo.multimodal.hub import CONFIG, adapter_base, hub_name, loadable_folder, model_folder
 from mpo.multimodal.text import one_line
 from mpo.multimodal.text_processor import TextProcessor
 
@@ -95,6 +95,8 @@ def load_model(
                 str(folder), dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **named, **more
             )
     _check_whole(found, model, path)
+    if name := hub_name(folder):
+        model.name_or_path = name.partition("@")[0]  # what PEFT writes as an adapter's base
     return _finite(model, path)
 
 
@@ -124,6 +126,7 @@ def load_merged(path: str | Path, adapter: str | Path, **how: Any) -> PreTrained
         total = len(get_peft_model_state_dict(model, save_embedding_layers=False))  # "auto" would ask the hub
         _refuse(faults, f"{adapter} is no whole adapter of {path}", total=total)
         merged = model.merge_and_unload()
+    merged.name_or_path = merged.config._name_or_path = str(adapter)  # no longer the base
     return _finite(merged, adapter)
 
 

@@ -25,7 +25,7 @@ from mpo.multimodal.text import one_line
 from recipes.stage.closing import closing_line
 from recipes.stage.identity import file_content, folder_content, model_content
 from recipes.stage.lock import lock, unlock
-from recipes.stage.models import hub_names
+from recipes.stage.models import checked_model, hub_names, roles_of
 from recipes.stage.vouching import OWN, faults, vouched
 from rewards.kept.store import differences
 
@@ -134,11 +134,17 @@ def open_stage(
     Raises:
         StageError: an input is missing, damaged or was never finished; another process works in `out`; or `out` is
             damaged and holds nothing to make it again from.
+        ConfigError: a model that cannot play its role, see `checked_model`.
         FingerprintError: `out` holds the result of other settings or inputs.
     """
-    sources = _sources(config, inputs)
+    sources, roles = _sources(config, inputs), roles_of(type(config))
     image_root = getattr(config, "image_root", None)
-    keys = {key: content_of(Path(path), name, image_root) for key, path in sources.items()}
+    found = {}
+    for key in sorted(sources, key=roles.__contains__):  # models last: they take longest to read
+        if key in roles:
+            checked_model(sources[key], roles[key], flag=key)
+        found[key] = content_of(sources[key], name, image_root)
+    keys = {key: found[key] for key in sources}
     fingerprint = {"settings": _settings(config, keys), "inputs": keys}
     out = Path(config.out)
     if out.exists() and not out.is_dir():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from mpo.multimodal.errors import ConfigError, StageError
-from mpo.multimodal.hub import adapter_base, hub_name, loadable_folder, model_folder
+from mpo.multimodal.hub import adapter_base, hub_name, is_hub_name, loadable_folder, model_folder
 from recipes.config import Role
 from rewards.prm.formats import CONTRACT
 
@@ -19,18 +19,41 @@ Config = TypeVar("Config")
 
 
 def with_models_here(config: Config) -> Config:
-    """The config with every model that it names as a folder on this machine.
+    """The config with every model from the hub as a folder on this machine; a path where nothing is stays as it is.
 
     Raises:
-        StageError: a path where there is no model; or another input is missing, before anything is fetched for it.
-        ConfigError: the hub does not give the model, it has to be converted first, or a PRM is named as a policy.
+        StageError: another input is missing, before anything is fetched for it.
+        ConfigError: see `checked_model`.
     """
     told: Any = config
     roles = {name: role for name, role in roles_of(type(config)).items() if getattr(told, name) is not None}
-    if any(not Path(getattr(told, name)).exists() for name in roles):
+    named = {name: getattr(told, name) for name in roles}
+    if any(map(is_hub_name, named.values())):
         _check_other_inputs(told, roles)
-    found = {name: _here(getattr(told, name), role, flag=name) for name, role in roles.items()}
-    return replace(told, **found) if found else config
+    here = {
+        name: checked_model(path, roles[name], flag=name)
+        for name, path in named.items()
+        if path.exists() or is_hub_name(path)
+    }
+    return replace(told, **here) if here else config
+
+
+def checked_model(name: Path, role: Role, *, flag: str) -> Path:
+    """The folder of a model that can play its role.
+
+    Raises:
+        StageError: a path where there is no model.
+        ConfigError: the hub does not give the model, it has to be converted first, or a PRM is named as a policy.
+    """
+    if role == "checkpoint":
+        return model_folder(name)
+    folder = loadable_folder(name)
+    if role == "policy" and (folder / CONTRACT).exists():
+        raise ConfigError(
+            f"{name} is a process reward model (it holds {CONTRACT}), which judges steps: expected a model that "
+            f"answers as --{flag}; name the model that it was trained from, or give this one as --prm"
+        )
+    return folder
 
 
 def roles_of(config_class: type) -> dict[str, Role]:
@@ -53,18 +76,6 @@ def hub_names(models: dict[str, Path]) -> dict[str, str]:
     """Input → `org/name@commit`, of the inputs that come from the hub, and of the bases of adapters."""
     bases = {f"{name}, base": base for name, path in models.items() if path.is_dir() and (base := adapter_base(path))}
     return {name: found for name, path in (models | bases).items() if (found := hub_name(path))}
-
-
-def _here(name: Path, role: Role, *, flag: str) -> Path:
-    if role == "checkpoint":
-        return model_folder(name)
-    folder = loadable_folder(name)
-    if role == "policy" and (folder / CONTRACT).exists():
-        raise ConfigError(
-            f"{name} is a process reward model (it holds {CONTRACT}), which judges steps: expected a model that "
-            f"answers as --{flag}; name the model that it was trained from, or give this one as --prm"
-        )
-    return folder
 
 
 def _check_other_inputs(config: Any, models: dict[str, Role]) -> None:
