@@ -29,6 +29,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.paths: list[str] = []
         self.gated: set[str] = set()
+        self.broken: set[str] = set()  # whose files are forbidden without a reason
         self._commits: dict[str, dict[str, Path]] = {}
         self._revisions: dict[str, dict[str, str]] = {}
 
@@ -97,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "file" in found.groupdict():
             if repository in self.server.gated:
                 return self._fail(403, "GatedRepo", f"Access to model {repository} is restricted")
+            if repository in self.server.broken:
+                return self._fail(403, "", "Forbidden")
             if found["file"] not in files:
                 return self._fail(404, "EntryNotFound", "Entry not found")
             return self._send(files[found["file"]].read_bytes(), commit=commit)

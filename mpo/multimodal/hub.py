@@ -21,7 +21,7 @@ MANIFEST, STARTED = "manifest.json", "started.json"  # of a stage that has finis
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 # model_type of a layout that only its own repository's code reads → the command that rewrites it
 REWRITTEN_BY = {"internvl_chat": "mpo convert --checkpoint {name} --out models/{last}"}
-NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./+-]+))?")
+NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>(?!.*\.\.)[\w./+-]+))?")
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 NOT_FETCHED = ("*/*", "consolidated*", "training_args*")  # parts for other libraries, and weights in a second layout
 RUNS = ("run", "runs")  # where the documentation puts the folders of stages
@@ -80,7 +80,7 @@ def loadable_folder(name: str | Path) -> Path:
         )
     if hub_name(folder) and not any(folder.glob("*.safetensors")):
         raise ConfigError(f"{name} holds no safetensors on the hub: expected model.safetensors; no pickle is fetched")
-    if (kind := _config(folder).get("model_type")) in REWRITTEN_BY:
+    if (kind := str(_object(folder / CONFIG).get("model_type"))) in REWRITTEN_BY:
         whole, last = hub_name(folder) or str(folder), Path(str(name).partition("@")[0]).name
         command = REWRITTEN_BY[kind].format(name=whole, last=last)
         raise ConfigError(
@@ -116,13 +116,10 @@ def adapter_base(folder: Path) -> Path | None:
     file = folder / ADAPTER_CONFIG
     if not file.exists():
         return None
-    try:
-        said = json.loads(file.read_bytes())
-        name, revision = said["base_model_name_or_path"], said.get("revision")
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"{file} does not name the model it was trained on: {type(error).__name__}: {error}"
-        ) from error
+    said = _object(file)
+    name, revision = said.get("base_model_name_or_path"), said.get("revision")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{file} does not name the model it was trained on: expected base_model_name_or_path")
     try:
         base = model_folder(f"{name}@{revision}" if revision and NAME.fullmatch(f"{name}@{revision}") else str(name))
     except (ConfigError, StageError) as error:
@@ -135,10 +132,10 @@ def adapter_base(folder: Path) -> Path | None:
     return base
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """config.json, as far as it can be read; whoever loads it says what is wrong with it."""
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON object; empty if it cannot be read as one."""
     try:
-        found = json.loads((folder / CONFIG).read_bytes())
+        found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -179,10 +176,13 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
             f"{start} {repository} has no revision {revision!r}; expected a branch, tag or commit"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        cause = one_line(str(error.__cause__ or error), 200)
+        why = (
+            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not give it ({cause})"
+        )
         raise ConfigError(
             f"no folder {at} here, and the hub's cache does not hold all of {at} while {why}: fetch it with "
             f"`hf download {repository}` where there is a network, or name a folder"
         ) from error
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of the network below it, which is another library from version to version
         raise ConfigError(f"{start} {repository} cannot be fetched: {one_line(str(error), 300)}") from error
