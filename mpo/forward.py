@@ -93,8 +93,8 @@ def prepare_models(
     """Policy, ready to train, and frozen reference; None where the reference is the policy without its adapters.
 
     Args:
-        model: path or model of the policy.
-        ref_model: path or model of the reference; None with plain weights keeps a frozen copy of `model`.
+        model: folder, name on the hub, or model of the policy.
+        ref_model: the same for the reference; None with plain weights keeps a frozen copy of `model`.
         peft_config: adapters to put around the policy.
         checkpointing: whether activations will be recomputed, which adapters need to know.
         copy_policy: False makes no frozen copy: the caller asks the policy itself before it is trained.

@@ -53,8 +53,9 @@ class MPOTrainer(WholeStepTrainer):
     micro-batches or over ranks.
 
     Args:
-        model: a path, or a loaded image-text-to-text model (plain, or PEFT with fresh adapters).
-        ref_model: path or model of the reference. None: with PEFT the policy without its adapters, else a frozen copy
+        model: a folder, `org/name` or `org/name@revision` on the hub, or a loaded model (plain, or PEFT with fresh
+            adapters).
+        ref_model: the same for the reference. None: with PEFT the policy without its adapters, else a frozen copy
             of `model` as given. So resume with `train(resume_from_checkpoint=…)`, never by passing a checkpoint as
             `model`: that would move the reference.
         args: settings; its defaults are the paper's.

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from recipes.commands.table import COMMANDS
+from recipes.commands.table import COMMANDS, Command
 from recipes.commands.words import did_you_mean
 
 # Libraries whose errors are about a file that is damaged, or a disk that is full.
@@ -65,8 +65,8 @@ def _run(arguments: list[str]) -> int:
             _show_help(arguments[0])
             return 0
         with ends_promptly():
-            run, config = _prepare(arguments)
-            run(config)
+            command, config = _checked(arguments)
+            getattr(import_module(command.module), command.function)(config)
     except FingerprintError as error:
         return _refuse(str(error), code=4)
     except MPOError as error:
@@ -85,9 +85,8 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
-    """The command's function and its parsed config; the stage's own module is imported last."""
-    from mpo.multimodal.errors import MPOError
+def _prepare(arguments: Sequence[str]) -> tuple[Command, Any]:
+    """The command, and its parsed config."""
     from recipes.commands.parse import parse
 
     command, words = COMMANDS[arguments[0]], list(arguments[1:])
@@ -95,11 +94,19 @@ def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     settings_first = not command.bare or (bare[:1] and bare[0].endswith((".yaml", ".yml")) and "run" in command.bare)
     names = ["config"] if settings_first else command.bare
     flags = [word for name, value in zip(names, bare, strict=False) for word in (f"--{name}", value)]
+    return command, parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]])
+
+
+def _checked(arguments: Sequence[str]) -> tuple[Command, Any]:
+    """As `_prepare`, with the models that the config names found or fetched; nothing heavy is imported for that."""
+    from mpo.multimodal.errors import MPOError
+    from recipes.stage.models import with_models_here
+
     try:
-        config = parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]])
+        command, config = _prepare(arguments)
+        return command, with_models_here(config)
     except MPOError as error:
         raise type(error)(f"{arguments[0]}: {error}") from error
-    return getattr(import_module(command.module), command.function), config
 
 
 def _show_help(name: str) -> None:

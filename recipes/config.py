@@ -53,12 +53,18 @@ PublishedForm = Literal[
 ]
 Read = Literal["token_ids", "choice", "top"]
 RejectedPart = Literal["full", "first_bad_step", "up_to_first_bad_step"]
+Role = Literal["policy", "model", "checkpoint"]
 Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
 Scored = Literal["solution", "thought", "both"]
 Selector = Literal["prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority"]
 SpanSource = Literal["prm", "mc", "exact", "random"]
 Tracker = Literal["none", "wandb", "tensorboard", "trackio"]
 VoteBy = Literal["reward", "mean", "min", "prod", "last", "max"]
+# Models: a folder, or org/name or org/name@revision on the hub (`recipes/stage/models.py`). A policy answers, so it is
+# no PRM; a checkpoint is as its authors published it, in whatever layout.
+PolicyPath = Annotated[Path, "policy"]
+ModelPath = Annotated[Path, "model"]
+CheckpointPath = Annotated[Path, "checkpoint"]
 
 
 @dataclass
@@ -210,7 +216,7 @@ class EasyVQAConfig:
 class WarmStartConfig:
     """`mpo warm-start`: a short supervised stage on demonstrated answers."""
 
-    policy: Path = field(metadata={"help": "model to train"})
+    policy: PolicyPath = field(metadata={"help": "model to train"})
     demonstrations: Path = field(metadata={"help": "folder with a groups.jsonl of right responses"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
     max_steps: int = field(default=800, metadata={"help": "optimizer steps"})
@@ -224,7 +230,7 @@ class ExactLabelConfig:
     """`mpo label-exact`: the digits world's own step labels; an upper bound for Monte-Carlo ones."""
 
     groups: Path = field(metadata={"help": "folder with verified groups of the digits world"})
-    policy: Path = field(metadata={"help": "model whose control tokens may not occur in a response"})
+    policy: ModelPath = field(metadata={"help": "model whose control tokens may not occur in a response"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
     responses: int = field(
         default=8, metadata={"help": "responses to label per problem, balanced between right and wrong ones"}
@@ -239,7 +245,7 @@ class ExactLabelConfig:
 class DeepenConfig:
     """`mpo deepen`: the digits policy with more layers, for its PRM to start from."""
 
-    policy: Path = field(metadata={"help": "model to deepen"})
+    policy: PolicyPath = field(metadata={"help": "model to deepen"})
     out: Path = field(metadata={"help": "folder for the deeper model"})
     extra_layers: int = field(default=2, metadata={"help": "decoder layers to add on top"})
     seed: int = field(default=0, metadata={"help": "initial weights of the new layers"})
@@ -258,7 +264,7 @@ class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
     out: Path = field(
         metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command resumes an interrupted run"}
     )
-    policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
+    policy: PolicyPath | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
         default_factory=list,
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
@@ -378,7 +384,7 @@ class LabelConfig(EngineConfig):
 
     groups: Path = field(metadata={"help": "folder of `mpo verify`"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
-    policy: Path | None = field(
+    policy: PolicyPath | None = field(
         default=None,
         metadata={"help": "model that continues the responses in this process, usually the one that wrote them"},
     )
@@ -434,8 +440,8 @@ class LabelConfig(EngineConfig):
 class ConvertConfig:
     """`mpo convert`: an InternVL chat or VisualPRM checkpoint of the hub into transformers' own classes."""
 
-    checkpoint: Path = field(
-        metadata={"help": "folder as downloaded from the hub: config.json, safetensors, tokenizer files"}
+    checkpoint: CheckpointPath = field(
+        metadata={"help": "checkpoint as its authors published it: config.json, safetensors, tokenizer files"}
     )
     out: Path = field(metadata={"help": "folder for the converted model, with prm.json if it is a PRM"})
     prm: bool = field(
@@ -455,7 +461,9 @@ class ScoreConfig(EngineConfig):
     """`mpo score`: step scores and rewards from a PRM."""
 
     groups: Path = field(metadata={"help": "folder with a groups.jsonl, of `mpo verify` or `mpo sample`"})
-    prm: Path = field(metadata={"help": "folder of a PRM with its prm.json; needed for a PRM on a server too"})
+    prm: ModelPath = field(
+        metadata={"help": "PRM, with its prm.json or --prm_format; needed for a PRM on a server too"}
+    )
     out: Path = field(metadata={"help": "folder for the scored groups"})
     prm_format: str | None = field(
         default=None,
@@ -493,7 +501,7 @@ class ContinueConfig(EngineConfig):
     """`mpo continue`: for problems whose samples are all wrong, continuations of their sound beginnings."""
 
     groups: Path = field(metadata={"help": "folder of `mpo score`"})
-    policy: Path = field(metadata={"help": "model that continues the responses, usually the one that wrote them"})
+    policy: PolicyPath = field(metadata={"help": "model that continues the responses, usually the one that wrote them"})
     out: Path = field(metadata={"help": "folder for the continued responses, verified; score them next"})
     prefixes: int = field(default=4, metadata={"help": "most different beginnings per problem, the longest first"})
     num_continuations: int = field(default=4, metadata={"help": "K, continuations of each beginning"})
@@ -569,7 +577,9 @@ class PairsConfig:
     margin: float = field(
         default=0.1, metadata={"help": "for prm_margin: least difference between the rewards of a pair"}
     )
-    policy: Path | None = field(default=None, metadata={"help": "for dropout_ntp: the model that wrote the responses"})
+    policy: PolicyPath | None = field(
+        default=None, metadata={"help": "for dropout_ntp: the model that wrote the responses"}
+    )
     temperature: float = field(
         default=1.0, metadata={"help": "for dropout_ntp: sampling temperature of the continuations"}
     )
@@ -599,7 +609,7 @@ class ConvertDataConfig:
 class PRMEvalConfig:
     """`mpo prm-eval`: a PRM against the step labels of VisualProcessBench, ProcessBench or labelled groups."""
 
-    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    prm: ModelPath = field(metadata={"help": "PRM (with prm.json)"})
     benchmark: Path = field(metadata={"help": "file of the benchmark, or folder of labelled groups"})
     out: Path = field(metadata={"help": "folder for results.json and scores.jsonl"})
     prm_format: str | None = field(
@@ -659,7 +669,7 @@ class ViewConfig:
 class ServeConfig:
     """`mpo serve`: scores of a PRM over HTTP, for trainers and rerankers in other processes."""
 
-    prm: Path = field(metadata={"help": "folder of a PRM with its prm.json"})
+    prm: ModelPath = field(metadata={"help": "PRM (with prm.json)"})
     prm_format: str | None = field(
         default=None,
         metadata={"help": "how to ask a PRM that has no prm.json: a name of rewards/prm/formats.py, or a YAML file"},
@@ -703,18 +713,20 @@ class EnvConfig:
 class OwnConfig(ColumnsConfig):
     """Section `own` of a run's settings: a model and problems of yours, in place of a world."""
 
-    policy: Path = field(metadata={"help": "model that is sampled and trained; it must be able to answer already"})
+    policy: PolicyPath = field(
+        metadata={"help": "model that is sampled and trained; it must be able to answer already"}
+    )
     preference_problems: Path = field(
         metadata={"help": "questions.jsonl with answers; responses to these become pairs"}
     )
     test_problems: Path = field(metadata={"help": "questions.jsonl with answers, held out for the reported numbers"})
-    prm: Path | None = field(
+    prm: ModelPath | None = field(
         default=None, metadata={"help": "a PRM that is ready to use (with prm.json, or score.prm_format)"}
     )
     prm_problems: Path | None = field(
         default=None, metadata={"help": "without prm: questions.jsonl with answers; responses to these train a PRM"}
     )
-    prm_model: Path | None = field(
+    prm_model: ModelPath | None = field(
         default=None, metadata={"help": "model that the PRM is trained from; default: policy"}
     )
 
@@ -751,7 +763,7 @@ class TrainPRMConfig(ModelTraining):
     """`mpo train-prm`: train a process reward model on labelled steps."""
 
     groups: Path = field(metadata={"help": "folder of `mpo label-steps`"})
-    model: Path = field(metadata={"help": "model to start from"})
+    model: ModelPath = field(metadata={"help": "model to start from"})
     out: Path = field(metadata={"help": "folder for the PRM"})
     prm_format: str = field(
         default="visualprm",
@@ -805,7 +817,7 @@ class TrainPRMConfig(ModelTraining):
 class TrainMPOConfig(ModelTraining):
     """`mpo train-mpo`: Mixed Preference Optimization; weights (1, 0, 0) are DPO, (0, 0, 1) the LM loss alone."""
 
-    policy: Path = field(metadata={"help": "model to train; as it is at the start, it is also the reference"})
+    policy: PolicyPath = field(metadata={"help": "model to train; as it is at the start, it is also the reference"})
     pairs: Path = field(metadata={"help": "folder of `mpo pairs`, or a Parquet file of TRL rows"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
     max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
@@ -856,8 +868,8 @@ class RoundsConfig(ColumnsConfig):
             "or a name of `mpo settings`"
         }
     )
-    policy: Path = field(metadata={"help": "model that the first round starts from"})
-    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    policy: PolicyPath = field(metadata={"help": "model that the first round starts from"})
+    prm: ModelPath = field(metadata={"help": "PRM (with prm.json)"})
     problems: Path = field(metadata={"help": "questions.jsonl with answers; responses to these become pairs"})
     guard: Path = field(metadata={"help": "questions.jsonl with answers, held out to decide when to stop"})
     out: Path = field(metadata={"help": "folder for rounds.json and one folder per round"})
@@ -893,13 +905,13 @@ class AnswerConfig(PromptConfig):
     image: list[Path] = field(
         default_factory=list, metadata={"help": "image of the question; several are given in the order of the prompt"}
     )
-    policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
+    policy: PolicyPath | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
         default_factory=list,
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
-    prm: Path | None = field(default=None, metadata={"help": "folder of a PRM; --selector majority needs none"})
+    prm: ModelPath | None = field(default=None, metadata={"help": "PRM; --selector majority needs none"})
     prm_base_url: list[str] = field(
         default_factory=list,
         metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
@@ -942,9 +954,9 @@ class BeamSearchConfig(PromptConfig, ColumnsConfig):
     """`mpo beam-search`: answers found step by step, guided by a PRM."""
 
     problems: Path = field(metadata={"help": "problems, of any kind that `mpo sample` takes"})
-    prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
+    prm: ModelPath = field(metadata={"help": "PRM (with prm.json)"})
     out: Path = field(metadata={"help": "folder for groups.jsonl, with one response per problem, and searches.jsonl"})
-    policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
+    policy: PolicyPath | None = field(default=None, metadata={"help": "model that answers in this process"})
     base_url: list[str] = field(
         default_factory=list,
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},

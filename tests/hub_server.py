@@ -1,141 +1,140 @@
-"""A Hub on this machine: one dataset repository, served from a folder as huggingface.co serves it.
+"""A hub on loopback that serves folders as repositories, with the requests that huggingface_hub really makes.
 
-What `datasets` and `huggingface_hub` ask for: the repository at a revision, its tree, and its files by `resolve`.
+Of the hub's API it has what a download needs: the commit of a revision, the files of a commit, and the files. Errors
+carry the hub's own codes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-COMMIT = "a" * 40
+import pytest
+
+API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+)/(?P<what>revision|tree)/(?P<revision>[^?]+)")
+FILE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)")
 
 
-class Hub(ThreadingHTTPServer):
-    """Serves the files of `folder` as the dataset `name`; `asked` lists what was asked for."""
+class HubServer(ThreadingHTTPServer):
+    """`with HubServer() as hub: hub.add("org/name", folder); …`; `paths` are the requests that it got."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.name = folder, name
-        self.asked: list[str] = []
+        self.paths: list[str] = []
+        self.gated: set[str] = set()
+        self.broken: set[str] = set()  # whose files are forbidden without a reason
+        self._commits: dict[str, dict[str, Path]] = {}
+        self._revisions: dict[str, dict[str, str]] = {}
 
     @property
-    def address(self) -> str:
-        """Of the server."""
+    def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def files(self) -> list[Path]:
-        """Of the repository."""
-        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+    def add(self, repository: str, folder: Path, *, revision: str = "main") -> str:
+        """The folder as a commit of the repository that a branch points to; returns the commit."""
+        digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(folder).values())
+        commit = hashlib.sha1(f"{repository} {revision} {digests}".encode()).hexdigest()
+        self._commits.setdefault(repository, {})[commit] = folder
+        self._revisions.setdefault(repository, {})[revision] = commit
+        return commit
+
+    def commit(self, repository: str, revision: str) -> str | None:
+        known = self._commits[repository]
+        return revision if revision in known else self._revisions[repository].get(revision)
+
+    def folder(self, repository: str, commit: str) -> Path:
+        return self._commits[repository][commit]
+
+    def has(self, repository: str) -> bool:
+        return repository in self._commits
+
+    def __enter__(self) -> HubServer:
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.shutdown()
+        self.server_close()
 
 
-@contextmanager
-def hub(folder: Path, name: str) -> Iterator[Hub]:
-    """The server, in a thread."""
-    with Hub(folder, name) as server:
-        thread = Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def reach_hub(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with HF_ENDPOINT and HF_HUB_CACHE set and HF_HUB_OFFLINE unset before huggingface_hub was imported."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Hub
+    server: HubServer
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        self._answer(body=False)
+        self._answer()
 
     def do_GET(self) -> None:
-        self._answer(body=True)
+        self._answer()
 
-    def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        asked = json.loads(self.rfile.read(length) or b"{}") if length else {}
-        path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(f"POST {path}")
-        if path == f"/api/datasets/{self.server.name}/paths-info/{COMMIT}":
-            wanted = asked.get("paths", [])
-            self._send(json.dumps([entry for entry in self._tree() if entry["path"] in wanted]).encode())
+    def _answer(self) -> None:
+        self.server.paths.append(self.path)
+        found = API.match(self.path) or FILE.match(self.path)
+        if found is None or not self.server.has(found["repository"]):
+            return self._fail(404, "RepoNotFound", "Repository not found")
+        repository = found["repository"]
+        commit = self.server.commit(repository, found["revision"].replace("%2F", "/"))
+        if commit is None:
+            return self._fail(404, "RevisionNotFound", f"Invalid rev id: {found['revision']}")
+        files = _files(self.server.folder(repository, commit))
+        if "file" in found.groupdict():
+            if repository in self.server.gated:
+                return self._fail(403, "GatedRepo", f"Access to model {repository} is restricted")
+            if repository in self.server.broken:
+                return self._fail(403, "", "Forbidden")
+            if found["file"] not in files:
+                return self._fail(404, "EntryNotFound", "Entry not found")
+            return self._send(files[found["file"]].read_bytes(), commit=commit)
+        if found["what"] == "revision":
+            told: Any = {"id": repository, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
         else:
-            self._missing("EntryNotFound")
+            told = [
+                {"type": "file", "path": name, "size": path.stat().st_size, "oid": _oid(path.read_bytes())}
+                for name, path in files.items()
+            ]
+        return self._send(json.dumps(told).encode(), commit=commit)
 
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
-
-    def _answer(self, *, body: bool) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(f"{self.command} {path}")
-        api = f"/api/datasets/{self.server.name}"
-        if path in (api, *(f"{api}/revision/{revision}" for revision in ("main", COMMIT))):
-            self._send(json.dumps(self._repository()).encode(), body=body)
-        elif path.startswith(f"{api}/tree/"):
-            inside = path.removeprefix(f"{api}/tree/").partition("/")[2]
-            recursive = "recursive=true" in urlsplit(self.path).query.lower()
-            found = self._tree(inside, recursive=recursive)
-            self._send(json.dumps(found).encode(), body=body) if found else self._missing("EntryNotFound")
-        elif path.startswith(f"/datasets/{self.server.name}/resolve/"):
-            name = path.removeprefix(f"/datasets/{self.server.name}/resolve/").partition("/")[2]
-            file = self.server.folder / name
-            self._file(file, body=body) if file.is_file() else self._missing("EntryNotFound")
-        else:
-            self._missing("RepoNotFound")
-
-    def _repository(self) -> dict[str, Any]:
-        names = [str(path.relative_to(self.server.folder)) for path in self.server.files()]
-        return {
-            "_id": "1",
-            "id": self.server.name,
-            "sha": COMMIT,
-            "private": False,
-            "gated": False,
-            "disabled": False,
-            "downloads": 0,
-            "likes": 0,
-            "tags": [],
-            "lastModified": "2025-01-01T00:00:00.000Z",
-            "siblings": [{"rfilename": name} for name in names],
-        }
-
-    def _tree(self, inside: str = "", *, recursive: bool = True) -> list[dict[str, Any]]:
-        """The entries of a folder, and of those in it."""
-        root, folder = self.server.folder, self.server.folder / inside
-        found = sorted(folder.rglob("*") if recursive else folder.iterdir()) if folder.is_dir() else []
-        return [
-            {"type": "file", "oid": _digest(path), "size": path.stat().st_size, "path": str(path.relative_to(root))}
-            if path.is_file()
-            else {"type": "directory", "oid": COMMIT, "size": 0, "path": str(path.relative_to(root))}
-            for path in found
-        ]
-
-    def _file(self, file: Path, *, body: bool) -> None:
-        self._send(file.read_bytes(), body=body, ETag=f'"{_digest(file)}"', **{"X-Repo-Commit": COMMIT})
-
-    def _send(self, content: bytes, *, body: bool = True, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Content-Type", "application/json")
-        for name, value in headers.items():
-            self.send_header(name, value)
+    def _send(self, body: bytes, *, commit: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{_oid(body)}"')
         self.end_headers()
-        if body:
-            self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    def _missing(self, code: str) -> None:
-        self._send(b"{}", body=self.command != "HEAD", status=404, **{"X-Error-Code": code})
+    def _fail(self, status: int, code: str, message: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()  # as git names a blob
+def _files(folder: Path) -> dict[str, Path]:
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()

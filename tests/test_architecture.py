@@ -29,6 +29,7 @@ IMAGE_FILE = "mpo/multimodal/images.py"
 TORCH_ONLY = ["mpo/losses.py", "mpo/metrics.py", "mpo/types.py"]
 TORCH_FREE_NAMED = [
     "mpo/multimodal/errors.py",
+    "mpo/multimodal/hub.py",
     "mpo/multimodal/images.py",
     "mpo/multimodal/messages.py",
     "rewards/prm/evaluating/benchmark.py",

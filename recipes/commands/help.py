@@ -25,6 +25,7 @@ SECTIONS: dict[str, str] = {
     "max_row_tokens batch_rows engine actors workers timeout_s shard_gb",
     "Watching": "sample_every sample_problems sample_tokens report_to",
 }
+MODELS = ("PolicyPath", "ModelPath", "CheckpointPath")  # types of `recipes.config`
 VALUES: dict[Any, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
@@ -75,6 +76,8 @@ def command_help(name: str, config_class: type) -> str:
         if some:
             rows = [_row(config_class, field, min(column, 30), width) for field in some]
             blocks.append("\n".join([f"{heading}:", *rows]))
+    if any(map(_names_model, every.values())):
+        blocks.append("MODEL is a folder, or org/name or org/name@revision on the Hugging Face hub.")
     if "settings" not in every:
         blocks.append(
             "Any flag may also be in a YAML file, as `key: value`: `mpo " + name + " FILE.yaml --flag value`."
@@ -107,12 +110,18 @@ def _flag(config_class: type, field: Field[Any]) -> str:
 
 def _metavar(config_class: type, field: Field[Any]) -> str:
     kind = hints(config_class)[field.name]
+    if _names_model(field):
+        return "MODEL"
     if kind is bool:
         return "" if field.default is False else "true|false"
     if get_origin(kind) is list:
         one = VALUES.get(get_args(kind)[0], "NAME")
         return f"{one} […]"
     return "NAME" if choices(kind) else VALUES.get(kind, "VALUE")
+
+
+def _names_model(field: Field[Any]) -> bool:
+    return str(field.type).removesuffix(" | None") in MODELS
 
 
 def _default(field: Field[Any]) -> str:

@@ -128,7 +128,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "convert",
             "ConvertConfig",
             "convert an InternVL or VisualPRM checkpoint to transformers' own classes",
-            "mpo convert --checkpoint InternVL3-1B-Instruct --out models/internvl3-1b",
+            "mpo convert --checkpoint OpenGVLab/InternVL3-1B-Instruct --out models/internvl3-1b",
         ),
     },
     "Test time": {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import ConfigError
 from recipes.loop.held_out import check_held_out
+from recipes.stage.models import with_models_here
 from recipes.stage.problem_source import SOURCE, problem_file
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def own_start(settings: Settings, run: Path) -> Start:
             that are in another file.
         StageError: a file that does not exist.
     """
-    own = settings.build("own")
+    own = with_models_here(settings.build("own"))
     if (own.prm is None) == (own.prm_problems is None):
         raise ConfigError(
             f"{settings.path}: own: expected one of prm (a finished PRM) and prm_problems (to train one on), got "

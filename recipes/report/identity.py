@@ -47,6 +47,7 @@ def settings_of(run: Path) -> list[tuple[str, str]]:
     for folder in stages_in(run):
         manifest = manifest_of(folder)
         settings = manifest["fingerprint"]["settings"] | {name: at[0] for name, at in manifest["sources"].items()}
+        settings |= manifest.get("hub", {})
         text = ", ".join(f"{name} = {_short(value)}" for name, value in sorted(settings.items()))
         rows.append((str(folder.relative_to(run)), text))
     return rows

@@ -62,6 +62,7 @@ def provenance(stage: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> 
         if path not in seen and (Path(path) / MANIFEST).is_file():
             manifest = manifest_of(path)
             sources = {name: os.path.normpath(os.path.join(path, at[0])) for name, at in manifest["sources"].items()}
+            sources |= manifest.get("hub", {})
             before = {"stage": manifest["stage"], **manifest["fingerprint"], "sources": sources}
             yield from provenance(before, seen | {path})
             if verdicts := manifest["counts"].get("verdicts"):

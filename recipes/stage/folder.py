@@ -20,10 +20,12 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError, FingerprintError, StageError
 from mpo.multimodal.failpoints import reach
 from mpo.multimodal.files import write_atomic
+from mpo.multimodal.hub import ADAPTER_CONFIG, CONFIG
 from mpo.multimodal.text import one_line
 from recipes.stage.closing import circumstances, closing_line
-from recipes.stage.identity import file_content, folder_content
+from recipes.stage.identity import file_content, folder_content, model_content
 from recipes.stage.lock import lock, unlock
+from recipes.stage.models import checked_model, hub_names, roles_of
 from recipes.stage.vouching import OWN, faults, vouched
 from rewards.kept.store import differences
 
@@ -50,6 +52,7 @@ class Stage:
     Attributes:
         fingerprint: `settings`, and `inputs`: the name of each → the key of its content.
         sources: where the inputs lie, by the same names; no part of what the stage is.
+        hub: `org/name@commit` of those that come from the hub.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Stage:
     fingerprint: dict[str, Any]
     complete: bool
     sources: dict[str, Path] = field(default_factory=dict)
+    hub: dict[str, str] = field(default_factory=dict)
     image_root: Path | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -66,7 +70,8 @@ class Stage:
 
     def provenance(self) -> dict[str, Any]:
         """What a card says of where this stage's work comes from."""
-        return {"stage": self.name, **self.fingerprint, "sources": {k: str(v) for k, v in self.sources.items()}}
+        places = {name: str(path) for name, path in self.sources.items()} | self.hub
+        return {"stage": self.name, **self.fingerprint, "sources": places}
 
     def finish(self, counts: Mapping[str, Any], *, note: str = "") -> Path:
         """Write the manifest, last and atomically, let the next process in, and print the closing line.
@@ -93,6 +98,7 @@ class Stage:
             "counts": {name: value for name, value in counts.items() if name != "problems"},
             "files": vouched(self.out),
             "sources": {name: _place(path, self.out) for name, path in self.sources.items()},
+            "hub": self.hub,
             "problems": problems,
             "image_root": self.image_root and os.path.realpath(self.image_root),
             "seconds": seconds,
@@ -129,16 +135,24 @@ def open_stage(
     Raises:
         StageError: an input is missing, damaged or was never finished; another process works in `out`; or `out` is
             damaged and holds nothing to make it again from.
+        ConfigError: a model that cannot play its role, see `checked_model`.
         FingerprintError: `out` holds the result of other settings or inputs.
     """
-    sources = _sources(config, inputs)
+    sources, roles = _sources(config, inputs), roles_of(type(config))
     image_root = getattr(config, "image_root", None)
-    keys = {key: content_of(Path(path), name, image_root) for key, path in sources.items()}
+    found = {}
+    for key in sorted(sources, key=roles.__contains__):  # models last: they take longest to read
+        if key in roles:
+            checked_model(sources[key], roles[key], flag=key)
+        found[key] = content_of(sources[key], name, image_root)
+    keys = {key: found[key] for key in sources}
     fingerprint = {"settings": _settings(config, keys), "inputs": keys}
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"stage {name}: out={out} is a file; expected a folder")
-    stage = Stage(name, out, fingerprint, complete=False, sources=sources, image_root=image_root)
+    stage = Stage(
+        name, out, fingerprint, complete=False, sources=sources, hub=hub_names(sources), image_root=image_root
+    )
     if _is_complete(stage, config, grows=grows, refuse=refuse, work=work):
         stage.complete = True
         if is_first_process():
@@ -222,8 +236,8 @@ def content_of(path: Path, stage: str, image_root: Path | None) -> str:
                 f"stage {stage}: input {path} is damaged: {_some(wrong)}; run the stage that writes it again"
             )
         return folder_content(path, problems=problems_of(path) if manifest_of(path).get("problems") else None)
-    if (path / "config.json").exists():  # a model folder of the user's
-        return folder_content(path)
+    if any((path / name).exists() for name in (CONFIG, ADAPTER_CONFIG)):  # a model folder of the user's
+        return model_content(path)
     raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ImageError
+from mpo.multimodal.hub import ADAPTER_CONFIG, adapter_base
 from mpo.multimodal.images import resolve_inside
 
 # Of a folder, what no later stage reads: for people, for resuming, or with times and paths in it.
@@ -48,6 +49,18 @@ def folder_content(folder: Path, *, problems: Path | None = None) -> str:
     files = sorted(path for path in folder.iterdir() if is_content(path))
     names = [f"{path.name} {file_digest(path)}" for path in files]
     return _joined([*names, *([file_content(problems)] if problems else [])])
+
+
+def model_content(folder: Path) -> str:
+    """Content key of a model's folder; of an adapter its own files, but for where its base lies, and the base's key."""
+    base = adapter_base(folder)
+    if base is None:
+        return folder_content(folder)
+    files = sorted(path for path in folder.iterdir() if is_content(path) and path.name != ADAPTER_CONFIG)
+    said = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+    told = {key: value for key, value in said.items() if key not in ("base_model_name_or_path", "revision")}
+    names = [f"{path.name} {file_digest(path)}" for path in files]
+    return _joined([*names, json.dumps(told, sort_keys=True), folder_content(base)])
 
 
 def is_content(path: Path) -> bool:

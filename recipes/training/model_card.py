@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from mpo.multimodal.files import write_atomic
+from mpo.multimodal.hub import NAME
 from recipes.stage.cards import CARD, code, fenced, provenance, short, table
 from rewards.prm.formats import PRMFormat
 
@@ -120,7 +121,7 @@ def _write(
     folder: Path, parts: list[str], fingerprint: Mapping[str, Any], trainer: Any, *, base: str, tags: list[str]
 ) -> None:
     metadata = ModelCardData(
-        base_model=Path(base).name,
+        base_model=base.partition("@")[0] if "@" in base and NAME.fullmatch(base) else Path(base).name,
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         datasets=["local"],

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import read_json, write_atomic
+from mpo.multimodal.hub import hub_name
 from mpo.multimodal.loading import load_merged, load_model, stored_dtype
 from recipes.config import ModelTraining, TrainMPOConfig
 from recipes.stage.folder import is_first_process
@@ -100,7 +101,7 @@ def save_policy(trainer: Any, config: TrainMPOConfig, out: Path, dtype: torch.dt
         trainer.save_model(str(out / ADAPTER))
         if is_first_process():
             (out / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's, with the path of the base model
-            in_order(out / ADAPTER / "adapter_config.json")
+            in_order(out / ADAPTER / "adapter_config.json", base=config.policy)
             load_merged(config.policy, out / ADAPTER, dtype=dtype).save_pretrained(out)
             trainer.processing_class.save_pretrained(out)
         return
@@ -108,9 +109,12 @@ def save_policy(trainer: Any, config: TrainMPOConfig, out: Path, dtype: torch.dt
     trainer.save_model(str(out))
 
 
-def in_order(file: Path) -> None:
-    """Write PEFT's configuration with its names sorted: it writes sets, in the order of a hash seed."""
+def in_order(file: Path, *, base: Path) -> None:
+    """Write PEFT's configuration with its names sorted, which it writes in the order of a hash seed, and the base's
+    commit, if that came from the hub."""
     found = read_json(file)
+    if name := hub_name(base):
+        found["base_model_name_or_path"], _, found["revision"] = name.partition("@")
     found = {key: sorted(value) if _is_names(value) else value for key, value in found.items()}
     write_atomic(file, json.dumps(found, indent=2, sort_keys=True) + "\n")
 

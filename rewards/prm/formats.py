@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mpo.multimodal.errors import ConfigError
 
+CONTRACT = "prm.json"  # beside a PRM's weights: its format
 FIRST_TURN = r"[^{}]*(\{images\}[^{}]*)?\{question\}[^{}]*\{step\}"
 HEAD_COLUMNS = (1, 0)  # of a label head, in the order positive, negative
 
@@ -85,6 +86,16 @@ class PRMFormat:
         if self.readout == "head":
             return HEAD_COLUMNS
         return tuple(single_token_id(tokenizer, text) for text in self.label_texts)
+
+    def check_tokens(self, tokenizer: Any) -> None:
+        """Whether a tokenizer has what this format reads and writes.
+
+        Raises:
+            ConfigError: a label, or the tag of the `tag` layout, is not exactly one token.
+        """
+        self.label_ids(tokenizer)
+        if self.layout == "tag":
+            single_token_id(tokenizer, self.tag)
 
     @property
     def label_texts(self) -> tuple[str, ...]:

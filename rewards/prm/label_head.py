@@ -11,16 +11,23 @@ The head takes the place of the LM head, so the readout is the usual one with ot
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForTokenClassification
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from mpo.multimodal.loading import load_exactly
-from rewards.prm.formats import HEAD_COLUMNS
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.hub import adapter_base, loadable_folder
+from mpo.multimodal.loading import load_model
+from rewards.prm.formats import FORMATS, HEAD_COLUMNS, PRMFormat
+
+HEAD = "score."  # how the tensors of a label head are named
+READS = {"head": "the label head", "tokens": "the logits of label tokens"}
 
 
 class Qwen2ProcessRewardModel(Qwen2ForTokenClassification):
@@ -47,11 +54,39 @@ class Qwen2ProcessRewardModel(Qwen2ForTokenClassification):
         return output
 
 
+def check_head(path: str | Path, prm_format: PRMFormat) -> None:
+    """Compare what a checkpoint scores with, read off the names of its tensors, with what a format reads.
+
+    Raises:
+        ConfigError: a label head and a format of label tokens, or the other way round; it names the formats that fit.
+    """
+    folder = loadable_folder(path)
+    head = next((name for name in _tensor_names(adapter_base(folder) or folder) if name.startswith(HEAD)), None)
+    fits = "head" if head else "tokens"
+    if prm_format.readout != fits:
+        has = f"scores with a label head ({head})" if head else f"has no label head (no tensor {HEAD}*)"
+        names = ", ".join(name for name, one in FORMATS.items() if one.readout == fits)
+        raise ConfigError(
+            f"{path} {has}, and the PRM format {prm_format.name!r} reads {READS[prm_format.readout]}: expected one "
+            f"that reads {READS[fits]}, of which there are {names}"
+        )
+
+
 def load_label_head(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A Qwen2.5-Math-PRM checkpoint on the CPU, in eval mode; no code of its folder is run.
 
     Raises:
         ConfigError: parameters are missing, left over, or of another shape, e.g. since it has another head.
     """
-    model: Any = load_exactly(path, Qwen2ProcessRewardModel, dtype=dtype)
+    model: Any = load_model(path, dtype=dtype, model_class=Qwen2ProcessRewardModel)
     return model.eval()
+
+
+def _tensor_names(folder: Path) -> Iterable[str]:
+    """Names in the headers of a checkpoint's safetensors; a damaged file has none, and loading says so."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                yield from opened.keys()
+        except SafetensorError:
+            continue

@@ -18,19 +18,18 @@ from transformers.utils import logging
 
 from mpo.multimodal.ahead import ahead
 from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.hub import model_folder
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor, stored_dtype
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.scoring import logits_at
-from rewards.prm.formats import PRMFormat, find_format, validated
-from rewards.prm.label_head import load_label_head
+from rewards.prm.formats import CONTRACT, FORMATS, PRMFormat, find_format, validated
+from rewards.prm.label_head import check_head, load_label_head
 from rewards.prm.readout import label_softmax
 from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.rows import check_sharing, prepare_sharing, rows_of
 from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.types import StepScores
-
-CONTRACT = "prm.json"
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +72,7 @@ class ModelPRM(StepPRM):
         """Load a PRM that `PRMTrainer` saved, or someone else's, in the number type that it is stored in.
 
         Args:
-            path: its folder.
+            path: its folder, or `org/name` or `org/name@revision` on the hub.
             prm_format: for a folder without `prm.json`: a name of `rewards.prm.formats.FORMATS` or a YAML file.
             batch_rows: responses per forward pass.
 
@@ -82,8 +81,11 @@ class ModelPRM(StepPRM):
             ConfigError: both are there and differ, or the weights are not those of such a PRM.
         """
         contract = load_format(path, prm_format)
-        model: Any = load_weights(path, contract, dtype=stored_dtype(path))
-        return cls(model.to(best_device()).eval(), load_processor(path), contract, batch_rows=batch_rows)
+        folder = model_folder(path)  # of one commit, should the hub's branch move meanwhile
+        processor = load_processor(folder)
+        contract.check_tokens(processor.tokenizer)
+        model: Any = load_weights(folder, contract, dtype=stored_dtype(folder))
+        return cls(model.to(best_device()).eval(), processor, contract, batch_rows=batch_rows)
 
     def _scores(self, items: Sequence[CutResponse], describe: str) -> list[StepScores]:
         """Tokens of a batch are made in a thread while the model reads the one before it."""
@@ -146,13 +148,12 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
         StageError: there is neither.
         ConfigError: a damaged contract, or both are there and differ.
     """
-    file = Path(path) / CONTRACT
+    file = model_folder(path) / CONTRACT
     if not file.exists():
         if given is None:
             raise StageError(
-                f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first, or use "
-                "--prm_format "
-                "--prm_format how someone else's PRM is asked"
+                f"no process reward model at {path}: expected {CONTRACT} there, as `mpo train-prm` writes it; for "
+                f"someone else's PRM add --prm_format, one of {', '.join(FORMATS)} or a YAML file"
             )
         return find_format(given)
     try:
@@ -168,6 +169,11 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
 
 
 def load_weights(path: str | Path, prm_format: PRMFormat, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The model of a checkpoint, with a label head if the format reads one; on the CPU."""
+    """The model of a checkpoint, with a label head if the format reads one; on the CPU.
+
+    Raises:
+        ConfigError: the format reads a head that is not there, or leaves one out.
+    """
+    check_head(path, prm_format)
     loads = load_label_head if prm_format.readout == "head" else load_model
     return loads(path, dtype=dtype)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+from mpo.multimodal.loading import load_model
 from recipes.worlds.digits.policy import CHAT_TEMPLATE, build_processor
+from rewards.prm.label_head import Qwen2ProcessRewardModel
 
 TEXT = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -89,6 +93,45 @@ def build_gemma3(folder: Path) -> Path:
         **{"boi_token_index": start, "eoi_token_index": end},
     }
     return _write(folder, "gemma3", config, processor)
+
+
+def build_text_llm(folder: Path) -> Path:
+    """A Qwen2 language model without images, its LM head tied to its embedding."""
+    tokenizer = _tokenizer({})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = AutoConfig.for_model("qwen2", **_text(tokenizer), tie_word_embeddings=True)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_math_prm(folder: Path) -> Path:
+    """Qwen2.5-Math-PRM's layout: a Qwen2 decoder, a label head, a marker; `auto_map` names code that is not there."""
+    tokenizer = _tokenizer({"step_token": "<extra_0>"})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(1)
+    model = Qwen2ProcessRewardModel(AutoConfig.for_model("qwen2", **_text(tokenizer), num_labels=2))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel"}
+    (folder / "config.json").write_text(
+        json.dumps(config | {"architectures": ["Qwen2ForProcessRewardModel"], "auto_map": own})
+    )
+    return folder
+
+
+def build_adapter(folder: Path, base: Path, *, seed: int = 0) -> Path:
+    """LoRA adapters of a model's attention, as PEFT saves them, with weights that change what it says."""
+    model = get_peft_model(load_model(base), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.5)
+    model.save_pretrained(folder)
+    return folder
 
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {

@@ -24,7 +24,7 @@ from rewards.interchange.trl_rows import from_trl_row, iter_trl_parquet
 from rewards.interchange.visualprocessbench import read_visualprocessbench
 from rewards.prm.evaluating.benchmark import BenchmarkResponse
 from rewards.types import RolloutGroup
-from tests.hub_server import hub
+from tests.dataset_hub import hub
 from tests.recipes.run_folders import write_stage
 from tests.rewards.published_forms import FORMS, encoded, json_lines, mmpr, swift, visualprm400k
 

@@ -190,6 +190,8 @@ def test_adapters_are_merged_and_kept(policy_folder: Path, pairs: Path, tmp_path
         prefix = "base_model.model." + name.removesuffix(".weight")
         expected = 2.0 * adapter[f"{prefix}.lora_B.weight"] @ adapter[f"{prefix}.lora_A.weight"]
         torch.testing.assert_close(delta, expected, rtol=1e-4, atol=1e-6)
+    named = load_model(out / ADAPTER).state_dict()  # the adapter's folder is the same model
+    assert all(torch.equal(value, named[name]) for name, value in load_model(out).state_dict().items())
     questions = tmp_path / "questions.jsonl"
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     questions.write_text(json.dumps({"id": "a", "question": "How many?", "images": ["a.png"], "answer": "1"}) + "\n")
@@ -281,7 +283,9 @@ def test_an_adapters_configuration_does_not_know_the_hash_seed(tmp_path: Path) -
     written = set()
     for names in (["v_proj", "q_proj", "o_proj"], ["o_proj", "v_proj", "q_proj"]):
         file.write_text(json.dumps({"target_modules": names, "r": 4, "exclude_modules": None}))
-        in_order(file)
+        in_order(file, base=Path("models--org--name/snapshots/0c351dd"))
         written.add(file.read_bytes())
     assert len(written) == 1
-    assert json.loads(written.pop())["target_modules"] == ["o_proj", "q_proj", "v_proj"]
+    said = json.loads(written.pop())
+    assert said["target_modules"] == ["o_proj", "q_proj", "v_proj"]
+    assert (said["base_model_name_or_path"], said["revision"]) == ("org/name", "0c351dd")  # of a base from the hub

@@ -209,7 +209,7 @@ def test_contract_round_trip(tmp_path: Path, prm_format: PRMFormat) -> None:
 
 def test_missing_or_damaged_contract(tmp_path: Path, policy_folder: Path) -> None:
     for load in (load_format, ModelPRM.load):
-        with pytest.raises(StageError, match=r"expected prm\.json there; run `mpo train-prm` first"):
+        with pytest.raises(StageError, match=r"expected prm\.json there, as `mpo train-prm` writes it"):
             load(policy_folder)
     for damaged in ("", "[]", json.dumps({"name": "x", "layout": "columns"}), json.dumps({"name": "x"})):
         (tmp_path / "prm.json").write_text(damaged)
