@@ -66,7 +66,7 @@ def render(
         problem: question; its images come decoded in `images`.
         solutions: the steps of each, merged beforehand if there are more than `prm_format.max_steps`.
         images: RGB, in the problem's order.
-        with_text: find the tokens of the responses' own text.
+        with_text: find `text`.
 
     Raises:
         StepAlignmentError: no steps, too many steps, an empty step, a control token inside a step, or the text
@@ -100,8 +100,7 @@ def _with_text(
     """The same, with the positions of the responses' own text."""
     if prm_format.layout != "turns":
         marks = [row.read_positions if prm_format.layout == "tag" else () for row in rendered]
-        starts = [len(row.prompt.input_ids) for row in rendered]
-        own = [range(start, start + len(row.continuation)) for start, row in zip(starts, rendered, strict=True)]
+        own = [range(n := len(row.prompt.input_ids), n + len(row.continuation)) for row in rendered]
         return [replace(r, text=one_turn_text(o, m)) for r, o, m in zip(rendered, own, marks, strict=True)]
     around, found = _around(processor, prm_format, problem, num_images), []
     for steps, row in zip(solutions, rendered, strict=True):

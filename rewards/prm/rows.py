@@ -139,9 +139,7 @@ def _pack(solutions: Sequence[RenderedSolution], image_token_id: int | None) -> 
     length = min(1 + min(solution.read_positions[0] for solution in solutions), *(len(row) - 1 for row in ids))
     prompt = solutions[0].prompt
     length = min(length, len(prompt.input_ids), shared_length(ids))
-    length = min(
-        length, *(solution.text[0] for solution in solutions if solution.text), length
-    )  # each has its own text
+    length = min([length, *(solution.text[0] for solution in solutions if solution.text)])  # each has its whole text
     if not can_be_shared(prompt, image_token_id, length=length):
         return None
     prefix = EncodedPrompt(

@@ -60,8 +60,8 @@ class PRMTrainer(WholeStepTrainer):
         train_groups: labelled groups.
         text_weight: w of L_text, at least 0; a label head has no text to learn.
         class_weights: w₊ and w₋, e.g. of `rewards.prm.labelling.labels.class_weights`; None is 1 and 1.
-        eval_dataset: labelled groups, or several lists of them by name: `eval_loss` and the metrics of their steps, with
-            `eval_`, are of the whole set, whatever the batch and the number of ranks.
+        eval_dataset: labelled groups, or several lists of them by name: `eval_loss` and the metrics of their steps,
+            with `eval_`, are of the whole set, whatever the batch and the number of ranks.
         peft_config: adapters to put around the model, e.g. `peft.LoraConfig`. Checkpoints hold the adapters alone;
             `save_model` merges them into the weights, after which this trainer trains no further.
 
@@ -148,7 +148,7 @@ class PRMTrainer(WholeStepTrainer):
         elif labelled:
             self._observe_evaluated(total, [*dict.fromkeys(problems)])
         if num_items_in_batch is None:
-            sums = torch.stack([step_terms.detach().double(), text_terms.detach().double(), *counts.double()])
+            sums = torch.stack([step_terms.detach(), text_terms.detach(), *counts.float()])
             self._evaluated_sums = sums if self._evaluated_sums is None else self._evaluated_sums + sums
         return total * world_size
 
@@ -230,7 +230,7 @@ class PRMTrainer(WholeStepTrainer):
         assert output.metrics is not None
         sums, self._evaluated_sums = self._evaluated_sums, None
         if sums is not None:
-            steps, text, labelled, tokens = self._sum_over_ranks(sums.float()).tolist()
+            steps, text, labelled, tokens = self._sum_over_ranks(sums).tolist()
             loss = steps / max(labelled, 1) + self.text_weight * text / max(tokens, 1)
             found = {"loss": loss, **self._step_metrics("eval")}
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
