@@ -50,7 +50,8 @@ def read_visualprm(config: ConvertDataConfig) -> Items:
     root = config.image_root or file.parent
     if not root.is_dir():
         raise StageError(f"image_root {root} is not a folder; expected the folder that the image paths start from")
-    return ((f"{file.name}:{number}", row) for number, row in read_visualprm400k(file, image_root=root))
+    rows = read_visualprm400k(file, image_root=root, after_error=config.after_error)
+    return ((f"{file.name}:{number}", row) for number, row in rows)
 
 
 def read_stepwise(config: ConvertDataConfig) -> Items:

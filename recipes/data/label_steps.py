@@ -20,25 +20,28 @@ from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
 from recipes.stage.policies import continuer_of
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
+from rewards.prm.formats import find_format, format_files
 from rewards.prm.labelling.budgets import budget_named
 from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations
 from rewards.prm.labelling.cost import CostEstimate, estimate_cost
 from rewards.prm.labelling.monte_carlo import label_steps
 from rewards.prm.labelling.responses import choose_responses
-from rewards.steps import split_on_blank_lines
+from rewards.steps import scored_steps
 
 
 def label(config: LabelConfig) -> Path:
     """Choose responses, estimate the cost, continue from the ends of their steps, count right answers.
 
+    A response with more steps than the PRM will take is merged first, as it will be in training and scoring.
     Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
     The verdicts of each call of the policy are in `calls.sqlite` as soon as they are there: after a kill the same
     command continues.
     """
-    stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
+    stage = open_stage("label-steps", config, inputs=[config.groups, config.policy, *format_files(config.prm_format)])
     if stage.complete:
         return stage.out
     budget_named(config.budget, config.num_continuations)
+    max_steps = find_format(config.prm_format).max_steps
     groups = read_groups(config.groups)
     processor = load_processor(config.policy)
     chosen, rejected = choose_responses(
@@ -59,7 +62,7 @@ def label(config: LabelConfig) -> Path:
         ) as run,
     ):
         settings: dict[str, Any] = {
-            "splitter": split_on_blank_lines,
+            "splitter": partial(scored_steps, max_steps=max_steps),  # merged before a continuation is paid for
             "num_continuations": config.num_continuations,
             "seed": config.seed,
             "budget": config.budget,

@@ -8,9 +8,11 @@ A line of the file is what InternVL's released labelling pipeline writes
 
 `image` is a path inside a root folder, or a list of them; `question` is the whole prompt with `<image>` in the place of
 the image, `question_orig` the same without; `score` is num_mc_correct / num_mc_total; a step of the file may be
-several of the response's, merged. Our rows have three more fields, which other readers skip: `problem_id`, `verdict`
-and `label_source`. Where that is not `mc:full:…` or `exact`, only `score > 0` may be read
-(`rewards/prm/labelling/source.py`).
+several of the response's, merged. With the pipeline's `--early-stop`, its default, steps behind the first one without a
+success are written as 0 of 0: read as steps without a label, or as wrong ones, as InternVL's own conversion does. A
+response is cut there at every "\\n\\n", so a blank line at its end, or two in a row, make empty steps: left out here.
+Our rows have three more fields, which other readers skip: `problem_id`, `verdict` and `label_source`. Where that is not
+`mc:full:…` or `exact`, only `score > 0` may be read (`rewards/prm/labelling/source.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -32,6 +34,8 @@ from rewards.types import Completion, MonteCarloCount, Problem, Rollout, Rollout
 
 VISUALPRM400K = "visualprm400k.jsonl"
 PLACEHOLDER = "<image>"
+
+AfterError = Literal["unlabelled", "wrong"]
 
 
 def _unicode(text: str) -> str:
@@ -86,21 +90,31 @@ def to_visualprm_row(problem: Problem, rollout: Rollout, *, image_root: str | Pa
         "response": rollout.completion.text,
         "steps_with_score": [
             {"step": step.text, "score": c.value, "num_mc_correct": c.correct, "num_mc_total": c.total}
+            if c
+            else {"step": step.text, "score": 0.0, "num_mc_correct": 0, "num_mc_total": 0}
             for step, c in zip(steps, rollout.mc, strict=True)
         ],
-        "num_mc_sequences": max(c.total for c in rollout.mc),
+        "num_mc_sequences": max(c.total for c in rollout.mc if c),
         "problem_id": problem.id,
         "verdict": rollout.verdict,
         "label_source": rollout.label_source,
     }
 
 
-def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Rollout]:
+def from_visualprm_row(
+    row: Any, *, image_root: str | Path, after_error: AfterError = "unlabelled"
+) -> tuple[Problem, Rollout]:
     """A row as problem and rollout; the problem's images are real paths inside `image_root`, not yet opened.
 
     A row without `label_source` is someone else's: `full`, as VisualPRM400K itself, if every step has the same number
     of continuations, else of an unknown budget, whose counts may have stopped early and are no estimates of mc.
     Without `problem_id`, the id is a digest of images, question and answer, so that rows of one problem agree.
+
+    Args:
+        row: of the file.
+        image_root: folder that its image paths are relative to.
+        after_error: what a step with 0 of 0 continuations behind the first error is: without a label (None), or wrong,
+            0 of as many as the others have.
 
     Raises:
         DataError: a field is missing, of the wrong type, or contradicts another; the message begins with its name.
@@ -112,12 +126,12 @@ def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Ro
         images = tuple(resolve_inside(name, image_root) for name in names)
     except ImageError as error:
         raise ImageError(f"image: {error}") from error
-    mc = tuple(_count(step, index) for index, step in enumerate(parsed.steps_with_score))
-    check_steps(parsed.response, [step.step for step in parsed.steps_with_score], where="steps_with_score.{}.step")
+    mc, texts = _counts(parsed.steps_with_score, after_error)
+    check_steps(parsed.response, texts, where="steps_with_score.{}.step")
     identity = json.dumps([names, question, parsed.answer]).encode()
     identifier = parsed.problem_id or f"visualprm-{hashlib.sha256(identity).hexdigest()[:16]}"
     problem = Problem(identifier, question, images, parsed.answer)
-    totals = {count.total for count in mc}
+    totals = {count.total for count in mc if count}
     budget = "full" if len(totals) == 1 else "unknown"
     source = parsed.label_source or monte_carlo_source(budget, max(totals))
     return problem, Rollout(Completion(parsed.response), parsed.verdict, mc=mc, label_source=source)
@@ -130,7 +144,7 @@ def write_visualprm400k(path: str | Path, groups: Iterable[RolloutGroup], *, ima
 
 
 def read_visualprm400k(
-    path: str | Path, *, image_root: str | Path
+    path: str | Path, *, image_root: str | Path, after_error: AfterError = "unlabelled"
 ) -> Iterator[tuple[int, tuple[Problem, Rollout] | DataError]]:
     """The rows of a file in order, each with its line number; a damaged one is a value, an error that names the field.
 
@@ -146,7 +160,7 @@ def read_visualprm400k(
                 yield number, DataError(f"row: {error}")
                 continue
             try:
-                yield number, from_visualprm_row(row, image_root=image_root)
+                yield number, from_visualprm_row(row, image_root=image_root, after_error=after_error)
             except DataError as error:
                 yield number, error
 
@@ -169,6 +183,22 @@ def _without_placeholders(question: str, images: int) -> str:
             f"got {question[:60]!r}, {question.count(PLACEHOLDER)} in all"
         )
     return text
+
+
+def _counts(rows: Sequence[_StepRow], after_error: AfterError) -> tuple[tuple[MonteCarloCount | None, ...], list[str]]:
+    """Counts and texts of the steps that are not empty."""
+    counts: list[MonteCarloCount | None] = []
+    texts, missed, most = [], False, max((row.num_mc_total for row in rows), default=0)
+    for index, row in enumerate(rows):
+        if (row.num_mc_correct, row.num_mc_total) != (0, 0) or not missed:
+            found: MonteCarloCount | None = _count(row, index)
+        else:
+            found = MonteCarloCount(0, most) if after_error == "wrong" else None
+        missed = missed or (found is not None and not found.correct)
+        if row.step.strip():
+            counts.append(found)
+            texts.append(row.step)
+    return tuple(counts), texts
 
 
 def _count(step: _StepRow, index: int) -> MonteCarloCount:
