@@ -648,6 +648,13 @@ class TrainPRMConfig(ModelTraining):
     text_weight: float = field(
         default=0.0, metadata={"help": "weight of a language-model loss on right responses; VisualPRM has none"}
     )
+    as_released: bool = field(
+        default=False,
+        metadata={
+            "help": "train on rows as VisualPRM's own code: true signs in the history, sign and end of turn predicted "
+            "over the whole vocabulary"
+        },
+    )
     advantage: float | None = field(
         default=None,
         metadata={"help": "label the change of mc from step to step as +, = or -; changes within this value are ="},

@@ -27,6 +27,7 @@ from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution, LabelR
 from rewards.prm.labelling.perturb import with_wrong_digit
 from rewards.prm.labelling.source import EXACT, require_estimates
 from rewards.prm.model_prm import load_weights
+from rewards.prm.released import check_released
 from rewards.prm.trainer import PRMTrainer
 from rewards.steps import split_into
 from rewards.types import Rollout, RolloutGroup
@@ -41,6 +42,8 @@ def train_prm(config: TrainPRMConfig) -> Path:
         return stage.out
     prm_format = find_format(config.prm_format)
     _check_advantage(config, prm_format)
+    if config.as_released:
+        check_released(prm_format, text_weight=config.text_weight, class_weights=config.balance_classes)
     if config.num_problems < 0:
         raise ConfigError(f"--num_problems must be 0 for all, or a number of problems; got {config.num_problems}")
     dtype = run_dtype(config, config.model)
@@ -67,6 +70,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
         groups,
         text_weight=config.text_weight,
         class_weights=class_weights(groups) if config.balance_classes else None,
+        as_released=config.as_released,
         peft_config=choose_trained(model, config),
     )
     trainer.train(resume_from_checkpoint=saved)

@@ -7,8 +7,9 @@ all N has another final answer than the choice now; drawing stops where it is at
   overtakes if v₂ + X ≥ v₁ + (m − X), X ~ BetaBinomial(m; v₂ + 1, v₁ + 1). For m → ∞ it is the rule of
   Adaptive-Consistency (arXiv 2305.11860): P(p₂ > ½) under Beta(v₂ + 1, v₁ + 1).
 - PRM: a later sample must have the highest reward of all N, which has probability m / N for exchangeable samples, and
-  another answer. How often that is, is read off the better half of the samples, t of which d disagree with the best
-  one: (d + ½) / (t + 1), Jeffreys' prior. That the two are independent is an assumption.
+  another answer. How often that is, is read off the t other samples of the better half, d of which disagree with the
+  best one: (d + ½) / (t + 1), Jeffreys' prior. The best one is no observation of itself. That the two are independent
+  is an assumption.
 
 Each is a model at one look, not a guarantee over all looks: `replay` measures on stored groups what it costs and saves.
 """
@@ -53,8 +54,8 @@ def best_may_change(group: RolloutGroup, remaining: int) -> float:
         >>> from rewards.types import Completion, Problem, Rollout
         >>> rollouts = [Rollout(Completion("Final answer: 7"), reward=r) for r in (0.9, 0.8, 0.3, 0.1)]
         >>> group = RolloutGroup(Problem("p", "?"), tuple(rollouts))
-        >>> best_may_change(group, 4)  # (0 + 1/2) / (2 + 1) · 4 / 8
-        0.08333333333333333
+        >>> best_may_change(group, 4)  # (0 + 1/2) / (1 + 1) · 4 / 8
+        0.125
     """
     votes = zip(group.rollouts, votes_of(group), strict=True)
     scored = [(rollout.reward, vote) for rollout, vote in votes if rollout.reward is not None]
@@ -63,7 +64,7 @@ def best_may_change(group: RolloutGroup, remaining: int) -> float:
     order = ranking([reward for reward, _ in scored])
     best, *others = (scored[index][1] for index in order[: math.ceil(len(scored) / 2)])
     disagree = sum(answer != best for answer in others)
-    return (disagree + 0.5) / (len(others) + 2) * remaining / (len(scored) + remaining)
+    return (disagree + 0.5) / (len(others) + 1) * remaining / (len(scored) + remaining)
 
 
 MAY_CHANGE: dict[str, Callable[[RolloutGroup, int], float]] = {

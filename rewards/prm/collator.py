@@ -11,6 +11,7 @@ from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.prefix import IGNORED
 from rewards.prm.formats import PRMFormat
 from rewards.prm.labelling.labels import LabelledGroup
+from rewards.prm.released import as_released
 from rewards.prm.rendering import RenderedSolution, render
 from rewards.prm.rows import rows_of, spans_of
 
@@ -23,10 +24,20 @@ class PRMCollator:
         prm_format: its contract.
         shared: packed rows, a problem's responses behind its prompt, for a model that can read them.
         with_text: the inputs' `labels` mark the tokens of the responses' own text, for L_text.
+        released: rows of `rewards.prm.released`; their `labels` mark the signs and the ends of their turns.
     """
 
-    def __init__(self, processor: Any, prm_format: PRMFormat, *, shared: bool = False, with_text: bool = False) -> None:
-        self.processor, self.format, self.shared, self.with_text = processor, prm_format, shared, with_text
+    def __init__(
+        self,
+        processor: Any,
+        prm_format: PRMFormat,
+        *,
+        shared: bool = False,
+        with_text: bool = False,
+        released: bool = False,
+    ) -> None:
+        self.processor, self.format = processor, prm_format
+        self.shared, self.with_text, self.released = shared, with_text, released
         self._rendered: Kept[tuple[LabelledGroup, list[RenderedSolution]]] = Kept(KEPT_BYTES)
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
@@ -39,7 +50,7 @@ class PRMCollator:
         placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
         inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
         for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
-            if not solution.ends_right:
+            if not solution.ends_right and not self.released:
                 inputs["labels"][row, start:end] = IGNORED
         step_groups = [place for place, solution in placed for _ in solution.labels]
         return {
@@ -55,7 +66,11 @@ class PRMCollator:
         """The group itself as well: it is found by identity, and stays alive while its rows are kept."""
         images = [load_image(image) for image in group.problem.images]
         steps = [solution.steps for solution in group.solutions]
-        return group, render(self.processor, self.format, group.problem, steps, images, with_text=self.with_text)
+        rows = render(self.processor, self.format, group.problem, steps, images, with_text=self.with_text)
+        if self.released:
+            labels = [solution.labels for solution in group.solutions]
+            rows = [as_released(self.processor, self.format, *row) for row in zip(rows, labels, strict=True)]
+        return group, rows
 
 
 def first_groups(batch: Mapping[str, Any], groups: int) -> dict[str, Any]:

@@ -29,9 +29,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.ranks import check_pictures
-from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens
+from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens, token_logps
 from mpo.multimodal.whole_steps import WholeStepTrainer
 from rewards.prm.collator import PRMCollator, first_groups
 from rewards.prm.evaluating.metrics import step_metrics
@@ -39,6 +40,7 @@ from rewards.prm.formats import PRMFormat
 from rewards.prm.labelling.labels import LabelledGroup
 from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
+from rewards.prm.released import check_released
 from rewards.prm.rows import check_sharing, prepare_sharing, unshared
 
 logger = logging.get_logger(__name__)
@@ -60,6 +62,8 @@ class PRMTrainer(WholeStepTrainer):
         train_groups: labelled groups.
         text_weight: w of L_text, at least 0; a label head has no text to learn.
         class_weights: w₊ and w₋, e.g. of `rewards.prm.labelling.labels.class_weights`; None is 1 and 1.
+        as_released: train on the rows of the VisualPRM release (`rewards/prm/released.py`): L_step is the mean −log p,
+            over the vocabulary, of the labels' own signs and the ends of their turns. Steps are not judged: no metrics.
         eval_dataset: labelled groups, or several lists of them by name: `eval_loss` and the metrics of their steps,
             with `eval_`, are of the whole set, whatever the batch and the number of ranks.
         peft_config: adapters to put around the model, e.g. `peft.LoraConfig`. Checkpoints hold the adapters alone;
@@ -80,6 +84,7 @@ class PRMTrainer(WholeStepTrainer):
         *,
         text_weight: float = 0.0,
         class_weights: tuple[float, float] | None = None,
+        as_released: bool = False,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
@@ -92,8 +97,12 @@ class PRMTrainer(WholeStepTrainer):
                 "text_weight and class_weights cannot be used with advantage labels, which do not say whether a step "
                 "is right"
             )
-        self.prm_format, self.text_weight = prm_format, text_weight
+        if as_released:
+            check_released(prm_format, text_weight=text_weight, class_weights=class_weights)
+            enable_chunked_logps(model)
+        self.prm_format, self.text_weight, self.as_released = prm_format, text_weight, as_released
         self.class_weights = class_weights
+        self._per_step = 2 if as_released else 1  # tokens that L_step counts for a labelled step: sign and end of turn
         self._label_ids = prm_format.label_ids(processor.tokenizer)
         self._judged: dict[str, list[Judged]] = {"train": [], "eval": []}  # since the last log, or of this evaluation
         self._evaluated_sums: Tensor | None = None  # of this evaluation: step terms, text terms, and their counts
@@ -104,7 +113,8 @@ class PRMTrainer(WholeStepTrainer):
             model = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT writes into what it is given
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
-        collator = PRMCollator(processor, prm_format, shared=shared, with_text=text_weight > 0)
+        rows = {"shared": shared, "with_text": text_weight > 0, "released": as_released}
+        collator = PRMCollator(processor, prm_format, **rows)
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
         )
@@ -120,13 +130,34 @@ class PRMTrainer(WholeStepTrainer):
         """L_step + w·L_text: local sums × world size / `num_items_in_batch`, the step's counts, or the batch's."""
         if self.weights_get_sharded:
             check_pictures(inputs["inputs"])
-        asked = (model, *self._as_read(model, inputs), self._label_ids)
-        text: Tensor | None = None
+        problems = [*dict.fromkeys(inputs["problems"])]
+        step_terms, text_terms = self._terms(model, inputs)
+        world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        counts = self._counts([inputs], step_terms.device) if num_items_in_batch is None else num_items_in_batch
+        steps, tokens = counts.clamp(min=1).unbind()  # without a label the loss is 0, not NaN
+        total = step_terms / steps
         if self.text_weight > 0:
-            rows, text = logits_and_text_logps(*asked)
+            total = total + self.text_weight * text_terms / tokens
+        if model.training:
+            self._observe(total, problems)
+        elif any(label is not None for label in inputs["step_labels"]):
+            self._observe_evaluated(total, problems)
+        if num_items_in_batch is None:
+            sums = torch.stack([step_terms.detach(), text_terms.detach(), *counts.float()])
+            self._evaluated_sums = sums if self._evaluated_sums is None else self._evaluated_sums + sums
+        return total * world_size
+
+    def _terms(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The sums of L_step and of L_text over a batch; what the steps were judged is kept for the metrics."""
+        rows, positions = self._as_read(model, inputs)
+        if self.as_released:
+            learned = -torch.cat(token_logps(model, rows)).sum()
+            return learned, torch.zeros_like(learned)
+        if self.text_weight > 0:
+            found, text = logits_and_text_logps(model, rows, positions, self._label_ids)
         else:
-            rows = logits_at(*asked)
-        logits = torch.cat(rows)  # (steps, labels)
+            found, text = logits_at(model, rows, positions, self._label_ids), torch.zeros(0)
+        logits = torch.cat(found)  # (steps, labels)
         labels, problems = inputs["step_labels"], inputs["problems"]
         labelled = [i for i, m in enumerate(labels) if m is not None]
         targets = torch.tensor([labels[i] for i in labelled], device=logits.device)
@@ -136,21 +167,7 @@ class PRMTrainer(WholeStepTrainer):
         right = 0.5 if self.prm_format.neutral else math.nextafter(0.5, 1.0)  # the least label that is not wrong
         mode = "train" if model.training else "eval"
         self._judged[mode] += [(p, m >= right, problems[i]) for p, m, i in judged if math.isfinite(p)]
-        world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
-        counts = self._counts([inputs], logits.device) if num_items_in_batch is None else num_items_in_batch
-        steps, tokens = counts.clamp(min=1).unbind()  # without a label the loss is 0, not NaN
-        step_terms, text_terms = self._step_terms(read, targets), read.new_zeros(()) if text is None else -text.sum()
-        total = step_terms / steps
-        if text is not None:
-            total = total + self.text_weight * text_terms / tokens
-        if model.training:
-            self._observe(total, [*dict.fromkeys(problems)])
-        elif labelled:
-            self._observe_evaluated(total, [*dict.fromkeys(problems)])
-        if num_items_in_batch is None:
-            sums = torch.stack([step_terms.detach(), text_terms.detach(), *counts.float()])
-            self._evaluated_sums = sums if self._evaluated_sums is None else self._evaluated_sums + sums
-        return total * world_size
+        return self._step_terms(read, targets), -text.sum().to(logits.device)
 
     def _as_read(self, model: Any, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Sequence[int]]]:
         """Inputs and positions in the layout that the model reads right, which the first packed batch shows."""
@@ -172,7 +189,7 @@ class PRMTrainer(WholeStepTrainer):
 
     def _counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Labelled steps and tokens of L_text of these micro-batches, int64 (2,)."""
-        steps = sum(label is not None for batch in batches for label in batch["step_labels"])
+        steps = sum(label is not None for batch in batches for label in batch["step_labels"]) * self._per_step
         tokens = [text_tokens(batch["inputs"], self._label_ids) for batch in batches if self.text_weight > 0]
         return torch.tensor([steps, sum(map(int, tokens))], device=device)
 
@@ -185,7 +202,7 @@ class PRMTrainer(WholeStepTrainer):
             return None
         groups: Any = self.train_dataset
         steps = sum(m is not None for row in rows for some in groups[row].solutions for m in some.labels)
-        return torch.tensor([steps, 0])
+        return torch.tensor([steps * self._per_step, 0])
 
     def _over_ranks(self, counts: Tensor, device: torch.device) -> Tensor:
         return self._sum_over_ranks(counts.to(device))
@@ -250,7 +267,8 @@ class PRMTrainer(WholeStepTrainer):
         return {name: round(value, 4) for name, value in found.items()}
 
     def _run_settings(self) -> dict[str, Any]:
-        own = {"text_weight": self.text_weight, "class_weights": self.class_weights}
+        own: dict[str, Any] = {"text_weight": self.text_weight, "class_weights": self.class_weights}
+        own |= {"as_released": True} if self.as_released else {}
         return {**super()._run_settings(), **own, "prm_format": self.prm_format.to_dict()}
 
     def _row_contents(self) -> Iterator[Any]:
