@@ -113,7 +113,7 @@ def _rendered(processor: Any, read: ReadRow) -> str:
 
 
 def _behind(processor: Any, read: ReadRow, prompt: str) -> str:
-    """What responses stand behind: the generation prompt, and the opening of their turn if the row gives one."""
+    """What comes before responses: the generation prompt, and the opening of their turn if the row gives one."""
     if not read.opening:
         return prompt
     (message,) = sanitised(processor, [{"role": "assistant", "content": read.opening}])

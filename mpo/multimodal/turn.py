@@ -2,7 +2,7 @@
 
 Most templates write `prompt ⊕ response ⊕ end`. Some put something in between: a space (Idefics3, SmolVLM, LLaVA-NeXT),
 the end of a thought that the prompt has opened (Qwen3.5), an empty thought (Qwen3, GLM). A response of someone else's
-data is trained as its template would write it, so what stands in between is a part of y. A response that the policy
+data is trained as its template would write it, so what comes in between is a part of y. A response that the policy
 itself has sampled behind the prompt has it already, and stays as it is.
 """
 
@@ -96,7 +96,7 @@ def turn_of(processor: Any, messages: Sequence[Message], prompt: str, text: str,
 
 
 def _was_sampled(seam: Seam, text: str, *, truncated: bool) -> bool:
-    """Whether a response stood behind the generation prompt when it was made, and brings its own beginning."""
+    """Whether a response was drawn right behind the generation prompt, so that it brings its own beginning."""
     if not seam.before:
         return False
     cut_in_a_thought = truncated and any(tag.startswith("</") for tag in seam.tags[:1])

@@ -125,7 +125,7 @@ class RejectedSpan:
             return "no_exact_labels" if self.source == "exact" else "no_counts"
         if self.threshold and not counts_estimate_mc(rollout.label_source):
             return "counts_say_only_above_0"
-        # A step that was not counted stands behind the first error, so it is never the first bad step.
+        # A step that was not counted comes after the first error, so it is never the first bad step.
         return tuple(math.inf if count is None else count.value for count in rollout.mc)
 
 

@@ -50,9 +50,9 @@ def rows_of(
     if not shared or any(pack is None for pack in packs):
         prompts = [solution.prompt for solution in flat]
         rows = stack_rows(prompts, [solution.continuation for solution in flat], pad_token_id=pad_token_id)
-        batch = {**rows, **row_images(prompts)}
-        _mark_text(batch, [(row, 0, solution.text) for row, solution in enumerate(flat)])
-        return batch, [list(solution.read_positions) for solution in flat]
+        stacked: dict[str, Any] = {**rows, **row_images(prompts)}
+        _mark_text(stacked, [(row, 0, solution.text) for row, solution in enumerate(flat)])
+        return stacked, [list(solution.read_positions) for solution in flat]
     prefixes, solutions = zip(*(pack for pack in packs if pack is not None), strict=True)
     batch = pack_rows(prefixes, [[tail for tail, _ in some] for some in solutions], pad_token_id=pad_token_id)
     positions = [

@@ -56,9 +56,9 @@ def test_golden_values():
     assert vote_may_change(group_of("111"), 3) == pytest.approx(1 * 2 * 3 / (5 * 6 * 7))
     assert vote_may_change(group_of([None, None]), 3) == 1.0
     assert vote_may_change(group_of("12"), 0) == 0.0
-    # the better half is {1, 1}: (0 + ½) / (2 + 1) · 2/6; then {1, 2}: (1 + ½) / 3 · 2/6
-    assert best_may_change(group_of("1122", [0.9, 0.8, 0.2, 0.1]), 2) == pytest.approx(1 / 18)
-    assert best_may_change(group_of("1122", [0.9, 0.1, 0.8, 0.2]), 2) == pytest.approx(1 / 6)
+    # the better half is {1, 1}, one beside the best: (0 + ½) / (1 + 1) · 2/6; then {1, 2}: (1 + ½) / 2 · 2/6
+    assert best_may_change(group_of("1122", [0.9, 0.8, 0.2, 0.1]), 2) == pytest.approx(1 / 12)
+    assert best_may_change(group_of("1122", [0.9, 0.1, 0.8, 0.2]), 2) == pytest.approx(1 / 4)
     assert best_may_change(group_of("11", [None, None]), 2) == 1.0
 
 
@@ -102,7 +102,16 @@ def test_a_new_best_is_as_probable_as_exchangeability_says():
     share = (rng.random((40_000, 12)).argmax(1) >= 8).mean()
     assert share == pytest.approx(4 / 12, abs=0.01)
     group = group_of([str(i) for i in range(8)], np.linspace(0.9, 0.1, 8).tolist())
-    assert best_may_change(group, 4) == pytest.approx((3 + 0.5) / 5 * 4 / 12)
+    assert best_may_change(group, 4) == pytest.approx((3 + 0.5) / 4 * 4 / 12)
+
+
+@pytest.mark.parametrize(("answers", "others", "disagree"), [("11", 0, 0), ("1111", 1, 0), ("112222", 2, 1)])
+def test_the_best_sample_is_no_observation_of_itself(answers: str, others: int, disagree: int) -> None:
+    """The share of other answers is the mean of Jeffreys' posterior over the others alone: at two samples it is ½."""
+    rewards = np.linspace(0.9, 0.1, len(answers)).tolist()
+    posterior = stats.beta(disagree + 0.5, others - disagree + 0.5).mean()
+    left = 10_000_000  # so the best of all is almost surely yet to come
+    assert best_may_change(group_of(answers, rewards), left) == pytest.approx(posterior, abs=1e-5)
 
 
 @pytest.mark.parametrize("selector", MAY_CHANGE)
@@ -110,7 +119,7 @@ def test_replay_saves_samples_within_the_stated_error(selector):
     """What the rule promises, on problems that do not follow its prior: another answer in at most 5 % of them."""
     found = replay(sampled_groups(300, 16, seed=2), 16, selector=selector, error=0.05)
     summary = found.summary(resamples=200)
-    assert summary["samples_saved"] > 0.25
+    assert summary["samples_saved"] > 0.2
     assert summary["tokens_saved"] == pytest.approx(summary["samples_saved"])
     assert summary["changed"]["mean"] <= 0.05
     assert abs(summary["difference"]["mean"]) <= summary["changed"]["mean"] + 1e-12
