@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import ImageSource
-from mpo.multimodal.messages import Message, check_response, prompt_text, response_ids, sanitised
+from mpo.multimodal.messages import TEMPLATE_FAILURES, Message, check_response, prompt_text, response_ids, sanitised
 from mpo.multimodal.turn import turn_of
 from mpo.row_forms import ReadRow, Row, read_row
 from mpo.spans import SPAN_COLUMN, Span, checked_span, tokens_of_span
@@ -106,7 +104,7 @@ class _Side(NamedTuple):
 def _rendered(processor: Any, read: ReadRow) -> str:
     try:
         return prompt_text(processor, read.messages)
-    except TemplateError as error:
+    except TEMPLATE_FAILURES as error:
         raise DataError(
             f"prompt: the chat template refuses it: {error}", reason="prompt that the chat template refuses"
         ) from error

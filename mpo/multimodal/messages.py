@@ -17,6 +17,9 @@ from mpo.multimodal.errors import ConfigError, DataError
 
 Message = dict[str, Any]
 
+# What a template raises on a conversation that it does not take: a TypeError where it expects a string, for example.
+TEMPLATE_FAILURES = (TemplateError, TypeError, KeyError, AttributeError)
+
 _CONTROL: WeakKeyDictionary[Any, tuple[Any, list[str]]] = WeakKeyDictionary()  # tokenizer → what it has, its tokens
 _ENDS: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()  # tokenizer → template and more, its end of turn
 
@@ -125,7 +128,7 @@ def _end_of_turn(processor: Any) -> int:
         rendered = processor.apply_chat_template(
             [user_message("q"), assistant_message("ANSWER")], add_generation_prompt=False, tokenize=False
         )
-    except TemplateError:  # it takes no assistant's turn
+    except TEMPLATE_FAILURES:  # it takes no assistant's turn
         rendered = ""
     tail = rendered.rpartition("ANSWER")[2].lstrip() if "ANSWER" in rendered else ""
     for token_id, token in tokenizer.added_tokens_decoder.items():

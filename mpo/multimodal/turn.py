@@ -14,14 +14,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
-
-from mpo.multimodal.messages import Message, assistant_message, prompt_text, template_of, user_message
+from mpo.multimodal.messages import (
+    TEMPLATE_FAILURES,
+    Message,
+    assistant_message,
+    prompt_text,
+    template_of,
+    user_message,
+)
 
 PROBE = "ANSWER"
 REFUSED = "response kept as it is: the chat template refuses an assistant's turn"
 OTHER_PROMPT = "response kept as it is: with an answer the chat template writes another prompt"
 REWRITTEN = "response kept as it is: the chat template rewrites it"
+NO_BLOCKS = "response kept as it is: the chat template takes no blocks of text"
 
 _TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _SEAMS: WeakKeyDictionary[Any, tuple[str, Seam]] = WeakKeyDictionary()  # tokenizer → template and what was seen
@@ -83,7 +89,7 @@ def turn_of(processor: Any, messages: Sequence[Message], prompt: str, text: str,
         return Turn("", seam.kept)
     try:
         whole = prompt_text(processor, [*messages, assistant_message(text)], add_generation_prompt=False)
-    except TemplateError:
+    except TEMPLATE_FAILURES:
         return Turn("", REFUSED)
     if not whole.startswith(prompt):
         return Turn("", OTHER_PROMPT)
@@ -108,9 +114,11 @@ def _seen(processor: Any) -> Seam:
     prompt = prompt_text(processor, question)
     try:
         whole = prompt_text(processor, [*question, assistant_message(PROBE)], add_generation_prompt=False)
-    except TemplateError:
+    except TEMPLATE_FAILURES:
         return Seam("", "", REFUSED)
     if not whole.startswith(prompt):
         return Seam("", "", OTHER_PROMPT)
     before, found, after = whole[len(prompt) :].partition(PROBE)
+    if found and ("'text'" in before or '"text"' in before):  # it prints the block that holds the text
+        return Seam("", "", NO_BLOCKS)
     return Seam(before, after) if found else Seam("", "", REWRITTEN)

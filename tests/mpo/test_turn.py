@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
 import pytest
+from trl.data_utils import apply_chat_template
 
 from mpo.collator import PreferenceCollator
 from mpo.doctor.seam import ShownSeam, seam_of_row
+from mpo.multimodal.errors import DataError
 from mpo.multimodal.messages import assistant_message, end_of_turn_id, prompt_text, response_ids, user_message
-from mpo.multimodal.turn import OTHER_PROMPT, REFUSED, REWRITTEN, Turn, seam_of, turn_of
+from mpo.multimodal.text_processor import TextProcessor
+from mpo.multimodal.turn import NO_BLOCKS, OTHER_PROMPT, REFUSED, REWRITTEN, Turn, seam_of, turn_of
 from mpo.rows import check_row
 from recipes.training.warm_start import DemonstrationCollator
 from recipes.worlds.digits.policy import build_processor
@@ -97,6 +101,41 @@ def test_y_is_what_the_template_writes(name: str) -> None:
     assert pair.chosen[-1] == end_of_turn_id(processor)
     assert pair.chosen == response_ids(processor, "Two cats.", before=before)
     assert (pair.before, pair.notes) == (before, ())
+
+
+# Templates that TRL ships as published, and whether their models read text alone.
+SHIPPED = {
+    **dict.fromkeys(("idefics3", "smolvlm", "llava_next", "gemma3", "qwen2_5_vl", "qwen3_vl", "lfm2_2_5_vl"), False),
+    **dict.fromkeys(("qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "glm4moe"), False),
+    **dict.fromkeys(("qwen2_5", "qwen3", "llama3_2", "gptoss"), True),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_prompt_and_y_are_what_trl_trains_on(name: str) -> None:
+    """TRL's `apply_chat_template` with the published template, up to the end of the turn."""
+    processor = processor_of((files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8"))
+    if SHIPPED[name]:
+        processor.tokenizer.chat_template = processor.chat_template
+        processor = TextProcessor(processor.tokenizer)
+    sides = {"chosen": [assistant_message("Two cats.")], "rejected": [assistant_message("A dog.")]}
+    theirs = apply_chat_template({"prompt": [user_message("What?")], **sides}, processor)
+    pair = check_row(processor, row())
+    assert pair.notes == ()
+    ours = pair.prompt + processor.tokenizer.decode(pair.chosen[:-1])
+    assert (theirs["prompt"] + theirs["chosen"]).startswith(ours)
+    assert ours.endswith("Two cats.")
+    assert pair.prompt.startswith(theirs["prompt"])
+
+
+def test_a_template_that_takes_no_blocks_is_noted_or_refused() -> None:
+    """A text model's template beside an image processor: it prints the block, or fails on it."""
+    prints = processor_of("{% for m in messages %}{{ m['role'] ~ m['content'] | string }}{% endfor %}")
+    assert check_row(prints, row()).notes == (NO_BLOCKS,)
+    fails = processor_of("{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}")
+    with pytest.raises(DataError, match="prompt: the chat template refuses it") as caught:
+        check_row(fails, row())
+    assert caught.value.reason == "prompt that the chat template refuses"
 
 
 @pytest.mark.parametrize("name", SAMPLED)
