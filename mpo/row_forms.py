@@ -44,15 +44,24 @@ def read_row(row: Row) -> ReadRow:
         DataError: what is wrong, and by its `reason` the kind of fault.
     """
     _refuse_columns(row)
-    prompt, chosen, rejected = _parts(row)
-    given = _given_images(row)
-    images, messages = _prompt_messages(prompt, given)
-    opening = ""
-    if messages[-1]["role"] == "assistant":
-        opening = _texts(messages.pop()["content"], "prompt")
-        if not messages:
-            raise DataError("prompt: expected a question before the assistant's message, got none", reason=_MESSAGES)
-    return ReadRow(images, messages, opening, _response_text(chosen, "chosen"), _response_text(rejected, "rejected"))
+    _, chosen, rejected = _parts(row)
+    return ReadRow(*read_prompt(row), _response_text(chosen, "chosen"), _response_text(rejected, "rejected"))
+
+
+def read_prompt(row: Row) -> tuple[list[ImageSource], list[Message], str]:
+    """The first three fields of `read_row`; a row with a prompt needs no responses.
+
+    Raises:
+        DataError: as `read_row`.
+    """
+    prompt = row["prompt"] if row.get("prompt") is not None else _parts(row)[0]
+    images, messages = _prompt_messages(prompt, _given_images(row))
+    if messages[-1]["role"] != "assistant":
+        return images, messages, ""
+    opening = _texts(messages.pop()["content"], "prompt")
+    if not messages:
+        raise DataError("prompt: expected a question before the assistant's message, got none", reason=_MESSAGES)
+    return images, messages, opening
 
 
 def _parts(row: Row) -> tuple[Any, Any, Any]:

@@ -17,6 +17,7 @@ from mpo.multimodal.errors import DataError
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.messages import response_ids
 from mpo.rows import WRITTEN_IMAGE, check_row
+from mpo.sampler import PromptGroupSampler
 from tests.mpo.test_turn import FORMS, processor_of
 from tests.mpo.tiny import preference_row, tiny_internvl
 
@@ -147,3 +148,12 @@ def test_responses_that_a_template_rewrites_are_counted() -> None:
     rows = [{"prompt": user(text("What?")), "chosen": word, "rejected": "none"} for word in ("a cat", "a dog", "cats")]
     _, report = admit(rows, PreferenceCollator(processor), quiet=True)
     assert report.noted == {"response kept as it is: the chat template rewrites it": 2}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_A_ROW)
+def test_rows_of_any_form_are_grouped_by_their_prompt(form: str) -> None:
+    """Two prompts, two pairs each, without ids: the pairs of one prompt come together."""
+    rows = [without(FORMS_OF_A_ROW[form](), "problem_id") for _ in range(2)]
+    others = [without(preference_row(1), "problem_id") for _ in range(2)]
+    mixed = [rows[0], others[0], rows[1], others[1]]
+    assert sorted(map(sorted, PromptGroupSampler(mixed, seed=0).groups)) == [[0, 2], [1, 3]]
