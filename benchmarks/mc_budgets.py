@@ -112,7 +112,9 @@ def _seed(args: argparse.Namespace, run: Path, seed: int) -> dict[str, dict[str,
 def hard_labels(folder: Path) -> Labels:
     """[mc > 0] of every step but the last."""
     return {
-        (group.problem.id, rollout.completion.text): [count.correct > 0 for count in (rollout.mc or ())[:-1]]
+        (group.problem.id, rollout.completion.text): [
+            bool(count and count.correct) for count in (rollout.mc or ())[:-1]
+        ]
         for group in read_groups(folder)
         for rollout in group.rollouts
     }

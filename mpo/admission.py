@@ -39,6 +39,14 @@ class Rejection(NamedTuple):
     message: str
 
 
+class Note(NamedTuple):
+    """What is odd about a row that is trained on."""
+
+    row: int
+    name: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class AdmissionReport:
     """The account of one dataset.
@@ -47,11 +55,13 @@ class AdmissionReport:
         rows: rows in.
         rejections: one for each row that was left out, in the dataset's order.
         chosen_tokens: |y_c| of each row that was kept, in the dataset's order.
+        notes: what is odd about rows that were kept, in the dataset's order.
     """
 
     rows: int
     rejections: tuple[Rejection, ...] = ()
     chosen_tokens: tuple[int, ...] = field(default=(), repr=False)
+    notes: tuple[Note, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -63,8 +73,13 @@ class AdmissionReport:
         """Reason → rows, the most frequent first."""
         return dict(Counter(rejection.reason for rejection in self.rejections).most_common())
 
+    @property
+    def noted(self) -> dict[str, int]:
+        """What is odd → rows that are trained on, the most frequent first."""
+        return dict(Counter(note.kind for note in self.notes).most_common())
+
     def lines(self, name: str) -> list[str]:
-        """The account in words: the sum, then each reason with its first rows.
+        """The account in words: the sum, each reason with its first rows, and what is odd about kept rows.
 
         Example:
             >>> report = AdmissionReport(9, (Rejection(4, "p4", "empty response", "chosen: a response is empty"),))
@@ -74,10 +89,15 @@ class AdmissionReport:
         """
         lines = [f"{name}: {self.rows} rows in = {self.kept} kept + {len(self.rejections)} rejected"]
         for reason, number in self.rejected.items():
-            some = [rejection for rejection in self.rejections if rejection.reason == reason][:EXAMPLES]
-            names = ", ".join(one_line(rejection.name, 40) for rejection in some) + ", …" * (number > EXAMPLES)
-            lines.append(f"{number:>5} {reason} ({names}); the first: {one_line(some[0].message, 200)}")
+            some = [rejection for rejection in self.rejections if rejection.reason == reason]
+            lines.append(f"{number:>5} {reason} ({_names(some)}); the first: {one_line(some[0].message, 200)}")
+        for kind, number in self.noted.items():
+            lines.append(f"{number:>5} kept with a note ({_names([n for n in self.notes if n.kind == kind])}): {kind}")
         return lines
+
+
+def _names(some: Sequence[Rejection | Note]) -> str:
+    return ", ".join(one_line(one.name, 40) for one in some[:EXAMPLES]) + ", …" * (len(some) > EXAMPLES)
 
 
 class PairLength(NamedTuple):
@@ -175,12 +195,15 @@ def admit(
         if cheap is not None and fault is not None and fault.reason == ImageError.reason:
             fault = check.fault(index, as_trained)  # the dataset itself may open what we do not: a path in a data file
         rejections += [fault] if fault else []
-    chosen = check.chosen
+    chosen, notes = check.chosen, check.notes
     if world_size > 1:
         rejections, chosen = sorted(gather_object(rejections)), dict(gather_object([*chosen.items()]))
-    report = AdmissionReport(len(rows), tuple(rejections), tuple(chosen[row] for row in sorted(chosen)))
+        notes = sorted(gather_object(notes))
+    report = AdmissionReport(
+        len(rows), tuple(rejections), tuple(chosen[row] for row in sorted(chosen)), tuple(Note(*note) for note in notes)
+    )
     if rank == 0:
-        log = logger.warning if rejections else logger.info
+        log = logger.warning if rejections or notes else logger.info
         log("\n".join(report.lines(name)))
     if not report.kept:
         raise DataError("no row is left to use: " + "; ".join(" ".join(line.split()) for line in report.lines(name)))
@@ -204,6 +227,7 @@ class _Check:
     def __init__(self, collator: PreferenceCollator, max_length: int | None, context: int | None) -> None:
         self.collator, self.max_length, self.context = collator, max_length, context
         self.chosen: dict[int, int] = {}  # row → tokens of its chosen response, of those without a fault
+        self.notes: list[Note] = []
         self.count = PromptLength(collator.processor, image_root=collator.image_root)
 
     def fault(self, index: int, read: Callable[[], Row]) -> Rejection | None:
@@ -225,6 +249,7 @@ class _Check:
         except DataError as error:
             return Rejection(index, name, error.reason, str(error))
         self.chosen[index] = len(pair.chosen)
+        self.notes += [Note(index, name, kind) for kind in pair.notes]
         return None
 
 

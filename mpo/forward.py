@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from mpo.initial_policy import check_fresh_adapters, why_base_is_no_reference
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model
 from mpo.multimodal.logps import enable_chunked_logps
@@ -112,7 +113,7 @@ def prepare_models(
     admit_quantised(base, has_adapters=base is not policy or peft_config is not None)
     reference: Any = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
     if reference is None and isinstance(policy, PeftModel):
-        _check_fresh_adapters(policy)
+        check_fresh_adapters(policy)
     elif reference is None and peft_config is not None:
         reason = why_base_is_no_reference(peft_config)
         if reason:
@@ -138,37 +139,6 @@ def prepare_models(
     return policy, reference
 
 
-def why_base_is_no_reference(peft_config: PeftConfig) -> str | None:
-    """Why the model without these adapters is, or becomes, another one than the initial policy; None where it stays it.
-
-    A reference is the initial policy, unchanged (DPO, arXiv 2305.18290). The model under the adapters is that only if
-    they begin as the identity and nothing else trains. `bias` trains weights of the base; PiSSA, OLoRA and CorDA move a
-    part of the base's weights into the adapters at the start.
-
-    Raises:
-        ConfigError: adapters whose random or approximate start makes the initial policy itself another model.
-
-    Example:
-        >>> from peft import LoraConfig
-        >>> why_base_is_no_reference(LoraConfig()), why_base_is_no_reference(LoraConfig(bias="all"))
-        (None, "bias='all' trains weights of the model under the adapters")
-    """
-    bias, start = getattr(peft_config, "bias", "none"), getattr(peft_config, "init_lora_weights", None)
-    name = type(peft_config).__name__
-    if start is False or start == "loftq":
-        raise ConfigError(
-            f"init_lora_weights={start!r} starts from another model than the one given, so no reference is the initial "
-            "policy: take the default True, or train from a merged model"
-        )
-    if bias != "none":
-        return f"bias={bias!r} trains weights of the model under the adapters"
-    if name == "LoraConfig" and start in (True, "gaussian", "eva"):
-        return None  # B is 0, and the base's weights stay as they are
-    if name == "LoraConfig":
-        return f"init_lora_weights={start!r} starts with adapters that are not 0"
-    return f"it is not known whether the adapters of {name} begin as the identity"
-
-
 def source_of(model: Source) -> str:
     """The path that a model was loaded from, where its processor lies as well."""
     path = str(model) if isinstance(model, (str, Path)) else getattr(model.config, "_name_or_path", "")
@@ -183,18 +153,6 @@ def _frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     reference.__dict__.pop("forward", None)
     reference.__dict__.pop("_chunked_logps", None)
     return reference
-
-
-def _check_fresh_adapters(policy: PeftModel) -> None:
-    """Disabled adapters are the initial policy only while every B of LoRA is 0 and nothing under them trains."""
-    for config in policy.peft_config.values():
-        if reason := why_base_is_no_reference(config):
-            raise ConfigError(f"the model without its adapters is no reference, since {reason}: pass ref_model")
-    if any(bool(p.detach().any()) for name, p in policy.named_parameters() if "lora_B" in name):
-        raise ConfigError(
-            "the PEFT model's adapters are trained, so the model without them is not the initial policy: "
-            "call merge_and_unload() and pass a fresh peft_config, or pass ref_model"
-        )
 
 
 def _check_head(policy: Any) -> None:

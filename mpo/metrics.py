@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpo.losses import implicit_rewards
-from mpo.types import MPOLoss, PairLogps
+from mpo.types import LossWeights, MPOLoss, PairLogps
 
 
 @torch.no_grad()
@@ -51,8 +52,45 @@ def pair_metrics(
     }
 
 
+def batch_metrics(
+    loss: MPOLoss,
+    logps: PairLogps,
+    about: Mapping[str, Any],
+    *,
+    beta: float,
+    reward_shift: float,
+    step_pairs: float | Tensor | None,
+    rows: int,
+) -> dict[str, Tensor]:
+    """`pair_metrics` of a micro-batch, and what its collator tells about it.
+
+    Args:
+        loss, logps, beta, reward_shift: as in `pair_metrics`.
+        about: the part of the batch that no model reads.
+        step_pairs: pairs of the optimizer step that `loss` was divided by; None: by this batch alone.
+        rows: that the policy read.
+    """
+    pairs = len(about["pair_ids"])
+    scale = 1.0 if step_pairs is None else step_pairs / max(1, pairs)
+    metrics = pair_metrics(loss, logps, beta=beta, reward_shift=reward_shift, loss_scale=scale)
+    if "pair_rejected_share" in about:  # 1: the whole of each rejected response counts
+        metrics["tokens/rejected_counted"] = about["pair_rejected_share"].mean()
+    if "pair_prompts" in about:  # 1: no prompt was repeated
+        metrics["rows_per_prompt"] = loss.total.new_tensor(rows / about["pair_prompts"])
+    return metrics
+
+
+def with_total(means: Mapping[str, float], weights: LossWeights) -> dict[str, float]:
+    """The means, and as `loss` L of the means of its parts; empty if there are none."""
+    if not means:
+        return {}
+    parts = (means[f"loss/{part}"] for part in ("preference", "quality", "generation"))
+    by_part = zip(parts, (weights.preference, weights.quality, weights.generation), strict=True)
+    return {**means, "loss": sum(mean * weight for mean, weight in by_part)}
+
+
 class MetricMeans:
-    """Means weighted by pairs over everything added since the last `pop`.
+    """Means weighted by pairs, or by a denominator of their own, over everything added since the last `pop`.
 
     Example:
         >>> means = MetricMeans()
@@ -64,13 +102,25 @@ class MetricMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._own: dict[str, Tensor] = {}  # denominators that are not pairs
         self._pairs = 0
 
-    def add(self, metrics: Mapping[str, Tensor], *, pairs: int) -> None:
-        """Add the means of a micro-batch of `pairs` pairs, of 0 pairs nothing; every call has the same names."""
+    def add(
+        self, metrics: Mapping[str, Tensor], *, pairs: int, own: Mapping[str, float | Tensor] | None = None
+    ) -> None:
+        """Add the means of a micro-batch of `pairs` pairs, of 0 pairs nothing; every call has the same names.
+
+        Args:
+            metrics: name → mean over the micro-batch.
+            pairs: that the means are over.
+            own: name → what its mean was divided by, where that is not the number of pairs.
+        """
         for name, value in metrics.items():
             before = self._sums.setdefault(name, torch.zeros_like(value))
-            self._sums[name] = before + value.detach() * pairs if pairs else before
+            divided_by = pairs if own is None or name not in own else own[name]
+            self._sums[name] = before + value.detach() * divided_by if pairs else before
+        for name, count in (own or {}).items():
+            self._own[name] = self._own.get(name, 0) + torch.as_tensor(count).detach()
         self._pairs += pairs
 
     def pop(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
@@ -82,10 +132,13 @@ class MetricMeans:
         if not self._sums:
             return {}
         names, values = list(self._sums), torch.stack(list(self._sums.values()))  # (M,)
-        row = torch.cat([values, values.new_tensor([self._pairs])])  # (M + 1,)
-        self._sums, self._pairs = {}, 0
-        *sums, pairs = (reduce(row) if reduce else row).tolist()
-        return {name: total / pairs for name, total in zip(names, sums, strict=True)}
+        own = [*self._own]
+        counts = [values.new_tensor([self._pairs]), *(self._own[name].to(values).reshape(1) for name in own)]
+        row = torch.cat([values, *counts])  # (M + 1 + denominators of their own,)
+        self._sums, self._own, self._pairs = {}, {}, 0
+        sums = (reduce(row) if reduce else row).tolist()
+        divided_by = dict(zip(own, sums[len(names) + 1 :], strict=True))
+        return {name: sums[i] / divided_by.get(name, sums[len(names)]) for i, name in enumerate(names)}
 
 
 class TokenRate:

@@ -1,28 +1,28 @@
 """One row in TRL's vision preference format, checked: what is wrong with it, or what the collator needs of it.
 
-A row is `{images | image, prompt, chosen, rejected}` and may carry `chosen_truncated`, `rejected_truncated`,
-`rejected_span`, `problem_id`, `weight` and `data_augment`. Rows are never changed. A row that breaks the format raises
-a DataError with a reason.
+A row is `{images | image, prompt, chosen, rejected}` (`mpo/row_forms.py` has its other forms) and may carry
+`chosen_truncated`, `rejected_truncated`, `rejected_span`, `problem_id`, `weight` and `data_augment`. Rows are never changed. A row that
+breaks the format raises a DataError with a reason; what is odd about a row that can be trained on is noted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-from jinja2 import TemplateError
+from typing import Any, NamedTuple
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import ImageSource
-from mpo.multimodal.messages import Message, prompt_text, response_ids
+from mpo.multimodal.messages import TEMPLATE_FAILURES, Message, check_response, prompt_text, response_ids, sanitised
+from mpo.multimodal.turn import turn_of
+from mpo.row_forms import ReadRow, Row, read_row
 from mpo.spans import SPAN_COLUMN, Span, checked_span, tokens_of_span
 
-Row = Mapping[str, Any]
-
-_VIDEO = "video, and MPO trains on images"
+PLACEHOLDER = re.compile(r"<image(?:[ _-]?\d+)?>")
+WRITTEN_IMAGE = "a literal <image> in the text beside a real image: remove it, the chat template marks the image"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class CheckedPair:
         rejected: token ids y_r.
         weight: of the pair's loss, finite, ≥ 0.
         counted: [start, end) of the tokens of y_r that count in L_p and L_q; None: all of them.
+        notes: what is odd about the row, in words that are the same for every such row.
+        before: what the chat template writes between the prompt and y_c's text, a part of y_c.
     """
 
     prompt: str
@@ -44,6 +46,8 @@ class CheckedPair:
     rejected: list[int]
     weight: float
     counted: Span | None = None
+    notes: tuple[str, ...] = ()
+    before: str = ""
 
     @property
     def rejected_tokens(self) -> int:
@@ -68,121 +72,69 @@ def check_row(processor: Any, row: Row) -> CheckedPair:
     Raises:
         DataError: what is wrong, and by its `reason` the kind of fault.
     """
-    _refuse_columns(row)
-    images = _images(row)
-    messages = _prompt_messages(_required(row, "prompt"), num_images=len(images))
-    try:
-        prompt = prompt_text(processor, messages)
-    except TemplateError as error:
-        raise DataError(
-            f"prompt: the chat template refuses it: {error}", reason="prompt that the chat template refuses"
-        ) from error
-    chosen, rejected = _response(processor, row, "chosen"), _response(processor, row, "rejected")
+    read = read_row(row)
+    prompt = _rendered(processor, read)
+    sides = [_response(processor, row, read, prompt, column) for column in ("chosen", "rejected")]
+    chosen, rejected = (side.ids for side in sides)
     if chosen == rejected:
         raise DataError("chosen and rejected are the same response; drop the row", reason="two equal responses")
-    return CheckedPair(prompt, images, chosen, rejected, _weight(row), _counted(processor, row, rejected))
-
-
-def _response(processor: Any, row: Row, column: str) -> list[int]:
-    with naming(column):
-        text = _response_text(_required(row, column))
-        return response_ids(processor, text, truncated=bool(row.get(f"{column}_truncated")))
-
-
-def _counted(processor: Any, row: Row, rejected: list[int]) -> Span | None:
-    text = _response_text(row["rejected"])
-    span = checked_span(row.get(SPAN_COLUMN), text)
-    return None if span is None else tokens_of_span(processor, text, span, rejected)
-
-
-def _refuse_columns(row: Row) -> None:
-    for column in ("tools", "chat_template_kwargs"):
-        if row.get(column):
-            raise DataError(
-                f"the column {column!r} is not supported; render it into the prompt's text", reason=f"column {column!r}"
-            )
-    for column in ("video", "videos"):
-        if row.get(column):
-            raise DataError(
-                f"the column {column!r} is not supported: MPO trains on images; drop the row", reason=_VIDEO
-            )
-
-
-def _required(row: Row, column: str) -> Any:
-    if row.get(column) is None:
-        raise DataError(f"expected a column {column!r}, got {sorted(row)}", reason=f"no {column!r}")
-    return row[column]
-
-
-def _images(row: Row) -> list[ImageSource]:
-    """`images` (a list, maybe empty), else `image`, else none: a text-only row."""
-    if row.get("images") is not None:
-        if not isinstance(row["images"], list | tuple):
-            raise DataError(f"images: expected a list, got {row['images']!r:.80}")
-        return list(row["images"])
-    return [row["image"]] if row.get("image") is not None else []
-
-
-def _prompt_messages(prompt: Any, *, num_images: int) -> list[Message]:
-    """Typed blocks throughout; without image blocks, all images come before the first user turn's content."""
-    if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
-        raise DataError(f"prompt: expected a list of messages {{role, content}}, got {prompt!r:.80}")
-    messages = [{"role": _key(message, "role"), "content": _blocks(_key(message, "content"))} for message in prompt]
-    placeholders = sum(block["type"] == "image" for message in messages for block in message["content"])
-    if placeholders == 0 and num_images:
-        first_user = next((message for message in messages if message["role"] == "user"), None)
-        if first_user is None:
-            raise DataError("prompt: expected a user message to put the images in")
-        first_user["content"] = [{"type": "image"}] * num_images + first_user["content"]
-    elif placeholders != num_images:
-        raise DataError(
-            f"prompt: expected one image block per image, got {placeholders} blocks, {num_images} images",
-            reason="image blocks and images differ in number",
-        )
-    return messages
-
-
-def _blocks(content: Any) -> list[dict[str, str]]:
-    """A message's content as new typed blocks, without the null keys that Arrow adds."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, Sequence):
-        raise DataError(f"expected a message's content to be a string or a list of blocks, got {content!r:.80}")
-    return [_block(block) for block in content]
-
-
-def _block(block: Any) -> dict[str, str]:
-    kind = _key(block, "type")
-    if kind == "image":
-        return {"type": "image"}
-    if kind == "text":
-        text = _key(block, "text")
-        if not isinstance(text, str):
-            raise DataError(f"expected a block's text to be a string, got {text!r:.80}")
-        return {"type": "text", "text": text}
-    raise DataError(
-        f"expected a block of type 'text' or 'image', got {kind!r:.80}", reason=_VIDEO if kind == "video" else None
+    written = read.images and PLACEHOLDER.search(" ".join([*_texts_of(read.messages), read.chosen, read.rejected]))
+    notes = [*([WRITTEN_IMAGE] if written else []), *(side.kept for side in sides if side.kept)]
+    counted = _counted(processor, row, read.rejected, sides[1])
+    return CheckedPair(
+        _behind(processor, read, prompt),
+        read.images,
+        chosen,
+        rejected,
+        _weight(row),
+        counted,
+        tuple(dict.fromkeys(notes)),
+        sides[0].before,
     )
 
 
-def _key(mapping: Any, key: str) -> Any:
-    if not isinstance(mapping, Mapping) or mapping.get(key) is None:
-        raise DataError(f"expected a mapping with {key!r}, got {mapping!r:.80}")
-    return mapping[key]
+class _Side(NamedTuple):
+    """One response: its ids, what precedes its text in them, and why it is not what the template writes (or None)."""
+
+    ids: list[int]
+    before: str
+    kept: str | None
 
 
-def _response_text(response: Any) -> str:
-    """A plain string, or the text of exactly one assistant message."""
-    if isinstance(response, str):
-        return response
-    if not isinstance(response, Sequence) or len(response) != 1 or _key(response[0], "role") != "assistant":
-        raise DataError(f"expected a string or one assistant message, got {response!r:.80}")
-    blocks = _blocks(_key(response[0], "content"))
-    if any(block["type"] == "image" for block in blocks):
+def _rendered(processor: Any, read: ReadRow) -> str:
+    try:
+        return prompt_text(processor, read.messages)
+    except TEMPLATE_FAILURES as error:
         raise DataError(
-            "a response contains an image block; images belong to the prompt", reason="image block in a response"
-        )
-    return "".join(block["text"] for block in blocks)
+            f"prompt: the chat template refuses it: {error}", reason="prompt that the chat template refuses"
+        ) from error
+
+
+def _behind(processor: Any, read: ReadRow, prompt: str) -> str:
+    """What comes before responses: the generation prompt, and the opening of their turn if the row gives one."""
+    if not read.opening:
+        return prompt
+    (message,) = sanitised(processor, [{"role": "assistant", "content": read.opening}])
+    return prompt + turn_of(processor, read.messages, prompt, message["content"]).before + message["content"]
+
+
+def _response(processor: Any, row: Row, read: ReadRow, prompt: str, column: str) -> _Side:
+    """The tokens that the chat template writes for a response behind the prompt, or behind the opening of its turn."""
+    text, truncated = getattr(read, column), bool(row.get(f"{column}_truncated"))
+    with naming(column):
+        check_response(processor, text)
+        before, kept = turn_of(processor, read.messages, prompt, read.opening + text, truncated=truncated)
+        before = "" if read.opening else before
+        return _Side(response_ids(processor, text, truncated=truncated, before=before), before, kept)
+
+
+def _texts_of(messages: Sequence[Message]) -> list[str]:
+    return [block["text"] for message in messages for block in message["content"] if block["type"] == "text"]
+
+
+def _counted(processor: Any, row: Row, text: str, side: _Side) -> Span | None:
+    span = checked_span(row.get(SPAN_COLUMN), text)
+    return None if span is None else tokens_of_span(processor, text, span, side.ids, before=side.before)
 
 
 def _weight(row: Row) -> float:
@@ -200,7 +152,7 @@ def row_name(row: Row, index: int) -> str:
     """`problem_id`, or the row's place in its batch with the start of its prompt."""
     if row.get("problem_id") is not None:
         return str(row["problem_id"])
-    return f"row {index} of its batch, prompt {row.get('prompt')!r:.80}"
+    return f"row {index} of its batch, prompt {row.get('prompt') or row.get('chosen')!r:.80}"
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from mpo.admission import lengths
 from mpo.collator import PreferenceCollator
 from mpo.config import MPOConfig
-from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import image_sha256, load_image
+from mpo.row_forms import read_prompt
 
 
 class PromptGroupSampler(Sampler[int]):
@@ -99,7 +100,7 @@ def seed_of(args: MPOConfig) -> int:
 def _keys(rows: Any) -> Iterator[str]:
     if (columns := getattr(rows, "column_names", None)) is not None:  # datasets.Dataset: read no image in vain
         named = "problem_id" in columns and all(name is not None for name in rows["problem_id"])
-        wanted = {"problem_id"} if named else {"problem_id", "prompt", "images", "image"}
+        wanted = {"problem_id"} if named else {"problem_id", "prompt", "images", "image", "chosen", "rejected"}
         rows = rows.select_columns([name for name in columns if name in wanted])
     for row in rows:
         yield _key(row)
@@ -108,9 +109,9 @@ def _keys(rows: Any) -> Iterator[str]:
 def _key(row: Any) -> str:
     if row.get("problem_id") is not None:
         return str(row["problem_id"])
-    images = row["images"] if row.get("images") is not None else [row["image"]] if row.get("image") is not None else []
-    parts = [
-        row.get("prompt"),
-        *(image if isinstance(image, str) else image_sha256(load_image(image)) for image in images),
-    ]
+    try:
+        images, *prompt = read_prompt(row)
+    except DataError:  # of a form that only its own collator knows
+        return hashlib.sha256(json.dumps(row.get("prompt"), sort_keys=True, default=str).encode()).hexdigest()
+    parts = [*prompt, *(image if isinstance(image, str) else image_sha256(load_image(image)) for image in images)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -50,7 +50,7 @@ def checked_span(given: Any, text: str) -> Span | None:
     return start, end
 
 
-def tokens_of_span(processor: Any, text: str, span: Span, ids: Sequence[int]) -> Span | None:
+def tokens_of_span(processor: Any, text: str, span: Span, ids: Sequence[int], *, before: str = "") -> Span | None:
     """The tokens of a response that a span of its characters covers.
 
     A token counts if it has at least one character in the span, so one that lies across a border counts whole; a token
@@ -62,6 +62,7 @@ def tokens_of_span(processor: Any, text: str, span: Span, ids: Sequence[int]) ->
         text: of the response.
         span: 0 ≤ start < end ≤ len(text).
         ids: of the response, as `mpo.multimodal.messages.response_ids` gives them.
+        before: what the chat template writes before it, a part of the ids; it counts with the text's first character.
 
     Returns:
         [start, end) of tokens; None where every token counts, which is the same as no span.
@@ -75,17 +76,17 @@ def tokens_of_span(processor: Any, text: str, span: Span, ids: Sequence[int]) ->
             f"{SPAN_COLUMN} needs a tokenizer that knows where its tokens stand (a fast one), got "
             f"{type(processor.tokenizer).__name__}: convert it, or leave the column out"
         )
-    encoded = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = processor.tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
     places: list[Span] = [*map(tuple, encoded["offset_mapping"])]
     assert list(ids[: len(places)]) == list(encoded["input_ids"]), "ids are of another text"
-    start, end = span
+    start, end = (len(before) + place if place else 0 for place in span)
     counted = [index for index, (a, b) in enumerate(places) if a < end and max(b, a + 1) > start]
-    if not text[end:].strip():
+    if not text[span[1] :].strip():
         counted += range(len(places), len(ids))
     if not counted:
         raise DataError(
-            f"{SPAN_COLUMN}: {list(span)} covers no token of the rejected response ({text[start:end]!r:.40}); drop the "
-            "row or widen the span",
+            f"{SPAN_COLUMN}: {list(span)} covers no token of the rejected response ({text[slice(*span)]!r:.40}); drop "
+            "the row or widen the span",
             reason=f"{SPAN_COLUMN} that covers no token",
         )
     found = counted[0], counted[-1] + 1

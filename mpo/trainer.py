@@ -24,9 +24,10 @@ from mpo.admission import admit_all, context_of
 from mpo.collator import PreferenceCollator, first_pairs
 from mpo.config import DECISIVE, MPOConfig
 from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
+from mpo.initial_policy import StartCheck
 from mpo.layout import PromptSharing
 from mpo.losses import Denominators, implicit_rewards, mpo_loss
-from mpo.metrics import MetricMeans, pair_metrics
+from mpo.metrics import MetricMeans, batch_metrics, with_total
 from mpo.monitors import RunMonitor
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.jpeg import JpegAugmentation, JpegEpochs
@@ -143,6 +144,7 @@ class MPOTrainer(WholeStepTrainer):
         self.eval_collator = data_collator or collator(processor)  # shows images as they are
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
         self._balanced: TokenBalancedSampler | None = None
+        self._start = StartCheck(self, expected=ref_model is None)
 
     # One optimizer step, in the order in which things happen.
 
@@ -184,21 +186,23 @@ class MPOTrainer(WholeStepTrainer):
         logps = pair_logps(model, inputs, pairs["pair_index"], reference=self.ref_model, reference_sums=known)
         loss = self.loss_of(logps, pair_weight=pairs.get("pair_weight"), denominators=num_items_in_batch)
         if model.training:
+            self._start(logps)
             self.monitor.count(inputs["attention_mask"])
             self.reward_shift.observe(*implicit_rewards(logps, beta=self.args.beta))
             self._observe(loss.total, pair_ids)
-        metrics = pair_metrics(
+        elif pair_ids:
+            self._observe_evaluated(loss.total, pair_ids)
+        metrics = batch_metrics(
             loss,
             logps,
+            pairs,
             beta=self.args.beta,
             reward_shift=self.reward_shift.value,
-            loss_scale=1.0 if num_items_in_batch is None else num_items_in_batch.pairs / max(1, len(pair_ids)),
+            step_pairs=None if num_items_in_batch is None else num_items_in_batch.pairs,
+            rows=len(inputs["input_ids"]),
         )
-        if "pair_rejected_share" in pairs:  # 1: the whole of each rejected response counts
-            metrics["tokens/rejected_counted"] = pairs["pair_rejected_share"].mean()
-        if "pair_prompts" in pairs:  # 1: no prompt was repeated
-            metrics["rows_per_prompt"] = loss.total.new_tensor(len(inputs["input_ids"]) / pairs["pair_prompts"])
-        self._means["train" if model.training else "eval"].add(metrics, pairs=len(pair_ids))
+        own = None if model.training else {"loss/generation": self._counted(logps.chosen_lengths).generation}
+        self._means["train" if model.training else "eval"].add(metrics, pairs=len(pair_ids), own=own)
         world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
         total = loss.total * world_size
         return (total, {}) if return_outputs else total
@@ -245,9 +249,7 @@ class MPOTrainer(WholeStepTrainer):
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         means = self._means["eval"].pop(self._sum_over_ranks)
         assert output.metrics is not None
-        if means:  # Trainer's mean is over batches, whose last is smaller
-            parts, w = (means[f"loss/{part}"] for part in ("preference", "quality", "generation")), self.args.weights
-            means["loss"] = sum(x * y for x, y in zip(parts, (w.preference, w.quality, w.generation), strict=True))
+        means = with_total(means, self.args.weights)  # Trainer's mean is over batches, of whatever size
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 
 # The values that a field may have; `--help` lists them, and a test holds them to the tables behind them.
+AfterError = Literal["unlabelled", "wrong"]
 Aggregation = Literal["mean", "min", "prod", "last", "max"]
 Arm = Literal[
     "mpo",
@@ -406,6 +407,12 @@ class LabelConfig(EngineConfig):
     num_continuations: int = field(
         default=16, metadata={"help": "K, continuations from the end of each step; VisualPRM takes 16"}
     )
+    prm_format: str = field(
+        default="visualprm",
+        metadata={
+            "help": "the PRM's format, as in train-prm: responses with more steps than it takes are merged first"
+        },
+    )
     responses: int = field(
         default=8, metadata={"help": "responses to label per problem, balanced between right and wrong ones"}
     )
@@ -603,6 +610,13 @@ class ConvertDataConfig:
         default=None,
         metadata={"help": "for visualprm: folder that image paths are relative to; default: the file's own"},
     )
+    after_error: AfterError = field(
+        default="unlabelled",
+        metadata={
+            "help": "for visualprm: what steps with 0 of 0 continuations behind a first error are: without a label, "
+            "or wrong, as InternVL's own conversion reads them"
+        },
+    )
 
 
 @dataclass
@@ -779,6 +793,13 @@ class TrainPRMConfig(ModelTraining):
     until_first_error: bool = field(default=False, metadata={"help": "ignore steps after the first one with mc = 0"})
     text_weight: float = field(
         default=0.0, metadata={"help": "weight of a language-model loss on right responses; VisualPRM has none"}
+    )
+    as_released: bool = field(
+        default=False,
+        metadata={
+            "help": "train on rows as VisualPRM's own code: true signs in the history, sign and end of turn predicted "
+            "over the whole vocabulary"
+        },
     )
     advantage: float | None = field(
         default=None,

@@ -231,7 +231,7 @@ class Rollout:
     """One completion and what is known of it so far; `None` means "not computed", never "bad".
 
     Attributes:
-        mc: counts for the end of each step.
+        mc: counts for the end of each step; None where nothing was drawn, behind a first error: no label.
         second_verdict: of another verifier that checked the same answer.
         vote: number of its answer's class among the group's, from 0, or `NO_VOTE`
             (`rewards/verifying/equality_classes.py`).
@@ -244,7 +244,7 @@ class Rollout:
     verdict: Verdict | None = None
     step_scores: StepScores | None = None
     reward: float | None = None
-    mc: tuple[MonteCarloCount, ...] | None = None
+    mc: tuple[MonteCarloCount | None, ...] | None = None
     label_source: str | None = None
     blank: Unseen | None = None
     swapped: Unseen | None = None

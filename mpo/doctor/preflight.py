@@ -16,6 +16,7 @@ from transformers.training_args import OptimizerNames
 from mpo.admission import AdmissionReport, PairLength, lengths
 from mpo.doctor.memory import MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
 from mpo.doctor.paper import BatchPlan, Deviation, Planned, deviations
+from mpo.doctor.seam import ShownSeam, seam_of_row
 from mpo.forward import model_inputs, pair_logps
 from mpo.losses import implicit_rewards
 from mpo.multimodal.errors import ConfigError
@@ -68,6 +69,7 @@ class Preflight:
         memory: of one process on this machine, in the number type that it would train in.
         batch: the effective batch and the number of steps.
         deviations: settings that are not the paper's.
+        seam: where prompt and response meet, of the first row.
     """
 
     rows: AdmissionReport
@@ -79,6 +81,7 @@ class Preflight:
     memory: MemoryEstimate
     batch: BatchPlan
     deviations: tuple[Deviation, ...]
+    seam: ShownSeam
 
     @property
     def tokens_saved(self) -> float:
@@ -126,6 +129,7 @@ def preflight(trainer: MPOTrainer, *, batches: int = 4, keeps_reference: bool = 
         memory=memory,
         batch=plan,
         deviations=deviations(Planned(args, plan, share, counted_share(measured))),
+        seam=seam_of_row(collator, rows[0]),
     )
 
 

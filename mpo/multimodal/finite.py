@@ -52,6 +52,19 @@ stepped (rank 0)
         if grad_norm is not None and not bool(torch.as_tensor(grad_norm).isfinite()):
             raise NonFiniteLossError(_message("gradient", [ids for _, ids in losses], step))
 
+    def check_evaluated(self) -> None:
+        """Look at all losses of an evaluation; one host sync.
+
+        Raises:
+            NonFiniteLossError: one of them is NaN or infinite.
+        """
+        losses, self.losses = self.losses, []
+        if bad := [ids for loss, ids in losses if not bool(loss.isfinite().all())]:
+            raise NonFiniteLossError(
+                f"expected a finite loss in evaluation, got NaN or infinity from the batch of [{_named(bad)}]: look at "
+                f"these rows, or leave them out of eval_dataset (rank {os.environ.get('RANK', '0')})"
+            )
+
 
 class FiniteTrainer(Trainer):
     """`transformers.Trainer` that stops at a loss or gradient that is not finite, and saves no such weights.
@@ -66,7 +79,7 @@ class FiniteTrainer(Trainer):
     model: Any
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        self._finite = FiniteGuard()
+        self._finite, self._evaluated = FiniteGuard(), FiniteGuard()
         super().__init__(*arguments, **settings)
 
     def training_step(self, *arguments: Any, **more: Any) -> Tensor:
@@ -82,6 +95,16 @@ class FiniteTrainer(Trainer):
         self._finite.observe(loss, ids)
         if self.is_deepspeed_enabled:  # its backward also steps the optimizer
             self._finite.check(None, step=self.state.global_step)
+
+    def _observe_evaluated(self, loss: Tensor, ids: list[str]) -> None:
+        """Remember the loss of a batch of an evaluation, and whose it is."""
+        self._evaluated.observe(loss, ids)
+
+    def evaluation_loop(self, *arguments: Any, **more: Any) -> Any:
+        """Trainer's; a loss that is not finite is an error that names its rows."""
+        output = super().evaluation_loop(*arguments, **more)
+        self._evaluated.check_evaluated()
+        return output
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer calls this once per optimizer step, after the last backward and before `optimizer.step`."""
@@ -121,9 +144,13 @@ def non_finite_weight(model: nn.Module) -> str | None:
 
 
 def _message(what: str, micro_batches: list[list[str]], step: int) -> str:
-    ids = ", ".join(name for names in micro_batches for name in names)
     return (
-        f"expected a finite {what} at step {step + 1}, got NaN or infinity from the micro-batch of [{ids:.500}]: look "
+        f"expected a finite {what} at step {step + 1}, got NaN or infinity from the micro-batch of "
+        f"[{_named(micro_batches)}]: look "
         "at these rows, then lower learning_rate or max_grad_norm; the optimizer has not stepped "
         f"(rank {os.environ.get('RANK', '0')})"
     )
+
+
+def _named(batches: list[list[str]]) -> str:
+    return ", ".join(name for names in batches for name in names)[:500]

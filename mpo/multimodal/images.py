@@ -74,6 +74,11 @@ def image_size(image: ImageSource, *, root: str | Path | None = None) -> tuple[i
 @contextmanager
 def _opened(image: str | Path | bytes | Mapping[str, Any], root: str | Path | None) -> Iterator[Image.Image]:
     """An image whose header was read and found acceptable; every fault is an ImageError."""
+    if not isinstance(image, str | Path | bytes | Mapping):
+        raise ImageError(
+            f"expected an image (a PIL image, a path, encoded bytes or {{'bytes': …}}), got {type(image).__name__}: "
+            f"{str(image)[:60]!r}"
+        )
     if isinstance(image, Mapping):
         image = _embedded(image)
     source, path = (

@@ -11,14 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from jinja2 import TemplateError
+
 from mpo.multimodal.errors import ConfigError, DataError
 
 Message = dict[str, Any]
 
 PLACEHOLDER = "<image>"  # in a text whose images are placed: where one goes
 IMAGE_BLOCK: Message = {"type": "image"}
+# What a template raises on a conversation that it does not take: a TypeError where it expects a string, for example.
+TEMPLATE_FAILURES = (TemplateError, TypeError, KeyError, AttributeError)
 
 _CONTROL: WeakKeyDictionary[Any, tuple[Any, list[str]]] = WeakKeyDictionary()  # tokenizer → what it has, its tokens
+_ENDS: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()  # tokenizer → template and more, its end of turn
 
 
 def user_message(text: str, num_images: int = 0, *, before: str = "", after: str = "", placed: bool = False) -> Message:
@@ -80,18 +85,26 @@ def sanitised(processor: Any, messages: Sequence[Message]) -> list[Message]:
     return [{**message, "content": _sanitised(processor, message["content"])} for message in messages]
 
 
-def response_ids(processor: Any, text: str, *, truncated: bool = False) -> list[int]:
-    """Token ids of a response as the policy emitted it: content, then its end-of-turn token.
+def response_ids(processor: Any, text: str, *, truncated: bool = False, before: str = "") -> list[int]:
+    """Token ids of a response behind its prompt: `before`, content, then its end-of-turn token.
 
     Args:
         processor: a Hugging Face processor with `.tokenizer`.
         text: the response, not empty, without control tokens.
         truncated: the response was cut at a limit; it gets no end-of-turn.
+        before: what the chat template writes between prompt and response (`mpo.multimodal.turn`).
 
     Raises:
         DataError: empty, or contains a control token.
     """
-    if not text:
+    check_response(processor, text)
+    ids = processor.tokenizer(before + text, add_special_tokens=False)["input_ids"]
+    return list(ids) if truncated else [*ids, end_of_turn_id(processor)]
+
+
+def check_response(processor: Any, text: str) -> None:
+    """Raise DataError for a text that is no response: empty, only white space, or with a control token."""
+    if not text.strip():
         raise DataError("a response is empty; drop the row before training or scoring", reason="empty response")
     found = control_tokens_in(processor, text)
     if found:
@@ -99,8 +112,6 @@ def response_ids(processor: Any, text: str, *, truncated: bool = False) -> list[
             f"a response contains the control token {found[0]!r}; drop the row before training or scoring",
             reason="control token in a response",
         )
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return list(ids) if truncated else [*ids, end_of_turn_id(processor)]
 
 
 def control_tokens_in(processor: Any, text: str) -> list[str]:
@@ -132,12 +143,23 @@ def broken_up(text: str, token: str) -> str:
 
 
 def end_of_turn_id(processor: Any) -> int:
-    """The id of the token that ends an assistant's turn in this chat template."""
+    """The id of the token that ends an assistant's turn in this chat template; looked up once per template."""
     tokenizer = processor.tokenizer
-    rendered = processor.apply_chat_template(
-        [user_message("q"), assistant_message("ANSWER")], add_generation_prompt=False, tokenize=False
-    )
-    tail = rendered.rsplit("ANSWER", 1)[1].lstrip()
+    known = template_of(processor), len(tokenizer), tokenizer.eos_token_id
+    if tokenizer not in _ENDS or _ENDS[tokenizer][0] != known:
+        _ENDS[tokenizer] = known, _end_of_turn(processor)
+    return _ENDS[tokenizer][1]
+
+
+def _end_of_turn(processor: Any) -> int:
+    tokenizer = processor.tokenizer
+    try:
+        rendered = processor.apply_chat_template(
+            [user_message("q"), assistant_message("ANSWER")], add_generation_prompt=False, tokenize=False
+        )
+    except TEMPLATE_FAILURES:  # it takes no assistant's turn
+        rendered = ""
+    tail = rendered.rpartition("ANSWER")[2].lstrip() if "ANSWER" in rendered else ""
     for token_id, token in tokenizer.added_tokens_decoder.items():
         if token.special and token.content and tail.startswith(token.content):
             return token_id

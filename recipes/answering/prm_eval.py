@@ -32,7 +32,7 @@ from rewards.prm.formats import format_files
 from rewards.prm.model_prm import ModelPRM
 from rewards.scoring.other_images import blanked, partners, showing
 from rewards.scoring.process_reward_model import ProcessRewardModel
-from rewards.steps import split_on_blank_lines
+from rewards.steps import split_into
 from rewards.types import Problem
 
 Read = tuple[list[BenchmarkResponse], Counter[str]]
@@ -213,8 +213,8 @@ def _labelled_groups(config: PRMEvalConfig, path: Path) -> Read:
             if rollout.mc is None:
                 rejected["no step labels"] += 1
                 continue
-            steps = tuple(step.text for step in split_on_blank_lines(rollout.completion.text))
-            labels = tuple(count.correct > 0 for count in rollout.mc)
+            steps = tuple(step.text for step in split_into(rollout.completion.text, len(rollout.mc)))
+            labels = tuple(None if count is None else count.correct > 0 for count in rollout.mc)
             responses.append(BenchmarkResponse(f"{group.problem.id}/{index}", group.problem, steps, labels, source))
     if not responses:
         raise DataError(

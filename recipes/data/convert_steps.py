@@ -45,7 +45,7 @@ def read_visualprm(config: ConvertDataConfig) -> Items:
     root = config.image_root
     if root is not None and not root.is_dir():
         raise StageError(f"image_root {root} is not a folder; expected the folder that the image paths start from")
-    return read_release(config.source, image_root=root)
+    return read_release(config.source, image_root=root, after_error=config.after_error)
 
 
 def files_of_visualprm(source: Path) -> list[Path]:

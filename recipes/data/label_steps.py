@@ -26,6 +26,7 @@ from recipes.stage.set_aside import set_aside
 from rewards.errors import ServerError
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.kept.calls import CallStore
+from rewards.prm.formats import find_format, format_files
 from rewards.prm.labelling.budgets import budget_named
 from rewards.prm.labelling.continuations import (
     CONTINUATIONS,
@@ -38,7 +39,7 @@ from rewards.prm.labelling.monte_carlo import Labelled, label_steps
 from rewards.prm.labelling.responses import choose_responses
 from rewards.prm.labelling.served import Unit, label_steps_on_servers
 from rewards.prm.labelling.token_limit import TokenLimit, tokens_of
-from rewards.steps import split_on_blank_lines
+from rewards.steps import scored_steps
 from rewards.types import RolloutGroup
 
 Draw = Callable[[list[RolloutGroup], Callable[[int], object]], Labelled]  # with what is told of each draw
@@ -48,12 +49,17 @@ Estimate = Callable[[list[RolloutGroup]], CostEstimate]
 def label(config: LabelConfig) -> Path:
     """Choose responses, estimate the cost, continue from the ends of their steps, count right answers.
 
+    A response with more steps than the PRM will take is merged first, as it will be in training and scoring.
     Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
     The verdicts of each call of the policy, or of each prefix that a server continued, are in `calls.sqlite` as soon as
     they are there: after a kill the same command continues.
     """
     _check(config)
-    stage = open_stage("label-steps", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
+    stage = open_stage(
+        "label-steps",
+        config,
+        inputs=[config.groups, *([config.policy] if config.policy else []), *format_files(config.prm_format)],
+    )
     if stage.complete:
         return stage.out
     groups = read_groups(config.groups)
@@ -123,7 +129,7 @@ def _check(config: LabelConfig) -> None:
 
 def _settings(config: LabelConfig) -> dict[str, Any]:
     return {
-        "splitter": split_on_blank_lines,
+        "splitter": partial(scored_steps, max_steps=find_format(config.prm_format).max_steps),  # merged, then paid for
         "num_continuations": config.num_continuations,
         "seed": config.seed,
         "budget": config.budget,

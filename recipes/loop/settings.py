@@ -72,8 +72,13 @@ class Settings:
         """The section's stage config; `given` are the paths and seeds that the loop sets."""
         if set_twice := sorted(set(self.sections[section]) & set(given)):
             raise ConfigError(f"{self.path}: {section}.{set_twice[0]} is set by the loop; remove it")
-        values = {**self.sections[section], **given}
+        values = {**self._shared(section), **self.sections[section], **given}
         return build(SECTIONS[section], values, where=lambda key: f"{self.path}: {section}.{key}")
+
+    def _shared(self, section: str) -> dict[str, Any]:
+        """Steps are labelled in the format that the PRM will be trained in."""
+        found = self.sections["train_prm"].get("prm_format")
+        return {"prm_format": found} if section == "label_steps" and found else {}
 
     def _candidates(self, arms: Any) -> dict[str, list[dict[str, Any]]]:
         """Arm → the changes of `train_mpo` that may be tried for it (`recipes/loop/arms.py`)."""

@@ -62,7 +62,7 @@ class _RolloutRow(BaseModel):
     step_score_bounds: list[tuple[float, float]] | None = None  # of scores that a server told in part
     scored_part: str = "solution"  # of a response with a thought, whose steps were scored
     reward: float | None = None
-    mc: list[tuple[int, int]] | None = None
+    mc: list[tuple[int, int] | None] | None = None
     label_source: str | None = None  # absent in files that were written before there was more than one budget
     blank: _UnseenRow | None = None
     swapped: _UnseenRow | None = None
@@ -236,7 +236,7 @@ def _rollout(row: _RolloutRow) -> Rollout:
         row.verdict,
         _step_scores(row),
         row.reward,
-        tuple(MonteCarloCount(*count) for count in row.mc) if row.mc is not None else None,
+        tuple(MonteCarloCount(*count) if count else None for count in row.mc) if row.mc is not None else None,
         row.label_source,
         _unseen(row.blank),
         _unseen(row.swapped),
@@ -271,7 +271,7 @@ def _row(rollout: Rollout) -> Mapping[str, Any]:
         "step_score_bounds": scored.bounds if scored else None,
         "scored_part": scored.part if scored and scored.part != "solution" else None,
         "reward": rollout.reward,
-        "mc": [(count.correct, count.total) for count in rollout.mc] if rollout.mc else None,
+        "mc": [(count.correct, count.total) if count else None for count in rollout.mc] if rollout.mc else None,
         "label_source": rollout.label_source,
         "blank": _unseen_row(rollout.blank),
         "swapped": _unseen_row(rollout.swapped),

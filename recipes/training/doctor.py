@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mpo.doctor.memory import MemoryEstimate
 from mpo.doctor.preflight import Preflight, histogram, preflight
+from mpo.doctor.seam import ShownSeam
 from mpo.multimodal.errors import ConfigError
 from recipes.config import TrainMPOConfig
 from recipes.training.mpo_run import build_trainer, is_augmented, mpo_config, read_pairs
@@ -50,6 +51,7 @@ def doctor(config: TrainMPOConfig, *, console: Console | None = None) -> Preflig
 def show(findings: Preflight, console: Console, *, reference_computed_before: bool = False) -> None:
     """Print the findings."""
     _rows(findings, console)
+    _seam(findings.seam, console)
     _lengths(findings, console)
     _step_zero(findings, console)
     console.rule("layout and δ", align="left")
@@ -69,6 +71,20 @@ def _rows(findings: Preflight, console: Console) -> None:
     console.print(first)
     for line in reasons:
         console.print(escape(line), soft_wrap=True)
+
+
+def _seam(seam: ShownSeam, console: Console) -> None:
+    """The text around a response, line breaks spelled out."""
+    console.rule("where prompt and response meet, first row", align="left")
+    end = seam.end if seam.template_ends or not seam.end else f"{seam.end} (the template writes none)"
+    parts = {
+        "the prompt ends": seam.prompt,
+        "the template writes before the response": seam.before,
+        "the response begins": seam.response,
+    }
+    for name, text in parts.items():
+        console.print(escape(f"{name}: {text!r}" if text else f"{name}: nothing"), soft_wrap=True)
+    console.print(escape(f"y ends with: {end or 'nothing, it was cut'}"), soft_wrap=True)
 
 
 def _lengths(findings: Preflight, console: Console) -> None:

@@ -43,4 +43,5 @@ def train_mpo(config: TrainMPOConfig) -> Path:
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
         write_policy_card(stage.out, stage.provenance(), counts, trainer)
     account, words = training_account(trainer)
-    return stage.finish({**counts, "training": account}, note=words)
+    noted = {"noted": report.noted} if report.noted else {}
+    return stage.finish({**counts, **noted, "training": account}, note=words)

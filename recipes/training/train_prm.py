@@ -23,10 +23,11 @@ from rewards.errors import StepAlignmentError
 from rewards.prm.admission import admit_solutions
 from rewards.prm.formats import PRMFormat, find_format, format_files
 from rewards.prm.labelling.contrast import visual_contrasts
-from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights
+from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights, merged_counts
 from rewards.prm.labelling.perturb import with_wrong_digit
 from rewards.prm.labelling.source import EXACT, require_estimates
 from rewards.prm.model_prm import load_weights
+from rewards.prm.released import check_released
 from rewards.prm.trainer import PRMTrainer
 from rewards.steps import split_into
 from rewards.types import Rollout, RolloutGroup
@@ -41,14 +42,15 @@ def train_prm(config: TrainPRMConfig) -> Path:
         return stage.out
     prm_format = find_format(config.prm_format)
     _check_advantage(config, prm_format)
+    if config.as_released:
+        check_released(prm_format, text_weight=config.text_weight, class_weights=config.balance_classes)
     if config.num_problems < 0:
         raise ConfigError(f"--num_problems must be 0 for all, or a number of problems; got {config.num_problems}")
     dtype = run_dtype(config, config.model)
     read = read_groups(config.groups)[: config.num_problems or None]
-    groups, too_many_steps = labelled_groups(read, config, prm_format.max_steps)
+    groups = labelled_groups(read, config, prm_format.max_steps)
     processor = load_processor(config.model)
     groups, rejected = admit_solutions(groups, processor, prm_format, max_length=config.max_length)
-    rejected |= {"too many steps": too_many_steps} if too_many_steps else {}
     if not groups:
         raise DataError(f"no response of {config.groups} can be trained on; rejected: {rejected}")
     groups = [
@@ -68,6 +70,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
         groups,
         text_weight=config.text_weight,
         class_weights=class_weights(groups) if config.balance_classes else None,
+        as_released=config.as_released,
         peft_config=choose_trained(model, config),
         jpeg_augmentation=config.jpeg_augmentation,
     )
@@ -85,24 +88,20 @@ def train_prm(config: TrainPRMConfig) -> Path:
     return stage.finish(counts, note=words)
 
 
-def labelled_groups(
-    groups: Sequence[RolloutGroup], config: TrainPRMConfig, max_steps: int
-) -> tuple[list[LabelledGroup], int]:
-    """Counts → labels; and how many responses have more steps than the format takes.
+def labelled_groups(groups: Sequence[RolloutGroup], config: TrainPRMConfig, max_steps: int) -> list[LabelledGroup]:
+    """Counts → labels; a response with more steps than the format takes is merged, as in labelling and scoring.
 
     A format of one step (an outcome reward model) takes the whole response with its last count.
     """
     rule = LabelRule(config.soft_labels, config.threshold, config.until_first_error, config.max_doubt, config.advantage)
     if rule.needs:
         require_estimates((rollout for group in groups for rollout in group.rollouts), use=rule.needs)
-    labelled, rejected = [], 0
+    labelled = []
     for group in groups:
-        solutions = [_labelled(group, rollout, rule, whole=max_steps == 1) for rollout in group.rollouts]
-        kept = tuple(solution for solution in solutions if len(solution.steps) <= max_steps)
-        rejected += len(solutions) - len(kept)
-        if kept:
-            labelled.append(LabelledGroup(group.problem, kept))
-    return labelled, rejected
+        solutions = tuple(_labelled(group, rollout, rule, max_steps=max_steps) for rollout in group.rollouts)
+        if solutions:
+            labelled.append(LabelledGroup(group.problem, solutions))
+    return labelled
 
 
 def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -> LabelledGroup:
@@ -112,14 +111,14 @@ def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -
     return replace(group, solutions=(*group.solutions, *(copy for copy in copies if copy)))
 
 
-def _labelled(group: RolloutGroup, rollout: Rollout, rule: LabelRule, *, whole: bool) -> LabelledSolution:
+def _labelled(group: RolloutGroup, rollout: Rollout, rule: LabelRule, *, max_steps: int) -> LabelledSolution:
     if rollout.mc is None:
         raise StepAlignmentError(
             f"problem {group.problem.id!r} has a rollout without step labels; run `mpo label-steps`"
         )
-    counts = rollout.mc[-1:] if whole else rollout.mc
-    labels = rule.labels(counts, exact=rollout.label_source == EXACT)
-    return LabelledSolution(split_into(rollout.completion.text, len(counts)), labels)
+    counted = split_into(rollout.completion.text, len(rollout.mc))
+    steps, counts = merged_counts(counted, rollout.mc, max_steps=max_steps)
+    return LabelledSolution(steps, rule.labels(counts, exact=rollout.label_source == EXACT))
 
 
 def _check_advantage(config: TrainPRMConfig, prm_format: PRMFormat) -> None:

@@ -17,8 +17,9 @@ from mpo.multimodal.finite import FiniteTrainer
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
-from mpo.multimodal.messages import prompt_text, response_ids, user_message
+from mpo.multimodal.messages import Message, prompt_text, response_ids, user_message
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
+from mpo.multimodal.turn import turn_of
 from recipes.config import WarmStartConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_groups
@@ -73,12 +74,21 @@ class DemonstrationCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Model inputs and labels; only the answers are supervised."""
         prompts = [self._prompt(row["problem"]) for row in rows]
-        answers = [response_ids(self.processor, row["response"]) for row in rows]
+        answers = [self._answer(row["problem"], row["response"]) for row in rows]
         return stack_rows(prompts, answers, pad_token_id=self.processor.tokenizer.pad_token_id)
+
+    def _answer(self, index: int, response: str) -> list[int]:
+        question, text = self._asked(self.problems[index])
+        before = turn_of(self.processor, question, text, response).before
+        return response_ids(self.processor, response, before=before)
 
     def _prompt(self, index: int) -> EncodedPrompt:
         return self._encoded(index, lambda: self._encode(self.problems[index]))
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
-        text = prompt_text(self.processor, [user_message(problem.question, len(problem.images), placed=problem.placed)])
-        return encode_prompt(self.processor, text, [load_image(image) for image in problem.images])
+        return encode_prompt(self.processor, self._asked(problem)[1], [load_image(image) for image in problem.images])
+
+    def _asked(self, problem: Problem) -> tuple[list[Message], str]:
+        """The conversation up to the response, and as text."""
+        question = [user_message(problem.question, len(problem.images), placed=problem.placed)]
+        return question, prompt_text(self.processor, question)

@@ -60,7 +60,7 @@ def to_stepwise_row(problem: Problem, rollout: Rollout) -> Row:
     """One labelled rollout as a row; its images are still those of the problem.
 
     Raises:
-        DataError: no counts, or counts that do not fit the text's steps.
+        DataError: no counts, a step without one, or counts that do not fit the text's steps.
 
     Example:
         >>> made = Rollout(Completion("a\\n\\nb"), mc=(MonteCarloCount(1, 4), MonteCarloCount(0, 4)))
@@ -72,17 +72,22 @@ def to_stepwise_row(problem: Problem, rollout: Rollout) -> Row:
         raise DataError(
             f"labels: problem {problem.id!r} has a rollout without step counts; run `mpo label-steps` first"
         )
-    steps = split_into(rollout.completion.text, len(rollout.mc))
     if problem.images and not problem.placed and PLACEHOLDER in problem.question:
         raise DataError(f"prompt: the question holds the text {PLACEHOLDER}, which would claim an image")
+    counts = [count for count in rollout.mc if count is not None]
+    if len(counts) < len(rollout.mc):
+        raise DataError(
+            f"labels: a response to problem {problem.id!r} has steps without a label, which TRL's rows lack"
+        )
+    steps = split_into(rollout.completion.text, len(counts))
     return {
         "prompt": problem.question,
         "completions": [step.text.strip() for step in steps],
-        "labels": [count.correct > 0 for count in rollout.mc],
+        "labels": [count.correct > 0 for count in counts],
         "images": list(problem.images),
-        "scores": [count.value for count in rollout.mc],
-        "mc_correct": [count.correct for count in rollout.mc],
-        "mc_total": [count.total for count in rollout.mc],
+        "scores": [count.value for count in counts],
+        "mc_correct": [count.correct for count in counts],
+        "mc_total": [count.total for count in counts],
         "response": rollout.completion.text,
         "answer": problem.answer,
         "verdict": rollout.verdict.value if rollout.verdict else None,

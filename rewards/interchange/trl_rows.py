@@ -162,6 +162,8 @@ def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Prob
     for index, row in enumerate(rows):
         if len(found) == limit:
             break
+        if not row.get("prompt"):  # an implicit one
+            continue
         prompt, turns = _system_of(row["prompt"])
         given = row.get("images") or ()
         try:

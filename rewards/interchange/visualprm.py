@@ -8,9 +8,11 @@ A line of the file is what InternVL's released labelling pipeline writes
 
 `image` is a path inside a root folder, or a list of them; `question` is the whole prompt with `<image>` in the place of
 the image, `question_orig` the same without; `score` is num_mc_correct / num_mc_total; a step of the file may be
-several of the response's, merged. Our rows have three more fields, which other readers skip: `problem_id`, `verdict`
-and `label_source`. Where that is not `mc:full:…` or `exact`, only `score > 0` may be read
-(`rewards/prm/labelling/source.py`).
+several of the response's, merged. With the pipeline's `--early-stop`, its default, steps behind the first one without a
+success are written as 0 of 0: read as steps without a label, or as wrong ones, as InternVL's own conversion does. A
+response is cut there at every "\\n\\n", so a blank line at its end, or two in a row, make empty steps: left out here.
+Our rows have three more fields, which other readers skip: `problem_id`, `verdict` and `label_source`. Where that is not
+`mc:full:…` or `exact`, only `score > 0` may be read (`rewards/prm/labelling/source.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -35,6 +37,8 @@ from rewards.types import Completion, MonteCarloCount, Problem, Rollout, Rollout
 _BLANK_LINES = re.compile(r"\s*\n\s*\n\s*")
 VISUALPRM400K = "visualprm400k.jsonl"
 Find = Callable[[str], Any]  # the name that a row gives an image → the image
+
+AfterError = Literal["unlabelled", "wrong"]
 
 
 def _unicode(text: str) -> str:
@@ -89,26 +93,32 @@ def to_visualprm_row(problem: Problem, rollout: Rollout, *, image_root: str | Pa
         "response": rollout.completion.text,
         "steps_with_score": [
             {"step": step.text, "score": c.value, "num_mc_correct": c.correct, "num_mc_total": c.total}
+            if c
+            else {"step": step.text, "score": 0.0, "num_mc_correct": 0, "num_mc_total": 0}
             for step, c in zip(steps, rollout.mc, strict=True)
         ],
-        "num_mc_sequences": max(c.total for c in rollout.mc),
+        "num_mc_sequences": max(c.total for c in rollout.mc if c),
         "problem_id": problem.id,
         "verdict": rollout.verdict,
         "label_source": rollout.label_source,
     }
 
 
-def from_visualprm_row(row: Any, *, image_root: str | Path, find: Find | None = None) -> tuple[Problem, Rollout]:
+def from_visualprm_row(
+    row: Any, *, image_root: str | Path, find: Find | None = None, after_error: AfterError = "unlabelled"
+) -> tuple[Problem, Rollout]:
     """A row as problem and rollout; the problem's images are real paths inside `image_root`, not yet opened.
-
-    Args:
-        row: decoded.
-        image_root: folder that the row's paths are relative to.
-        find: gives the image of a name, where a set's paths do not start at one folder (`image_places.py`).
 
     A row without `label_source` is someone else's: `full`, as VisualPRM400K itself, if every step has the same number
     of continuations, else of an unknown budget, whose counts may have stopped early and are no estimates of mc.
     Without `problem_id`, the id is a digest of images, question and answer, so that rows of one problem agree.
+
+    Args:
+        row: of the file.
+        image_root: folder that its image paths are relative to.
+        find: gives the image of a name, where a set's paths do not start at one folder (`image_places.py`).
+        after_error: what a step with 0 of 0 continuations behind the first error is: without a label (None), or wrong,
+            0 of as many as the others have.
 
     Raises:
         DataError: a field is missing, of the wrong type, or contradicts another; the message begins with its name.
@@ -120,12 +130,12 @@ def from_visualprm_row(row: Any, *, image_root: str | Path, find: Find | None = 
         images = tuple(find(name) if find else resolve_inside(name, image_root) for name in names)
     except ImageError as error:
         raise ImageError(f"image: {error}") from error
-    mc = tuple(_count(step, index) for index, step in enumerate(parsed.steps_with_score))
-    check_steps(parsed.response, [step.step for step in parsed.steps_with_score], where="steps_with_score.{}.step")
+    mc, texts = _counts(parsed.steps_with_score, after_error)
+    check_steps(parsed.response, texts, where="steps_with_score.{}.step")
     identity = json.dumps([names, question, parsed.answer]).encode()
     identifier = parsed.problem_id or f"visualprm-{hashlib.sha256(identity).hexdigest()[:16]}"
     problem = Problem(identifier, question, images, parsed.answer, placed=placed)
-    totals = {count.total for count in mc}
+    totals = {count.total for count in mc if count}
     budget = "full" if len(totals) == 1 else "unknown"
     source = parsed.label_source or monte_carlo_source(budget, max(totals))
     return problem, Rollout(Completion(parsed.response), parsed.verdict, mc=mc, label_source=source)
@@ -154,6 +164,22 @@ def _placed(question: str, images: int) -> tuple[str, bool]:
         return placed_question(question, images)
     except DataError as error:
         raise DataError(f"question: {error}; got {question[:60]!r}") from error
+
+
+def _counts(rows: Sequence[_StepRow], after_error: AfterError) -> tuple[tuple[MonteCarloCount | None, ...], list[str]]:
+    """Counts and texts of the steps that are not empty."""
+    counts: list[MonteCarloCount | None] = []
+    texts, missed, most = [], False, max((row.num_mc_total for row in rows), default=0)
+    for index, row in enumerate(rows):
+        if (row.num_mc_correct, row.num_mc_total) != (0, 0) or not missed:
+            found: MonteCarloCount | None = _count(row, index)
+        else:
+            found = MonteCarloCount(0, most) if after_error == "wrong" else None
+        missed = missed or (found is not None and not found.correct)
+        if row.step.strip():
+            counts.append(found)
+            texts.append(row.step)
+    return tuple(counts), texts
 
 
 def _count(step: _StepRow, index: int) -> MonteCarloCount:

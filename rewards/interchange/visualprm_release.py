@@ -30,7 +30,15 @@ from rewards.interchange.json_rows import decoded_row, usable_text
 from rewards.interchange.meta_file import META, MetaEntry, read_meta, unpacked_hint
 from rewards.interchange.placeholders import placed_question, with_placeholders
 from rewards.interchange.stepwise_rows import GIVEN, Labelled
-from rewards.interchange.visualprm import VISUALPRM400K, Find, from_visualprm_row, image_names, response_of, valid_row
+from rewards.interchange.visualprm import (
+    VISUALPRM400K,
+    AfterError,
+    Find,
+    from_visualprm_row,
+    image_names,
+    response_of,
+    valid_row,
+)
 from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout
 
@@ -53,7 +61,7 @@ class _Row(BaseModel):
 
 
 def read_release(
-    source: Path, *, image_root: Path | None = None, limit: int = 0
+    source: Path, *, image_root: Path | None = None, limit: int = 0, after_error: AfterError = "unlabelled"
 ) -> Iterator[tuple[str, Labelled | DataError]]:
     """The rows of a release, each with its data set and line; a damaged one is a value, an error that names the field.
 
@@ -61,6 +69,7 @@ def read_release(
         source: the release's folder, its `annotations` folder, or one of its files.
         image_root: folder that holds the images; the release's own if not given.
         limit: rows of each file to look at; 0 takes all.
+        after_error: see `from_visualprm_row`.
 
     Raises:
         StageError: there is no such file, or no annotation in the folder.
@@ -71,7 +80,7 @@ def read_release(
     several = len(entries) > 1
     with ImagePlaces(image_root or base) as places:
         for entry in entries:
-            for where, item, times in _rows(entry, places, limit):
+            for where, item, times in _rows(entry, places, limit, after_error):
                 if not isinstance(item, DataError):
                     problem, rollout = item
                     meta = {"data_augment": True} if entry.data_augment else {}
@@ -102,7 +111,9 @@ def files_of_release(source: Path) -> tuple[Path, list[MetaEntry]]:
     return base, [MetaEntry(file.stem, "", file) for file in files]
 
 
-def _rows(entry: MetaEntry, places: ImagePlaces, limit: int) -> Iterator[tuple[str, Labelled | DataError, int]]:
+def _rows(
+    entry: MetaEntry, places: ImagePlaces, limit: int, after_error: AfterError
+) -> Iterator[tuple[str, Labelled | DataError, int]]:
     """(data set and line, row, how often it is drawn)."""
     find = partial(places.find, folder=entry.folder)
     with entry.annotation.open("rb") as file:
@@ -113,15 +124,15 @@ def _rows(entry: MetaEntry, places: ImagePlaces, limit: int) -> Iterator[tuple[s
                 yield where, DataError(f"left out by repeat_time: it is {entry.repeat_time}"), 1
                 continue
             try:
-                yield where, _labelled(decoded_row(line), find), times
+                yield where, _labelled(decoded_row(line), find, after_error), times
             except DataError as error:
                 yield where, error, times
 
 
-def _labelled(row: Any, find: Find) -> Labelled:
+def _labelled(row: Any, find: Find, after_error: AfterError) -> Labelled:
     if isinstance(row, dict) and "conversations" in row:
         return from_conversation_row(row, find=find)
-    return from_visualprm_row(row, image_root=".", find=find)
+    return from_visualprm_row(row, image_root=".", find=find, after_error=after_error)
 
 
 def from_conversation_row(row: Any, *, find: Find) -> Labelled:

@@ -8,6 +8,7 @@ those tokens (`mpo/spans.py`). Related: Mask-DPO (arXiv 2503.02846), Step-DPO (a
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -124,7 +125,8 @@ class RejectedSpan:
             return "no_exact_labels" if self.source == "exact" else "no_counts"
         if self.threshold and not counts_estimate_mc(rollout.label_source):
             return "counts_say_only_above_0"
-        return tuple(count.value for count in rollout.mc)
+        # A step that was not counted comes after the first error, so it is never the first bad step.
+        return tuple(math.inf if count is None else count.value for count in rollout.mc)
 
 
 def _own_text(rollout: Rollout, step: Step) -> tuple[int, int]:

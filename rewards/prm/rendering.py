@@ -29,6 +29,7 @@ from mpo.multimodal.prompt_length import PromptLength
 from rewards.errors import StepAlignmentError
 from rewards.prm.formats import PRMFormat, single_token_id
 from rewards.prm.inverse import Frame, OneTurnFrame, TurnsFrame, as_read, check_row
+from rewards.prm.response_text import one_turn_text, turns_text
 from rewards.types import Problem, Step
 
 
@@ -40,11 +41,13 @@ class RenderedSolution:
         prompt: the part that is encoded with the images.
         continuation: token ids after it.
         read_positions: one absolute position per step, ascending; the label logits are read there.
+        text: the absolute positions of the response's own tokens (`rewards/prm/response_text.py`); None: not asked for.
     """
 
     prompt: EncodedPrompt
     continuation: tuple[int, ...]
     read_positions: tuple[int, ...]
+    text: tuple[int, ...] | None = None
 
 
 def render(
@@ -53,6 +56,8 @@ def render(
     problem: Problem,
     solutions: Sequence[Sequence[Step]],
     images: Sequence[Image.Image],
+    *,
+    with_text: bool = False,
 ) -> list[RenderedSolution]:
     """Render responses to one problem; where the layout allows it, the prompt and its images are encoded once.
 
@@ -62,6 +67,7 @@ def render(
         problem: question; its images come decoded in `images`.
         solutions: the steps of each, merged beforehand if there are more than `prm_format.max_steps`.
         images: RGB, in the problem's order.
+        with_text: find `text`.
 
     Raises:
         StepAlignmentError: no steps, too many steps, an empty step, a control token inside a step, or the text
@@ -81,7 +87,29 @@ def render(
         positions = [position - start for position in row.read_positions]
         where = f"PRM format {prm_format.name!r}, problem {problem.id!r}, rollout {index}"
         check_row(processor.tokenizer, frame, ids, positions, [step.text for step in steps], where=where)
-    return rendered
+    return _with_text(processor, prm_format, problem, solutions, rendered, len(images)) if with_text else rendered
+
+
+def _with_text(
+    processor: Any,
+    prm_format: PRMFormat,
+    problem: Problem,
+    solutions: Sequence[Sequence[Step]],
+    rendered: Sequence[RenderedSolution],
+    num_images: int,
+) -> list[RenderedSolution]:
+    """The same, with the positions of the responses' own text."""
+    if prm_format.layout != "turns":
+        marks = [row.read_positions if prm_format.layout == "tag" else () for row in rendered]
+        own = [range(n := len(row.prompt.input_ids), n + len(row.continuation)) for row in rendered]
+        return [replace(r, text=one_turn_text(o, m)) for r, o, m in zip(rendered, own, marks, strict=True)]
+    around, found = _around(processor, prm_format, problem, num_images), []
+    for steps, row in zip(solutions, rendered, strict=True):
+        first, turns = _later_texts(processor, prm_format, around, problem, steps, num_images)
+        ids, texts = [*row.prompt.input_ids.tolist(), *row.continuation], [step.text for step in steps]
+        text = turns_text(processor.tokenizer, ids, row.read_positions, [first, *turns], texts)
+        found.append(replace(row, text=text))
+    return found
 
 
 def _from_the_steps(processor: Any, frame: Frame, prompt: EncodedPrompt) -> tuple[int, Frame]:

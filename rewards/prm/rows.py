@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mpo.multimodal.agreement import Found, check_first_batch
 from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, paired_rows
-from mpo.multimodal.prefix import EncodedPrompt, shared_length, stack_rows
+from mpo.multimodal.prefix import IGNORED, EncodedPrompt, shared_length, stack_rows
 from mpo.multimodal.scoring import logits_at
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
 from mpo.multimodal.vision import encode_images_once, row_images
@@ -49,7 +50,9 @@ def rows_of(
     if not shared or any(pack is None for pack in packs):
         prompts = [solution.prompt for solution in flat]
         rows = stack_rows(prompts, [solution.continuation for solution in flat], pad_token_id=pad_token_id)
-        return {**rows, **row_images(prompts)}, [list(solution.read_positions) for solution in flat]
+        stacked: dict[str, Any] = {**rows, **row_images(prompts)}
+        _mark_text(stacked, [(row, 0, solution.text) for row, solution in enumerate(flat)])
+        return stacked, [list(solution.read_positions) for solution in flat]
     prefixes, solutions = zip(*(pack for pack in packs if pack is not None), strict=True)
     batch = pack_rows(prefixes, [[tail for tail, _ in some] for some in solutions], pad_token_id=pad_token_id)
     positions = [
@@ -57,7 +60,21 @@ def rows_of(
          for offset in offsets]
         for row, some in enumerate(solutions)
     ]  # fmt: skip
+    moved = [(row, start - len(prefix.input_ids) + 1) for row, prefix in enumerate(prefixes)
+             for start, _ in batch[LAYOUT].segments(row)]  # fmt: skip
+    _mark_text(batch, [(*place, solution.text) for place, solution in zip(moved, flat, strict=True)])
     return batch, positions
+
+
+def _mark_text(batch: dict[str, Any], texts: Sequence[tuple[int, int, tuple[int, ...] | None]]) -> None:
+    """Leave labels on the responses' own text alone: of each its row, how far it was moved there, its positions."""
+    if any(positions is None for _, _, positions in texts):
+        return  # nobody asked
+    labels = torch.full_like(batch["labels"], IGNORED)
+    for row, moved, positions in texts:
+        columns = [moved + position for position in positions or ()]
+        labels[row, columns] = batch["input_ids"][row, columns]
+    batch["labels"] = labels
 
 
 def spans_of(inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:
@@ -122,6 +139,7 @@ def _pack(solutions: Sequence[RenderedSolution], image_token_id: int | None) -> 
     length = min(1 + min(solution.read_positions[0] for solution in solutions), *(len(row) - 1 for row in ids))
     prompt = solutions[0].prompt
     length = min(length, len(prompt.input_ids), shared_length(ids))
+    length = min([length, *(solution.text[0] for solution in solutions if solution.text)])  # each has its whole text
     if not can_be_shared(prompt, image_token_id, length=length):
         return None
     prefix = EncodedPrompt(

@@ -13,9 +13,9 @@ Steps and tokens are counted over all micro-batches and ranks of an optimizer st
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,96 +25,29 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.images import load_image
-from mpo.multimodal.jpeg import Jpeg, JpegAugmentation, JpegEpochs, compressed
-from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
+from mpo.multimodal.jpeg import Jpeg, JpegAugmentation, JpegEpochs
+from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.packing import LAYOUT
-from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.ranks import check_pictures
-from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens
+from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens, token_logps
 from mpo.multimodal.whole_steps import WholeStepTrainer
+from rewards.prm.collator import PRMCollator, first_groups
 from rewards.prm.evaluating.metrics import step_metrics
 from rewards.prm.formats import PRMFormat
 from rewards.prm.labelling.labels import LabelledGroup
 from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
-from rewards.prm.rendering import RenderedSolution, render
-from rewards.prm.rows import check_sharing, prepare_sharing, rows_of, spans_of, unshared
+from rewards.prm.released import check_released
+from rewards.prm.rows import check_sharing, prepare_sharing, unshared
 
 logger = logging.get_logger(__name__)
 
 
-class PRMCollator:
-    """Groups → rows, read positions and labels. Rendered groups are kept from epoch to epoch, as many as fit.
-
-    Args:
-        processor: of the model that is trained.
-        prm_format: its contract.
-        shared: packed rows, a problem's responses behind its prompt, for a model that can read them.
-        jpeg: compresses images at random (`mpo/multimodal/jpeg.py`); None leaves all as they are.
-    """
-
-    def __init__(
-        self, processor: Any, prm_format: PRMFormat, *, shared: bool = False, jpeg: JpegAugmentation | None = None
-    ) -> None:
-        self.processor, self.format, self.shared, self.jpeg = processor, prm_format, shared, jpeg
-        self._rendered: Kept[tuple[LabelledGroup, list[RenderedSolution]]] = Kept(KEPT_BYTES)
-
-    def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
-        """Returns `inputs` (model inputs), `positions` (a list for each row), for each position `step_labels`,
-        `problems` and `step_groups` (its group's place in the batch), and for each response `solution_groups`.
-
-        The inputs' `labels` mark the text of the responses that end right.
-        """
-        rendered = [self._rows_of(group) for group in groups]
-        placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
-        inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
-        for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
-            if not solution.ends_right:
-                inputs["labels"][row, start:end] = IGNORED
-        step_groups = [place for place, solution in placed for _ in solution.labels]
-        return {
-            "inputs": inputs,
-            "positions": positions,
-            "step_labels": [label for _, solution in placed for label in solution.labels],
-            "problems": [groups[place].problem.id for place in step_groups],
-            "step_groups": step_groups,
-            "solution_groups": [place for place, _ in placed],
-        }
-
-    def _rows_of(self, group: LabelledGroup) -> list[RenderedSolution]:
-        marked = group.problem.meta.get("data_augment")
-        quality = self.jpeg.quality(marked, group.problem.id) if self.jpeg else 0
-        return self._rendered((id(group), quality), partial(self._with_rows, group, quality))[1]
-
-    def _with_rows(self, group: LabelledGroup, quality: int) -> tuple[LabelledGroup, list[RenderedSolution]]:
-        """The group itself as well: it is found by identity, and stays alive while its rows are kept."""
-        images = [load_image(image) for image in group.problem.images]
-        images = [compressed(image, quality) for image in images] if quality else images
-        steps = [solution.steps for solution in group.solutions]
-        return group, render(self.processor, self.format, group.problem, steps, images)
-
-
-def first_groups(batch: Mapping[str, Any], groups: int) -> dict[str, Any]:
-    """The batch with labels of its first groups only; the others still run, and count nowhere.
-
-    Args:
-        batch: of `PRMCollator`.
-        groups: how many to keep, 0 or more; there may be fewer.
-    """
-    labels = batch["inputs"]["labels"].clone()
-    for (row, start, end), place in zip(spans_of(batch["inputs"]), batch["solution_groups"], strict=True):
-        if place >= groups:
-            labels[row, start:end] = IGNORED
-    steps = zip(batch["step_labels"], batch["step_groups"], strict=True)
-    return {
-        **batch,
-        "inputs": {**batch["inputs"], "labels": labels},
-        "step_labels": [label if place < groups else None for label, place in steps],
-    }
+Judged = tuple[float, bool, str]  # P(+), label and problem of a step
 
 
 class PRMTrainer(WholeStepTrainer):
@@ -131,6 +64,10 @@ class PRMTrainer(WholeStepTrainer):
         train_groups: labelled groups.
         text_weight: w of L_text, at least 0; a label head has no text to learn.
         class_weights: w₊ and w₋, e.g. of `rewards.prm.labelling.labels.class_weights`; None is 1 and 1.
+        as_released: train on the rows of the VisualPRM release (`rewards/prm/released.py`): L_step is the mean −log p,
+            over the vocabulary, of the labels' own signs and the ends of their turns. Steps are not judged: no metrics.
+        eval_dataset: labelled groups, or several lists of them by name: `eval_loss` and the metrics of their steps,
+            with `eval_`, are of the whole set, whatever the batch and the number of ranks.
         peft_config: adapters to put around the model, e.g. `peft.LoraConfig`. Checkpoints hold the adapters alone;
             `save_model` merges them into the weights, after which this trainer trains no further.
         jpeg_augmentation: training images that are compressed at random (`mpo/multimodal/jpeg.py`): "all", those of
@@ -151,6 +88,7 @@ class PRMTrainer(WholeStepTrainer):
         *,
         text_weight: float = 0.0,
         class_weights: tuple[float, float] | None = None,
+        as_released: bool = False,
         peft_config: PeftConfig | None = None,
         jpeg_augmentation: Jpeg = "marked",
         **kwargs: Any,
@@ -164,19 +102,25 @@ class PRMTrainer(WholeStepTrainer):
                 "text_weight and class_weights cannot be used with advantage labels, which do not say whether a step "
                 "is right"
             )
-        self.prm_format, self.text_weight = prm_format, text_weight
+        if as_released:
+            check_released(prm_format, text_weight=text_weight, class_weights=class_weights)
+            enable_chunked_logps(model)
+        self.prm_format, self.text_weight, self.as_released = prm_format, text_weight, as_released
         self.class_weights = class_weights
+        self._per_step = 2 if as_released else 1  # tokens that L_step counts for a labelled step: sign and end of turn
         self._label_ids = prm_format.label_ids(processor.tokenizer)
-        self._judged: list[tuple[float, bool, str]] = []  # P(+), label and problem of each step since the last log
+        self._judged: dict[str, list[Judged]] = {"train": [], "eval": []}  # since the last log, or of this evaluation
+        self._evaluated_sums: Tensor | None = None  # of this evaluation: step terms, text terms, and their counts
         self._shares = shared = prepare_sharing(model)
         self._kernel: bool | None = None  # whether attention may use it; unknown until a first packed batch
         if peft_config is not None:
             set_seed(args.seed)  # the adapters' first values
-            model = get_peft_model(model, peft_config)
+            model = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT writes into what it is given
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
         jpeg = JpegAugmentation(jpeg_augmentation, seed=args.seed)
-        collator = PRMCollator(processor, prm_format, shared=shared, jpeg=jpeg)
+        rows = {"shared": shared, "with_text": text_weight > 0, "released": as_released, "jpeg": jpeg}
+        collator = PRMCollator(processor, prm_format, **rows)
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
         )
@@ -193,13 +137,34 @@ class PRMTrainer(WholeStepTrainer):
         """L_step + w·L_text: local sums × world size / `num_items_in_batch`, the step's counts, or the batch's."""
         if self.weights_get_sharded:
             check_pictures(inputs["inputs"])
-        asked = (model, *self._as_read(model, inputs), self._label_ids)
-        text: Tensor | None = None
+        problems = [*dict.fromkeys(inputs["problems"])]
+        step_terms, text_terms = self._terms(model, inputs)
+        world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        counts = self._counts([inputs], step_terms.device) if num_items_in_batch is None else num_items_in_batch
+        steps, tokens = counts.clamp(min=1).unbind()  # without a label the loss is 0, not NaN
+        total = step_terms / steps
         if self.text_weight > 0:
-            rows, text = logits_and_text_logps(*asked)
+            total = total + self.text_weight * text_terms / tokens
+        if model.training:
+            self._observe(total, problems)
+        elif any(label is not None for label in inputs["step_labels"]):
+            self._observe_evaluated(total, problems)
+        if num_items_in_batch is None:
+            sums = torch.stack([step_terms.detach(), text_terms.detach(), *counts.float()])
+            self._evaluated_sums = sums if self._evaluated_sums is None else self._evaluated_sums + sums
+        return total * world_size
+
+    def _terms(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The sums of L_step and of L_text over a batch; what the steps were judged is kept for the metrics."""
+        rows, positions = self._as_read(model, inputs)
+        if self.as_released:
+            learned = -torch.cat(token_logps(model, rows)).sum()
+            return learned, torch.zeros_like(learned)
+        if self.text_weight > 0:
+            found, text = logits_and_text_logps(model, rows, positions, self._label_ids)
         else:
-            rows = logits_at(*asked)
-        logits = torch.cat(rows)  # (steps, labels)
+            found, text = logits_at(model, rows, positions, self._label_ids), torch.zeros(0)
+        logits = torch.cat(found)  # (steps, labels)
         labels, problems = inputs["step_labels"], inputs["problems"]
         labelled = [i for i, m in enumerate(labels) if m is not None]
         targets = torch.tensor([labels[i] for i in labelled], device=logits.device)
@@ -207,16 +172,9 @@ class PRMTrainer(WholeStepTrainer):
         said = label_scores(read.detach()).tolist()
         judged = zip(said, targets.tolist(), labelled, strict=True)
         right = 0.5 if self.prm_format.neutral else math.nextafter(0.5, 1.0)  # the least label that is not wrong
-        self._judged += [(p, m >= right, problems[i]) for p, m, i in judged if math.isfinite(p)]
-        world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes
-        counts = self._counts([inputs], logits.device) if num_items_in_batch is None else num_items_in_batch
-        steps, tokens = counts.clamp(min=1).unbind()  # without a label the loss is 0, not NaN
-        total = self._step_terms(read, targets) / steps
-        if text is not None:
-            total = total - self.text_weight * text.sum() / tokens
-        if model.training:
-            self._observe(total, [*dict.fromkeys(problems)])
-        return total * world_size
+        mode = "train" if model.training else "eval"
+        self._judged[mode] += [(p, m >= right, problems[i]) for p, m, i in judged if math.isfinite(p)]
+        return self._step_terms(read, targets), -text.sum().to(logits.device)
 
     def _as_read(self, model: Any, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Sequence[int]]]:
         """Inputs and positions in the layout that the model reads right, which the first packed batch shows."""
@@ -238,7 +196,7 @@ class PRMTrainer(WholeStepTrainer):
 
     def _counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Labelled steps and tokens of L_text of these micro-batches, int64 (2,)."""
-        steps = sum(label is not None for batch in batches for label in batch["step_labels"])
+        steps = sum(label is not None for batch in batches for label in batch["step_labels"]) * self._per_step
         tokens = [text_tokens(batch["inputs"], self._label_ids) for batch in batches if self.text_weight > 0]
         return torch.tensor([steps, sum(map(int, tokens))], device=device)
 
@@ -251,7 +209,7 @@ class PRMTrainer(WholeStepTrainer):
             return None
         groups: Any = self.train_dataset
         steps = sum(m is not None for row in rows for some in groups[row].solutions for m in some.labels)
-        return torch.tensor([steps, 0])
+        return torch.tensor([steps * self._per_step, 0])
 
     def _over_ranks(self, counts: Tensor, device: torch.device) -> Tensor:
         return self._sum_over_ranks(counts.to(device))
@@ -271,17 +229,53 @@ class PRMTrainer(WholeStepTrainer):
         ratio = margin.new_tensor(right / wrong)
         return wrong * binary_cross_entropy_with_logits(margin, targets, pos_weight=ratio, reduction="sum")
 
+    # Evaluation and logging.
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of one evaluation batch; its sums join those of the whole set."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            own = self._without_repeats(inputs, batch_size=self.args.eval_batch_size)
+            loss = self.compute_loss(model, self._prepare_inputs(own))
+        return loss.detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Trainer's loop; the loss is L_step + w·L_text over the whole set, and the metrics of its steps join it."""
+        self._judged["eval"], self._evaluated_sums = [], None
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        assert output.metrics is not None
+        sums, self._evaluated_sums = self._evaluated_sums, None
+        if sums is not None:
+            steps, text, labelled, tokens = self._sum_over_ranks(sums).tolist()
+            loss = steps / max(labelled, 1) + self.text_weight * text / max(tokens, 1)
+            found = {"loss": loss, **self._step_metrics("eval")}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add `step_metrics` of all ranks' labelled steps since the last log; labels above ½ are right, and `=`."""
+        """Add the metrics of all ranks' labelled steps since the last log; labels above ½ are right, and `=`."""
         if "loss" in logs:
-            judged = gather_object(self._judged)
-            self._judged = []
-            found = step_metrics(*zip(*judged, strict=True)).to_log() if judged else {}
-            logs = {**logs, **{name: round(value, 4) for name, value in found.items()}}
+            logs = {**logs, **self._step_metrics("train")}
         super().log(logs, *args, **kwargs)
 
+    def _step_metrics(self, mode: str) -> dict[str, float]:
+        """`step_metrics` of what was judged in training or evaluation, of all ranks; what was judged is let go."""
+        judged = gather_object(self._judged[mode])
+        self._judged[mode] = []
+        found = step_metrics(*zip(*judged, strict=True)).to_log() if judged else {}
+        return {name: round(value, 4) for name, value in found.items()}
+
     def _run_settings(self) -> dict[str, Any]:
-        own = {"text_weight": self.text_weight, "class_weights": self.class_weights}
+        own: dict[str, Any] = {"text_weight": self.text_weight, "class_weights": self.class_weights}
+        own |= {"as_released": True} if self.as_released else {}
         return {**super()._run_settings(), **own, "prm_format": self.prm_format.to_dict()}
 
     def _row_contents(self) -> Iterator[Any]:

@@ -80,9 +80,11 @@ def train(out: Path, case: str, *, world_size: int, resume: Path | None = None) 
         cache = settings["reference_cache_dir"] = out / "cache"
         if case == "half cached" and os.environ.get("RANK") == "1":
             (cache / "logps-1.sqlite").unlink()
-    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // world_size}
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // world_size,
+           "per_device_eval_batch_size": 1}  # fmt: skip
     if world_size == 1:  # whatever the case says
         settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+        settings |= {"per_device_eval_batch_size": 5}
     args = tiny_config(out / case, **({"generation_average": "token"} | cut | settings))
     first = FirstGradients()
     trainer = MPOTrainer(tiny_internvl(), args=args, train_dataset=rows, eval_dataset=rows, callbacks=[first], **own)

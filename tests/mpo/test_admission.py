@@ -44,7 +44,15 @@ FAULTS: dict[str, dict[str, Any]] = {
     "bad weight": {"weight": "heavy"},
     "image blocks and images differ in number": {"prompt": [{"role": "user", "content": [IMAGE_BLOCK, IMAGE_BLOCK]}]},
     "image that cannot be used": {"images": ["nope.png"]},
-    "breaks the format of a row": {"prompt": "a string"},
+    "prompt that is a plain string": {"prompt": "a string"},
+    "prompt that is no list of messages": {"prompt": []},
+    "no user message for the images": {"prompt": [{"role": "system", "content": "Count."}]},
+    "message or block without 'content'": {"prompt": [{"role": "user"}]},
+    "content of a message": {"prompt": [{"role": "user", "content": 3}]},
+    "block that is no text and no image": {"prompt": [{"role": "user", "content": [{"type": "audio"}]}]},
+    "image block with an address": {"prompt": [{"role": "user", "content": [{"type": "image", "url": "http://a/b"}]}]},
+    "response that is no text and no assistant message": {"chosen": [{"role": "user", "content": "x"}]},
+    "no 'prompt'": {"prompt": None},
 }
 
 

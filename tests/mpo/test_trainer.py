@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from mpo.collator import PreferenceCollator
 from mpo.multimodal.errors import ConfigError, NonFiniteLossError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
@@ -126,6 +128,83 @@ def test_the_best_checkpoint_is_loaded(tmp_path: Path) -> None:
     best = load_model(trainer.state.best_model_checkpoint)
     assert torch.equal(torch.cat([p.detach().flatten() for p in best.parameters()]), weights_of(trainer))
     assert trainer.state.best_global_step == min((1, 2), key=lambda step: logged(trainer, "eval_loss")[step - 1])
+
+
+@pytest.mark.parametrize("average", ["response", "token", "square"])
+def test_the_evaluation_loss_is_that_of_the_whole_set(tmp_path: Path, average: str) -> None:
+    """Sums of numerators over sums of denominators, whatever the batch; the oracle reads each row alone."""
+    rows, delta = preference_rows(5), 0.3
+    found = []
+    for size in (1, 2, 5):
+        trainer = trainer_for(tmp_path, eval_dataset=rows, per_device_eval_batch_size=size, generation_average=average)
+        trainer.reward_shift.load_state_dict({**trainer.reward_shift.state_dict(), "value": delta})
+        found.append(trainer.evaluate())
+    alone = [chosen_alone(row) for row in rows]  # −log p and number of tokens
+    power = {"response": 1.0, "token": 0.0, "square": 0.5}[average]
+    generation = sum(nll * n**-power for nll, n in alone) / sum(n ** (1 - power) for _, n in alone)
+    # policy = reference: L_p = ln 2, L_q = softplus(δ) + softplus(−δ)
+    quality = math.log1p(math.exp(delta)) + math.log1p(math.exp(-delta))
+    for metrics in found:
+        assert metrics["eval_loss/generation"] == pytest.approx(generation, abs=2e-5)
+        assert metrics["eval_loss"] == pytest.approx(0.8 * math.log(2) + 0.2 * quality + generation, abs=5e-5)
+
+
+def chosen_alone(row: dict[str, Any]) -> tuple[float, int]:
+    """−log p of the chosen response and its tokens, from the full logits of an unpatched model."""
+    batch = PreferenceCollator(load_processor(tiny_internvl()))([row])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    with torch.no_grad():
+        logps = load_model(tiny_internvl())(**inputs).logits.log_softmax(dim=-1)[0, :-1]
+    labels = batch["labels"][0, 1:]
+    said = labels != -100
+    return -float(logps[said, labels[said]].sum()), int(said.sum())
+
+
+def test_a_row_without_a_finite_loss_is_named_in_evaluation(tmp_path: Path) -> None:
+    """One row of three, each in a batch of its own: without the guard eval_loss is NaN and says nothing."""
+    trainer = trainer_for(tmp_path, eval_dataset=preference_rows(3), per_device_eval_batch_size=1)
+    with torch.no_grad():  # only the longest response reaches this position
+        lengths = [len(trainer.data_collator.check(row).chosen) for row in preference_rows(3)]
+        assert lengths.index(max(lengths)) == 2
+        loss_of = trainer.loss_of
+
+        def overflowing(logps: Any, **how: Any) -> Any:
+            far = logps.chosen_lengths[0] == max(lengths)
+            return loss_of(replace(logps, policy_chosen=logps.policy_chosen * (math.inf if far else 1.0)), **how)
+
+        trainer.loss_of = overflowing
+        with pytest.raises(NonFiniteLossError, match=r"in evaluation, got NaN or infinity .* of \[pair-2\]"):
+            trainer.evaluate()
+
+
+UNUSUAL = [{"bias": "all"}, {"bias": "lora_only"}, *({"init_lora_weights": how} for how in ("pissa", "olora", "eva"))]
+
+
+@pytest.mark.parametrize("adapters", UNUSUAL, ids=str)
+def test_the_reference_of_any_adapter_is_the_initial_policy(tmp_path: Path, adapters: dict[str, Any]) -> None:
+    """The same rows at each step: rewards 0 at the first, and a reference that is the base's and never moves."""
+    same = {"rows": preference_rows(2), "max_steps": 3}
+    given = LoraConfig(target_modules=["q_proj", "v_proj"], r=2, **adapters)
+    before = given.to_dict()
+    trainer = trained(tmp_path, peft_config=given, learning_rate=1.0, **same)
+    assert given.to_dict() == before
+    alone = [chosen_alone(row) for row in preference_rows(2)]
+    initial = -sum(nll / tokens for nll, tokens in alone) / 2
+    assert logged(trainer, "logps/chosen_per_token_reference") == pytest.approx([initial] * 3, abs=1e-4)
+    assert logged(trainer, "rewards/chosen")[0] == pytest.approx(0.0, abs=1e-4)
+    if adapters != {"init_lora_weights": "eva"}:  # both factors are 0 until PEFT's own initialiser has run
+        assert abs(logged(trainer, "rewards/chosen")[-1]) > 1e-3
+
+
+def test_a_policy_that_is_not_its_reference_at_the_start_is_an_error(tmp_path: Path) -> None:
+    """Adapters that somebody fills after the trainer was made, as PEFT's own initialisers do."""
+    trainer = trainer_for(tmp_path, peft_config=LORA)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    with pytest.raises(ConfigError, match=r"policy and reference differ by .* nats per token \(limit 0.001\)"):
+        trainer.train()
 
 
 def test_evaluation_reads_the_shift_and_changes_nothing(tmp_path: Path) -> None:

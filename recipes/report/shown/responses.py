@@ -89,9 +89,11 @@ def _steps(rollout: Rollout, differs: int | None, span: tuple[int, int] | None =
     text = rollout.completion.text
     scores = rollout.step_scores.values if rollout.step_scores else ()
     part = rollout.step_scores.part if rollout.step_scores else "solution"
-    counts = [f"{count.correct}/{count.total}" for count in rollout.mc or ()]
+    counts = [f"{count.correct}/{count.total}" if count else None for count in rollout.mc or ()]
     estimates = counts_estimate_mc(rollout.label_source)
-    values = [count.value if estimates else float(count.correct > 0) for count in rollout.mc or ()]
+    values = [
+        None if count is None else count.value if estimates else float(count.correct > 0) for count in rollout.mc or ()
+    ]
     if not text.strip():
         return [StepView("(empty)")]
     number = len(scores) or len(counts)

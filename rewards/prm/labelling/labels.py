@@ -15,6 +15,7 @@ from scipy.stats import beta
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.errors import StepAlignmentError
+from rewards.steps import merge_to_at_most, merged_size
 from rewards.types import MonteCarloCount, Problem, Step
 
 
@@ -90,11 +91,11 @@ class LabelRule:
             return "soft labels (--soft_labels)"
         return f"labels at --threshold {self.threshold}" if self.threshold != 0.0 else None
 
-    def labels(self, counts: Sequence[MonteCarloCount], *, exact: bool = False) -> tuple[float | None, ...]:
+    def labels(self, counts: Sequence[MonteCarloCount | None], *, exact: bool = False) -> tuple[float | None, ...]:
         """One label per step.
 
         Args:
-            counts: of each step.
+            counts: of each step; one that was not counted gets no label.
             exact: they are the truth and not a sample of it: nothing is in doubt.
 
         Example:
@@ -105,19 +106,56 @@ class LabelRule:
             (1.0, None, 0.0)
             >>> LabelRule(advantage=0.1).labels([*counts, MonteCarloCount(0, 4)])
             (None, 0.0, 0.0, 0.5)
+            >>> LabelRule().labels([*counts, None])
+            (1.0, 1.0, 0.0, None)
         """
-        values = [count.value for count in counts]
-        labels: list[float | None] = [*values] if self.soft else [float(v > self.threshold) for v in values]
+        values = [None if count is None else count.value for count in counts]
+        labels: list[float | None] = (
+            [*values] if self.soft else [v if v is None else float(v > self.threshold) for v in values]
+        )
         if self.advantage is not None:
-            gains = [after - before for before, after in pairwise(values)]
-            labels = [None, *((1 + (g > self.advantage) - (g < -self.advantage)) / 2 for g in gains)]
+            labels = [None, *(_change(*pair, self.advantage) for pair in pairwise(values))]
         if self.max_doubt < 1.0 and not exact:
-            doubts = [doubt(count, threshold=self.threshold) for count in counts]
+            doubts = [1.0 if count is None else doubt(count, threshold=self.threshold) for count in counts]
             labels = [None if d > self.max_doubt else label for label, d in zip(labels, doubts, strict=True)]
         if self.until_first_error and 0.0 in values:
             after = values.index(0.0) + 1
             labels[after:] = [None] * len(labels[after:])
         return tuple(labels)
+
+
+def _change(before: float | None, after: float | None, advantage: float) -> float | None:
+    """1, ½ or 0: a step raises mc, keeps it, or lowers it."""
+    if before is None or after is None:
+        return None
+    gain = after - before
+    return (1 + (gain > advantage) - (gain < -advantage)) / 2
+
+
+def merged_counts(
+    steps: Sequence[Step], counts: Sequence[MonteCarloCount | None], *, max_steps: int
+) -> tuple[tuple[Step, ...], tuple[MonteCarloCount | None, ...]]:
+    """Counted steps merged as `merge_to_at_most` merges them, which is how a PRM reads them.
+
+    mc of a merged step is that of its end: the count of its last member. Where nothing was drawn there, since a member
+    before it was the first error, the last count of the group stands.
+
+    Args:
+        steps: of one response, as they were counted.
+        counts: of each.
+        max_steps: most steps that the PRM's format takes.
+
+    Example:
+        >>> from rewards.steps import split_on_blank_lines
+        >>> counts = [MonteCarloCount(4, 4), MonteCarloCount(1, 4), MonteCarloCount(0, 4)]
+        >>> steps, kept = merged_counts(split_on_blank_lines("a\\n\\nb\\n\\nc"), counts, max_steps=2)
+        >>> [step.text.split() for step in steps], [count.correct for count in kept]
+        ([['a', 'b'], ['c']], [1, 0])
+    """
+    size = merged_size(len(steps), max_steps=max_steps)
+    groups = [counts[start : start + size] for start in range(0, len(counts), size)]
+    kept = tuple(next((count for count in reversed(group) if count is not None), None) for group in groups)
+    return merge_to_at_most(steps, max_steps=max_steps), kept
 
 
 def doubt(count: MonteCarloCount, *, threshold: float) -> float:

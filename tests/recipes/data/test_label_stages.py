@@ -18,6 +18,8 @@ from recipes.data.label_steps import label
 from recipes.stage.folder import manifest_of, open_stage
 from recipes.stage.groups import read_groups, write_groups, write_problems
 from recipes.training.train_prm import labelled_groups
+from rewards.prm.formats import find_format
+from rewards.steps import scored_steps
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 RIGHT = "See Red 3\nAnswer: 4\n\nNow 3 to 3\n\nSee Blue 9\n\nNow 3 to 9\n\nFinal answer: 6"
@@ -64,6 +66,46 @@ def test_a_budget_is_estimated_drawn_and_named(
     assert {rollout.label_source for rollout in rollouts} == {f"mc:{budget}:4"}
     right = next(rollout for rollout in rollouts if rollout.verdict is Verdict.CORRECT)
     assert [(c.correct, c.total) for c in right.mc or ()] == [(1, 1) if budget == "bisect" else (0, 4)] * 4 + [(4, 4)]
+
+
+def test_long_responses_are_merged_before_a_continuation_is_paid_for(
+    verified: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    """30 steps become 10 in threes for VisualPRM (at most 12), 6 in fives for a format of 7; scoring merges alike."""
+    long = "\n\n".join(f"See Red {i}\nAnswer: 4" for i in range(29)) + "\n\nFinal answer: "
+    rollouts = (Rollout(Completion(f"{long}6"), Verdict.CORRECT), Rollout(Completion(f"{long}5"), Verdict.WRONG))
+    groups = [replace(group, rollouts=rollouts) for group in read_groups(verified)]
+    stage = open_stage("verify", VerifyConfig(tmp_path, tmp_path / "long"), inputs=[])
+    write_groups(stage.out, groups)
+    stage.finish({"in": 4, "out": 4, "rejected": {}, "problems": str(tmp_path / "data" / "problems.jsonl")})
+    (tmp_path / "seven.yaml").write_text("name: seven\nlayout: turns\nmax_steps: 7\n")
+    for name, steps in (("visualprm", 10), (str(tmp_path / "seven.yaml"), 6), ("orm", 1), ("step_end", 30)):
+        out = tmp_path / f"labelled {steps}"
+        given = settings(stage.out, policy_folder, out=out, prm_format=name, num_continuations=2, max_new_tokens=1)
+        counts = manifest_of(label(given))["counts"]
+        assert counts["drawn"]["continuations"] == 4 * 2 * (steps - 1)
+        found = read_groups(out)
+        assert {len(rollout.mc or ()) for group in found for rollout in group.rollouts} == {steps}
+        limit = find_format(name).max_steps
+        for row in labelled_groups(found, TrainPRMConfig("g", "m", "o"), limit):  # type: ignore[arg-type]
+            for solution, rollout in zip(row.solutions, rollouts, strict=True):
+                assert solution.steps == scored_steps(rollout.completion.text, max_steps=limit)
+        assert labelled_groups(found, TrainPRMConfig("g", "m", "o"), 4)  # type: ignore[arg-type]  # another format
+
+
+def test_rows_that_stopped_early_train(tmp_path: Path, policy_folder: Path) -> None:
+    """As InternVL's pipeline writes them by default: with an error in the first half, and with its option."""
+    Image.new("RGB", (64, 32), "white").save(tmp_path / "a.png")
+    row = published("a.png")
+    for index, step in enumerate(row["steps_with_score"]):
+        if index:
+            step |= {"score": 0.0, "num_mc_correct": 0, "num_mc_total": 16 if index == 1 else 0}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    for after_error, labels in (("unlabelled", (1.0, 0.0, None, None, None)), ("wrong", (1.0, 0.0, 0.0, 0.0, 0.0))):
+        given = ConvertDataConfig("visualprm", "groups", tmp_path / "rows.jsonl", tmp_path / after_error)
+        groups = read_groups(convert_data(replace(given, after_error=after_error)))
+        (found,) = labelled_groups(groups, TrainPRMConfig("g", "m", "o"), 12)  # type: ignore[arg-type]
+        assert found.solutions[0].labels == labels
 
 
 def test_an_unknown_budget_is_refused_before_the_model_loads(verified: Path, tmp_path: Path) -> None:
@@ -155,7 +197,7 @@ def test_counts_that_stopped_early_are_refused_as_estimates(
     config = TrainPRMConfig("g", "m", "o", **changes)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=rf"{use} need counts that estimate mc .*mc:{budget}:4 \(4 rollouts\)"):
         labelled_groups(groups, config, 12)
-    rows, _ = labelled_groups(groups, TrainPRMConfig("g", "m", "o"), 12)  # type: ignore[arg-type]
+    rows = labelled_groups(groups, TrainPRMConfig("g", "m", "o"), 12)  # type: ignore[arg-type]
     found = [solution.labels for row in rows for solution in row.solutions]
     assert found == [(*[float(budget == "bisect")] * 4, 1.0), (0.0,) * 5] * 2
 
@@ -169,5 +211,5 @@ def test_groups_from_before_label_source_still_read_and_train_soft(verified: Pat
     path.write_text(text)
     groups = read_groups(out)
     assert {rollout.label_source for group in groups for rollout in group.rollouts} == {None}
-    rows, _ = labelled_groups(groups, TrainPRMConfig("g", "m", "o", soft_labels=True), 12)  # type: ignore[arg-type]
+    rows = labelled_groups(groups, TrainPRMConfig("g", "m", "o", soft_labels=True), 12)  # type: ignore[arg-type]
     assert len(rows) == 2

@@ -58,6 +58,10 @@ def test_a_healthy_run(
     for expected in (
         "train: 7 rows in = 6 kept + 1 rejected",
         "1 control token in a response (p9)",
+        "<|im_end|>\\n<|im_start|>assistant\\n'",
+        "the template writes before the response: nothing",
+        "the response begins: 'one two 0'",
+        "y ends with: <|im_end|>",
         "│ image tokens │ 6 │",
         "6 pairs: L = ",
         " = 0.8318 + w_g·L_g, L_g = ",

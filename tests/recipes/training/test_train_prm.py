@@ -12,7 +12,7 @@ from recipes.config import TrainPRMConfig
 from recipes.training.train_prm import _check_advantage, labelled_groups, with_injected_errors
 from recipes.worlds.digits.deepen import deepen
 from rewards.prm.formats import find_format
-from rewards.steps import split_on_blank_lines
+from rewards.steps import scored_steps, split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
 
 
@@ -29,8 +29,7 @@ def config(**changes) -> TrainPRMConfig:
 
 
 def labels(settings: TrainPRMConfig) -> list[tuple[float, ...]]:
-    rows, rejected = labelled_groups([group(("a\n\nb\n\nc", [(3, 4), (1, 4), (0, 4)]))], settings, 12)
-    assert rejected == 0
+    rows = labelled_groups([group(("a\n\nb\n\nc", [(3, 4), (1, 4), (0, 4)]))], settings, 12)
     return [solution.labels for row in rows for solution in row.solutions]
 
 
@@ -42,21 +41,38 @@ def test_hard_labels_are_one_above_the_threshold_and_soft_ones_are_the_counts():
 
 def test_no_label_after_the_first_error():
     assert labels(config(until_first_error=True)) == [(1.0, 1.0, 0.0)]
-    rows, _ = labelled_groups(
+    rows = labelled_groups(
         [group(("a\n\nb\n\nc", [(3, 4), (0, 4), (1, 4)]))], config(until_first_error=True, soft_labels=True), 12
     )
     assert rows[0].solutions[0].labels == (0.75, 0.0, None)
 
 
-def test_a_response_with_more_steps_than_the_format_takes_is_counted_not_clipped():
-    rows, rejected = labelled_groups([group(("a\n\nb", [(1, 1)] * 2), ("a\n\nb\n\nc", [(1, 1)] * 3))], config(), 2)
-    assert rejected == 1
-    assert [len(solution.steps) for solution in rows[0].solutions] == [2]
+def test_a_response_with_more_steps_than_the_format_takes_is_merged_as_it_is_scored():
+    """Each merged step has the count of its end; nothing is dropped."""
+    for number in (12, 13, 16, 25, 30):
+        text = "\n\n".join(f"step {i}" for i in range(number))
+        counts = [(number - i, number) for i in range(number)]
+        (row,) = labelled_groups([group((text, counts))], config(soft_labels=True), 12)
+        (solution,) = row.solutions
+        assert solution.steps == scored_steps(text, max_steps=12)
+        ends = [int(step.text.rsplit(" ", 1)[1]) for step in solution.steps]
+        assert solution.labels == tuple(counts[end][0] / number for end in ends)
+
+
+def test_steps_that_were_not_counted_have_no_label_and_a_merged_error_stays_one():
+    """The first error is b. Merged in twos, [a, b] is wrong, [c, d] unlabelled."""
+    rollout = Rollout(Completion("a\n\nb\n\nc\n\nd"), mc=(MonteCarloCount(3, 4), MonteCarloCount(0, 4), None, None))
+    rows = [RolloutGroup(Problem("p", "q"), (rollout,))]
+    for max_steps, expected in ((12, (1.0, 0.0, None, None)), (2, (0.0, None)), (3, (0.0, None)), (1, (0.0,))):
+        (row,) = labelled_groups(rows, config(), max_steps)
+        assert row.solutions[0].labels == expected
+    (row,) = labelled_groups(rows, config(advantage=0.1, prm_format="visualprm_advantage"), 12)
+    assert row.solutions[0].labels == (None, 0.0, None, None)
 
 
 def test_injected_copies_of_right_responses_differ_in_one_digit_and_are_wrong_from_there_on():
     right, wrong = ("Red 7\n\nFinal answer: 7", [(4, 4), (4, 4)]), ("Red 3\n\nFinal answer: 3", [(0, 4), (0, 4)])
-    (row,), _ = labelled_groups([group(right, wrong)], config(), 12)
+    (row,) = labelled_groups([group(right, wrong)], config(), 12)
     for seed in range(20):
         injected = with_injected_errors(row, 5, random.Random(seed))
         (copy,) = injected.solutions[2:]  # only the right response is copied
@@ -89,9 +105,9 @@ def test_the_first_new_layer_starts_out_copying_the_token_before(policy_folder):
 
 
 def test_an_outcome_format_takes_the_whole_response_with_its_last_label():
-    rows, rejected = labelled_groups([group(("a\n\nb\n\nc", [(3, 4), (1, 4), (0, 4)]))], config(), 1)
-    (solution,) = rows[0].solutions
-    assert (rejected, solution.labels, [step.text for step in solution.steps]) == (0, (0.0,), ["a\n\nb\n\nc"])
+    (row,) = labelled_groups([group(("a\n\nb\n\nc", [(3, 4), (1, 4), (0, 4)]))], config(), 1)
+    (solution,) = row.solutions
+    assert (solution.labels, [step.text for step in solution.steps]) == ((0.0,), ["a\n\nb\n\nc"])
 
 
 def test_doubtful_labels_need_counts_that_estimate_mc():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpo.multimodal.errors import DataError
+from rewards.interchange.stepwise_rows import to_stepwise_row
 from rewards.interchange.visualprm import (
     from_visualprm_row,
     to_visualprm_row,
@@ -90,6 +91,50 @@ def test_merged_steps_are_those_of_the_response() -> None:
     assert rollout.completion.text == "\n\n".join(texts)
     assert len(rollout.mc or ()) == 7
     assert to_visualprm_row(problem, rollout, image_root=ROOT)["steps_with_score"] == rows
+
+
+def stopped_early(response: str, *, right: int, merged: int = 1) -> dict[str, Any]:
+    """A row as the pipeline with --early-stop writes it: cut at every two newlines, 0 of 0 behind the first error."""
+    pieces = response.split("\n\n")
+    texts = ["\n\n".join(pieces[i : i + merged]) for i in range(0, len(pieces), merged)]
+    counts = [(4, 16)] * right + [(0, 16)] + [(0, 0)] * (len(texts) - right - 1)
+    steps = [
+        {"step": text, "score": correct / 16, "num_mc_correct": correct, "num_mc_total": total}
+        for text, (correct, total) in zip(texts, counts, strict=True)
+    ]
+    return published(response=response, steps_with_score=steps)
+
+
+def test_steps_behind_a_first_error_have_no_label_or_are_wrong_by_option() -> None:
+    row = stopped_early("a\n\nb\n\nc\n\nd", right=1)
+    problem, rollout = from_visualprm_row(row, image_root=ROOT)
+    assert rollout.mc == (MonteCarloCount(4, 16), MonteCarloCount(0, 16), None, None)
+    assert rollout.label_source == "mc:full:16"
+    assert to_visualprm_row(problem, rollout, image_root=ROOT)["steps_with_score"] == row["steps_with_score"]
+    _, wrong = from_visualprm_row(row, image_root=ROOT, after_error="wrong")
+    assert wrong.mc == (MonteCarloCount(4, 16), *[MonteCarloCount(0, 16)] * 3)
+    with pytest.raises(DataError, match="has steps without a label, which TRL's rows lack"):
+        to_stepwise_row(problem, rollout)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("a\n\nb\n\n", [(4, 16), (0, 16)]),  # ends in a blank line
+        ("a\n\nb\n\n\n\nc", [(4, 16), (0, 16), None]),  # four newlines
+        ("\n\na\n\nb\n\nc", [(0, 16), None, None]),  # begins with one: the empty step's own count is left out
+    ],
+)
+def test_empty_steps_are_left_out(response: str, expected: list[tuple[int, int] | None]) -> None:
+    _, rollout = from_visualprm_row(stopped_early(response, right=1), image_root=ROOT)
+    assert rollout.completion.text == response
+    assert rollout.mc == tuple(MonteCarloCount(*pair) if pair else None for pair in expected)
+
+
+def test_merged_rows_that_end_in_a_blank_line_are_read() -> None:
+    response = "\n\n".join(f"step {i}" for i in range(13)) + "\n\n"
+    _, rollout = from_visualprm_row(stopped_early(response, right=2, merged=2), image_root=ROOT)
+    assert rollout.mc == (MonteCarloCount(4, 16), MonteCarloCount(4, 16), MonteCarloCount(0, 16), *[None] * 4)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def build_trainer(
         str(out),
         per_device_train_batch_size=1 if world_size > 1 else 4,
         gradient_accumulation_steps=4 // world_size if world_size > 1 else 1,
+        per_device_eval_batch_size=1 if world_size > 1 else 5,
         use_cpu=True,
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -81,6 +82,7 @@ def build_trainer(
         text_weight=1.0,
         class_weights=(0.5, 4.0),
         peft_config=LORA if lora else None,
+        eval_dataset=groups,
     )
 
 
@@ -90,6 +92,7 @@ def train(out: Path, case: str, *, world_size: int, resume: Path | None = None) 
     trainer = build_trainer(out / case, **settings, **CASES[case])
     trainer.add_callback(first := FirstGradients())
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    trainer.state.log_history.append(trainer.evaluate())
     if trainer.is_world_process_zero():
         weights = {name: p.detach() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
         found = {"weights": weights, "gradients": first.gradients, "log": trainer.state.log_history}

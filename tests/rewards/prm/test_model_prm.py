@@ -19,10 +19,11 @@ from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.vision import IMAGES
 from recipes.worlds.digits.world import scenes, to_problem
 from rewards.errors import StepAlignmentError
+from rewards.prm.collator import PRMCollator
 from rewards.prm.formats import FORMATS, STEP_END, STEP_TAG, VISUALPRM, PRMFormat
 from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM, load_format, save_format
-from rewards.prm.trainer import PRMCollator, PRMTrainer
+from rewards.prm.trainer import PRMTrainer
 from rewards.scoring.groups import score_groups
 from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, StepScores

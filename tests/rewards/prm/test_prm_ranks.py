@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mpo.multimodal.packing import LAYOUT
-from rewards.prm.trainer import first_groups
+from rewards.prm.collator import first_groups
 from tests.ranks import assert_same_run, launched
 from tests.rewards.prm import run_prm_ranks
 from tests.rewards.prm.run_prm_ranks import CASES, RESUMED, SAVED, STEPS

@@ -16,12 +16,13 @@ from mpo.multimodal import shared_prefix, varlen
 from mpo.multimodal.loading import load_for_inference, load_model
 from mpo.multimodal.packing import LAYOUT
 from recipes.worlds.digits.world import scenes, to_problem
+from rewards.prm.collator import PRMCollator
 from rewards.prm.formats import STEP_END, STEP_TAG, VISUALPRM
 from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import render
 from rewards.prm.rows import rows_of, spans_of
-from rewards.prm.trainer import PRMCollator, PRMTrainer
+from rewards.prm.trainer import PRMTrainer
 from rewards.sampling.generator import SamplingParams
 from rewards.sampling.transformers_generator import TransformersGenerator
 from rewards.steps import split_on_blank_lines
