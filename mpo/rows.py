@@ -1,8 +1,9 @@
 """One row in TRL's vision preference format, checked: what is wrong with it, or what the collator needs of it.
 
 A row is `{images | image, prompt, chosen, rejected}` (`mpo/row_forms.py` has its other forms) and may carry
-`chosen_truncated`, `rejected_truncated`, `rejected_span`, `problem_id`, `weight` and `data_augment`. Rows are never changed. A row that
-breaks the format raises a DataError with a reason; what is odd about a row that can be trained on is noted.
+`chosen_truncated`, `rejected_truncated`, `rejected_span`, `problem_id`, `weight` and `data_augment`. Rows are never
+changed. A row that breaks the format raises a DataError with a reason; what is odd about a row that can be trained on
+is noted.
 """
 
 from __future__ import annotations
