@@ -103,7 +103,7 @@ def _look(form: Form, out: Path) -> Iterator[str]:
     elif form.kind == "steps":
         for group in iter_groups(out):
             rollout = group.rollouts[0]
-            labels = " ".join(f"{count.correct}/{count.total}" for count in rollout.mc or ())
+            labels = " ".join(f"{count.correct}/{count.total}" if count else "none" for count in rollout.mc or ())
             title = f"{group.problem.id}, {len(group.problem.images)} images"
             yield _lines(title, question=group.problem.question, response=rollout.completion.text, labels=labels)
 

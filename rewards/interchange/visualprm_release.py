@@ -83,7 +83,7 @@ def read_release(
             for where, item, times in _rows(entry, places, limit, after_error):
                 if not isinstance(item, DataError):
                     problem, rollout = item
-                    meta = {"data_augment": True} if entry.data_augment else {}
+                    meta: dict[str, Any] = {"data_augment": True} if entry.data_augment else {}
                     if several:
                         problem = replace(problem, id=f"{entry.name}:{problem.id}")
                         meta["source"] = entry.name
@@ -199,7 +199,9 @@ def to_conversation_row(problem: Problem, rollout: Rollout, *, images: Sequence[
     steps = [step.text.strip() for step in split_into(rollout.completion.text, len(rollout.mc))]
     question = with_placeholders(problem.question, len(images), placed=problem.placed)
     said = [f"{_QUESTION}\n{question}\n\n{_SOLUTION}\n{steps[0]}", *steps[1:]]
-    signs = ["+" if count.correct else "-" for count in rollout.mc]
+    signs = ["+" if count.correct else "-" for count in rollout.mc if count is not None]
+    if len(signs) < len(rollout.mc):
+        raise DataError(f"problem {problem.id!r} has a step without a label, which a conversation cannot say")
     turns = [
         turn
         for step, sign in zip(said, signs, strict=True)

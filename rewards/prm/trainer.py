@@ -119,8 +119,9 @@ class PRMTrainer(WholeStepTrainer):
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
         jpeg = JpegAugmentation(jpeg_augmentation, seed=args.seed)
-        rows = {"shared": shared, "with_text": text_weight > 0, "released": as_released, "jpeg": jpeg}
-        collator = PRMCollator(processor, prm_format, **rows)
+        collator = PRMCollator(
+            processor, prm_format, shared=shared, with_text=text_weight > 0, released=as_released, jpeg=jpeg
+        )
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
         )
