@@ -9,12 +9,12 @@ inside a block. A prompt that ends in an assistant's message opens the response'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import ImageSource
-from mpo.multimodal.messages import Message
+from mpo.multimodal.messages import PLACEHOLDER, Message, user_message
 
 Row = Mapping[str, Any]
 
@@ -116,7 +116,7 @@ def _given_images(row: Row) -> list[ImageSource]:
 
 
 def _prompt_messages(prompt: Any, given: Sequence[ImageSource]) -> tuple[list[ImageSource], list[Message]]:
-    """All images in the order of their blocks; without blocks, they come before the first user turn's content."""
+    """All images in the order of their blocks; without blocks, of `<image>` in users' texts, else before them."""
     if isinstance(prompt, str):
         raise DataError(
             f"prompt: expected a list of messages, got the plain string {prompt!r:.60}: write "
@@ -144,11 +144,39 @@ def _prompt_messages(prompt: Any, given: Sequence[ImageSource]) -> tuple[list[Im
             )
         if images:
             raise _differ(blocks, len(given), inside=len(images))
+        if any(PLACEHOLDER in block["text"] for block in _user_texts(messages)):
+            return list(given), _placed(messages, len(given))
         first_user["content"] = [{"type": "image"} for _ in given] + first_user["content"]
         return list(given), messages
     if blocks != len(given):
         raise _differ(blocks, len(given), inside=len(images) - min(blocks, len(given)))
     return images, messages
+
+
+def _user_texts(messages: Sequence[Message]) -> Iterator[Message]:
+    return (block for message in messages if message["role"] == "user" for block in message["content"])
+
+
+def _placed(messages: Sequence[Message], images: int) -> list[Message]:
+    """The messages with an image wherever a user's text says `<image>`, as LLaVA, MMPR and swift write it."""
+    named = sum(block["text"].count(PLACEHOLDER) for block in _user_texts(messages))
+    if named != images:
+        raise DataError(
+            f"prompt: expected one {PLACEHOLDER} per image, got {named} of them, {images} images",
+            reason="placeholders and images differ in number",
+        )
+    return [
+        {**message, "content": [piece for block in message["content"] for piece in _pieces(block)]}
+        if message["role"] == "user"
+        else message
+        for message in messages
+    ]
+
+
+def _pieces(block: Message) -> list[Message]:
+    """A text block as texts and images, in the order of its placeholders."""
+    pieces: list[Message] = user_message(block["text"], block["text"].count(PLACEHOLDER), placed=True)["content"]
+    return pieces
 
 
 def _differ(blocks: int, images: int, *, inside: int) -> DataError:

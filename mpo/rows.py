@@ -22,7 +22,7 @@ from mpo.multimodal.turn import turn_of
 from mpo.row_forms import ReadRow, Row, read_row
 from mpo.spans import SPAN_COLUMN, Span, checked_span, tokens_of_span
 
-PLACEHOLDER = re.compile(r"<image(?:[ _-]?\d+)?>")
+WRITTEN = re.compile(r"<image(?:[ _-]?\d+)?>")
 WRITTEN_IMAGE = "a literal <image> in the text beside a real image: remove it, the chat template marks the image"
 
 
@@ -79,7 +79,7 @@ def check_row(processor: Any, row: Row) -> CheckedPair:
     chosen, rejected = (side.ids for side in sides)
     if chosen == rejected:
         raise DataError("chosen and rejected are the same response; drop the row", reason="two equal responses")
-    written = read.images and PLACEHOLDER.search(" ".join([*_texts_of(read.messages), read.chosen, read.rejected]))
+    written = read.images and WRITTEN.search(" ".join([*_texts_of(read.messages), read.chosen, read.rejected]))
     notes = [*([WRITTEN_IMAGE] if written else []), *(side.kept for side in sides if side.kept)]
     counted = _counted(processor, row, read.rejected, sides[1])
     return CheckedPair(

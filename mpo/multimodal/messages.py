@@ -90,12 +90,12 @@ def response_ids(processor: Any, text: str, *, truncated: bool = False, before: 
 
     Args:
         processor: a Hugging Face processor with `.tokenizer`.
-        text: the response, not empty, without control tokens.
+        text: the response, not blank, without control tokens.
         truncated: the response was cut at a limit; it gets no end-of-turn.
         before: what the chat template writes between prompt and response (`mpo.multimodal.turn`).
 
     Raises:
-        DataError: empty, or contains a control token.
+        DataError: empty or blank, or contains a control token.
     """
     check_response(processor, text)
     ids = processor.tokenizer(before + text, add_special_tokens=False)["input_ids"]

@@ -129,7 +129,7 @@ def test_control_tokens_of_an_opening_are_broken_up(collator: PreferenceCollator
 
 
 def test_a_literal_image_mark_beside_an_image_is_noted_and_counted(collator: PreferenceCollator) -> None:
-    """LLaVA's, MMPR's and swift's `<image>` would be read as text beside the image."""
+    """LLaVA's, MMPR's and swift's `<image>` is where the image goes; beside an image's block it would be a text."""
     marked = plain(prompt=[{"role": "user", "content": "<image>\nHow many?"}], problem_id="marked")
     rows = [
         plain(),
@@ -139,8 +139,8 @@ def test_a_literal_image_mark_beside_an_image_is_noted_and_counted(collator: Pre
     ]
     kept, report = admit(rows, collator, quiet=True)
     assert len(kept) == 4
-    assert report.noted == {WRITTEN_IMAGE: 2}
-    assert report.lines("train")[1] == f"    2 kept with a note (marked, marked): {WRITTEN_IMAGE}"
+    assert report.noted == {WRITTEN_IMAGE: 1}
+    assert report.lines("train")[1] == f"    1 kept with a note (marked): {WRITTEN_IMAGE}"
 
 
 def test_responses_that_a_template_rewrites_are_counted() -> None:
