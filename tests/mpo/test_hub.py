@@ -137,7 +137,7 @@ def test_a_missing_path_is_not_looked_up(hub: HubServer, tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(StageError, match="got a file"):
         loadable_folder("file")
-    with pytest.raises(StageError, match="got a folder without it$"):
+    with pytest.raises(StageError, match=r"got a folder without it$"):
         loadable_folder("models")
     (tmp_path / "models" / "checkpoint-100").mkdir()
     with pytest.raises(StageError, match="whose training has not finished; run the same command again"):
