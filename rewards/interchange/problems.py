@@ -167,8 +167,9 @@ def problem_of(
     lettered = list(takewhile(lambda letter: _text(row.get(letter)), _LETTERS))  # an empty column ends the options
     choices = _choices(value.get("choices")) or [_text(row[letter]) for letter in lettered]
     hint = _text(value.get("hint"))
+    own = value.get("meta")
     meta = {
-        **(value["meta"] if isinstance(value.get("meta"), dict) else {}),
+        **(own if isinstance(own, dict) else {}),
         **({"choices": choices} if choices else {}),
         **({"hint": hint} if hint else {}),
         **_carried(row, {*held.values(), *lettered}),

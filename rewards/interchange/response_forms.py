@@ -67,7 +67,8 @@ def openai_batch(row: Row) -> Sampled:
     numbered = _NUMBERED_ID.fullmatch(custom)
     ids = (custom, *([numbered[1]] if numbered else []))
     first = int(numbered[2]) if numbered and len(choices) == 1 else None
-    return Sampled(ids, [(first, choice) if first is not None else (at, choice) for at, choice in choices], {})
+    said: list[tuple[int | None, Any]] = [(at if first is None else first, choice) for at, choice in choices]
+    return Sampled(ids, said, {})
 
 
 def vlmevalkit(row: Row) -> Sampled:
@@ -109,7 +110,7 @@ def inspect_sample(row: Row) -> Sampled:
     choices = _choices(row["output"])
     usage = row["output"].get("usage") if isinstance(row["output"], Mapping) else None
     tokens = usage.get("output_tokens") if isinstance(usage, Mapping) else None
-    said = [(epoch - 1, {**choices[0][1], "num_tokens": tokens})]
+    said: list[tuple[int | None, Any]] = [(epoch - 1, {**choices[0][1], "num_tokens": tokens})]
     return Sampled((id_text(row["id"]),), said, {name: value for name, value in problem.items() if value})
 
 

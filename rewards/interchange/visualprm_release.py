@@ -124,9 +124,16 @@ def _rows(
                 yield where, DataError(f"left out by repeat_time: it is {entry.repeat_time}"), 1
                 continue
             try:
-                yield where, _labelled(decoded_row(line), find, after_error), times
+                yield where, _labelled(_decoded(line), find, after_error), times
             except DataError as error:
                 yield where, error, times
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return decoded_row(line)
+    except DataError as error:
+        raise DataError(f"row: {error}") from error
 
 
 def _labelled(row: Any, find: Find, after_error: AfterError) -> Labelled:
