@@ -46,6 +46,11 @@ class Measure:
         ids = dict.fromkeys(identifier for values in chosen for identifier in values)
         return {i: fmean(values[i] for values in chosen if i in values) for i in ids}
 
+    def only(self, ids: Container[str]) -> Measure:
+        """The measure of these problems."""
+        kept = {s: {i: value for i, value in values.items() if i in ids} for s, values in self.by_seed.items()}
+        return Measure({seed: values for seed, values in kept.items() if values}, self.bounds)
+
     def estimate(self, *, resamples: int = 9999) -> dict[str, Any]:
         """Mean, low, high and n over problems, and each seed's mean."""
         estimate = mean_with_interval(list(self.averaged().values()), resamples=resamples, bounds=self.bounds)

@@ -205,13 +205,24 @@ def _curve_figures(summary: Mapping[str, Any]) -> list[Chart]:
 
 
 def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(where, what): the warnings of the pairing reports and the best-of-N results of any seed."""
+    """(where, what): warnings of the pairing reports and the best-of-N results of any seed, and of blind policies."""
     found = [(f"{row['seed']}, pairs", text) for row in summary["pairs"] for text in row.get("warnings", ())]
     for run in runs:
         for path in sorted(run.glob("test/*/best_of_n/results.json")):
             results = read_json(path)
             arm = label(path.parts[-3])
             found += [(f"{run.name}, best of k, {arm}", warning_text(w)) for w in results.get("warnings", ())]
+    for row in summary["arms"]:
+        gain = row["image_gain"]
+        if gain and gain["verdict"] != "holds":
+            found.append(
+                (
+                    row["label"],
+                    f"that the policy looks at the image is not shown: its greedy accuracy on {gain['n']} problems is "
+                    f"{points(gain['mean'])} points [{points(gain['low'])}, {points(gain['high'])}] above that with "
+                    "another problem's image",
+                )
+            )
     return found
 
 

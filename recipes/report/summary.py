@@ -140,7 +140,17 @@ def _arm(arm: str, measures: Measures) -> dict[str, Any]:
     row: dict[str, Any] = {"arm": arm, "label": label(arm)}
     row |= {name: measures[name].estimate() for name in ("greedy", "sampled", "swapped") if name in measures}
     shares = {name: measures[name].estimate(resamples=RESAMPLES) for name in REASONS if name in measures}
-    return {**row, "degenerate": shares}
+    return {**row, "image_gain": _image_gain(measures), "degenerate": shares}
+
+
+def _image_gain(measures: Measures) -> dict[str, Any] | None:
+    """Greedy accuracy with a problem's own image minus with another's, on the problems that have both."""
+    if not {"greedy", "swapped"} <= measures.keys():
+        return None
+    sides = [measures[name] for name in ("greedy", "swapped")]
+    shared = set(sides[0].averaged()) & set(sides[1].averaged())
+    own, other = (side.only(shared) for side in sides)
+    return difference(own, other)
 
 
 def _prm(arm: str, measures: Measures) -> dict[str, Any]:

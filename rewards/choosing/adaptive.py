@@ -25,7 +25,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from mpo.multimodal.errors import ConfigError
 from rewards.choosing.curves import ranking
@@ -209,4 +209,4 @@ def _overtaking(group: RolloutGroup, remaining: int, *, weights: Sequence[float]
 @lru_cache(maxsize=65_536)
 def _overtakes(leader: float, second: float, remaining: int) -> float:
     """P(second + X ≥ leader + remaining − X), X ~ Binomial(remaining, ½): votes of the runner-up."""
-    return float(binom.sf(math.ceil((leader - second + remaining) / 2) - 1, remaining, 0.5))
+    return float(bdtrc(math.ceil((leader - second + remaining) / 2) - 1, remaining, 0.5))

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from recipes.stage.folder import MANIFEST
@@ -20,6 +21,7 @@ from rewards.types import Problem, Rollout, RolloutGroup, Verdict
 GREEDY, PICK = "greedy response", "PRM’s pick"
 KINDS = {(True, True): "kept right", (False, True): "fixed", (True, False): "broken", (False, False): "kept wrong"}
 ORDER = ("fixed", "broken", "kept wrong", "kept right")  # in which a reader wants to see them
+Responses = dict[str, tuple[Problem, Rollout]]  # problem id → its problem and one response
 UNCHECKED = (None, Verdict.TIMEOUT, Verdict.ERROR)
 
 
@@ -111,14 +113,26 @@ def top(group: RolloutGroup) -> int:
     return rewards.index(max(rewards))
 
 
-def _responses(arm: Path, of: str) -> dict[str, tuple[Problem, Rollout]]:
-    """Problem id → its one response; the greedy one with its step scores if the same text was sampled and scored."""
-    scored = _groups(arm / "scored")
-    if of == PICK:
-        return {i: (group.problem, group.rollouts[top(group)]) for i, group in scored.items()}
+def _responses(arm: Path, of: str) -> Responses:
+    """Problem id → its one response of a kind."""
+    files = [arm / name / "groups.jsonl" for name in ("greedy", "scored")]
+    state = tuple((path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else (0, 0) for path in files)
+    return _read(arm, state)[of]
+
+
+@lru_cache(maxsize=8)
+def _read(arm: Path, state: tuple[tuple[int, int], ...]) -> dict[str, Responses]:
+    """Both kinds of response from one reading of the files, which are in this state.
+
+    A greedy response has step scores if the same text was sampled and scored.
+    """
+    scored, greedy = _groups(arm / "scored"), _groups(arm / "greedy")
     same = {(i, r.completion.text): r for i, group in scored.items() for r in group.rollouts if r.step_scores}
-    greedy = {i: (group.problem, group.rollouts[0]) for i, group in _groups(arm / "greedy").items()}
-    return {i: (problem, same.get((i, r.completion.text), r)) for i, (problem, r) in greedy.items()}
+    firsts = {i: (group.problem, group.rollouts[0]) for i, group in greedy.items()}
+    return {
+        GREEDY: {i: (problem, same.get((i, r.completion.text), r)) for i, (problem, r) in firsts.items()},
+        PICK: {i: (group.problem, group.rollouts[top(group)]) for i, group in scored.items()},
+    }
 
 
 def _groups(folder: Path) -> dict[str, RolloutGroup]:

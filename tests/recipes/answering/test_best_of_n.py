@@ -52,8 +52,9 @@ def test_golden_values_of_one_problem():
     assert results["unscored"] == 1
     assert results["verdicts"] == {"correct": 0.25, "unparsable": 0.25, "wrong": 0.5}
     assert results["degenerate"] == {"truncated": 0.0, "no_final_answer": 0.25, "repetition": 0.0}
-    assert results["within_problem_auc"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1}
-    assert results["estimates"]["prm"]["4"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    low = pytest.approx(0.2065, abs=1e-4)  # of one of one, by Wilson
+    assert results["within_problem_auc"] == {"mean": 1.0, "low": low, "high": 1.0, "n": 1}
+    assert results["estimates"]["prm"]["4"] == {"mean": 1.0, "low": low, "high": 1.0, "n": 1}
 
 
 def test_unscored_rollouts_are_ranked_last_but_kept():
@@ -168,12 +169,12 @@ def test_large_enough_and_quick():
 
 
 def test_adaptive_n_is_reported_beside_all_samples():
-    """Sixteen equal answers stop at 4 in a vote; 16 different ones never do."""
+    """Sixteen equal answers stop at 8 in a vote; 16 different ones never do."""
     same = group_of(*[("7", C, 0.5)] * 16, id="same")
     different = group_of(*[(str(i), C if i == 7 else W, i / 16) for i in range(16)], id="different")
     found = evaluate([same, different], [1, 16])["adaptive"]
-    assert found["majority"]["samples"]["mean"] == (4 + 16) / 2
-    assert found["majority"]["samples_saved"] == 1 - 20 / 32
+    assert found["majority"]["samples"]["mean"] == (8 + 16) / 2
+    assert found["majority"]["samples_saved"] == 1 - 24 / 32
     assert found["majority"]["changed"]["mean"] == found["majority"]["difference"]["mean"] == 0.0
     assert set(found) == {"error", "orders", *CHOICES}
 

@@ -30,7 +30,7 @@ from rewards.prm.evaluating.metrics import class_counts, f1_scores, first_error_
 from rewards.prm.formats import STEP_TAG, VISUALPRM
 from rewards.prm.model_prm import ModelPRM
 from rewards.scoring.process_reward_model import ProcessRewardModel
-from rewards.statistics import statistic_with_interval
+from rewards.statistics import statistic_with_interval, wilson_interval
 from rewards.steps import merge_to_at_most, merged_size, steps_of
 from rewards.types import Problem, StepScores
 
@@ -324,7 +324,9 @@ def test_the_table_by_hand() -> None:
     assert (found["responses"], found["problems"]) == (3, 2)
     assert (found["right_steps"], found["wrong_steps"], found["unlabelled_steps"]) == (3, 2, 1)
     assert found["auc"]["mean"] == pytest.approx((2 + 1 + 2) / 6)
-    assert found["within_problem_auc"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    within = found["within_problem_auc"]
+    assert (within["mean"], within["high"], within["n"]) == (1.0, 1.0, 1)
+    assert within["low"] == pytest.approx(wilson_interval(1.0, 1)[0], abs=1e-6)  # one problem says little
     sources = {name: (row["responses"], row["macro_f1"]["mean"]) for name, row in found["per_source"].items()}
     assert sources == {"A": (2, pytest.approx(11 / 15)), "B": (1, 0.0)}
     json.dumps(found, allow_nan=False)
@@ -335,7 +337,7 @@ def test_perfect_and_inverted_scores() -> None:
     rows += [scored([T, T], [0.9, 0.8], problem=f"q{i}", source="AB"[i % 2]) for i in range(20)]
     found = evaluate(rows, threshold=0.5)
     every = [*found["macro_f1"].values(), *found["first_error"]["f1"].values(), found["auc"]]
-    assert all((e["mean"], e["low"], e["high"]) == (1.0, 1.0, 1.0) for e in every)
+    assert all((e["mean"], e["low"], e["high"]) == (1.0, wilson_interval(1.0, 40)[0], 1.0) for e in every)
     inverted = [replace(row, scores=tuple(1 - s for s in row.scores)) for row in rows]
     assert evaluate(inverted, threshold=0.5)["macro_f1"]["pooled"]["mean"] == 0.0
 
