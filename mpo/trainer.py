@@ -30,7 +30,9 @@ from mpo.metrics import MetricMeans, pair_metrics
 from mpo.monitors import RunMonitor
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_processor
+from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.ranks import check_pictures, check_whole_weights
+from mpo.multimodal.scoring import innermost
 from mpo.multimodal.whole_steps import WholeStepTrainer
 from mpo.reference import ReferenceCache
 from mpo.reference_run import ReferenceRun
@@ -116,6 +118,7 @@ class MPOTrainer(WholeStepTrainer):
             shared_prefix=self.sharing.on,
             max_row_tokens=args.max_row_tokens,
             max_length=args.max_length,
+            positions=RowPositions.without_weights(innermost(policy)),
         )
 
         super().__init__(

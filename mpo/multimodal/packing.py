@@ -141,7 +141,8 @@ def paired_rows(
 ) -> dict[str, Any]:
     """The same batch as M rows `prompt ⊕ response`, without a layout; images are repeated with their prompts.
 
-    Used where a model cannot share a prefix, and to check one that can.
+    Used where a model cannot share a prefix, and to check one that can. Position ids are left out: the model finds its
+    own, so the check covers those that came with the packed rows.
 
     Args:
         packed: from `pack_rows`.

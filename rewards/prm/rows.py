@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpo.multimodal.agreement import Found, check_first_batch
 from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, paired_rows
+from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.prefix import EncodedPrompt, shared_length, stack_rows
 from mpo.multimodal.scoring import logits_at
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
@@ -30,7 +31,11 @@ def prepare_sharing(model: Any) -> bool:
 
 
 def rows_of(
-    problems: Sequence[Sequence[RenderedSolution]], processor: Any, *, shared: bool
+    problems: Sequence[Sequence[RenderedSolution]],
+    processor: Any,
+    *,
+    shared: bool,
+    positions: RowPositions | None = None,
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs for responses to several problems, and where to read them.
 
@@ -38,6 +43,7 @@ def rows_of(
         problems: for each problem its rendered responses, all with the same images.
         processor: of the model that will read them.
         shared: packed rows, for a model that can read them, wherever responses have a prefix in common.
+        positions: adds the model's `position_ids`; None leaves them to the model.
 
     Returns:
         The inputs, and for each of their rows the positions to read, response after response.
@@ -49,15 +55,16 @@ def rows_of(
     if not shared or any(pack is None for pack in packs):
         prompts = [solution.prompt for solution in flat]
         rows = stack_rows(prompts, [solution.continuation for solution in flat], pad_token_id=pad_token_id)
-        return {**rows, **row_images(prompts)}, [list(solution.read_positions) for solution in flat]
+        placed = {} if positions is None else positions(rows)
+        return {**rows, **row_images(prompts), **placed}, [list(solution.read_positions) for solution in flat]
     prefixes, solutions = zip(*(pack for pack in packs if pack is not None), strict=True)
     batch = pack_rows(prefixes, [[tail for tail, _ in some] for some in solutions], pad_token_id=pad_token_id)
-    positions = [
+    read = [
         [start + offset for (start, _), (_, offsets) in zip(batch[LAYOUT].segments(row), some, strict=True)
          for offset in offsets]
         for row, some in enumerate(solutions)
     ]  # fmt: skip
-    return batch, positions
+    return batch | ({} if positions is None else positions(batch)), read
 
 
 def spans_of(inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:

@@ -31,6 +31,7 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.packing import LAYOUT
+from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.ranks import check_pictures
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens
@@ -53,10 +54,18 @@ class PRMCollator:
         processor: of the model that is trained.
         prm_format: its contract.
         shared: packed rows, a problem's responses behind its prompt, for a model that can read them.
+        positions: adds the model's `position_ids` to the inputs; None leaves them to the model.
     """
 
-    def __init__(self, processor: Any, prm_format: PRMFormat, *, shared: bool = False) -> None:
-        self.processor, self.format, self.shared = processor, prm_format, shared
+    def __init__(
+        self,
+        processor: Any,
+        prm_format: PRMFormat,
+        *,
+        shared: bool = False,
+        positions: RowPositions | None = None,
+    ) -> None:
+        self.processor, self.format, self.shared, self.positions = processor, prm_format, shared, positions
         self._rendered: Kept[tuple[LabelledGroup, list[RenderedSolution]]] = Kept(KEPT_BYTES)
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
@@ -67,7 +76,7 @@ class PRMCollator:
         """
         rendered = [self._rendered(id(group), partial(self._with_rows, group))[1] for group in groups]
         placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
-        inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
+        inputs, positions = rows_of(rendered, self.processor, shared=self.shared, positions=self.positions)
         for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
             if not solution.ends_right:
                 inputs["labels"][row, start:end] = IGNORED
@@ -157,12 +166,13 @@ class PRMTrainer(WholeStepTrainer):
         self._judged: list[tuple[float, bool, str]] = []  # P(+), label and problem of each step since the last log
         self._shares = shared = prepare_sharing(model)
         self._kernel: bool | None = None  # whether attention may use it; unknown until a first packed batch
+        positions = RowPositions.without_weights(model)
         if peft_config is not None:
             set_seed(args.seed)  # the adapters' first values
             model = get_peft_model(model, peft_config)
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
-        collator = PRMCollator(processor, prm_format, shared=shared)
+        collator = PRMCollator(processor, prm_format, shared=shared, positions=positions)
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
         )
