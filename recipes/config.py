@@ -236,7 +236,10 @@ class SampleConfig(EngineConfig, PromptConfig):
     max_new_tokens: int = field(
         default=512, metadata={"help": "most tokens of a response; one that is cut there is never chosen in a pair"}
     )
-    batch_rows: int = field(default=64, metadata={"help": "responses per forward pass, in this process"})
+    batch_rows: int | None = field(
+        default=None,
+        metadata={"help": "responses per forward pass; default: 64 on a CPU, what memory holds on a GPU, up to 256"},
+    )
     concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
     samples_a_request: int = field(
         default=0,
@@ -317,7 +320,12 @@ class LabelConfig(EngineConfig):
     )
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
     max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass"})
+    batch_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "continuations per forward pass; default: 64 on a CPU, what memory holds on a GPU, up to 256"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
     keep_continuations: bool = field(
         default=False, metadata={"help": "keep the texts of the continuations too, for pairs with --rule step_prefix"}
@@ -398,7 +406,12 @@ class ContinueConfig(EngineConfig):
     )
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
     max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass"})
+    batch_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "continuations per forward pass; default: 64 on a CPU, what memory holds on a GPU, up to 256"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
 
 

@@ -87,11 +87,16 @@ def load_merged(path: str | Path, adapter: str | Path, *, dtype: torch.dtype) ->
     return _finite(merged, adapter)
 
 
-def stored_dtype(path: str | Path) -> torch.dtype:
-    """The number type that a checkpoint's configuration names; float32 if it names none."""
+def load_config(path: str | Path) -> PretrainedConfig:
+    """A checkpoint's configuration, checked; no weights are read."""
     _check(path)
     with _naming(path):
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """The number type that a checkpoint's configuration names; float32 if it names none."""
+    config = load_config(path)
     return config.dtype or config.get_text_config().dtype or torch.float32
 
 

@@ -18,13 +18,14 @@ from recipes.stage.engine import engine
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
-from recipes.stage.policies import continuer_of
+from recipes.stage.policies import continuer_of, with_rows
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.prm.labelling.budgets import budget_named
 from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations
 from rewards.prm.labelling.cost import CostEstimate, estimate_cost
 from rewards.prm.labelling.monte_carlo import label_steps
 from rewards.prm.labelling.responses import choose_responses
+from rewards.sampling.rows_per_call import ROWS
 from rewards.steps import split_on_blank_lines
 
 
@@ -35,6 +36,8 @@ def label(config: LabelConfig) -> Path:
     The verdicts of each call of the policy are in `calls.sqlite` as soon as they are there: after a kill the same
     command continues.
     """
+    config = with_rows(config)
+    rows = config.batch_rows or ROWS
     stage = open_stage("label-steps", config, inputs=[config.groups, config.policy])
     if stage.complete:
         return stage.out
@@ -53,7 +56,7 @@ def label(config: LabelConfig) -> Path:
                 config.policy,
                 temperature=config.temperature,
                 max_new_tokens=config.max_new_tokens,
-                batch_rows=config.batch_rows,
+                batch_rows=rows,
                 with_texts=config.keep_continuations,
             ),
         ) as run,
@@ -63,7 +66,7 @@ def label(config: LabelConfig) -> Path:
             "num_continuations": config.num_continuations,
             "seed": config.seed,
             "budget": config.budget,
-            "rows_a_call": config.batch_rows,
+            "rows_a_call": rows,
         }
         cost = CostEstimate(**calls.once("estimate", lambda: asdict(estimate_cost(chosen, run=run, **settings))))
         print(f"label-steps, budget {config.budget}: {cost}", file=sys.stderr)
