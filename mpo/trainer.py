@@ -108,6 +108,7 @@ class MPOTrainer(WholeStepTrainer):
             peft_config=peft_config,
             checkpointing=bool(args.activation_checkpointing),
             copy_policy=not args.precompute_ref_log_probs,
+            dtype=torch.bfloat16 if args.master_weights else torch.float32,
         )
         if args.disable_dropout:
             disable_dropout_in_model(policy)

@@ -715,6 +715,13 @@ class TrainMPOConfig(ModelTraining):
     max_row_tokens: int | None = field(
         default=None, metadata={"help": "most tokens of a packed row; a prompt whose responses need more is repeated"}
     )
+    master_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "keep the trained weights in bfloat16 and float32 copies in the optimizer: faster passes and a "
+            "smaller reference, rounded a little differently; one process, no LoRA"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "order of the rows"})
     sample_every: int = field(default=0, metadata={"help": "print sampled responses every so many steps; 0 never does"})
     sample_problems: int = field(default=8, metadata={"help": "problems to sample responses for"})

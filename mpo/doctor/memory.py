@@ -105,16 +105,25 @@ class MemoryEstimate:
         return held + (kept + self.gradients if self.accumulates else max(kept, self.gradients))
 
 
-def optimizer_bytes(model: nn.Module, name: str) -> int:
+def optimizer_bytes(model: nn.Module, name: str, *, masters: bool = False) -> int:
     """Bytes of an optimizer's states.
 
     Args:
         model: trained are its parameters that require a gradient.
         name: of transformers' `OptimizerNames`, e.g. "adamw_torch".
+        masters: it owns a float32 copy of each trained value, and its states are of those.
     """
     states = OPTIMIZER_STATES.get(name, 2)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return sum(states * p.numel() * (1 if "8bit" in name else p.element_size()) for p in trained)
+    return sum(
+        p.numel() * (states * (1 if "8bit" in name else 4 if masters else p.element_size()) + 4 * masters)
+        for p in trained
+    )
+
+
+def gradient_bytes(model: nn.Module, *, masters: bool = False) -> int:
+    """Bytes of the trained weights' gradients; with masters they are float32 whatever the weights are."""
+    return sum(p.numel() * (4 if masters else p.element_size()) for p in model.parameters() if p.requires_grad)
 
 
 def weight_bytes(model: nn.Module | None, *, trained: bool = False) -> int:

@@ -14,7 +14,14 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from mpo.admission import AdmissionReport, PairLength, lengths
-from mpo.doctor.memory import MemoryEstimate, batch_bytes, count_activations, optimizer_bytes, weight_bytes
+from mpo.doctor.memory import (
+    MemoryEstimate,
+    batch_bytes,
+    count_activations,
+    gradient_bytes,
+    optimizer_bytes,
+    weight_bytes,
+)
 from mpo.doctor.paper import BatchPlan, Deviation, Planned, deviations
 from mpo.forward import model_inputs, pair_logps
 from mpo.losses import implicit_rewards
@@ -191,8 +198,8 @@ def _memory(trainer: MPOTrainer, rows: list[Any], *, keeps_reference: bool) -> M
     return MemoryEstimate(
         weights=weight_bytes(model),
         reference=weight_bytes(trainer.ref_model) if keeps_reference else 0,
-        optimizer=optimizer_bytes(model, OptimizerNames(args.optim).value),
-        gradients=weight_bytes(model, trained=True),
+        optimizer=optimizer_bytes(model, OptimizerNames(args.optim).value, masters=args.master_weights),
+        gradients=gradient_bytes(model, masters=args.master_weights),
         activations=activations,
         checkpointing=bool(args.activation_checkpointing),
         accumulates=args.gradient_accumulation_steps > 1,

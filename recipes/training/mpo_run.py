@@ -67,6 +67,7 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
         "group_by_prompt": config.group_by_prompt,
         "train_sampling_strategy": "batch_rebalance" if config.balance_tokens else "random",
         "max_row_tokens": config.max_row_tokens,
+        "master_weights": config.master_weights,
         "precompute_ref_log_probs": seen > rows and not weights_are_sharded(),  # rows are seen more than once
         "logging_steps": 10,
         "logging_first_step": True,  # 0.8318 + L_g where policy = reference
