@@ -31,7 +31,7 @@ from mpo.monitors import RunMonitor
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.positions import RowPositions
-from mpo.multimodal.ranks import check_pictures, check_whole_weights
+from mpo.multimodal.ranks import check_whole_weights, with_blank_image
 from mpo.multimodal.scoring import innermost
 from mpo.multimodal.whole_steps import WholeStepTrainer
 from mpo.reference import ReferenceCache
@@ -177,7 +177,7 @@ class MPOTrainer(WholeStepTrainer):
         pair_ids, cache = pairs["pair_ids"], self.reference_cache
         known = None if cache is None else cache.lookup(pairs.get("response_keys", []), inputs["input_ids"].device)
         if self.weights_get_sharded:
-            check_pictures(inputs)
+            inputs = with_blank_image(inputs, self.processing_class)
         with self.accelerator.autocast():  # a first batch is checked in the number type that the pass runs in
             inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
         logps = pair_logps(model, inputs, pairs["pair_index"], reference=self.ref_model, reference_sums=known)

@@ -33,7 +33,7 @@ from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.prefix import IGNORED
-from mpo.multimodal.ranks import check_pictures
+from mpo.multimodal.ranks import with_blank_image
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens
 from mpo.multimodal.whole_steps import WholeStepTrainer
 from rewards.prm.evaluating.metrics import step_metrics
@@ -187,7 +187,7 @@ class PRMTrainer(WholeStepTrainer):
     ) -> Tensor:
         """L_step + w·L_text: local sums × world size / `num_items_in_batch`, the step's counts, or the batch's."""
         if self.weights_get_sharded:
-            check_pictures(inputs["inputs"])
+            inputs = {**inputs, "inputs": with_blank_image(inputs["inputs"], self.processing_class)}
         asked = (model, *self._as_read(model, inputs), self._label_ids)
         text: Tensor | None = None
         if self.text_weight > 0:
