@@ -45,7 +45,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "warm-start steps": (1, 200),
     "problems": (4, 48),
     "responses": (2, 8),
-    "labelled responses": (1, 4),
+    "labelled responses": (2, 4),
     "continuations": (1, 3),
     "new tokens": (8, 64),
     "prm steps": (1, 40),
@@ -57,7 +57,7 @@ SIZES: dict[str, tuple[int, int]] = {
 }
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, help="checkout to compare with")
     parser.add_argument("new", type=Path, help="checkout to compare")
@@ -66,11 +66,15 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script itself")
     parser.add_argument("--worker", choices=("given", *PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args(given)
+    args = parser.parse_args(arguments)
     sizes = {name: tiny if args.tiny else real for name, (tiny, real) in SIZES.items()}
     if args.worker:
         with contextlib.redirect_stdout(sys.stderr):
-            found = WORK[args.worker](args.folder, sizes)
+            found = (
+                given(args.folder, sizes, args.part)
+                if args.worker == "given"
+                else WORK[args.worker](args.folder, sizes)
+            )
         print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory(prefix="before-after-") as folder:
@@ -87,6 +91,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 def _in_a_process(args: argparse.Namespace, checkout: Path, part: str, folder: Path) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).resolve()), ".", ".", "--worker", part, "--folder", str(folder)]
+    command += ["--part", *args.part]
     own = {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     own |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
     done = subprocess.run(
@@ -146,8 +151,11 @@ def timed(work: Callable[[], Any]) -> float:
     return now() - started
 
 
-def given(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
-    """World, policy, verified samples and labelled steps, as plain files; a PRM's processor."""
+def given(folder: Path, sizes: dict[str, int], parts: Sequence[str]) -> dict[str, Any]:
+    """A PRM's processor; for the other parts world, policy, verified samples and labelled steps, as plain files."""
+    _big_processor(sizes["tiles"]).save_pretrained(folder / "processor")
+    if {*parts} == {"rendering"}:
+        return {}
     world, made = folder / "world", folder / "made"
     some = max(4, sizes["problems"])
     mpo("world", out=world, num_warm_start=sizes["warm-start problems"], num_prm=some, num_preference=some,
@@ -160,8 +168,7 @@ def given(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
     for path in made.rglob("*"):
         if path.name in MADE_BY_A_STAGE:
             path.unlink()
-    _big_processor(sizes["tiles"]).save_pretrained(folder / "processor")
-    return {"seconds": 0.0, "results": {}}
+    return {}
 
 
 def _samples(problems: Path, policy: Path, out: Path, sizes: dict[str, int]) -> None:
@@ -349,7 +356,6 @@ def _weights(folder: Path) -> str:
 
 
 WORK: dict[str, Callable[[Path, dict[str, int]], dict[str, Any]]] = {
-    "given": given,
     "label-steps": label_steps,
     "rendering": rendering,
     "prm-train": prm_train,
