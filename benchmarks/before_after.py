@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("new", type=Path, help="checkout to compare")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=[*PARTS], help="parts to run")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each part in each checkout")
+    parser.add_argument(
+        "--given", type=Path, help="folder for what both are given, kept; one that exists is used again"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script itself")
     parser.add_argument("--worker", choices=("given", *PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -78,8 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory(prefix="before-after-") as folder:
-        work = Path(folder)
-        _in_a_process(args, args.old, "given", work)
+        work = args.given or Path(folder)
+        if args.given is None or not work.exists():
+            _in_a_process(args, args.old, "given", work)
         for part in args.part:
             runs: dict[str, list[dict[str, Any]]] = {"old": [], "new": []}
             for turn in range(args.rounds):
@@ -154,6 +158,7 @@ def timed(work: Callable[[], Any]) -> float:
 def given(folder: Path, sizes: dict[str, int], parts: Sequence[str]) -> dict[str, Any]:
     """A PRM's processor; for the other parts world, policy, verified samples and labelled steps, as plain files."""
     _big_processor(sizes["tiles"]).save_pretrained(folder / "processor")
+    (folder / "processor" / "config.json").write_text('{"model_type": "internvl"}')
     if {*parts} == {"rendering"}:
         return {}
     world, made = folder / "world", folder / "made"
