@@ -116,7 +116,7 @@ def check_masters(model: nn.Module, *, sharded: bool, ranks: int, adapters: bool
         reason = f"DistributedDataParallel ({ranks} processes) sums gradients in bfloat16: leave master_weights out"
     elif trained != {torch.bfloat16}:
         named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in trained))
-        reason = f"expected trained weights in bfloat16, got {named}: load_model(path, dtype=torch.bfloat16)"
+        reason = f"expected trained weights in bfloat16, got {named}: set dtype to bfloat16"
     else:
         return
     raise ConfigError(f"master_weights=True is not possible: {reason}")
