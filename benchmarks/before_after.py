@@ -4,15 +4,15 @@
     python benchmarks/before_after.py /tmp/old .
     python benchmarks/before_after.py /tmp/old . --part rendering prm-train
 
-Each part runs in a process of its own with one thread, alternately in OLD and in NEW. What both are given (a policy of
-the digits world after a warm start, its samples, labelled steps) is made once, by OLD, which must have today's commands
-(fc51129 or later). CPU seconds include child processes that have ended; imports are not timed.
+Each part runs in a process of its own with one thread, alternately in OLD and in NEW, which must both have today's
+rooms (fc51129 or later). What both are given, a policy of the digits world after a warm start and its responses, is
+made once, by OLD. CPU seconds include child processes that have ended; imports are not timed.
 
-    label-steps   `mpo label-steps` on samples of the policy
+    label-steps   Monte-Carlo labels for responses of that policy, 3 continuations per step
     rendering     32 responses of 8 steps in VisualPRM's layout, an image of 13 tiles, a byte BPE of 8,000
-    prm-train     `mpo train-prm` on labelled groups, text_weight 0
-    loop          the stages of `make demo` at a smaller size: warm-start, sample, verify, label-steps, train-prm (with
-                  text_weight 1), sample, verify, score, pairs, train-mpo, sample, verify, score
+    prm-train     `PRMTrainer` on those responses, text_weight 0
+    loop          the stages of `make demo` at a smaller size, from the world on: warm-start, sample, verify,
+                  label-steps, train-prm (text_weight 1), sample, verify, score, pairs, train-mpo, sample, verify, score
 
 Results are compared as SHA-256 of texts, counts, scores and weights, a line for each.
 """
@@ -31,27 +31,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 PARTS = ("label-steps", "rendering", "prm-train", "loop")
-MADE_BY_A_STAGE = ("manifest.json", "samples.sqlite", "calls.sqlite")  # what is given is given as plain files
 
 # name → (tiny, real)
 SIZES: dict[str, tuple[int, int]] = {
     "warm-start problems": (8, 400),
     "warm-start steps": (1, 200),
-    "problems": (4, 48),
+    "problems": (4, 8),
     "responses": (2, 8),
-    "labelled responses": (2, 4),
+    "labelled responses": (2, 2),
     "continuations": (1, 3),
     "new tokens": (8, 64),
-    "prm steps": (1, 40),
-    "mpo steps": (1, 8),
-    "loop warm-start steps": (1, 36),
-    "loop prm steps": (1, 80),
+    "prm steps": (1, 24),
+    "mpo steps": (1, 12),
+    "loop warm-start steps": (1, 60),
+    "loop prm steps": (1, 130),
     "rendered responses": (2, 32),
     "tiles": (2, 13),
 }
@@ -156,24 +154,50 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def given(folder: Path, sizes: dict[str, int], parts: Sequence[str]) -> dict[str, Any]:
-    """A PRM's processor; for the other parts world, policy, verified samples and labelled steps, as plain files."""
+    """A PRM's processor; for the parts that need them a policy and its responses, as plain files."""
     _big_processor(sizes["tiles"]).save_pretrained(folder / "processor")
     (folder / "processor" / "config.json").write_text('{"model_type": "internvl"}')
-    if {*parts} == {"rendering"}:
+    if not {"label-steps", "prm-train"} & {*parts}:
         return {}
-    world, made = folder / "world", folder / "made"
-    some = max(4, sizes["problems"])
-    mpo("world", out=world, num_warm_start=sizes["warm-start problems"], num_prm=some, num_preference=some,
-        num_development=4, num_test=some, vision_steps=min(100, 2 * sizes["warm-start steps"]))  # fmt: skip
-    mpo("warm-start", policy=world / "policy", demonstrations=world, out=made / "policy",
-        max_steps=sizes["warm-start steps"], batch_size=16, learning_rate=0.002)  # fmt: skip
-    _samples(world / "prm.jsonl", made / "policy", made / "samples", sizes)
-    mpo("verify", groups=made / "samples", out=made / "verified")
-    _labels(made / "verified", made / "policy", made / "labelled", sizes)
-    for path in made.rglob("*"):
-        if path.name in MADE_BY_A_STAGE:
-            path.unlink()
+    from mpo.multimodal.loading import load_for_inference, load_processor
+    from rewards.sampling.generator import SamplingParams
+    from rewards.sampling.transformers_generator import TransformersGenerator
+
+    _world(folder / "world", sizes)
+    _warm_start(folder / "world", folder / "policy", sizes["warm-start steps"], sizes)
+    problems, params = _problems(folder, sizes), SamplingParams(max_new_tokens=sizes["new tokens"])
+    generator = TransformersGenerator(load_for_inference(folder / "policy"), load_processor(folder / "policy"), params)
+    drawn = generator.generate(problems, sizes["responses"], seed=0)
+    (folder / "responses.json").write_text(json.dumps([[one.text for one in some] for some in drawn]))
     return {}
+
+
+def _world(out: Path, sizes: dict[str, int]) -> None:
+    some = max(4, sizes["problems"])
+    mpo("world", out=out, num_warm_start=sizes["warm-start problems"], num_prm=some, num_preference=some,
+        num_development=4, num_test=some, vision_steps=min(100, 2 * sizes["warm-start steps"]))  # fmt: skip
+
+
+def _warm_start(world: Path, out: Path, steps: int, sizes: dict[str, int]) -> None:
+    mpo("warm-start", policy=world / "policy", demonstrations=world, out=out, max_steps=steps, batch_size=16,
+        learning_rate=0.002)  # fmt: skip
+
+
+def _problems(folder: Path, sizes: dict[str, int]) -> list[Any]:
+    from recipes.stage.groups import read_problems
+
+    return [*read_problems(folder / "world" / "prm.jsonl").values()][: sizes["problems"]]
+
+
+def _responses(folder: Path, sizes: dict[str, int]) -> Any:
+    """Each problem with texts of the policy that have steps."""
+    texts = json.loads((folder / "responses.json").read_text())
+    usable = [[text for text in some if text.strip() and "<" not in text] for some in texts]
+    return [
+        (problem, some[: sizes["labelled responses"]])
+        for problem, some in zip(_problems(folder, sizes), usable, strict=True)
+        if some
+    ]
 
 
 def _samples(problems: Path, policy: Path, out: Path, sizes: dict[str, int]) -> None:
@@ -221,13 +245,34 @@ def _word(draw: Any) -> str:
 
 
 def label_steps(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
-    out = _fresh(folder / "label-steps")
-    made = folder / "made"
-    import recipes.data.label_steps  # noqa: F401  not timed
+    from mpo.multimodal.loading import load_for_inference, load_processor
+    from rewards.prm.labelling import monte_carlo
+    from rewards.sampling.generator import SamplingParams
+    from rewards.sampling.transformers_generator import TransformersGenerator
+    from rewards.steps import split_on_blank_lines
+    from rewards.types import Completion, Rollout, RolloutGroup, Verdict
 
-    _warm(made / "policy")
-    seconds = timed(partial(_labels, made / "verified", made / "policy", out, sizes))
-    return {"seconds": seconds, "results": {"labels": _groups(out, "mc")}}
+    params = SamplingParams(max_new_tokens=sizes["new tokens"])
+    model, processor = load_for_inference(folder / "policy"), load_processor(folder / "policy")
+    groups = [
+        RolloutGroup(problem, tuple(Rollout(Completion(text), Verdict.CORRECT) for text in texts))
+        for problem, texts in _responses(folder, sizes)
+    ]
+    checked: list[str] = []
+
+    def verify(answers: Any) -> list[Verdict]:
+        checked.extend(completion.text for _, completion in answers)
+        return [Verdict.INCORRECT] * len(answers)
+
+    run = monte_carlo.Continuer(TransformersGenerator(model, processor, params, batch_rows=256), verify)
+    seconds = timed(
+        lambda: monte_carlo.label_steps(
+            groups, run=run, splitter=split_on_blank_lines, num_continuations=sizes["continuations"], seed=0,
+            rows_a_call=256,
+        )
+    )  # fmt: skip
+    digest = hashlib.sha256(json.dumps(sorted(checked)).encode()).hexdigest()
+    return {"seconds": seconds, "results": {f"texts of {len(checked)} continuations": digest}}
 
 
 def rendering(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
@@ -260,12 +305,35 @@ def rendering(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def prm_train(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
-    out, made = _fresh(folder / "prm-train"), folder / "made"
-    import recipes.training.train_prm  # noqa: F401  not timed
+    import torch
+    from transformers import TrainingArguments
 
-    _warm(made / "policy")
-    seconds = timed(partial(_train_prm, made / "labelled", made / "policy", out, sizes["prm steps"], text_weight=0.0))
-    return {"seconds": seconds, "results": {"weights": _weights(out)}}
+    from mpo.multimodal.loading import load_model, load_processor
+    from rewards.prm.formats import STEP_END
+    from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution
+    from rewards.prm.trainer import PRMTrainer
+    from rewards.steps import split_on_blank_lines
+
+    groups = []
+    for problem, texts in _responses(folder, sizes):
+        steps = [split_on_blank_lines(text) for text in texts]
+        solutions = [
+            LabelledSolution(tuple(some), tuple(float(place % 2) for place in range(len(some)))) for some in steps
+        ]
+        groups.append(LabelledGroup(problem, tuple(solutions)))
+    with tempfile.TemporaryDirectory() as out:
+        args = TrainingArguments(
+            out, max_steps=sizes["prm steps"], per_device_train_batch_size=4, learning_rate=2e-3, use_cpu=True,
+            report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        model, processor = load_model(folder / "policy"), load_processor(folder / "policy")
+        trainer = PRMTrainer(model, processor, STEP_END, args, groups)
+        seconds = timed(trainer.train)
+    digest = hashlib.sha256()
+    for weight in trainer.model.parameters():
+        digest.update(weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return {"seconds": seconds, "results": {"weights": digest.hexdigest()}}
 
 
 def _train_prm(groups: Path, model: Path, out: Path, steps: int, *, text_weight: float) -> None:
@@ -274,19 +342,17 @@ def _train_prm(groups: Path, model: Path, out: Path, steps: int, *, text_weight:
 
 
 def loop(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
-    out, made, world = _fresh(folder / "loop"), folder / "made", folder / "world"
-    policy = made / "policy"
+    out = folder / "loop"
+    shutil.rmtree(out, ignore_errors=True)
+    world, policy = out / "world", out / "policy"
     import recipes.data.label_steps
     import recipes.training.train_mpo
     import recipes.training.train_prm
     import recipes.training.warm_start  # noqa: F401  not timed
 
-    _warm(policy)
     stages: dict[str, Callable[[], None]] = {
-        "warm-start": lambda: mpo(
-            "warm-start", policy=world / "policy", demonstrations=world, out=out / "warm",
-            max_steps=sizes["loop warm-start steps"], batch_size=16, learning_rate=0.002,
-        ),
+        "world": lambda: _world(world, sizes),
+        "warm-start": lambda: _warm_start(world, policy, sizes["loop warm-start steps"], sizes),
         "sample": lambda: _samples(world / "prm.jsonl", policy, out / "samples", sizes),
         "verify": lambda: mpo("verify", groups=out / "samples", out=out / "verified"),
         "label-steps": lambda: _labels(out / "verified", policy, out / "labelled", sizes),
@@ -318,19 +384,6 @@ def loop(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
         "texts of the test samples": _groups(out / "test", "text"),
     }
     return {"seconds": sum(parts.values()), "results": results, "parts": parts}
-
-
-def _warm(policy: Path) -> None:
-    """The first use of a model and of its libraries."""
-    from mpo.multimodal.loading import load_for_inference, load_processor
-
-    load_for_inference(policy)
-    load_processor(policy)
-
-
-def _fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
 
 
 def _groups(folder: Path, name: str, *, digits: int | None = None) -> str:

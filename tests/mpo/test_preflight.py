@@ -180,9 +180,9 @@ def test_peak_by_hand() -> None:
 
 def test_a_micro_batch_is_counted_once_and_alone(tmp_path: Path) -> None:
     """Four micro-batches per step, one of them held: pixels in float32, ids, mask, labels and positions in int64."""
-    trainer = trainer_for(tmp_path, gradient_accumulation_steps=4)
+    trainer = trainer_for(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=4)
     memory = preflight(trainer, batches=1).memory
-    batch = trainer.data_collator(list(trainer.train_dataset)[:2])
+    batch = trainer.data_collator(list(trainer.train_dataset))
     pixels, ids = batch["pixel_values"], batch["input_ids"]
     assert memory.batch == 4 * pixels.numel() + 4 * 8 * ids.numel()
     width = trainer.model.get_output_embeddings().weight.shape
