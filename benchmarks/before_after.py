@@ -264,13 +264,10 @@ def label_steps(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
         checked.extend(completion.text for _, completion in answers)
         return [Verdict.INCORRECT] * len(answers)
 
-    run = monte_carlo.Continuer(TransformersGenerator(model, processor, params, batch_rows=256), verify)
-    seconds = timed(
-        lambda: monte_carlo.label_steps(
-            groups, run=run, splitter=split_on_blank_lines, num_continuations=sizes["continuations"], seed=0,
-            rows_a_call=256,
-        )
-    )  # fmt: skip
+    continuer = monte_carlo.Continuer(TransformersGenerator(model, processor, params, batch_rows=256), verify)
+    how: dict[str, Any] = {"splitter": split_on_blank_lines, "num_continuations": sizes["continuations"]}
+    how |= {"run": lambda tasks: map(continuer, tasks), "seed": 0, "rows_a_call": 256}
+    seconds = timed(lambda: monte_carlo.label_steps(groups, **how))
     digest = hashlib.sha256(json.dumps(sorted(checked)).encode()).hexdigest()
     return {"seconds": seconds, "results": {f"texts of {len(checked)} continuations": digest}}
 

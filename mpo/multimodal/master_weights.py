@@ -102,7 +102,7 @@ def check_masters(model: nn.Module, *, sharded: bool, ranks: int, adapters: bool
         adapters: whether only adapters are trained.
 
     Raises:
-        ConfigError: with what stands in the way, and what to do.
+        ConfigError: with what prevents it, and what to do.
     """
     trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     if adapters:
