@@ -261,8 +261,8 @@ def label_steps(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
     checked: list[str] = []
 
     def verify(answers: Any) -> list[Verdict]:
-        checked.extend(completion.text for _, completion in answers)
-        return [Verdict.INCORRECT] * len(answers)
+        checked.extend(getattr(answer, "text", answer) for _, answer in answers)  # a text before it was a completion
+        return [Verdict.WRONG] * len(answers)
 
     continuer = monte_carlo.Continuer(TransformersGenerator(model, processor, params, batch_rows=256), verify)
     how: dict[str, Any] = {"splitter": split_on_blank_lines, "num_continuations": sizes["continuations"]}

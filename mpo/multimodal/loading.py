@@ -96,7 +96,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
 
 def stored_dtype(path: str | Path) -> torch.dtype:
     """The number type that a checkpoint's configuration names; float32 if it names none."""
-    config = load_config(path)
+    config: Any = load_config(path)
     return config.dtype or config.get_text_config().dtype or torch.float32
 
 
