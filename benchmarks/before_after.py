@@ -48,7 +48,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "new tokens": (8, 64),
     "prm steps": (1, 24),
     "mpo steps": (1, 12),
-    "loop warm-start steps": (1, 60),
+    "loop warm-start steps": (1, 200),
     "loop prm steps": (1, 130),
     "rendered responses": (2, 32),
     "tiles": (2, 13),
@@ -266,7 +266,7 @@ def label_steps(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
 
     continuer = monte_carlo.Continuer(TransformersGenerator(model, processor, params, batch_rows=256), verify)
     how: dict[str, Any] = {"splitter": split_on_blank_lines, "num_continuations": sizes["continuations"]}
-    how |= {"run": lambda tasks: map(continuer, tasks), "seed": 0, "rows_a_call": 256}
+    how |= {"run": lambda tasks: enumerate(map(continuer, tasks)), "seed": 0, "rows_a_call": 256}
     seconds = timed(lambda: monte_carlo.label_steps(groups, **how))
     digest = hashlib.sha256(json.dumps(sorted(checked)).encode()).hexdigest()
     return {"seconds": seconds, "results": {f"texts of {len(checked)} continuations": digest}}

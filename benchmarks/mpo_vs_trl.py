@@ -87,10 +87,12 @@ def main(given: Sequence[str] | None = None) -> None:
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for turn in range(args.rounds):
         for arm in arms:
-            print(f"round {turn + 1}: {arm}", file=sys.stderr, flush=True)
-            runs[arm].append(_in_a_process(command, arm))
-    if args.out:
-        args.out.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
+            found = _in_a_process(command, arm)
+            runs[arm].append(found)
+            shown = ", ".join(f"{seconds:.2f}" for seconds in found["seconds"])
+            print(f"round {turn + 1}: {arm}: {shown} CPU seconds per step", file=sys.stderr, flush=True)
+            if args.out:  # whole after each run, so that one that is cut still says something
+                args.out.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
     _print(args, command, runs)
 
 
