@@ -11,19 +11,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from _gpu_tools import (
-    Report,
-    Sizes,
-    Width,
-    busy_share,
-    device,
-    image_of,
-    internvl,
-    peak_gib,
-    processor_of,
-    seconds,
-    text_flops,
-)
+from _gpu_tools import Report, Sizes, busy_share, peak_gib, seconds, text_flops
+from _models import Width, device, image_of, internvl, processor_of
 from torch import Tensor
 
 from mpo.multimodal import shared_prefix
@@ -91,7 +80,7 @@ def _attended(given: list[Tensor], prefix: int, ends: list[int], *, varlen: bool
 def tolerance(report: Report, sizes: Sizes, rate: float) -> None:
     """Packed against alone, and padding against none, by the length of the responses."""
     del rate
-    model = internvl(sizes.small, sizes)
+    model = internvl(sizes.small, dtype=sizes.dtype)
     enable_chunked_logps(model)
     shared_prefix.enable_shared_prefix(model)
     draw = torch.Generator().manual_seed(0)
@@ -178,7 +167,7 @@ def _step(sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm
         if arm == "trl, liger":
             common["use_liger_kernel"] = True
         rows = _pairs(width, tiles, sizes.response, right, wrong, steps)
-        model = internvl(width, sizes, dtype=sizes.dtype if lora else torch.float32)
+        model = internvl(width, dtype=sizes.dtype if lora else torch.float32)
         adapters = LoraConfig(r=lora, target_modules="all-linear", exclude_modules="lm_head") if lora else None
         trainer = _trainer(arm, out, common, model, processor_of(width, tiles), rows, adapters)
         decoder = trainer.accelerator.unwrap_model(trainer.model).get_decoder()
@@ -221,7 +210,7 @@ def prm(report: Report, sizes: Sizes, rate: float) -> None:
     from rewards.prm.model_prm import ModelPRM
     from rewards.types import Problem
 
-    model = internvl(sizes.large, sizes)
+    model = internvl(sizes.large, dtype=sizes.dtype)
     for tiles in sizes.tiles:
         processor = processor_of(sizes.large, tiles)
         problem = Problem("p", QUESTION, images=(image_of(sizes.large, tiles),))
@@ -248,7 +237,7 @@ def sample(report: Report, sizes: Sizes, rate: float) -> None:
     from rewards.sampling.transformers_generator import TransformersGenerator
     from rewards.types import Problem
 
-    model = internvl(sizes.large, sizes)
+    model = internvl(sizes.large, dtype=sizes.dtype)
     tiles = sizes.tiles[min(1, len(sizes.tiles) - 1)]
     processor = processor_of(sizes.large, tiles)
     number = min(8, sizes.rows[0])
@@ -280,7 +269,7 @@ def trainer(report: Report, sizes: Sizes, rate: float) -> None:
         for accumulation in sizes.accumulation:
             what = f"{workers} workers, {accumulation} micro-batches per step"
             with report.trying("trainer", what), tempfile.TemporaryDirectory() as out:
-                model = internvl(sizes.small, sizes, dtype=torch.float32)
+                model = internvl(sizes.small)
                 args = MPOConfig(
                     out, per_device_train_batch_size=1, gradient_accumulation_steps=accumulation, num_train_epochs=1,
                     bf16=sizes.dtype == torch.bfloat16, use_cpu=not torch.cuda.is_available(), report_to="none",

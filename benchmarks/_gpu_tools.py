@@ -13,29 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from PIL import Image
-
-PATCH = 14
-
-
-@dataclass(frozen=True)
-class Width:
-    """A model's sizes; `tile` in pixels."""
-
-    hidden: int
-    layers: int
-    heads: int
-    key_heads: int
-    intermediate: int
-    vision_hidden: int
-    vision_layers: int
-    vision_heads: int
-    vocabulary: int = 151_936
-    tile: int = 448
-
-    @property
-    def tokens_a_tile(self) -> int:
-        return (self.tile // PATCH) ** 2 // 4
+from _models import Width, device
 
 
 @dataclass(frozen=True)
@@ -122,10 +100,6 @@ class Report:
                 torch.cuda.empty_cache()
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -175,64 +149,6 @@ def matmul_rate(sizes: Sizes) -> float:
     """FLOPs a second of one large product in the number type of the run."""
     a, b = (torch.randn(sizes.matrix, sizes.matrix, device=device(), dtype=sizes.dtype) for _ in range(2))
     return 2 * sizes.matrix**3 / seconds(lambda: a @ b, times=10, before=3)
-
-
-def internvl(width: Width, sizes: Sizes, *, dtype: torch.dtype | None = None) -> Any:
-    """A random InternVL of this width on the device."""
-    from transformers import InternVLConfig, InternVLForConditionalGeneration
-
-    processor = processor_of(width)
-    tokenizer = processor.tokenizer
-    config = InternVLConfig(
-        vision_config={
-            **{"hidden_size": width.vision_hidden, "num_hidden_layers": width.vision_layers},
-            **{"num_attention_heads": width.vision_heads, "intermediate_size": 4 * width.vision_hidden},
-            **{"image_size": [width.tile, width.tile], "patch_size": [PATCH, PATCH]},
-        },
-        text_config={
-            **{"model_type": "qwen2", "vocab_size": width.vocabulary, "hidden_size": width.hidden},
-            **{"num_hidden_layers": width.layers, "num_attention_heads": width.heads},
-            **{"num_key_value_heads": width.key_heads, "intermediate_size": width.intermediate},
-            **{"max_position_embeddings": 32_768, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id},
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        image_token_id=processor.image_token_id,
-        image_seq_length=width.tokens_a_tile,
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype or sizes.dtype)
-    try:
-        with device():
-            return InternVLForConditionalGeneration(config).eval()
-    finally:
-        torch.set_default_dtype(before)
-
-
-def processor_of(width: Width, tiles: int = 13) -> Any:
-    """A processor of such tiles; its tokenizer is the digit world's."""
-    from transformers import GotOcr2ImageProcessor
-
-    from recipes.worlds.digits.policy import build_processor
-
-    processor = build_processor()
-    processor.image_seq_length = width.tokens_a_tile
-    processor.image_processor = GotOcr2ImageProcessor(
-        size={"height": width.tile, "width": width.tile},
-        crop_to_patches=True,
-        min_patches=1,
-        max_patches=max(1, tiles - 1),
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    return processor
-
-
-def image_of(width: Width, tiles: int) -> Image.Image:
-    """Noise whose shape makes the processor cut it into that many tiles, thumbnail included."""
-    size = (width.tile * max(1, tiles - 1), width.tile)
-    return Image.effect_noise(size, 64).convert("RGB")
 
 
 def text_flops(model: Any, tokens: int) -> float:

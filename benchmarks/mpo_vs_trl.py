@@ -1,180 +1,225 @@
 """One optimizer step of MPO: TRL's DPOTrainer in its MPO mode against MPOTrainer, on one model and the same rows.
 
 A step is K pairs of one prompt, all right x wrong combinations of its responses: one, or four of two right and two
-wrong ones.
+wrong ones. Arms:
 
-Arms: `trl` (its reference runs beside the policy), `online` (ours, the same), `cached` (ours, reference log-probs
-computed before). Each run is a process of its own; runs are interleaved and medians are taken over all timed steps.
+    trl          all pairs of the step in one micro-batch: 2 K rows; its reference runs beside the policy
+    trl_by_pair  one pair at a time, K micro-batches (left out where K is 1: it is the same)
+    online       ours, all pairs in one micro-batch, the reference beside the policy
+    cached       ours, the reference's log-probs computed before
 
-    python benchmarks/mpo_vs_trl.py
-    python benchmarks/mpo_vs_trl.py --checkpointing
+Two figures per arm, both in CPU seconds of one thread: the step that the model takes (from `on_step_begin` to
+`on_step_end`), and that with the collation of its batch (images decoded and cut into tiles, text tokenised, keys of the
+cache hashed). `cached` has a third: the pass that fills the cache, which is divided by the number of epochs.
+
     python benchmarks/mpo_vs_trl.py --right 2 --wrong 2
-    python benchmarks/mpo_vs_trl.py --frozen_vision
+    python benchmarks/mpo_vs_trl.py --checkpointing
+    python benchmarks/mpo_vs_trl.py --frozen_vision --shape text
 
-The ideal ratio counts FLOPs of the language model (weights and causal attention), and of the vision tower; a backward
-pass counts twice its forward. It leaves out the LM head (vocabulary below 500 here: on a CPU TRL's fused head, which
-both sides use, projects every position) and everything that is not a matrix product.
+Shapes: `1b` has the tower and the language model of InternVL3-1B at a quarter of their widths and depths, so each is
+1/64 of its FLOPs and they keep their proportion, and its whole vocabulary of 151,936, which weighs four times as much
+beside them as it does there. `text` has a tower of 0.4 M parameters and a vocabulary below 500. Of a row's positions
+only the labelled ones go through the LM head, as TRL's fused head does on a GPU (elsewhere it takes all).
+
+Each run is a process of its own; runs are interleaved, medians are over all timed steps. The ideal ratio counts FLOPs
+of the language model's layers (weights and causal attention), of its head and of the tower; a backward pass counts
+twice its forward.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
-from _models import build_internvl, noise, vision_flops
+from _models import Width, image_of, internvl, parameters, processor_of, vision_flops
 
-ARMS = ("trl", "online", "cached")
+ARMS = ("trl", "trl_by_pair", "online", "cached")
+SHAPES = {
+    "1b": Width(224, 6, 7, 1, 1216, 256, 6, 4),
+    "text": Width(512, 8, 8, 8, 1365, 128, 2, 4, vocabulary=500),
+    "tiny": Width(32, 2, 4, 2, 64, 32, 1, 2, vocabulary=600, tile=56),
+}
+EPOCHS = (1, 2, 3, 5)
+QUESTION = "What is the sum of the digits? " * 12
+UNTIMED = 2  # prompts beyond the last step: the data loader is two batches ahead
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1b", help="of the model")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each arm")
     parser.add_argument("--steps", type=int, default=3, help="steps per run; the first is not timed")
-    parser.add_argument("--hidden", type=int, default=512, help="width of the language model")
-    parser.add_argument("--layers", type=int, default=8, help="layers of the language model")
     parser.add_argument("--tiles", type=int, default=7, help="tiles of the image: 1, or n + 1 with the thumbnail")
     parser.add_argument("--response", type=int, default=250, help="tokens of each response")
     parser.add_argument("--right", type=int, default=1, help="right responses of the step's prompt")
     parser.add_argument("--wrong", type=int, default=1, help="wrong responses; a step is all right x wrong pairs")
     parser.add_argument("--frozen_vision", action="store_true", help="nothing outside the language model is trained")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try the script itself")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.add_argument("--worker", choices=ARMS, help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
+    if args.tiny:
+        args.shape, args.tiles, args.response, args.rounds, args.steps = "tiny", 3, 8, 1, 2
     if args.steps < 2 or min(args.rounds, args.right, args.wrong) < 1:
         parser.error("expected --steps >= 2 (the first is not timed), --rounds, --right and --wrong >= 1")
     if args.worker:
         print(json.dumps(_run(args)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        args.model = Path(folder)
-        size = _build(args)
-        runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-        for turn in range(args.rounds):
-            for arm in ARMS:
-                print(f"round {turn + 1}: {arm}", file=sys.stderr)
-                runs[arm].append(_in_a_process(args, arm))
-    _print(args, size, runs)
+    command = list(sys.argv[1:] if given is None else given)
+    arms = [arm for arm in ARMS if arm != "trl_by_pair" or args.right * args.wrong > 1]
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for turn in range(args.rounds):
+        for arm in arms:
+            found = _in_a_process(command, arm)
+            runs[arm].append(found)
+            shown = ", ".join(f"{seconds:.2f}" for seconds in found["seconds"])
+            print(f"round {turn + 1}: {arm}: {shown} CPU seconds per step", file=sys.stderr, flush=True)
+            if args.out:  # whole after each run, so that one that is cut still says something
+                args.out.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
+    _print(args, command, runs)
 
 
-def _in_a_process(args: argparse.Namespace, arm: str) -> dict[str, Any]:
-    names = ("steps", "tiles", "response", "right", "wrong", "model")
-    command = [sys.executable, __file__, "--worker", arm]
-    command += [part for name in names for part in (f"--{name}", str(getattr(args, name)))]
-    command += [f"--{name}" for name in ("checkpointing", "frozen_vision") if getattr(args, name)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def _in_a_process(command: Sequence[str], arm: str) -> dict[str, Any]:
+    threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, __file__, *command, "--worker", arm],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **threads},
+    )
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _build(args: argparse.Namespace) -> dict[str, int]:
-    """The model on disk; its parameters by part, and the prompt's length."""
-    size = build_internvl(args.model, hidden=args.hidden, layers=args.layers, tiles=args.tiles)
-    from mpo.multimodal.loading import load_processor
+def _rows(args: argparse.Namespace) -> Any:
+    """The pairs of each step, one step after the other; images are encoded, as in a data set on a disk."""
+    import datasets
 
-    processor = load_processor(args.model)
-    prompt = processor(text=[_prompt_text(processor)], images=[[noise(args.tiles)]])["input_ids"][0]
-    return {**size, "prompt": len(prompt)}
-
-
-QUESTION = "What is the sum of the digits? " * 12
-
-
-def _prompt_text(processor: Any) -> str:
-    from mpo.multimodal.messages import prompt_text
-
-    blocks = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    return prompt_text(processor, [{"role": "user", "content": blocks}])
-
-
-def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The pairs of each step, one step after the other."""
-    picture = noise(args.tiles)
+    image = image_of(SHAPES[args.shape], args.tiles)
 
     def answer(step: int, number: int) -> list[dict[str, str]]:
         digits = "".join(str((step + number + (2 * number + 1) * i) % 10) for i in range(args.response - 1))
         return [{"role": "assistant", "content": digits}]
 
-    return [
+    rows = [
         {
             "problem_id": str(step),
-            "images": [picture],
+            "images": [image],
             "prompt": [{"role": "user", "content": f"{step % 10} {QUESTION}"}],
             "chosen": answer(step, right),
             "rejected": answer(step, args.right + wrong),
         }
-        for step in range(args.steps)
+        for step in range(args.steps + UNTIMED)
         for right in range(args.right)
         for wrong in range(args.wrong)
     ]
+    return datasets.Dataset.from_list(rows)
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    """One training run: seconds of each timed step, and what went through the model in the last one."""
-    import datasets
+    """One training run: CPU seconds of each timed step, and what went through the model in the last one."""
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer
 
-    from mpo import MPOConfig, MPOTrainer
-    from mpo.multimodal.loading import load_model, load_processor
+    counts: dict[str, int] = {}
+    ends: list[float] = []
+    steps: list[float] = []
 
     class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.times.append(time.perf_counter())
+            steps.append(time.process_time())
             counts.clear()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.times[-1] = time.perf_counter() - self.times[-1]
+            ends.append(time.process_time())
+            steps[-1] = ends[-1] - steps[-1]
 
+    with tempfile.TemporaryDirectory() as out, ExitStack() as patches:
+        patches.enter_context(patch("trl.trainer.utils._use_triton", lambda device: True))  # the head, see above
+        filled: list[float] = []
+        trainer = _trainer(args, out, filled)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        for part in (model, *([trainer.ref_model] if trainer.ref_model is not None else [])):
+            _count(part, counts)
+        trainer.add_callback(Clock())
+        trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return {
+        "seconds": steps[1:],
+        "collated": _between(ends),
+        "filling": _between(filled),
+        "peak": peak,
+        "parameters": parameters(model),
+        "prompt": _prompt_tokens(args),
+        **counts,
+    }
+
+
+def _trainer(args: argparse.Namespace, out: str, filled: list[float]) -> Any:
+    """The trainer of an arm; `filled` gets the time at each batch that the cache is filled with."""
+    from trl import DPOConfig, DPOTrainer
+
+    from mpo import MPOConfig, MPOTrainer
+    from mpo.reference import ReferenceCache
+
+    pairs = args.right * args.wrong
+    by_pair = args.worker == "trl_by_pair"
     common: dict[str, Any] = {
         **{
-            "per_device_train_batch_size": args.right * args.wrong,
-            "max_steps": args.steps,
-            "optim": "sgd",
-            "learning_rate": 1e-4,
+            "per_device_train_batch_size": 1 if by_pair else pairs,
+            "gradient_accumulation_steps": pairs if by_pair else 1,
         },
+        **{"max_steps": args.steps, "optim": "sgd", "learning_rate": 1e-4, "max_length": None},
         **{"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True},
-        **{"gradient_checkpointing": args.checkpointing, "logging_strategy": "no", "max_length": None},
+        **{"gradient_checkpointing": args.checkpointing, "logging_strategy": "no"},
     }
-    counts: dict[str, int] = {}
-    model, processor, rows = load_model(args.model), load_processor(args.model), _rows(args)
+    width = SHAPES[args.shape]
+    model, processor, rows = internvl(width), processor_of(width, args.tiles), _rows(args)
     if args.frozen_vision:
         model.model.vision_tower.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(False)
-    with tempfile.TemporaryDirectory() as out:
-        trainer: Any
-        if args.worker == "trl":
-            config = DPOConfig(out, loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0], **common)
-            table = datasets.Dataset.from_list(rows)
-            trainer = DPOTrainer(model, args=config, processing_class=processor, train_dataset=table)
-        else:
-            cached = args.worker == "cached"
-            mpo = MPOConfig(
-                out, precompute_ref_log_probs=cached, group_by_prompt=True, **{"layout": "shared", **common}
-            )
-            trainer = MPOTrainer(model, args=mpo, processing_class=processor, train_dataset=rows)
-        for part in (trainer.model, *([trainer.ref_model] if trainer.ref_model is not None else [])):
-            _count(part, counts)
-        clock = Clock()
-        trainer.add_callback(clock)
-        trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
-    return {"seconds": clock.times[1:], "peak": peak, **counts}
+    if args.worker.startswith("trl"):
+        config = DPOConfig(out, loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0], **common)
+        return DPOTrainer(model, deepcopy(model), args=config, processing_class=processor, train_dataset=rows)
+    add = ReferenceCache.add
+
+    def timed(self: Any, *given: Any) -> None:
+        add(self, *given)
+        filled.append(time.process_time())
+
+    settings = {"precompute_ref_log_probs": args.worker == "cached", "group_by_prompt": True, "layout": "shared"}
+    with patch.object(ReferenceCache, "add", timed):
+        return MPOTrainer(
+            model, args=MPOConfig(out, **settings, **common), processing_class=processor, train_dataset=rows
+        )
+
+
+def _prompt_tokens(args: argparse.Namespace) -> int:
+    from mpo.multimodal.messages import prompt_text
+
+    width = SHAPES[args.shape]
+    processor = processor_of(width, args.tiles)
+    blocks = [{"type": "image"}, {"type": "text", "text": f"0 {QUESTION}"}]
+    text = prompt_text(processor, [{"role": "user", "content": blocks}])
+    return len(processor(text=[text], images=[[image_of(width, args.tiles)]])["input_ids"][0])
 
 
 def _count(model: Any, counts: dict[str, int]) -> None:
@@ -193,71 +238,95 @@ def _count(model: Any, counts: dict[str, int]) -> None:
     model.model.vision_tower.register_forward_pre_hook(adder("tiles", lambda pixels: len(pixels)), with_kwargs=True)
 
 
-def ideal_flops(args: argparse.Namespace, size: dict[str, int]) -> dict[str, float]:
-    """FLOPs of a step by arm."""
-    prompt, response = size["prompt"], args.response
+def ideal_flops(args: argparse.Namespace, size: dict[str, int], prompt: int) -> dict[str, float]:
+    """FLOPs of a step by arm; `filling` is the pass that fills the cache, for the rows of a step."""
+    width, response = SHAPES[args.shape], args.response
 
     def attention(pairs: float) -> float:
-        return 4 * args.hidden * args.layers * pairs
+        return 4 * width.hidden * width.layers * pairs
 
     row, pairs, responses = prompt + response, args.right * args.wrong, args.right + args.wrong
     paired = 2 * pairs * (2 * size["text"] * row + attention(row**2 / 2))
     # prompt[:-1], and the responses with the prompt's last token each
     packed_pairs = prompt**2 / 2 + responses * (response * prompt + response**2 / 2)
     shared = 2 * size["text"] * (prompt - 1 + responses * (response + 1)) + attention(packed_pairs)
-    vision = vision_flops(args.tiles, size["vision"])
+    vision = vision_flops(width, args.tiles, size["vision"])
+    head = 2 * width.hidden * width.vocabulary * response
     policy = 4 if args.checkpointing else 3
     # forward passes through the tower, a backward counting two; a frozen one has none and is shared by both models
-    tower = {"trl": 2 * pairs * (2 if args.frozen_vision else policy + 1)}
+    tower = dict.fromkeys(("trl", "trl_by_pair"), 2 * pairs * (2 if args.frozen_vision else policy + 1))
     tower |= {"online": 1 if args.frozen_vision else policy + 1, "cached": 1 if args.frozen_vision else policy}
-    text = {"trl": (policy + 1) * paired, "online": (policy + 1) * shared, "cached": policy * shared}
-    return {arm: text[arm] + tower[arm] * vision for arm in ARMS}
+    text = dict.fromkeys(("trl", "trl_by_pair"), (policy + 1) * paired)
+    text |= {"online": (policy + 1) * shared, "cached": policy * shared}
+    # the head's backward computes its logits again
+    heads = {"trl": 5 * 2 * pairs, "trl_by_pair": 5 * 2 * pairs, "online": 5 * responses, "cached": 4 * responses}
+    flops = {arm: text[arm] + tower[arm] * vision + heads[arm] * head for arm in ARMS}
+    return flops | {"filling": shared + vision + responses * head}
 
 
-def ideal_tokens(args: argparse.Namespace, size: dict[str, int]) -> dict[str, float]:
-    """Tokens through the language model in a step by arm, a backward counting two forwards."""
-    policy = 4 if args.checkpointing else 3
-    paired = 2 * args.right * args.wrong * (size["prompt"] + args.response)
-    shared = size["prompt"] - 1 + (args.right + args.wrong) * (args.response + 1)
-    return {"trl": (policy + 1) * paired, "online": (policy + 1) * shared, "cached": policy * shared}
-
-
-def _print(args: argparse.Namespace, size: dict[str, int], runs: dict[str, list[dict[str, Any]]]) -> None:
+def _print(args: argparse.Namespace, command: Sequence[str], runs: dict[str, list[dict[str, Any]]]) -> None:
     import torch
 
-    flops, tokens = ideal_flops(args, size), ideal_tokens(args, size)
-    seconds = {arm: median(s for run in some for s in run["seconds"]) for arm, some in runs.items()}
+    some = runs["online"][0]
+    size, prompt, width = some["parameters"], some["prompt"], SHAPES[args.shape]
+    flops = ideal_flops(args, size, prompt)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    print(f"mpo_vs_trl.py {' '.join(command)}; {datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip()}")
     print(
-        f"InternVL, {size['all'] / 1e6:.1f} M parameters ({size['text'] / 1e6:.1f} M in the text layers); "
-        f"P = {size['prompt']} ({args.tiles} tiles), C = R = {args.response}; {args.right * args.wrong} pairs per step "
-        f"of {args.right + args.wrong} responses; tower {'frozen' if args.frozen_vision else 'trained'}; checkpointing "
-        f"{'on' if args.checkpointing else 'off'}; float32, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, {platform.processor() or platform.machine()}"
+        f"InternVL, {size['all'] / 1e6:.1f} M parameters ({size['text'] / 1e6:.1f} M in the text layers, "
+        f"{size['vision'] / 1e6:.1f} M in the tower, vocabulary {width.vocabulary:,}); P = {prompt} ({args.tiles} "
+        f"tiles), C = R = {args.response}; {args.right * args.wrong} pairs per step of {args.right + args.wrong} "
+        f"responses; tower {'frozen' if args.frozen_vision else 'trained'}; checkpointing "
+        f"{'on' if args.checkpointing else 'off'}; float32, 1 thread, torch {torch.__version__}, "
+        f"{platform.processor() or platform.machine()}"
     )
-    print(f"{args.rounds} runs an arm, interleaved, {args.steps - 1} timed steps each; median, [least, most]")
-    heads = (
-        "arm",
-        "s per step",
-        "range",
-        "speed-up",
-        "ideal (FLOPs)",
-        "ideal (tokens)",
-        "reached",
-        "peak GiB",
-        "LM tokens",
-        "vision passes",
+    print(
+        f"CPU seconds; {args.rounds} runs an arm, interleaved, {args.steps - 1} timed steps each; median, [least, most]"
     )
+    peers = [arm for arm in runs if arm.startswith("trl")]
+    heads = ["arm", "step", "range", "with collation", "range", *(f"faster than {p}" for p in peers)]
+    heads += [*(f"with collation, than {p}" for p in peers), "ideal (FLOPs)", "peak GiB", "LM tokens", "vision passes"]
     print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
-    for arm, some in runs.items():
-        every = [s for run in some for s in run["seconds"]]
-        ratio, ideal = seconds["trl"] / seconds[arm], flops["trl"] / flops[arm]
-        ideal_t = tokens["trl"] / tokens[arm]
-        cells = (
-            *(arm, f"{seconds[arm]:.2f}", f"[{min(every):.2f}, {max(every):.2f}]", f"{ratio:.2f}x", f"{ideal:.2f}x"),
-            *(f"{ideal_t:.2f}x", f"{100 * ratio / ideal:.0f} %", f"{median(run['peak'] for run in some) / 2**30:.2f}"),
-            *(str(some[0]["tokens"]), f"{some[0]['tiles'] / args.tiles:g}"),
+    for arm, own in runs.items():
+        (step, step_range), (whole, whole_range) = _spread(own, "seconds"), _spread(own, "collated")
+        cells = [arm, f"{step:.2f}", step_range, f"{whole:.2f}", whole_range]
+        cells += [f"{_spread(runs[peer], 'seconds')[0] / step:.2f}x" for peer in peers]
+        cells += [f"{_spread(runs[peer], 'collated')[0] / whole:.2f}x" for peer in peers]
+        cells += [f"{flops['trl'] / flops[arm]:.2f}x", f"{median(run['peak'] for run in own) / 2**30:.2f}"]
+        print("| " + " | ".join([*cells, str(own[0]["tokens"]), f"{own[0]['tiles'] / args.tiles:g}"]) + " |")
+    _print_epochs(runs, peers, flops)
+
+
+def _print_epochs(runs: dict[str, list[dict[str, Any]]], peers: Sequence[str], flops: dict[str, float]) -> None:
+    """What the cache is worth once its filling is counted: per step and epoch, collation included."""
+    (whole, _), (filling, filling_range) = _spread(runs["cached"], "collated"), _spread(runs["cached"], "filling")
+    print(f"\nFilling the cache: {filling:.2f} CPU seconds {filling_range} per step's rows, once, collation included")
+    heads = [
+        "epochs",
+        "cached, with collation and filling",
+        *(f"faster than {p}" for p in peers),
+        "than online",
+        "ideal (FLOPs)",
+    ]
+    print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
+    for epochs in EPOCHS:
+        taken = whole + filling / epochs
+        cells = [str(epochs), f"{taken:.2f}"]
+        cells += [f"{_spread(runs[peer], 'collated')[0] / taken:.2f}x" for peer in [*peers, "online"]]
+        print(
+            "| " + " | ".join([*cells, f"{flops['trl'] / (flops['cached'] + flops['filling'] / epochs):.2f}x"]) + " |"
         )
-        print("| " + " | ".join(cells) + " |")
+
+
+def _between(times: Sequence[float]) -> list[float]:
+    return [after - before for before, after in pairwise(times)]
+
+
+def _spread(runs: Sequence[dict[str, Any]], name: str) -> tuple[float, str]:
+    values = [value for run in runs for value in run[name]]
+    return median(values), f"[{min(values):.2f}, {max(values):.2f}]"
 
 
 if __name__ == "__main__":

@@ -18,16 +18,14 @@ import argparse
 import platform
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
-from _models import build_internvl, noise, vision_flops
+from _models import Width, image_of, internvl, parameters, processor_of, vision_flops
 
 QUESTION = "What is the sum of the digits? " * 6
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -58,23 +56,28 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6, help="layers of the language model")
     args = parser.parse_args()
     for tiles in args.tiles:
-        with tempfile.TemporaryDirectory() as folder:
-            size = build_internvl(Path(folder), hidden=args.hidden, layers=args.layers, tiles=tiles)
-            _measure(args, Path(folder), size, tiles)
+        _measure(args, tiles)
 
 
-def _measure(args: argparse.Namespace, folder: Path, size: dict[str, int], tiles: int) -> None:
+def _width(args: argparse.Namespace) -> Width:
+    from recipes.worlds.digits.policy import build_processor
+
+    words = len(build_processor().tokenizer)
+    return Width(args.hidden, args.layers, 8, 8, args.hidden * 8 // 3, 128, 2, 4, vocabulary=words)
+
+
+def _measure(args: argparse.Namespace, tiles: int) -> None:
     import torch
 
-    from mpo.multimodal.loading import load_for_inference, load_processor
     from rewards.prm.formats import VISUALPRM
     from rewards.prm.model_prm import ModelPRM
     from rewards.types import Problem
 
     most = max(args.responses)
-    model = load_for_inference(folder)
-    prm = ModelPRM(model, load_processor(folder), VISUALPRM, batch_rows=most)
-    problem = Problem("p", QUESTION, (noise(tiles),))
+    width = _width(args)
+    model = internvl(width)
+    prm = ModelPRM(model, processor_of(width, tiles), VISUALPRM, batch_rows=most)
+    problem = Problem("p", QUESTION, (image_of(width, tiles),))
     texts = ["\n\n".join(_step(args, i, j) for j in range(args.steps)) for i in range(most)]
     counts = {"tokens": 0, "passes": 0}
 
@@ -113,7 +116,7 @@ def _measure(args: argparse.Namespace, folder: Path, size: dict[str, int], tiles
             way.score()
             way.seconds.append((CLOCKS[args.clock]() - start) * way.scale)
             way.tokens, way.passes = (round(counts[name] * way.scale) for name in ("tokens", "passes"))
-    _print(args, size, tiles, ways, scores, threads=torch.get_num_threads())
+    _print(args, parameters(model), tiles, ways, scores, threads=torch.get_num_threads())
 
 
 def _step(args: argparse.Namespace, response: int, step: int) -> str:
@@ -132,7 +135,7 @@ def ideal_flops(
     def row(length: float) -> float:
         return text(length, length**2 / 2)
 
-    tail, vision = tails[-1], vision_flops(tiles, size["vision"])
+    tail, vision = tails[-1], vision_flops(_width(args), tiles, size["vision"])
     pairs = prefix**2 / 2 + responses * (tail * prefix + tail**2 / 2)
     return {
         "shared": text(prefix + responses * tail, pairs) + vision,

@@ -16,6 +16,7 @@ from mpo.multimodal.images import image_sha256, load_image
 from mpo.multimodal.jpeg import JpegAugmentation, compressed
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, within_limit
+from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.prefix import IGNORED, EncodedPrompt, encode_prompt, stack_rows
 from mpo.multimodal.vision import row_images
 from mpo.reference import prompt_key, response_keys
@@ -67,6 +68,7 @@ class PreferenceCollator:
             least one response. None never splits.
         max_length: most tokens of prompt (with its images) and longer response; a longer row is an error, never cut.
         jpeg: compresses images at random (`mpo/multimodal/jpeg.py`); None leaves all as they are.
+        positions: adds the model's `position_ids` to each batch; None leaves them to the model.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class PreferenceCollator:
         max_row_tokens: int | None = None,
         max_length: int | None = None,
         jpeg: JpegAugmentation | None = None,
+        positions: RowPositions | None = None,
     ) -> None:
-        self.jpeg = jpeg
+        self.jpeg, self.positions = jpeg, positions
         self.processor, self.with_keys, self.shared_prefix = processor, with_keys, shared_prefix
         self._prompts: Kept[tuple[EncodedPrompt, str]] = Kept(KEPT_BYTES)
         self.image_root, self.max_row_tokens, self.max_length = image_root, max_row_tokens, max_length
@@ -117,6 +120,8 @@ class PreferenceCollator:
                 shares.append(pair.rejected_tokens / len(pair.rejected))
         first = dict(zip(groups, _starts([len(group.responses) for group in groups.values()]), strict=True))
         batch = self._stacked([*groups.values()])
+        if self.positions is not None:
+            batch |= self.positions(batch)
         batch["pair_index"] = torch.tensor(
             [[first[key] + chosen, first[key] + rejected] for key, chosen, rejected in pairs]
         )

@@ -1,4 +1,4 @@
-"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus eleven fields of MPO's own.
+"""MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus twelve fields of MPO's own.
 
 A DPOConfig field that MPO does not act on is refused when it is changed from its default: a flag that is accepted
 and ignored is worse than an error.
@@ -52,7 +52,7 @@ REFUSED: dict[str, str] = {
 DECISIVE = (
     *("beta", "preference_weight", "quality_weight", "generation_weight", "label_smoothing", "generation_average"),
     *("reward_shift", "reward_shift_momentum", "disable_dropout", "layout"),
-    *("group_by_prompt", "train_sampling_strategy", "jpeg_augmentation"),
+    *("group_by_prompt", "train_sampling_strategy", "master_weights", "jpeg_augmentation"),
 )
 
 _DEFAULTS: dict[str, Any] = {"loss_type": ["sigmoid"], "remove_unused_columns": False}
@@ -89,6 +89,8 @@ class MPOConfig(DPOConfig):
         jpeg_augmentation: training images that pass through JPEG at a random quality (`mpo/multimodal/jpeg.py`): those
             of rows that are "marked" `data_augment`, "all" or "none". Evaluation never compresses, and a precomputed
             reference knows the images as they are, so it leaves marked rows alone and refuses "all".
+        master_weights: train all weights of a model in bfloat16, which an optimizer steps through float32 copies
+            (`mpo.multimodal.master_weights`). The reference is in bfloat16 too. One process; no adapters.
         reference_cache_dir: where `precompute_ref_log_probs` keeps its values; None is `output_dir`/reference_cache.
         allow_config_change: resume a checkpoint although settings that decide the updates differ; they are logged.
 
@@ -118,6 +120,9 @@ class MPOConfig(DPOConfig):
     )
     max_row_tokens: int | None = field(
         default=None, metadata={"help": "Longest packed row; a prompt with more responses is repeated."}
+    )
+    master_weights: bool = field(
+        default=False, metadata={"help": "Train bfloat16 weights through float32 copies that the optimizer owns."}
     )
     reference_cache_dir: str | None = field(
         default=None,

@@ -90,6 +90,7 @@ def prepare_models(
     peft_config: PeftConfig | None = None,
     checkpointing: bool = False,
     copy_policy: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, PreTrainedModel | None]:
     """Policy, ready to train, and frozen reference; None where the reference is the policy without its adapters.
 
@@ -99,11 +100,12 @@ def prepare_models(
         peft_config: adapters to put around the policy.
         checkpointing: whether activations will be recomputed, which adapters need to know.
         copy_policy: False makes no frozen copy: the caller asks the policy itself before it is trained.
+        dtype: of weights that are read from a path.
 
     Raises:
         ConfigError: a model, reference or adapter that cannot work together.
     """
-    policy: Any = load_model(model) if isinstance(model, (str, Path)) else model
+    policy: Any = load_model(model, dtype=dtype) if isinstance(model, (str, Path)) else model
     if isinstance(policy, PeftModel) and peft_config is not None:
         raise ConfigError("the model already has adapters: leave peft_config out, or call merge_and_unload() first")
     if ref_model is policy:
@@ -111,7 +113,7 @@ def prepare_models(
 
     base: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     admit_quantised(base, has_adapters=base is not policy or peft_config is not None)
-    reference: Any = load_model(ref_model) if isinstance(ref_model, (str, Path)) else ref_model
+    reference: Any = load_model(ref_model, dtype=dtype) if isinstance(ref_model, (str, Path)) else ref_model
     if reference is None and isinstance(policy, PeftModel):
         check_fresh_adapters(policy)
     elif reference is None and peft_config is not None:

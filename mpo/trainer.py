@@ -32,7 +32,9 @@ from mpo.monitors import RunMonitor
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.jpeg import JpegAugmentation, JpegEpochs
 from mpo.multimodal.loading import load_processor
-from mpo.multimodal.ranks import check_pictures, check_whole_weights
+from mpo.multimodal.positions import RowPositions
+from mpo.multimodal.ranks import check_whole_weights, with_blank_image
+from mpo.multimodal.scoring import innermost
 from mpo.multimodal.whole_steps import WholeStepTrainer
 from mpo.reference import ReferenceCache
 from mpo.reference_run import ReferenceRun
@@ -109,6 +111,7 @@ class MPOTrainer(WholeStepTrainer):
             peft_config=peft_config,
             checkpointing=bool(args.activation_checkpointing),
             copy_policy=not args.precompute_ref_log_probs,
+            dtype=torch.bfloat16 if args.master_weights else torch.float32,
         )
         if args.disable_dropout:
             disable_dropout_in_model(policy)
@@ -120,6 +123,7 @@ class MPOTrainer(WholeStepTrainer):
             shared_prefix=self.sharing.on,
             max_row_tokens=args.max_row_tokens,
             max_length=args.max_length,
+            positions=RowPositions.without_weights(innermost(policy)),
         )
 
         super().__init__(
@@ -180,7 +184,7 @@ class MPOTrainer(WholeStepTrainer):
         pair_ids, cache = pairs["pair_ids"], self.reference_cache
         known = None if cache is None else cache.lookup(pairs.get("response_keys", []), inputs["input_ids"].device)
         if self.weights_get_sharded:
-            check_pictures(inputs)
+            inputs = with_blank_image(inputs, self.processing_class)
         with self.accelerator.autocast():  # a first batch is checked in the number type that the pass runs in
             inputs = self.sharing.admit(inputs, [model] if self.ref_model is None else [model, self.ref_model])
         logps = pair_logps(model, inputs, pairs["pair_index"], reference=self.ref_model, reference_sums=known)

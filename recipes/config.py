@@ -283,7 +283,10 @@ class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
     max_new_tokens: int = field(
         default=512, metadata={"help": "most tokens of a response; one that is cut there is never chosen in a pair"}
     )
-    batch_rows: int = field(default=64, metadata={"help": "responses per forward pass, in this process"})
+    batch_rows: int | None = field(
+        default=None,
+        metadata={"help": "responses per forward pass; default: 64 on a CPU, what memory holds on a GPU, up to 256"},
+    )
     concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
     samples_a_request: int = field(
         default=0,
@@ -421,7 +424,13 @@ class LabelConfig(EngineConfig):
     )
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
     max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass, in this process"})
+    batch_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "continuations per forward pass, in this process; default: 64 on a CPU, what memory holds on a "
+            "GPU, up to 256"
+        },
+    )
     concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
     samples_a_request: int = field(
         default=0,
@@ -519,7 +528,12 @@ class ContinueConfig(EngineConfig):
     )
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
     max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass"})
+    batch_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "continuations per forward pass; default: 64 on a CPU, what memory holds on a GPU, up to 256"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
 
 
@@ -868,6 +882,13 @@ class TrainMPOConfig(ModelTraining):
     )
     max_row_tokens: int | None = field(
         default=None, metadata={"help": "most tokens of a packed row; a prompt whose responses need more is repeated"}
+    )
+    master_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "keep the trained weights in bfloat16 and float32 copies in the optimizer: faster passes and a "
+            "smaller reference, rounded a little differently; one process, no LoRA"
+        },
     )
     seed: int = field(default=0, metadata={"help": "order of the rows"})
     sample_every: int = field(default=0, metadata={"help": "print sampled responses every so many steps; 0 never does"})

@@ -1,7 +1,11 @@
 """How much memory a training step needs, before it is taken.
 
-    peak = weights + reference + optimizer states + max(activations, gradients)      one micro-batch per step
-    peak = weights + reference + optimizer states + activations + gradients          gradients accumulate
+    held = weights + reference + optimizer states + batch
+    peak = held + max(activations + head, gradients)      one micro-batch per step
+    peak = held + activations + head + gradients          gradients accumulate
+
+The batch is one micro-batch, whatever the accumulation: its pixels, ids and positions. The head's logits never exist as
+a whole: one tile of them does.
 
 Activations are not guessed from sizes: one forward pass of the policy on the largest batch runs with a hook that adds
 up what autograd would save for the backward pass, and keeps nothing of it. So the count follows the architecture,
@@ -14,7 +18,7 @@ operation needs while it runs. `tests/mpo/test_preflight.py` compares it with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +49,7 @@ class Activations:
     Attributes:
         language: in the layers of the language model.
         vision: in all other layers that can be checkpointed: the vision tower's.
-        rest: outside of layers: embeddings, projector, LM head, the batch itself.
+        rest: outside of layers: embeddings, projector, LM head.
         layer_inputs: what the layers are given, each tensor once.
         largest_layer: of one layer.
     """
@@ -75,6 +79,8 @@ class MemoryEstimate:
         activations: of one micro-batch of the longest rows.
         checkpointing: whether layers are computed again in the backward pass.
         accumulates: whether gradients are held while the next micro-batch runs forward.
+        batch: of one micro-batch of the longest rows: pixels, ids, labels, masks and positions.
+        head: of the LM head's tile of logits and its input's gradient.
     """
 
     weights: int
@@ -84,6 +90,8 @@ class MemoryEstimate:
     activations: Activations
     checkpointing: bool
     accumulates: bool
+    batch: int = 0
+    head: int = 0
 
     @property
     def peak(self) -> int:
@@ -92,20 +100,30 @@ class MemoryEstimate:
 
     def peak_with(self, *, checkpointing: bool) -> int:
         """The same with activation checkpointing on or off."""
-        held, kept = self.weights + self.reference + self.optimizer, self.activations.kept(checkpointing=checkpointing)
+        held = self.weights + self.reference + self.optimizer + self.batch
+        kept = self.activations.kept(checkpointing=checkpointing) + self.head
         return held + (kept + self.gradients if self.accumulates else max(kept, self.gradients))
 
 
-def optimizer_bytes(model: nn.Module, name: str) -> int:
+def optimizer_bytes(model: nn.Module, name: str, *, masters: bool = False) -> int:
     """Bytes of an optimizer's states.
 
     Args:
         model: trained are its parameters that require a gradient.
         name: of transformers' `OptimizerNames`, e.g. "adamw_torch".
+        masters: it owns a float32 copy of each trained value, and its states are of those.
     """
     states = OPTIMIZER_STATES.get(name, 2)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return sum(states * p.numel() * (1 if "8bit" in name else p.element_size()) for p in trained)
+    return sum(
+        p.numel() * (states * (1 if "8bit" in name else 4 if masters else p.element_size()) + 4 * masters)
+        for p in trained
+    )
+
+
+def gradient_bytes(model: nn.Module, *, masters: bool = False) -> int:
+    """Bytes of the trained weights' gradients; with masters they are float32 whatever the weights are."""
+    return sum(p.numel() * (4 if masters else p.element_size()) for p in model.parameters() if p.requires_grad)
 
 
 def weight_bytes(model: nn.Module | None, *, trained: bool = False) -> int:
@@ -114,14 +132,22 @@ def weight_bytes(model: nn.Module | None, *, trained: bool = False) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
-def count_activations(model: nn.Module, forward: Callable[[], Any]) -> Activations:
+def batch_bytes(inputs: Mapping[str, Any]) -> int:
+    """Bytes of the tensors of one micro-batch."""
+    return sum(value.numel() * value.element_size() for value in inputs.values() if isinstance(value, Tensor))
+
+
+def count_activations(
+    model: nn.Module, forward: Callable[[], Any], *, inputs: Mapping[str, Any] | None = None
+) -> Activations:
     """Run `forward` once and add up what it would keep for a backward pass; no backward pass can follow.
 
     Args:
         model: what `forward` calls, with checkpointing off; its modules tell layers apart.
         forward: runs the model, gradients enabled.
+        inputs: a batch whose tensors are counted elsewhere.
     """
-    counter = _Counter(model)
+    counter = _Counter(model, (inputs or {}).values())
     with counter.watching(model), saved_tensors_hooks(counter.save, _no_backward):
         forward()
     language = {id(module) for module in innermost(model).get_decoder().modules()}
@@ -135,8 +161,8 @@ def count_activations(model: nn.Module, forward: Callable[[], Any]) -> Activatio
 class _Counter:
     """Counts each storage once. Weak references keep an address from being taken for another storage's."""
 
-    def __init__(self, model: nn.Module) -> None:
-        own = [*model.parameters(), *model.buffers()]
+    def __init__(self, model: nn.Module, known: Iterable[Any]) -> None:
+        own = [*model.parameters(), *model.buffers(), *(value for value in known if isinstance(value, Tensor))]
         self._counted = {StorageWeakRef(tensor.untyped_storage()) for tensor in own}
         self._inputs = set(self._counted)
         self._layer: int | None = None

@@ -14,13 +14,21 @@ import torch
 from transformers.training_args import OptimizerNames
 
 from mpo.admission import AdmissionReport, PairLength, lengths
-from mpo.doctor.memory import MemoryEstimate, count_activations, optimizer_bytes, weight_bytes
+from mpo.doctor.memory import (
+    MemoryEstimate,
+    batch_bytes,
+    count_activations,
+    gradient_bytes,
+    optimizer_bytes,
+    weight_bytes,
+)
 from mpo.doctor.paper import BatchPlan, Deviation, Planned, deviations
 from mpo.doctor.seam import ShownSeam, seam_of_row
 from mpo.forward import model_inputs, pair_logps
 from mpo.losses import implicit_rewards
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.scoring import response_logps
+from mpo.multimodal.logps import head_bytes
+from mpo.multimodal.scoring import innermost, response_logps
 from mpo.trainer import MPOTrainer
 
 # What rounding may do to L and to an implicit reward at step 0, in float32 and in half precision.
@@ -189,15 +197,18 @@ def _memory(trainer: MPOTrainer, rows: list[Any], *, keeps_reference: bool) -> M
     args, model = trainer.args, trainer.model
     inputs = _admitted(trainer, trainer._prepare_inputs(trainer.data_collator(rows)))
     with trainer.compute_loss_context_manager():
-        activations = count_activations(model, lambda: response_logps(model, inputs))
+        activations = count_activations(model, lambda: response_logps(model, inputs), inputs=inputs)
+        head = head_bytes(innermost(model), inputs["labels"])
     return MemoryEstimate(
         weights=weight_bytes(model),
         reference=weight_bytes(trainer.ref_model) if keeps_reference else 0,
-        optimizer=optimizer_bytes(model, OptimizerNames(args.optim).value),
-        gradients=weight_bytes(model, trained=True),
+        optimizer=optimizer_bytes(model, OptimizerNames(args.optim).value, masters=args.master_weights),
+        gradients=gradient_bytes(model, masters=args.master_weights),
         activations=activations,
         checkpointing=bool(args.activation_checkpointing),
         accumulates=args.gradient_accumulation_steps > 1,
+        batch=batch_bytes(inputs),
+        head=head,
     )
 
 

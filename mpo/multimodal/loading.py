@@ -130,13 +130,18 @@ def load_merged(path: str | Path, adapter: str | Path, **how: Any) -> PreTrained
     return _finite(merged, adapter)
 
 
+def load_config(path: str | Path) -> PretrainedConfig:
+    """A checkpoint's configuration, checked; no weights are read."""
+    folder = _checked(path)
+    with _naming(path):
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+
+
 def stored_dtype(path: str | Path) -> torch.dtype:
     """The number type that a checkpoint's configuration names; float32 if it names none. Of an adapter its base's."""
-    folder = _checked(path)
-    if base := adapter_base(folder):
+    if base := adapter_base(_checked(path)):
         return stored_dtype(base)
-    with _naming(path):
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    config: Any = load_config(path)
     return config.dtype or config.get_text_config().dtype or torch.float32
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from trl.trainer.utils import add_fused_lm_head
+from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE, _use_triton
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, add_fused_lm_head
 
 from mpo.multimodal.prefix import IGNORED
 
@@ -19,6 +21,21 @@ def enable_chunked_logps(model: Any) -> None:
     if not getattr(model, "_chunked_logps", False):
         add_fused_lm_head(model)
         model._chunked_logps = True
+
+
+def head_bytes(model: Any, labels: Tensor) -> int:
+    """What the fused head takes beside what is saved: one tile of logits, and its input's gradient in float32.
+
+    Args:
+        model: without PEFT or DDP around it.
+        labels: (B, T) on the model's device; with Triton only labelled positions go through the head, else all.
+    """
+    head, kind = model.get_output_embeddings(), labels.device.type
+    positions = int((labels[:, 1:] != IGNORED).sum()) if _use_triton(labels.device) else labels[:, 1:].numel()
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    vocabulary, width = head.weight.shape
+    tile = min(positions, TOKEN_CHUNK_SIZE) * min(vocabulary, _CHUNKED_LOGPROB_CHUNK_SIZE) * dtype.itemsize
+    return tile + positions * width * torch.float32.itemsize
 
 
 def sum_logps(token_logps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

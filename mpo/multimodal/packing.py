@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.prefix import IGNORED, EncodedPrompt, stack_rows
-from mpo.multimodal.vision import IMAGES, RowImages, row_images
+from mpo.multimodal.vision import BLANK, IMAGES, RowImages, row_images
 
 LAYOUT = "shared_prefix"  # key of the layout in a batch, and keyword argument of the model
 
@@ -141,7 +141,8 @@ def paired_rows(
 ) -> dict[str, Any]:
     """The same batch as M rows `prompt ⊕ response`, without a layout; images are repeated with their prompts.
 
-    Used where a model cannot share a prefix, and to check one that can.
+    Used where a model cannot share a prefix, and to check one that can. Position ids are left out: the model finds its
+    own, so the check covers those that came with the packed rows.
 
     Args:
         packed: from `pack_rows`.
@@ -169,7 +170,8 @@ def paired_rows(
         rows = [row for row, _ in places]
         batch |= images.select(packed, rows)
         batch[IMAGES] = images.of_rows(rows)
-    return batch
+    # another object, as the images of the rows are: models share the features of one object, not of one image
+    return batch | {name: dict(packed[name]) for name in (BLANK,) if name in packed}
 
 
 def segment_sums(values: Tensor, layout: PackedLayout) -> Tensor:

@@ -20,7 +20,7 @@ from mpo.multimodal.packing import LAYOUT, segment_sums
 from mpo.multimodal.passes import row_passes
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.shared_prefix import shared_inputs
-from mpo.multimodal.vision import IMAGES, reading
+from mpo.multimodal.vision import BLANK, IMAGES, reading
 
 LOGITS_AT_A_TIME = 2**26  # of the text: 256 MiB in float32
 
@@ -187,8 +187,8 @@ def _with_positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _read(model: Any, inputs: Mapping[str, Any], **how: Any) -> Any:
     """The model's output for a batch from `_with_positions`; repeated images are encoded once."""
     given = dict(inputs)
-    images = given.pop(IMAGES, None)
-    with reading(innermost(model), images, given["input_ids"]):
+    images, blank = given.pop(IMAGES, None), given.pop(BLANK, None)
+    with reading(innermost(model), images, given["input_ids"], blank):
         return model(**given, **how)
 
 

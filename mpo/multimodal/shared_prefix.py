@@ -25,8 +25,9 @@ from transformers.masking_utils import sdpa_mask
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.merged import can_merge, merged_attention
-from mpo.multimodal.packing import LAYOUT, PackedLayout, packed_positions
+from mpo.multimodal.packing import LAYOUT, PackedLayout
 from mpo.multimodal.passes import with_prefix
+from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.varlen import can_use_varlen, varlen_attention
 
 NAME = "mpo_shared_prefix"
@@ -64,7 +65,7 @@ def enable_shared_prefix(model: Any) -> None:
 
 
 def shared_inputs(model: Any, packed: Mapping[str, Any]) -> dict[str, Any]:
-    """A packed batch with the position ids of its rows, ready for `model(**inputs)`.
+    """A packed batch with the position ids of its rows, ready for `model(**inputs)`; those that it has stay.
 
     Args:
         model: without PEFT or DDP around it; prepared with `enable_shared_prefix`.
@@ -76,31 +77,12 @@ def shared_inputs(model: Any, packed: Mapping[str, Any]) -> dict[str, Any]:
     if model.config.get_text_config()._attn_implementation != NAME:
         raise ConfigError(f"{type(model).__name__} would misread packed rows: call enable_shared_prefix(model) first")
     inputs = dict(packed)
-    layout: PackedLayout = inputs[LAYOUT]
-    prompt = _prompt_positions(model, inputs, layout)
-    positions = packed_positions(prompt, layout, inputs["input_ids"].shape[1])
-    inputs["position_ids"] = positions[0] if len(positions) == 1 else positions
+    if "position_ids" not in inputs:
+        inputs |= RowPositions(model.base_model)(inputs)
     # Padding comes last and is read by nobody. All ones, and not None: without a mask, transformers takes positions
     # that start again for the start of another sequence, and would compute a mask for that.
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return inputs
-
-
-def _prompt_positions(model: Any, inputs: Mapping[str, Any], layout: PackedLayout) -> Tensor:
-    """(1, B, P), or (3, B, P) for a model whose rotary embedding has a time, a height and a width."""
-    width = max(layout.prefixes) + 1
-    ids = inputs["input_ids"][:, :width]
-    counts = torch.arange(width, device=ids.device).expand(1, *ids.shape)
-    backbone = model.base_model
-    images = {name: value for name, value in inputs.items() if name.endswith("_grid_thw")}
-    if not hasattr(backbone, "get_rope_index") or not images:
-        return counts
-    mask = (counts[0] <= torch.tensor(layout.prefixes, device=ids.device)[:, None]).long()
-    if "mm_token_type_ids" not in inputs:
-        raise ConfigError(f"expected 'mm_token_type_ids' beside {sorted(images)}: {type(model).__name__} needs both")
-    types = inputs["mm_token_type_ids"][:, :width]
-    positions, _ = backbone.get_rope_index(ids, types * mask, attention_mask=mask, **images)
-    return positions
 
 
 def shared_prefix_attention(

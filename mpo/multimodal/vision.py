@@ -19,6 +19,7 @@ from torch import Tensor
 from mpo.multimodal.prefix import EncodedPrompt
 
 IMAGES = "row_images"  # key of a batch
+BLANK = "blank_image"  # key of a batch without images: features of one, for ranks that must run the tower nevertheless
 
 
 class RowImages:
@@ -91,6 +92,18 @@ class ImageEncoder:
             self.memory[:] = [self.images, features]
         return features
 
+    def nothing_of(self, blank: Mapping[str, Tensor]) -> Tensor | float:
+        """0, as a function of the tower's weights: a blank image's features, each times 0."""
+        if self.memory is not None and self.memory[0] is blank:
+            return 0.0  # both models share what the first of them has run
+        known = self.__signature__.parameters
+        encoded = self._encode(**{name: value for name, value in blank.items() if name in known})
+        if self.memory is not None:
+            self.memory[:] = [blank, None]
+        features = [encoded.pooler_output, *(getattr(encoded, "deepstack_features", None) or [])]
+        parts = [part for some in features for part in ([some] if isinstance(some, Tensor) else some)]
+        return torch.stack([(part * 0).sum() for part in parts]).sum()
+
     def _each_once(self, images: RowImages, args: Any, kwargs: Any) -> Any:
         rows = images.with_images()
         first = {images.sources[row]: row for row in reversed(rows)}  # source → first row that shows it
@@ -145,9 +158,23 @@ def share_frozen_vision(policy: Any, reference: Any | None = None) -> bool:
 
 
 @contextmanager
-def reading(model: Any, images: RowImages | None, input_ids: Tensor) -> Iterator[None]:
-    """While the model reads a batch with these images and ids (B, T); nothing for a model without an `ImageEncoder`."""
+def reading(
+    model: Any, images: RowImages | None, input_ids: Tensor, blank: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
+    """While the model reads a batch with these images and ids (B, T); nothing for a model without an `ImageEncoder`.
+
+    With a blank image, 0 times its features is added to the embeddings of the tokens: behind them is where the tower
+    runs for batches with images.
+    """
     encoder = getattr(model.base_model, "get_image_features", None)
+    if blank is not None and isinstance(encoder, ImageEncoder):
+        embeddings = model.base_model.get_input_embeddings()
+        hook = embeddings.register_forward_hook(lambda module, given, out: out + encoder.nothing_of(blank))
+        try:
+            yield
+        finally:
+            hook.remove()
+        return
     image_token_id = getattr(model.config, "image_token_id", None)
     if images is None or image_token_id is None or not isinstance(encoder, ImageEncoder):
         yield

@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from mpo.multimodal.checkpoint import CheckpointedTrainer
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.master_weights import MasterWeights, check_masters
 from mpo.multimodal.schedule import Schedule, WeightsMove, rising_from_the_first_step
 
 logger = logging.get_logger(__name__)
@@ -51,11 +52,22 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
             raise ConfigError(
                 "accelerator_config's split_batches is not supported: per_device_train_batch_size counts per process"
             )
+        if getattr(self.args, "master_weights", False):
+            adapters = isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
+            ranks = self.args.world_size
+            check_masters(self.model, sharded=self.weights_get_sharded, ranks=ranks, adapters=adapters)
         self.add_callback(WeightsMove())
         if self.args.learning_rate <= 0:
             raise ConfigError(f"learning_rate must be above 0, got {self.args.learning_rate}: nothing would be trained")
         for warning in self.schedule().warnings():
             logger.warning(warning)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Trainer's; with `master_weights` it steps float32 copies of bfloat16 weights."""
+        optimizer = super().create_optimizer(model)
+        if getattr(self.args, "master_weights", False):
+            MasterWeights(optimizer)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Trainer's schedule, whose first step already trains."""

@@ -21,8 +21,8 @@ SECTIONS: dict[str, str] = {
     "The loss": "beta preference_weight quality_weight generation_weight",
     "Length of the training": "epochs max_steps min_steps batch_size batch_groups learning_rate warmup save_steps",
     "Which weights are trained": "lora_rank lora_alpha lora_targets freeze_vision",
-    "Memory and speed": "dtype gradient_checkpointing per_device_batch max_length group_by_prompt balance_tokens "
-    "max_row_tokens batch_rows engine actors workers timeout_s shard_gb",
+    "Memory and speed": "dtype master_weights gradient_checkpointing per_device_batch max_length group_by_prompt "
+    "balance_tokens max_row_tokens batch_rows engine actors workers timeout_s shard_gb",
     "Watching": "sample_every sample_problems sample_tokens report_to",
 }
 MODELS = ("PolicyPath", "ModelPath", "CheckpointPath")  # types of `recipes.config`

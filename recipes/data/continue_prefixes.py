@@ -14,9 +14,10 @@ from recipes.stage.engine import engine
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
-from recipes.stage.policies import continuer_of
+from recipes.stage.policies import continuer_of, with_rows
 from rewards.pairing.prefixes import continue_beginnings, is_all_wrong, sound_beginnings
 from rewards.pairing.spans import RejectedSpan
+from rewards.sampling.rows_per_call import ROWS
 from rewards.types import Verdict
 
 
@@ -26,6 +27,8 @@ def continue_prefixes(config: ContinueConfig) -> Path:
     The budget is prefixes x num_continuations for each problem with only wrong samples; the manifest says what was
     drawn. Each call's results are in `calls.sqlite` as soon as they are there.
     """
+    config = with_rows(config)
+    rows = config.batch_rows or ROWS
     stage = open_stage("continue", config, inputs=[config.groups, config.policy])
     if stage.complete:
         return stage.out
@@ -48,7 +51,7 @@ def continue_prefixes(config: ContinueConfig) -> Path:
                 config.policy,
                 temperature=config.temperature,
                 max_new_tokens=config.max_new_tokens,
-                batch_rows=config.batch_rows,
+                batch_rows=rows,
                 with_texts=True,
             ),
         ) as run,
@@ -59,7 +62,7 @@ def continue_prefixes(config: ContinueConfig) -> Path:
             run=run,
             num_continuations=config.num_continuations,
             seed=config.seed,
-            rows_a_call=config.batch_rows,
+            rows_a_call=rows,
             each=calls.each,
             on_drawn=bar.update,
         )

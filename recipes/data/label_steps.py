@@ -21,7 +21,7 @@ from recipes.stage.engine import engine
 from recipes.stage.folder import Stage, open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
-from recipes.stage.policies import continuer_of, served_generator
+from recipes.stage.policies import continuer_of, served_generator, with_rows
 from recipes.stage.set_aside import set_aside
 from rewards.errors import ServerError
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
@@ -39,6 +39,7 @@ from rewards.prm.labelling.monte_carlo import Labelled, label_steps
 from rewards.prm.labelling.responses import choose_responses
 from rewards.prm.labelling.served import Unit, label_steps_on_servers
 from rewards.prm.labelling.token_limit import TokenLimit, tokens_of
+from rewards.sampling.rows_per_call import ROWS
 from rewards.steps import scored_steps
 from rewards.types import RolloutGroup
 
@@ -55,6 +56,7 @@ def label(config: LabelConfig) -> Path:
     they are there: after a kill the same command continues.
     """
     _check(config)
+    config = with_rows(config)
     stage = open_stage(
         "label-steps",
         config,
@@ -140,15 +142,16 @@ def _settings(config: LabelConfig) -> dict[str, Any]:
 def _here(config: LabelConfig, stage: Stage, calls: CallStore) -> Iterator[tuple[Estimate, Draw]]:
     """The model in this process or on several workers: all responses advance together, in calls of `batch_rows`."""
     assert config.policy is not None
+    rows = config.batch_rows or ROWS
     work = partial(
         continuer_of,
         config.policy,
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
-        batch_rows=config.batch_rows,
+        batch_rows=rows,
         with_texts=config.keep_continuations,
     )
-    settings = _settings(config) | {"rows_a_call": config.batch_rows}
+    settings = _settings(config) | {"rows_a_call": rows}
     with engine(config, work) as run:
 
         def draw(chosen: list[RolloutGroup], tell: Callable[[int], object]) -> Labelled:

@@ -25,7 +25,7 @@ from recipes.config import SampleConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
-from recipes.stage.policies import checked_params, generator_of
+from recipes.stage.policies import checked_params, generator_of, with_rows
 from recipes.stage.problem_source import SOURCE, problem_file
 from recipes.stage.quarantine import Quarantine, readable
 from recipes.stage.set_aside import set_aside
@@ -36,6 +36,7 @@ from rewards.kept.store import SampleStore, StoredSample
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
 from rewards.sampling.prompts import prompt_files, prompt_of
+from rewards.sampling.rows_per_call import ROWS
 from rewards.scoring.other_images import partners, showing
 from rewards.types import Problem, Rollout, RolloutGroup
 
@@ -54,6 +55,7 @@ def sample(config: SampleConfig) -> Path:
     params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
     own = problem_file(config.problems, config.out / SOURCE, columns=config.columns, grows=True)
     config = replace(config, problems=own)
+    config = with_rows(config)
     inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage(
         "sample", config, inputs=inputs, grows=("num_samples", "problems"), refuse=config.on_change == "refuse"
@@ -138,7 +140,7 @@ def _drawing(config: SampleConfig, params: SamplingParams, rows_a_problem: int) 
         yield generator_of(config, params, rows_a_problem)
     else:
         with engine(config, partial(_drawer, config, params, rows_a_problem)) as run:
-            yield PooledGenerator(run, problems_a_task=max(1, config.batch_rows // rows_a_problem))
+            yield PooledGenerator(run, problems_a_task=max(1, (config.batch_rows or ROWS) // rows_a_problem))
 
 
 @contextmanager

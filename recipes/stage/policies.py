@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mpo.multimodal.errors import ConfigError
-from recipes.config import LabelConfig, SampleConfig
+from recipes.config import ContinueConfig, LabelConfig, SampleConfig
 from rewards.sampling.generator import Generator, SamplingParams, check_number
+from rewards.sampling.rows_per_call import ROWS, row_bytes, rows_per_call
+
+Drawing = TypeVar("Drawing", SampleConfig, LabelConfig, ContinueConfig)
 
 
 def checked_params(config: SampleConfig) -> SamplingParams:
@@ -21,11 +25,40 @@ def checked_params(config: SampleConfig) -> SamplingParams:
         raise ConfigError("engine ray is for a policy in this process; for a server, raise concurrency instead")
     if config.on_change not in ("refuse", "segment"):
         raise ConfigError(f"on_change must be refuse or segment, got {config.on_change!r}")
-    if config.batch_rows < 1 or config.concurrency < 1:
+    if (config.batch_rows is not None and config.batch_rows < 1) or config.concurrency < 1:
         raise ConfigError(f"expected batch_rows and concurrency >= 1, got {config.batch_rows}, {config.concurrency}")
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
     check_number(config.num_samples, params)
     return params
+
+
+def with_rows(config: Drawing) -> Drawing:
+    """The settings with a number of rows per call: as given, or decided here, before the stage writes it down.
+
+    So a run that is resumed on a card with another memory is refused like any other change of `batch_rows`.
+    """
+    rows = config.batch_rows
+    return replace(config, batch_rows=rows_for(config.policy, config.max_new_tokens) if rows is None else rows)
+
+
+def rows_for(policy: Path | None, new_tokens: int, *, memory: int | None = None) -> int:
+    """Rows per call of a policy in this process; `memory` is that of the device in bytes, None asks it."""
+    memory = _device_memory() if memory is None else memory
+    weights = 0 if policy is None else sum(file.stat().st_size for file in policy.glob("*.safetensors"))
+    if policy is None or not memory or not weights:
+        return ROWS
+    from mpo.multimodal.loading import load_config, stored_dtype
+
+    text = load_config(policy).get_text_config()
+    row = row_bytes(text, number_bytes=stored_dtype(policy).itemsize, new_tokens=new_tokens)
+    return rows_per_call(memory=memory, weights=weights, row=row)
+
+
+def _device_memory() -> int:
+    """Bytes of the GPU that a policy in this process would run on; 0 without one."""
+    import torch
+
+    return torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else 0
 
 
 def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -> Generator:
@@ -52,7 +85,7 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
         load_for_inference(config.policy),
         load_processor(config.policy),
         params,
-        batch_rows=config.batch_rows,
+        batch_rows=config.batch_rows or rows_for(config.policy, config.max_new_tokens),
         rows_a_problem=rows_a_problem,
         keep_logprobs=config.logprobs,
     )

@@ -134,6 +134,8 @@ def _memory(memory: MemoryEstimate, console: Console) -> None:
         "reference": memory.reference,
         "optimizer states": memory.optimizer,
         "gradients": memory.gradients,
+        "one micro-batch: pixels, ids, positions": memory.batch,
+        "LM head, one tile of logits": memory.head,
         "activations, language model": memory.activations.language,
         "activations, vision tower": memory.activations.vision,
         "activations, the rest": memory.activations.rest,

@@ -83,6 +83,7 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, *, augmented: bool 
         # Rows are seen more than once, and are the same each time.
         "precompute_ref_log_probs": seen > rows and not weights_are_sharded() and not augmented,
         "jpeg_augmentation": config.jpeg_augmentation,
+        "master_weights": config.master_weights,
         "logging_steps": 10,
         "logging_first_step": True,  # 0.8318 + L_g where policy = reference
         "report_to": config.report_to,

@@ -52,9 +52,10 @@ def weights_dtype(config: ModelTraining, dtype: torch.dtype) -> torch.dtype:
     """The number type of the weights while they are trained, of a pass in `dtype`.
 
     Weights that are trained are float32 whatever the pass runs in: at a learning rate of 1e-6, an Adam step is below
-    the resolution of bfloat16 and would be lost. Under adapters the weights stay as they are, so they take `dtype`.
+    the resolution of bfloat16 and would be lost. Under adapters the weights stay as they are, so they take `dtype`; so
+    do those whose float32 copies the optimizer keeps.
     """
-    return dtype if config.lora_rank else torch.float32
+    return dtype if config.lora_rank or getattr(config, "master_weights", False) else torch.float32
 
 
 def choose_trained(model: Any, config: ModelTraining) -> LoraConfig | None:

@@ -9,6 +9,7 @@ from typing import Any
 from mpo.multimodal.images import load_image
 from mpo.multimodal.jpeg import JpegAugmentation, compressed
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
+from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.prefix import IGNORED
 from rewards.prm.formats import PRMFormat
 from rewards.prm.labelling.labels import LabelledGroup
@@ -27,6 +28,7 @@ class PRMCollator:
         with_text: the inputs' `labels` mark the tokens of the responses' own text, for L_text.
         released: rows of `rewards.prm.released`; their `labels` mark the signs and the ends of their turns.
         jpeg: compresses images at random (`mpo/multimodal/jpeg.py`); None leaves all as they are.
+        positions: adds the model's `position_ids` to the inputs; None leaves them to the model.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class PRMCollator:
         with_text: bool = False,
         released: bool = False,
         jpeg: JpegAugmentation | None = None,
+        positions: RowPositions | None = None,
     ) -> None:
+        self.positions = positions
         self.processor, self.format, self.jpeg = processor, prm_format, jpeg
         self.shared, self.with_text, self.released = shared, with_text, released
         self._rendered: Kept[tuple[LabelledGroup, list[RenderedSolution]]] = Kept(KEPT_BYTES)
@@ -51,7 +55,7 @@ class PRMCollator:
         """
         rendered = [self._rows_of(group) for group in groups]
         placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
-        inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
+        inputs, positions = rows_of(rendered, self.processor, shared=self.shared, positions=self.positions)
         for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
             if not solution.ends_right and not self.released:
                 inputs["labels"][row, start:end] = IGNORED

@@ -22,6 +22,7 @@ from mpo.multimodal.hub import model_folder
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import best_device, load_model, load_processor, stored_dtype
 from mpo.multimodal.packing import LAYOUT
+from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.scoring import logits_at
 from rewards.prm.formats import CONTRACT, FORMATS, PRMFormat, find_format, validated
 from rewards.prm.label_head import check_head, load_label_head
@@ -64,6 +65,7 @@ class ModelPRM(StepPRM):
         self.batch_rows = batch_rows
         self.max_pass_tokens = max_pass_tokens or (4096 if model.device.type == "cpu" else 65_536)
         self._labels = prm_format.label_ids(processor.tokenizer)
+        self._positions = RowPositions.without_weights(model)
         self.shares = prepare_sharing(model)
         self._kernel: bool | None = None  # whether attention may use it; unknown until a first packed batch
 
@@ -119,7 +121,7 @@ class ModelPRM(StepPRM):
         return logits_at(self.model, inputs, positions, self._labels, max_tokens=self.max_pass_tokens)
 
     def _rows(self, rendered: Sequence[Sequence[RenderedSolution]]) -> tuple[dict[str, Any], list[list[int]]]:
-        inputs, positions = rows_of(rendered, self.processor, shared=self.shares)
+        inputs, positions = rows_of(rendered, self.processor, shared=self.shares, positions=self._positions)
         if LAYOUT in inputs:
             inputs[LAYOUT].varlen = self._kernel is not False
         device = self.model.device

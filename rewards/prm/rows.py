@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mpo.multimodal.agreement import Found, check_first_batch
 from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, paired_rows
+from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.prefix import IGNORED, EncodedPrompt, shared_length, stack_rows
 from mpo.multimodal.scoring import logits_at
 from mpo.multimodal.shared_prefix import enable_shared_prefix, why_not_shared
@@ -31,7 +32,11 @@ def prepare_sharing(model: Any) -> bool:
 
 
 def rows_of(
-    problems: Sequence[Sequence[RenderedSolution]], processor: Any, *, shared: bool
+    problems: Sequence[Sequence[RenderedSolution]],
+    processor: Any,
+    *,
+    shared: bool,
+    positions: RowPositions | None = None,
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """Model inputs for responses to several problems, and where to read them.
 
@@ -39,6 +44,7 @@ def rows_of(
         problems: for each problem its rendered responses, all with the same images.
         processor: of the model that will read them.
         shared: packed rows, for a model that can read them, wherever responses have a prefix in common.
+        positions: adds the model's `position_ids`; None leaves them to the model.
 
     Returns:
         The inputs, and for each of their rows the positions to read, response after response.
@@ -50,12 +56,13 @@ def rows_of(
     if not shared or any(pack is None for pack in packs):
         prompts = [solution.prompt for solution in flat]
         rows = stack_rows(prompts, [solution.continuation for solution in flat], pad_token_id=pad_token_id)
-        stacked: dict[str, Any] = {**rows, **row_images(prompts)}
+        placed = {} if positions is None else positions(rows)
+        stacked: dict[str, Any] = {**rows, **row_images(prompts), **placed}
         _mark_text(stacked, [(row, 0, solution.text) for row, solution in enumerate(flat)])
         return stacked, [list(solution.read_positions) for solution in flat]
     prefixes, solutions = zip(*(pack for pack in packs if pack is not None), strict=True)
     batch = pack_rows(prefixes, [[tail for tail, _ in some] for some in solutions], pad_token_id=pad_token_id)
-    positions = [
+    read = [
         [start + offset for (start, _), (_, offsets) in zip(batch[LAYOUT].segments(row), some, strict=True)
          for offset in offsets]
         for row, some in enumerate(solutions)
@@ -63,7 +70,7 @@ def rows_of(
     moved = [(row, start - len(prefix.input_ids) + 1) for row, prefix in enumerate(prefixes)
              for start, _ in batch[LAYOUT].segments(row)]  # fmt: skip
     _mark_text(batch, [(*place, solution.text) for place, solution in zip(moved, flat, strict=True)])
-    return batch, positions
+    return batch | ({} if positions is None else positions(batch)), read
 
 
 def _mark_text(batch: dict[str, Any], texts: Sequence[tuple[int, int, tuple[int, ...] | None]]) -> None:

@@ -32,7 +32,8 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.jpeg import Jpeg, JpegAugmentation, JpegEpochs
 from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.packing import LAYOUT
-from mpo.multimodal.ranks import check_pictures
+from mpo.multimodal.positions import RowPositions
+from mpo.multimodal.ranks import with_blank_image
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens, token_logps
 from mpo.multimodal.whole_steps import WholeStepTrainer
 from rewards.prm.collator import PRMCollator, first_groups
@@ -113,6 +114,7 @@ class PRMTrainer(WholeStepTrainer):
         self._evaluated_sums: Tensor | None = None  # of this evaluation: step terms, text terms, and their counts
         self._shares = shared = prepare_sharing(model)
         self._kernel: bool | None = None  # whether attention may use it; unknown until a first packed batch
+        positions = RowPositions.without_weights(model)
         if peft_config is not None:
             set_seed(args.seed)  # the adapters' first values
             model = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT writes into what it is given
@@ -120,7 +122,13 @@ class PRMTrainer(WholeStepTrainer):
                 model.enable_input_require_grads()
         jpeg = JpegAugmentation(jpeg_augmentation, seed=args.seed)
         collator = PRMCollator(
-            processor, prm_format, shared=shared, with_text=text_weight > 0, released=as_released, jpeg=jpeg
+            processor,
+            prm_format,
+            shared=shared,
+            with_text=text_weight > 0,
+            released=as_released,
+            jpeg=jpeg,
+            positions=positions,
         )
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
@@ -137,7 +145,7 @@ class PRMTrainer(WholeStepTrainer):
     ) -> Tensor:
         """L_step + w·L_text: local sums × world size / `num_items_in_batch`, the step's counts, or the batch's."""
         if self.weights_get_sharded:
-            check_pictures(inputs["inputs"])
+            inputs = {**inputs, "inputs": with_blank_image(inputs["inputs"], self.processing_class)}
         problems = [*dict.fromkeys(inputs["problems"])]
         step_terms, text_terms = self._terms(model, inputs)
         world_size = 1 if num_items_in_batch is None else self.accelerator.num_processes

@@ -38,6 +38,7 @@ def test_own_fields() -> None:
         "reward_shift_momentum",
         "generation_average",
         "layout",
+        "master_weights",
         "group_by_prompt",
         "max_row_tokens",
         "reference_cache_dir",

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,20 @@ def test_peak_by_hand() -> None:
     assert one.peak_with(checkpointing=True) == 4000 + max(50 + 40 + 100, 400)
     several = MemoryEstimate(1000, 0, 2000, 400, activations, checkpointing=True, accumulates=True)
     assert several.peak == 3000 + 190 + 400
+    fed = replace(several, batch=70, head=30)
+    assert fed.peak == 3000 + 70 + (190 + 30) + 400
+
+
+def test_a_micro_batch_is_counted_once_and_alone(tmp_path: Path) -> None:
+    """Four micro-batches per step, one of them held: pixels in float32, ids, mask, labels and positions in int64."""
+    trainer = trainer_for(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    memory = preflight(trainer, batches=1).memory
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    pixels, ids = batch["pixel_values"], batch["input_ids"]
+    assert memory.batch == 4 * pixels.numel() + 4 * 8 * ids.numel()
+    width = trainer.model.get_output_embeddings().weight.shape
+    positions = ids[:, 1:].numel()
+    assert memory.head == 4 * positions * (width[0] + width[1])  # on a CPU all positions, one tile of the vocabulary
 
 
 def test_counted_activations_are_what_autograd_saves(tmp_path: Path) -> None:

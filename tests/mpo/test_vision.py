@@ -14,7 +14,7 @@ from mpo.multimodal.loading import load_model
 from mpo.multimodal.packing import pack_rows, paired_rows
 from mpo.multimodal.prefix import EncodedPrompt
 from mpo.multimodal.scoring import response_logps
-from mpo.multimodal.vision import IMAGES, RowImages, encode_images_once, share_frozen_vision
+from mpo.multimodal.vision import BLANK, IMAGES, RowImages, encode_images_once, share_frozen_vision
 from mpo.trainer import MPOTrainer
 from tests.mpo.tiny import preference_rows, tiny_config, tiny_internvl
 from tests.mpo.tiny_models import SHARING, packed_batch, prepared, tiny_model
@@ -47,6 +47,27 @@ def test_repeated_rows_give_the_values_and_gradients_of_rows_encoded_each(name: 
     assert each_grads.keys() == shared_grads.keys()
     for key, grad in each_grads.items():
         assert (shared_grads[key] - grad).norm() <= 1e-5 * torch.maximum(grad.norm(), 1e-3 * whole), key
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_a_blank_image_uses_the_tower_and_counts_nothing(name: str) -> None:
+    """A text-only batch beside ranks with images: values and gradients are those without a blank image, and exactly the
+    weights that an image trains are used, with a gradient of exactly 0."""
+    model = prepared(name, "plain")
+    encode_images_once(model)
+    grads: dict[str, dict[str, torch.Tensor]] = {}
+    sums: dict[str, torch.Tensor] = {}
+    text = pack_rows([EncodedPrompt(torch.tensor([5, 6, 7, 8]), {}, {})], [[[9, 10], [11]]], pad_token_id=0)
+    blank = {BLANK: SHARING[name][2](1)}
+    for case, batch in (("images", packed_batch(name, model)), ("text", text), ("blank", {**text, **blank})):
+        model.zero_grad(set_to_none=True)
+        sums[case], _ = response_logps(model, batch)
+        sums[case].sum().backward()
+        grads[case] = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    assert torch.equal(sums["blank"], sums["text"])
+    assert grads["blank"].keys() == grads["images"].keys() > grads["text"].keys()
+    for key, grad in grads["blank"].items():
+        assert torch.equal(grad, grads["text"].get(key, torch.zeros_like(grad))), key
 
 
 def test_rows_without_pictures_and_batches_without_any() -> None:

@@ -150,6 +150,12 @@ def test_the_checkpoints_number_type(policy_folder: Path, pairs: Path, tmp_path:
     adapted = build_trainer(replace(config, lora_rank=2), tmp_path / "adapted", read_pairs(config))
     dtypes = {(parameter.requires_grad, parameter.dtype) for parameter in adapted.model.parameters()}
     assert dtypes == {(False, torch.bfloat16), (True, torch.float32)}
+    masters = build_trainer(replace(config, master_weights=True, max_steps=2), tmp_path / "masters", read_pairs(config))
+    assert masters.args.master_weights
+    models = (masters.model, masters.ref_model)
+    assert {parameter.dtype for model in models for parameter in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ConfigError, match="trained weights in bfloat16, got float32: set dtype to bfloat16"):
+        build_trainer(replace(config, master_weights=True, dtype="float32"), tmp_path / "no", read_pairs(config))
 
 
 @pytest.mark.parametrize(
