@@ -33,6 +33,7 @@ Budget = Literal["full", "sequential", "bisect"]
 DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "stepwise"]
 Engine = Literal["local", "ray"]
 NumberType = Literal["auto", "float32", "bfloat16"]
+OneReward = Literal["self_certainty", "scores"]
 OnChange = Literal["refuse", "segment"]
 Positive = Annotated[float, Gt(0)]
 Read = Literal["token_ids", "choice", "top"]
@@ -379,6 +380,25 @@ class ScoreConfig(EngineConfig):
             "help": "score again with a blank image and with another problem's, to see how much the score depends on "
             "the image"
         },
+    )
+
+
+@dataclass
+class RateConfig:
+    """`mpo rate`: one reward per response, without a PRM."""
+
+    groups: Path = field(metadata={"help": "folder with a groups.jsonl, of `mpo verify` or `mpo sample`"})
+    out: Path = field(metadata={"help": "folder for the rated groups"})
+    by: OneReward = field(
+        default="self_certainty",
+        metadata={
+            "help": "self_certainty (from the log-probabilities that `mpo sample --logprobs` keeps) or scores (of a "
+            "critic that ran elsewhere)"
+        },
+    )
+    scores: Path | None = field(
+        default=None,
+        metadata={"help": "for scores: JSON lines with problem_id, index (place among its responses) and score"},
     )
 
 
@@ -740,6 +760,22 @@ class BestOfNConfig:
     ks: list[int] = field(
         default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of responses to choose among"}
     )
+    scored: bool = field(
+        default=True, metadata={"help": "whether the responses have rewards; without, only votes and blind rulers"}
+    )
+    skip_unverified: bool = field(
+        default=False, metadata={"help": "leave out problems that no verifier could check, instead of refusing them"}
+    )
+
+
+@dataclass
+class EvaluateArguments:
+    """`mpo evaluate`: policies × critics × N on benchmarks, as one table and one page."""
+
+    settings: Path = field(
+        metadata={"help": "YAML file with policies, benchmarks and critics, or a name of `mpo settings` such as seven"}
+    )
+    out: Path = field(metadata={"help": "folder for every sample and score, and for results/"})
 
 
 @dataclass
