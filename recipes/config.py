@@ -77,6 +77,20 @@ class PromptConfig:
     )
 
 
+@dataclass
+class ColumnsConfig:
+    """What the columns of a table of problems are called."""
+
+    columns: list[str] = field(
+        default_factory=list,
+        kw_only=True,
+        metadata={
+            "help": "for problems with other column names: part=column, such as question=query answer=label; parts are "
+            "id, question, image, answer, choices, hint"
+        },
+    )
+
+
 @dataclass(kw_only=True)
 class ModelTraining:
     """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
@@ -210,11 +224,14 @@ class DeepenConfig:
 
 
 @dataclass
-class SampleConfig(EngineConfig, PromptConfig):
+class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
     """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 
     problems: Path = field(
-        metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
+        metadata={
+            "help": "problems: JSON lines, a VLMEvalKit TSV, Parquet, a folder that datasets saved, or "
+            "hub:NAME[:CONFIG][:SPLIT]; image paths stay inside the file's folder"
+        }
     )
     out: Path = field(
         metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command resumes an interrupted run"}
@@ -257,6 +274,29 @@ class SampleConfig(EngineConfig, PromptConfig):
         },
     )
     parquet: bool = field(default=False, metadata={"help": "also write samples.parquet, which contains the images"})
+
+
+@dataclass
+class ImportResponsesConfig(ColumnsConfig):
+    """`mpo import-responses`: responses made elsewhere become a folder of samples."""
+
+    responses: list[Path] = field(
+        metadata={
+            "help": "files of responses, such as own JSON lines with response or responses, in any form that "
+            "docs/formats.md lists; of several files each gives further samples"
+        }
+    )
+    out: Path = field(metadata={"help": "folder for groups.jsonl, problems.jsonl and images/"})
+    problems: Path | None = field(
+        default=None,
+        metadata={
+            "help": "problems that the responses answer, by id: anything that --problems of `mpo sample` takes; "
+            "default: the questions in the files themselves"
+        },
+    )
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder that image paths are relative to; default: each file's own"}
+    )
 
 
 @dataclass

@@ -34,6 +34,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "draw N responses per problem",
             "mpo sample --policy models/policy --problems data/questions.jsonl --out run/samples",
         ),
+        "import-responses": Command(
+            "recipes.data.import_responses",
+            "import_responses",
+            "ImportResponsesConfig",
+            "take in responses that were made elsewhere, as if `mpo sample` had drawn them",
+            "mpo import-responses answers.jsonl --problems data/questions.jsonl --out run/samples",
+            bare=("responses",),
+        ),
         "verify": Command(
             "recipes.data.verify",
             "verify",

@@ -26,6 +26,7 @@ from recipes.stage.engine import engine
 from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
+from recipes.stage.problem_source import SOURCE, problem_file
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.errors import ServerError
 from rewards.interchange.sample_rows import write_sample_parquet
@@ -51,6 +52,7 @@ def sample(config: SampleConfig) -> Path:
     one that got no usable reply in three runs, while the server answered others.
     """
     params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
+    config = replace(config, problems=problem_file(config.problems, config.out / SOURCE, columns=config.columns))
     inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage(
         "sample", config, inputs=inputs, grows=("num_samples", "problems"), refuse=config.on_change == "refuse"

@@ -42,10 +42,8 @@ def read_rows(path: str | Path, parse: Callable[[int, Any], T]) -> tuple[list[T]
         raise StageError(f"no rows at {path}: expected a file with one JSON object per line, or one JSON array")
     good: list[T] = []
     reasons: Counter[str] = Counter()
-    for number, text in _texts(path):
-        try:
-            row = decoded_row(text) if isinstance(text, bytes) else text
-        except DataError:
+    for number, row in iter_rows(path):
+        if isinstance(row, DataError):
             reasons["not JSON"] += 1  # one reason, whatever the place of the fault
             continue
         try:
@@ -55,6 +53,22 @@ def read_rows(path: str | Path, parse: Callable[[int, Any], T]) -> tuple[list[T]
     if not good:
         raise DataError(f"{path} has no row that can be used: {dict(reasons) or 'it is empty'}")
     return good, reasons
+
+
+def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number (from 1) and value of each row of JSON lines, of one JSON array, or of one object of rows by their ids.
+
+    A row that cannot be decoded is a value, its `DataError`. Of an object of rows (`{"12": {…}, …}`, in a file named
+    `.json`) each gets its key as `id`, unless it has one.
+    """
+    for number, text in _texts(path):
+        if not isinstance(text, bytes):
+            yield number, text
+            continue
+        try:
+            yield number, decoded_row(text)
+        except DataError as error:
+            yield number, error
 
 
 def validated(model: type[Model], row: Any) -> Model:
@@ -100,19 +114,32 @@ def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def _texts(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, line) of JSON lines; (number, decoded row) of an array."""
+    """(number, line) of JSON lines; (number, decoded row) of an array or an object of rows."""
     with path.open("rb") as file:
         while (start := file.read(1)).isspace():
             pass
         file.seek(0)
-        if start != b"[":
+        if start == b"[":
+            try:
+                rows = decoded_row(file.read())
+            except DataError as error:
+                raise DataError(f"{path}: {error}; expected a JSON array of rows") from error
+            yield from enumerate(rows, start=1)
+        elif path.suffix == ".json" and (by_id := _rows_by_id(file.read())):
+            yield from enumerate(by_id, start=1)
+        else:
+            file.seek(0)
             yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-            return
-        try:
-            rows = decoded_row(file.read())
-        except DataError as error:
-            raise DataError(f"{path}: {error}; expected a JSON array of rows") from error
-        yield from enumerate(rows, start=1)
+
+
+def _rows_by_id(text: bytes) -> list[Any]:
+    """The rows of an object that holds nothing else; none if the file is JSON lines."""
+    try:
+        found = decoded_row(text)
+    except DataError:
+        return []
+    rows = isinstance(found, dict) and len(found) > 1 and all(isinstance(row, dict) for row in found.values())
+    return [{"id": key, **row} for key, row in found.items()] if rows else []
 
 
 def decoded_row(text: bytes) -> Any:
