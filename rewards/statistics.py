@@ -126,6 +126,42 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, confidence: flo
     return mean_with_interval(difference.tolist(), confidence=confidence)
 
 
+def mean_of_means(columns: Sequence[Sequence[float]], *, confidence: float = 0.95, resamples: int = 2000) -> Estimate:
+    """The mean over data sets of the mean within each, with an interval over the problems of every data set.
+
+    The data sets are the ones that they are: only their problems are resampled, each data set's by themselves. For
+    differences, give differences of the same problems.
+
+    Args:
+        columns: one data set each, with at least one finite number per problem.
+        confidence: in (0, 1).
+        resamples: bootstrap resamples.
+
+    Returns:
+        `n` is the number of problems of all data sets.
+
+    Raises:
+        DataError: there is no column, or one is empty or not finite.
+
+    Example:
+        >>> mean_of_means([[1.0, 1.0, 1.0], [0.5]])
+        Estimate(mean=0.75, low=0.75, high=0.75, n=4)
+    """
+    arrays = [np.asarray(column, dtype=np.float64) for column in columns]
+    if not arrays or any(array.ndim != 1 or not array.size or not np.isfinite(array).all() for array in arrays):
+        raise DataError(f"expected lists of finite numbers, got lengths {[len(column) for column in columns]}")
+    rng = np.random.default_rng(0)
+    drawn = np.zeros(resamples)
+    for array in arrays:
+        for start in range(0, resamples, _BLOCK):
+            picks = rng.integers(0, array.size, (min(_BLOCK, resamples - start), array.size))
+            drawn[start : start + len(picks)] += array[picks].mean(1) / len(arrays)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(drawn, [tail, 100 - tail]).round(12)
+    mean = math.fsum(float(array.mean()) for array in arrays) / len(arrays)
+    return Estimate(mean, float(low), float(high), sum(array.size for array in arrays))
+
+
 _Z = 1.959964  # 95 % of a normal distribution
 
 

@@ -27,7 +27,7 @@ SIDE = 16  # of the difference hash: SIDE² bits
 STEP = 6  # grey levels of 255 that a neighbour must be brighter by: the noise of JPEG and of resizing sets no bit
 BAND = 16  # bits of a hash that must be the same for two images to be compared at all
 MAX_DISTANCE = 12  # bits of SIDE² = 256; fewer than there are bands, so a close pair has equal ones
-MIN_OVERLAP = 0.6  # of n-grams, Jaccard
+MIN_OVERLAP = 0.6  # of n-grams
 WORDS = 3  # per n-gram
 _WORD = re.compile(r"\w+")
 
@@ -40,7 +40,7 @@ class NearDuplicate:
 
     Attributes:
         test, training: their ids.
-        overlap: Jaccard index of the questions' n-grams, in [0, 1].
+        overlap: of the questions, in [0, 1]; see `overlap`.
         distance: the largest number of bits in which two images' hashes differ; `None` where there are no images.
         same_question: whether the overlap is large enough for a near-duplicate; else only the images are close.
     """
@@ -94,15 +94,18 @@ def ngrams(question: str) -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(words[start : start + WORDS]) for start in range(len(words) - WORDS + 1))
 
 
-def overlap(a: frozenset[Any], b: frozenset[Any]) -> float:
-    """Jaccard index |a ∩ b| / |a ∪ b|; 0 for two empty sets.
+def overlap(test: frozenset[Any], training: frozenset[Any], *, with_images: bool = False) -> float:
+    """How much of two questions is the same: the Jaccard index |a ∩ b| / |a ∪ b| of their n-grams; 0 for empty ones.
+
+    With images, which must be close as well, it is |a ∩ b| / |a|, the part of the test question that the training
+    prompt holds, whatever instructions stand around it.
 
     Example:
-        >>> overlap(frozenset("abc"), frozenset("bcd"))
-        0.5
+        >>> overlap(frozenset("abc"), frozenset("bcd")), overlap(frozenset("bc"), frozenset("bcd"), with_images=True)
+        (0.5, 1.0)
     """
-    both = len(a | b)
-    return len(a & b) / both if both else 0.0
+    whole = len(test) if with_images else len(test | training)
+    return len(test & training) / whole if whole else float(with_images and not training)
 
 
 @dataclass
@@ -145,6 +148,29 @@ def near_duplicates(tests: Iterable[Problem], training: Iterable[Problem]) -> It
             yield found
 
 
+def with_like_questions(tests: Sequence[Problem], training: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """The problems of both sides whose questions come near one of the other side's: only their images need be opened.
+
+    Example:
+        >>> ours = [Problem("a", "Which bar is the longest?"), Problem("b", "How many cats are there?")]
+        >>> [[p.id for p in side] for side in with_like_questions(ours, [Problem("c", "which bar is the longest")])]
+        [['a'], ['c']]
+    """
+    sides = [{grams: None for problem in some if (grams := ngrams(problem.question))} for some in (tests, training)]
+    holding: defaultdict[tuple[str, ...], list[frozenset[tuple[str, ...]]]] = defaultdict(list)
+    for grams in sides[1]:
+        for gram in grams:
+            holding[gram].append(grams)
+    near: list[set[frozenset[tuple[str, ...]]]] = [set(), set()]
+    for grams in sides[0]:
+        for other in {other for gram in grams for other in holding.get(gram, ())}:
+            if overlap(grams, other, with_images=True) >= MIN_OVERLAP:
+                near[0].add(grams)
+                near[1].add(other)
+    found = [[p for p in some if ngrams(p.question) in own] for some, own in zip((tests, training), near, strict=True)]
+    return found[0], found[1]
+
+
 def _closest(
     id: str, hashes: tuple[Hash, ...], grams: frozenset[tuple[str, ...]], index: _Index
 ) -> NearDuplicate | None:
@@ -154,7 +180,7 @@ def _closest(
         apart = _apart(hashes, other_hashes)
         if apart is None or apart > MAX_DISTANCE:
             continue
-        shared = overlap(grams, other_grams)
+        shared = overlap(grams, other_grams, with_images=bool(hashes))
         if (hashes or shared >= MIN_OVERLAP) and (best is None or (shared, -apart) > best[:2]):
             best = (shared, -apart, other)
     if best is None:

@@ -61,7 +61,6 @@ def evaluate(
 def _of_responses(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str, Any]:
     """How different the responses are, what the verifier said of them, how they ended."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    aucs = list(within_problem_aucs(groups).values())
     return {
         "distinct_answers": {str(k): _mean([distinct_at_k(group, k) for group in groups]) for k in ks},
         "verdicts": _shares(Counter(verdict_of(rollout) for rollout in rollouts), len(rollouts)),
