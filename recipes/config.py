@@ -308,8 +308,9 @@ class VerifyConfig:
     verifier: str = field(
         default="auto",
         metadata={
-            "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, "
-            "short, exact, relaxed, anls, vqa, your own package.module:function, or judge (a model behind base_url)"
+            "help": "auto (picks one for each problem by its reference and choices), auto_rounded (the same, with "
+            "numbers as close as benchmarks ask), math, number, rounded, choice, yes_no, short, exact, relaxed, anls, "
+            "vqa, your own package.module:function, or judge (a model behind base_url)"
         },
     )
     second_verifier: str = field(

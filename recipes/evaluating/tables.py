@@ -212,7 +212,7 @@ def print_tables(evaluation: Mapping[str, Any], seconds: Sequence[Mapping[str, A
 
 
 def _short_differences(evaluation: Mapping[str, Any]) -> tuple[Header, Rows]:
-    """At the largest N, and at equal tokens at the largest N whose vote was drawn; in whole points, for the terminal."""
+    """At the largest N, and at equal tokens at the largest N whose vote was drawn; for the terminal."""
     rows = []
     for policy in evaluation["policies"]:
         for name in own_critics(evaluation):

@@ -52,7 +52,7 @@ class Benchmark:
     columns: Mapping[str, str] = field(default_factory=dict)
     keep: Mapping[str, str] = field(default_factory=dict)
     prompt: str = "cot"
-    verifier: str = "auto"
+    verifier: str = "auto_rounded"
     by: tuple[str, ...] = ()
     shows_options: bool = False
     numbered: bool = False

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-SAMPLES = 8
+SAMPLES = 6
 LETTERS = "ABCD"
 POLICIES = {"Alpha-2B": 0.35, "Beta-8B": 0.6}  # P(a response is right)
 CRITICS = {"GoodPRM": 0.35, "NoisyPRM": 1.5}  # spread of the made-up scores around right and wrong
@@ -156,7 +156,7 @@ def settings(folder: Path, **more: Any) -> Path:
         critic: {"scores": f"{folder}/{critic}-{{policy}}-{{benchmark}}.jsonl", "cost": 1.0} for critic in CRITICS
     }
     critics["Self-consistency"] = {"vote": "majority"}
-    content = {"ns": [1, 2, 4, 8], "verify": {"second_verifier": "exact"}, "policies": policies}
+    content = {"ns": [1, 3, 6], "verify": {"second_verifier": "exact"}, "policies": policies}
     path = folder / "matrix.yaml"
     path.write_text(json.dumps({**content, "benchmarks": benchmarks, "critics": critics, **more}))
     return path
