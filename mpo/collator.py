@@ -13,6 +13,7 @@ import torch
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import image_sha256, load_image
+from mpo.multimodal.jpeg import JpegAugmentation, compressed
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.packing import LAYOUT, can_be_shared, pack_rows, within_limit
 from mpo.multimodal.prefix import IGNORED, EncodedPrompt, encode_prompt, stack_rows
@@ -65,6 +66,7 @@ class PreferenceCollator:
         max_row_tokens: a packed row that would be longer is split, which repeats its prompt; a row always holds at
             least one response. None never splits.
         max_length: most tokens of prompt (with its images) and longer response; a longer row is an error, never cut.
+        jpeg: compresses images at random (`mpo/multimodal/jpeg.py`); None leaves all as they are.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class PreferenceCollator:
         shared_prefix: bool = False,
         max_row_tokens: int | None = None,
         max_length: int | None = None,
+        jpeg: JpegAugmentation | None = None,
     ) -> None:
+        self.jpeg = jpeg
         self.processor, self.with_keys, self.shared_prefix = processor, with_keys, shared_prefix
         self._prompts: Kept[tuple[EncodedPrompt, str]] = Kept(KEPT_BYTES)
         self.image_root, self.max_row_tokens, self.max_length = image_root, max_row_tokens, max_length
@@ -101,9 +105,11 @@ class PreferenceCollator:
             with naming(name):
                 pair = self.check(row)
                 images = [load_image(image, root=self.image_root) for image in pair.images]
-                key = (pair.prompt, *map(image_sha256, images))
+                identity = (pair.prompt, *map(image_sha256, images))
+                quality = self.jpeg.quality(row.get("data_augment"), "\0".join(identity)) if self.jpeg else 0
+                key = (*identity, quality)
                 if key not in groups:
-                    groups[key] = _Group(*self._prompts(key, partial(self._encoded, pair.prompt, images)))
+                    groups[key] = _Group(*self._prompts(key, partial(self._encoded, pair.prompt, images, quality)))
                 pair.check_length(len(groups[key].prompt.input_ids), self.max_length)
                 pairs.append((key, groups[key].place(pair.chosen), groups[key].place(pair.rejected, pair.counted)))
                 weights.append(pair.weight)
@@ -124,8 +130,9 @@ class PreferenceCollator:
             batch["pair_weight"] = torch.tensor(weights)
         return batch
 
-    def _encoded(self, text: str, images: list[Any]) -> tuple[EncodedPrompt, str]:
-        prompt = encode_prompt(self.processor, text, images)
+    def _encoded(self, text: str, images: list[Any], quality: int) -> tuple[EncodedPrompt, str]:
+        shown = [compressed(image, quality) for image in images] if quality else images
+        prompt = encode_prompt(self.processor, text, shown)
         if not self.with_keys:
             return prompt, ""
         features = {**prompt.token_features, **prompt.image_features}

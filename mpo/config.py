@@ -16,6 +16,7 @@ from trl import DPOConfig
 from mpo.layout import Layout
 from mpo.losses import LENGTH_EXPONENT, GenerationAverage
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.jpeg import Jpeg
 from mpo.reward_shift import RewardShift, ShiftMode
 from mpo.types import LossWeights
 
@@ -51,7 +52,7 @@ REFUSED: dict[str, str] = {
 DECISIVE = (
     *("beta", "preference_weight", "quality_weight", "generation_weight", "label_smoothing", "generation_average"),
     *("reward_shift", "reward_shift_momentum", "disable_dropout", "layout"),
-    *("group_by_prompt", "train_sampling_strategy"),
+    *("group_by_prompt", "train_sampling_strategy", "jpeg_augmentation"),
 )
 
 _DEFAULTS: dict[str, Any] = {"loss_type": ["sigmoid"], "remove_unused_columns": False}
@@ -85,6 +86,9 @@ class MPOConfig(DPOConfig):
             last step are left out of it; another epoch leaves out others.
         max_row_tokens: longest packed row; a prompt whose responses do not fit is repeated in further rows. None never
             splits.
+        jpeg_augmentation: training images that pass through JPEG at a random quality (`mpo/multimodal/jpeg.py`): those
+            of rows that are "marked" `data_augment`, "all" or "none". Evaluation never compresses, and a precomputed
+            reference knows the images as they are, so it leaves marked rows alone and refuses "all".
         reference_cache_dir: where `precompute_ref_log_probs` keeps its values; None is `output_dir`/reference_cache.
         allow_config_change: resume a checkpoint although settings that decide the updates differ; they are logged.
 
@@ -118,6 +122,9 @@ class MPOConfig(DPOConfig):
     reference_cache_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of precomputed reference log-probs."},
+    )
+    jpeg_augmentation: Jpeg = field(
+        default="marked", metadata={"help": "Which training images are compressed at random: none, marked rows, all."}
     )
     allow_config_change: bool = field(
         default=False, metadata={"help": "Resume although the checkpoint's run had other settings."}
@@ -193,5 +200,14 @@ class MPOConfig(DPOConfig):
             raise ConfigError(f"beta must be > 0, got {self.beta}")
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError(f"max_length must be >= 1 or None, got {self.max_length}")
+        if self.jpeg_augmentation not in get_args(Jpeg):
+            raise ConfigError(
+                f"jpeg_augmentation must be one of {list(get_args(Jpeg))}, got {self.jpeg_augmentation!r}"
+            )
+        if self.jpeg_augmentation == "all" and self.precompute_ref_log_probs:
+            raise ConfigError(
+                "jpeg_augmentation='all' changes the images at every visit, and precompute_ref_log_probs keeps the "
+                "reference's values for one of them: leave one of the two out"
+            )
         if not 0.0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")

@@ -1,8 +1,8 @@
 """One row in TRL's vision preference format, checked: what is wrong with it, or what the collator needs of it.
 
 A row is `{images | image, prompt, chosen, rejected}` and may carry `chosen_truncated`, `rejected_truncated`,
-`rejected_span`, `problem_id` and `weight`. Rows are never changed. A row that breaks the format raises a DataError with
-a reason.
+`rejected_span`, `problem_id`, `weight` and `data_augment`. Rows are never changed. A row that breaks the format raises
+a DataError with a reason.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, pair_metrics
 from mpo.monitors import RunMonitor
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.jpeg import JpegAugmentation, JpegEpochs
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.ranks import check_pictures, check_whole_weights
 from mpo.multimodal.whole_steps import WholeStepTrainer
@@ -110,6 +111,7 @@ class MPOTrainer(WholeStepTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(policy)
         self.sharing = PromptSharing(args.layout, [policy, *([] if reference is None else [reference])])
+        jpeg = JpegAugmentation("none" if args.precompute_ref_log_probs else args.jpeg_augmentation, seed=args.seed)
         collator = partial(
             PreferenceCollator,
             with_keys=args.precompute_ref_log_probs,
@@ -121,7 +123,7 @@ class MPOTrainer(WholeStepTrainer):
         super().__init__(
             model=policy,
             args=args,
-            data_collator=data_collator or collator(processor),
+            data_collator=data_collator or collator(processor, jpeg=jpeg),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
@@ -136,6 +138,8 @@ class MPOTrainer(WholeStepTrainer):
         self.reward_shift = RewardShift(args.reward_shift, momentum=args.reward_shift_momentum)
         self.monitor = RunMonitor(starts_at_reference=ref_model is None, after_step=self._commit_reward_shift)
         self.add_callback(self.monitor)
+        self.add_callback(JpegEpochs(jpeg))
+        self._eval_collator = data_collator or collator(processor)  # shows images as they are
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
         self._balanced: TokenBalancedSampler | None = None
 
@@ -226,6 +230,14 @@ class MPOTrainer(WholeStepTrainer):
             own = self._without_repeats(inputs, batch_size=self.args.eval_batch_size)
             loss = self.compute_loss(model, self._prepare_inputs(own))
         return loss.detach(), None, None
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Trainer's, whose images are never compressed."""
+        training, self.data_collator = self.data_collator, self._eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
 
     def evaluation_loop(
         self,

@@ -30,12 +30,28 @@ Arm = Literal[
 ]
 BenchmarkKind = Literal["visualprocessbench", "processbench", "groups"]
 Budget = Literal["full", "sequential", "bisect"]
-DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "stepwise"]
+DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "visualprm_conversations", "stepwise"]
 Engine = Literal["local", "ray"]
+Jpeg = Literal["none", "marked", "all"]
 NumberType = Literal["auto", "float32", "bfloat16"]
 OneReward = Literal["self_certainty", "scores"]
 OnChange = Literal["refuse", "segment"]
 Positive = Annotated[float, Gt(0)]
+PublishedForm = Literal[
+    "visualprm400k",
+    "prm800k",
+    "math_shepherd",
+    "stepwise",
+    "mmpr",
+    "rlaif_v",
+    "llava",
+    "swift",
+    "sharegpt",
+    "chat",
+    "visualprocessbench",
+    "processbench",
+    "problems",
+]
 Read = Literal["token_ids", "choice", "top"]
 RejectedPart = Literal["full", "first_bad_step", "up_to_first_bad_step"]
 Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
@@ -139,6 +155,13 @@ class ModelTraining:
         metadata={
             "help": "most tokens of a prompt with its response, images included; longer rows are rejected and "
             "counted, never cut"
+        },
+    )
+    jpeg_augmentation: Jpeg = field(
+        default="marked",
+        metadata={
+            "help": "training images that are compressed as JPEG at a random quality from 75 to 100, anew in every "
+            "epoch: those that the data marks (data_augment in MMPR's meta.json), all, or none"
         },
     )
     dataloader_num_workers: int | None = field(
@@ -274,6 +297,23 @@ class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
         },
     )
     parquet: bool = field(default=False, metadata={"help": "also write samples.parquet, which contains the images"})
+
+
+@dataclass
+class ImportConfig(ColumnsConfig):
+    """`mpo import FORM SOURCE`: published data, as the commands here read it."""
+
+    form: PublishedForm = field(metadata={"help": "FORM, what SOURCE is; docs/formats.md describes each"})
+    source: Path = field(
+        metadata={"help": "SOURCE: a file, the folder of a release, or for tables hub:NAME[:CONFIG][:SPLIT]"}
+    )
+    out: Path = field(
+        metadata={"help": "folder to write: pairs.parquet, groups.jsonl, test.jsonl or problems.jsonl, and images/"}
+    )
+    sample: int = field(default=0, metadata={"help": "take so many rows of each file, to look first; 0 takes all"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder that image paths are relative to; default: the source's own"}
+    )
 
 
 @dataclass
@@ -536,7 +576,7 @@ class PairsConfig:
 
 @dataclass
 class ConvertDataConfig:
-    """`mpo convert-data FROM TO`: preference pairs (trl, mmpr), or labelled steps (groups, visualprm, stepwise)."""
+    """`mpo convert-data FROM TO`: preference pairs (trl, mmpr), or labelled steps (the others)."""
 
     source_format: DataFormat = field(metadata={"help": "FROM, the format to read"})
     target_format: DataFormat = field(

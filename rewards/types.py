@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import DataError
+from mpo.multimodal.messages import PLACEHOLDER
 from rewards.errors import StepAlignmentError
 
 if TYPE_CHECKING:
@@ -59,14 +60,16 @@ class Problem:
 
     Attributes:
         id: unique within a dataset.
-        question: the bare question, without image placeholders: what a process reward model is shown.
-        images: local paths or PIL images, in the order in which they precede the question.
+        question: the bare question: what a process reward model is shown.
+        images: local paths or PIL images, in the order in which they precede the question or stand in it.
         answer: the reference answer, or `None` where nobody knows it. A number or a truth value becomes its text; of a
             list of accepted answers the first stays and all of them go to `meta["answers"]`.
         meta: whatever else the dataset gives (strings, numbers, lists); carried along. Read are `verifier`, a name of
             `rewards.verifying.verification.VERIFIERS` (by `mpo verify`), `choices`, the texts of the options (by
             `choice`), and `answers`, all accepted answers.
         prompt: how the policy is asked; the bare question unless somebody chose a template.
+        placed: whether `<image>` in the question stands for an image, one for each; else all images precede it, and
+            `<image>` is text.
     """
 
     id: str
@@ -75,8 +78,15 @@ class Problem:
     answer: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     prompt: Prompt = Prompt()
+    placed: bool = False
 
     def __post_init__(self) -> None:
+        if self.placed and self.question.count(PLACEHOLDER) != len(self.images):
+            raise DataError(
+                f"problem {self.id!r}: {self.question.count(PLACEHOLDER)} {PLACEHOLDER} in the question for "
+                f"{len(self.images)} images; expected as many",
+                reason="placeholders and images differ in number",
+            )
         if self.answer is None or isinstance(self.answer, str):
             return
         several = self.answer if isinstance(self.answer, list | tuple) else [self.answer]

@@ -15,18 +15,48 @@ from mpo.multimodal.errors import ConfigError, DataError
 
 Message = dict[str, Any]
 
+PLACEHOLDER = "<image>"  # in a text whose images are placed: where one goes
+IMAGE_BLOCK: Message = {"type": "image"}
+
 _CONTROL: WeakKeyDictionary[Any, tuple[Any, list[str]]] = WeakKeyDictionary()  # tokenizer → what it has, its tokens
 
 
-def user_message(text: str, num_images: int = 0, *, before: str = "") -> Message:
-    """One user turn: `num_images` placeholders, then the text; `before` precedes both.
+def user_message(text: str, num_images: int = 0, *, before: str = "", after: str = "", placed: bool = False) -> Message:
+    """One user turn: `num_images` image blocks, then the text; or the text with a block wherever it holds `<image>`.
+
+    Args:
+        text: of the turn.
+        num_images: that it shows.
+        before, after: text around both, in which `<image>` means nothing.
+        placed: whether `<image>` in `text` stands for an image.
+
+    Raises:
+        DataError: `placed`, and the text holds another number of placeholders.
 
     Example:
         >>> user_message("How many?", 1)["content"]
         [{'type': 'image'}, {'type': 'text', 'text': 'How many?'}]
+        >>> user_message("Is <image> larger?", 1, placed=True)["content"]
+        [{'type': 'text', 'text': 'Is '}, {'type': 'image'}, {'type': 'text', 'text': ' larger?'}]
     """
-    opening = [{"type": "text", "text": before}] if before else []
-    return {"role": "user", "content": [*opening, *[{"type": "image"}] * num_images, {"type": "text", "text": text}]}
+    if not placed:
+        opening = [text_block(before)] if before else []
+        return {"role": "user", "content": [*opening, *[IMAGE_BLOCK] * num_images, text_block(text + after)]}
+    first, *rest = text.split(PLACEHOLDER)
+    if len(rest) != num_images:
+        raise DataError(
+            f"a text with {len(rest)} {PLACEHOLDER} for {num_images} images; expected as many",
+            reason="placeholders and images differ in number",
+        )
+    pieces = [before + first, *rest]
+    pieces[-1] += after
+    blocks = [block for piece in pieces for block in (IMAGE_BLOCK, text_block(piece))][1:]
+    return {"role": "user", "content": [block for block in blocks if block.get("text") != ""]}
+
+
+def text_block(text: str) -> Message:
+    """A text as a part of a turn's content."""
+    return {"type": "text", "text": text}
 
 
 def assistant_message(text: str) -> Message:

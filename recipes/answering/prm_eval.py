@@ -21,6 +21,7 @@ from mpo.multimodal.files import write_atomic
 from recipes.config import PRMEvalConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_groups
+from recipes.stage.kept_images import KeptImages
 from recipes.stage.numbers import Header, Rows, interval, rich_table, signed
 from rewards.interchange.processbench import read_processbench
 from rewards.interchange.visualprocessbench import read_visualprocessbench
@@ -236,7 +237,9 @@ def _row(one: ScoredResponse, development: bool) -> dict[str, Any]:
 
 
 READERS: dict[str, Callable[[PRMEvalConfig, Path], Read]] = {
-    "visualprocessbench": lambda config, path: read_visualprocessbench(path, image_root=config.image_root),
+    "visualprocessbench": lambda config, path: read_visualprocessbench(
+        path, image_root=config.image_root, keep=KeptImages(config.out / "images").kept
+    ),
     "processbench": lambda config, path: read_processbench(path),
     "groups": _labelled_groups,
 }

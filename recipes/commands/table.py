@@ -34,6 +34,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "draw N responses per problem",
             "mpo sample --policy models/policy --problems data/questions.jsonl --out run/samples",
         ),
+        "import": Command(
+            "recipes.data.import_data",
+            "import_data",
+            "ImportConfig",
+            "FORM SOURCE: read published pairs, labelled steps, benchmarks or problems",
+            "mpo import visualprm400k data/VisualPRM400K-v1.1 --out run/steps --sample 100",
+            bare=("form", "source"),
+        ),
         "import-responses": Command(
             "recipes.data.import_responses",
             "import_responses",

@@ -1,9 +1,10 @@
 """`mpo convert-data FROM TO`: one format of preference pairs into the other, one format of labelled steps into another.
 
 Pairs: `trl` (Parquet) and `mmpr` (JSON lines, `meta.json`, images). Labelled steps: `groups` (a folder of ours, for
-`mpo train-prm`), `visualprm` (rows of VisualPRM400K) and `stepwise` (TRL's stepwise rows, with more columns). TRL's
-preference rows have no column for the reference answer, so MMPR's `answer_gt` is lost on the way to them;
-`mpo pairs --mmpr true` writes both at once, with answers. Labelled rows hold no step scores and no rewards.
+`mpo train-prm`), `visualprm` (rows of VisualPRM400K with counts), `visualprm_conversations` (with signs) and `stepwise`
+(TRL's stepwise rows, with more columns). `mpo import` reads what others publish in more forms. TRL's preference rows
+have no column for the reference answer, so MMPR's `answer_gt` is lost on the way to them; `mpo pairs --mmpr true`
+writes both at once, with answers. Labelled rows hold no step scores and no rewards.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from recipes.data.convert_steps import READERS, WRITERS, inside, usable_items
 from recipes.data.dataset_card import write_card
 from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.quarantine import Quarantine
-from rewards.interchange.mmpr import META, read_meta, read_mmpr, write_mmpr
+from rewards.interchange.meta_file import META, read_meta
+from rewards.interchange.mmpr import read_mmpr, write_mmpr
 from rewards.interchange.trl_rows import from_trl_row, iter_trl_parquet, write_trl_parquet
 from rewards.types import PreferencePair
 
@@ -38,7 +40,7 @@ def convert_data(config: ConvertDataConfig) -> Path:
     if wanted not in POSSIBLE:
         ways = ", ".join(f"{a} to {b}" for a, b in POSSIBLE)
         raise ConfigError(f"cannot convert {wanted[0]!r} to {wanted[1]!r}; possible: {ways}")
-    if config.image_root is not None and config.source_format != "visualprm":
+    if config.image_root is not None and not config.source_format.startswith("visualprm"):
         raise ConfigError(
             f"image_root applies to visualprm only; {config.source_format} files name their images themselves"
         )
@@ -65,12 +67,12 @@ def convert_data(config: ConvertDataConfig) -> Path:
 
 def _inputs(config: ConvertDataConfig) -> list[Path]:
     if config.source_format == "mmpr":
-        return [inside(config.source, META), *(annotation for _, annotation in read_meta(config.source).values())]
+        return [inside(config.source, META), *(entry.annotation for entry in read_meta(config.source))]
     if config.source_format == "trl":
         return [inside(config.source, PAIRS)]
     if config.source_format == "groups":
         return [config.source]
-    return [inside(config.source, READERS[config.source_format][1])]
+    return READERS[config.source_format][1](config.source)
 
 
 def _pairs(config: ConvertDataConfig, stage: Stage, quarantine: Quarantine) -> tuple[int, Counter[str], str]:

@@ -24,7 +24,8 @@ from rewards.interchange.stepwise_rows import (
     to_stepwise_row,
     write_stepwise_parquet,
 )
-from rewards.interchange.visualprm import VISUALPRM400K, read_visualprm400k, to_visualprm_row
+from rewards.interchange.visualprm import VISUALPRM400K, to_visualprm_row
+from rewards.interchange.visualprm_release import files_of_release, read_release, to_conversation_row
 from rewards.types import Problem, Rollout, RolloutGroup
 
 T = TypeVar("T")
@@ -40,12 +41,16 @@ def read_labelled_groups(config: ConvertDataConfig) -> Items:
 
 
 def read_visualprm(config: ConvertDataConfig) -> Items:
-    """Rows of a JSON-lines file, or of one in a folder; their images lie below `image_root`, or beside the file."""
-    file = inside(config.source, VISUALPRM400K)
-    root = config.image_root or file.parent
-    if not root.is_dir():
+    """Rows of a release or of one file; their images lie below `image_root`, or beside it."""
+    root = config.image_root
+    if root is not None and not root.is_dir():
         raise StageError(f"image_root {root} is not a folder; expected the folder that the image paths start from")
-    return ((f"{file.name}:{number}", row) for number, row in read_visualprm400k(file, image_root=root))
+    return read_release(config.source, image_root=root)
+
+
+def files_of_visualprm(source: Path) -> list[Path]:
+    """The annotation files of a release, or the one that is named."""
+    return [entry.annotation for entry in files_of_release(source)[1]]
 
 
 def read_stepwise(config: ConvertDataConfig) -> Items:
@@ -82,6 +87,17 @@ def write_visualprm(items: Iterable[tuple[str, Labelled]], out: Path, quarantine
     def convert(problem: Problem, rollout: Rollout) -> dict[str, Any]:
         kept = replace(problem, images=tuple(images.kept(image) for image in problem.images))
         return to_visualprm_row(kept, rollout, image_root=out)
+
+    return write_rows(out / VISUALPRM400K, _converted(items, convert, quarantine))
+
+
+def write_conversations(items: Iterable[tuple[str, Labelled]], out: Path, quarantine: Quarantine) -> int:
+    """The same file and images, each row a conversation whose assistant answers a step with its sign."""
+    images = KeptImages(out / "images", encode=True)
+
+    def convert(problem: Problem, rollout: Rollout) -> dict[str, Any]:
+        names = [f"images/{images.kept(image).name}" for image in problem.images]
+        return to_conversation_row(problem, rollout, images=names)
 
     return write_rows(out / VISUALPRM400K, _converted(items, convert, quarantine))
 
@@ -135,13 +151,15 @@ def _reject(quarantine: Quarantine, where: str, fault: DataError) -> None:
     quarantine.add(where, field if len(field) <= 40 else "row", str(fault))
 
 
-READERS: dict[str, tuple[Callable[[ConvertDataConfig], Items], str]] = {
-    "groups": (read_labelled_groups, GROUPS),
-    "visualprm": (read_visualprm, VISUALPRM400K),
-    "stepwise": (read_stepwise, STEPWISE),
+READERS: dict[str, tuple[Callable[[ConvertDataConfig], Items], Callable[[Path], list[Path]]]] = {
+    "groups": (read_labelled_groups, lambda source: [source]),
+    "visualprm": (read_visualprm, files_of_visualprm),
+    "visualprm_conversations": (read_visualprm, files_of_visualprm),
+    "stepwise": (read_stepwise, lambda source: [inside(source, STEPWISE)]),
 }
 WRITERS: dict[str, tuple[Callable[[Iterable[tuple[str, Labelled]], Path, Quarantine], int], str]] = {
     "groups": (write_labelled_groups, GROUPS),
     "visualprm": (write_visualprm, VISUALPRM400K),
+    "visualprm_conversations": (write_conversations, VISUALPRM400K),
     "stepwise": (write_stepwise, STEPWISE),
 }

@@ -40,6 +40,7 @@ class _ProblemRow(BaseModel):
     images: list[str] = []
     answer: bool | int | float | str | list[bool | int | float | str] | None = None
     meta: dict[str, Any] = {}
+    placed: bool = False
 
 
 class _UnseenRow(BaseModel):
@@ -83,8 +84,9 @@ class _GroupRow(BaseModel):
 def read_problems(path: str | Path, *, on_bad: OnBad | None = None) -> dict[str, Problem]:
     """Problems by id, in file order.
 
-    A line is `{"id", "question", "images": [paths inside the file's folder], "answer", "meta"}`; `image` (one path)
-    is accepted for `images`, and for `answer` a number, true or false, or a list of accepted answers.
+    A line is `{"id", "question", "images": [paths inside the file's folder], "answer", "meta", "placed"}`; `image` (one
+    path) is accepted for `images`, for `answer` a number, true or false, or a list of accepted answers. `placed` says
+    that the images stand where the question holds `<image>`.
 
     Args:
         path: the file.
@@ -122,7 +124,9 @@ def _problem(line: bytes, path: Path, number: int) -> Problem:
     found = _validate(_ProblemRow, row, path, number)
     with _naming(path, number):
         images = tuple(resolve_inside(image, path.parent) for image in found.images)
-    return Problem(found.id, found.question, images, cast(str | None, found.answer), found.meta)
+        return Problem(
+            found.id, found.question, images, cast(str | None, found.answer), found.meta, placed=found.placed
+        )
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
@@ -145,6 +149,7 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
                 "images": images,
                 "answer": problem.answer,
                 "meta": dict(problem.meta),
+                **({"placed": True} if problem.placed else {}),
             }
         )
     write_rows(path, rows)

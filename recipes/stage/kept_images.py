@@ -25,7 +25,7 @@ class KeptImages:
     """
 
     def __init__(self, folder: Path, *, encode: bool = False) -> None:
-        self.folder, self.encode = folder, encode
+        self.folder, self.encode = folder.resolve(), encode
         self._known: dict[Path, Path | ImageError] = {}
 
     def kept(self, image: ImageLike) -> Path:
@@ -60,6 +60,8 @@ class KeptImages:
         name = image_sha256(load_image(path))[:32]
         place = self.folder / f"{name}{path.suffix}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        if place == path:  # one of ours already
+            return place
         place.unlink(missing_ok=True)
         try:
             os.link(path, place)

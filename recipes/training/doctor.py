@@ -14,7 +14,7 @@ from mpo.doctor.memory import MemoryEstimate
 from mpo.doctor.preflight import Preflight, histogram, preflight
 from mpo.multimodal.errors import ConfigError
 from recipes.config import TrainMPOConfig
-from recipes.training.mpo_run import build_trainer, mpo_config, read_pairs
+from recipes.training.mpo_run import build_trainer, is_augmented, mpo_config, read_pairs
 
 BAR = 30  # characters of the longest bar
 
@@ -31,7 +31,9 @@ def doctor(config: TrainMPOConfig, *, console: Console | None = None) -> Preflig
     console = console or Console()
     with tempfile.TemporaryDirectory(prefix="mpo-doctor-") as scratch:
         rows = read_pairs(config, kept_in=Path(scratch))
-        computed_before = mpo_config(config, Path(scratch), len(rows)).precompute_ref_log_probs
+        computed_before = mpo_config(
+            config, Path(scratch), len(rows), augmented=is_augmented(config, rows)
+        ).precompute_ref_log_probs
         trainer = build_trainer(config, Path(scratch), rows, precompute_ref_log_probs=False)
         findings = preflight(trainer, keeps_reference=not computed_before)
     show(findings, console, reference_computed_before=computed_before)

@@ -42,20 +42,33 @@ def build_trainer(config: TrainMPOConfig, out: Path, rows: Any, **changes: Any) 
         rows: from `read_pairs`.
         changes: of the trainer's settings.
     """
-    args = mpo_config(config, out, len(rows), **changes)
+    args = mpo_config(config, out, len(rows), augmented=is_augmented(config, rows), **changes)
     model, adapters = load_policy(config, run_dtype(config, config.policy))
     processor = load_processor(config.policy)
     return MPOTrainer(model, args=args, train_dataset=rows, processing_class=processor, peft_config=adapters)
 
 
-def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> MPOConfig:
+def is_augmented(config: TrainMPOConfig, rows: Any) -> bool:
+    """Whether a row asks for images that change from one epoch to the next: no value of the reference can be kept."""
+    return config.jpeg_augmentation == "marked" and any(rows["data_augment"])
+
+
+def mpo_config(config: TrainMPOConfig, out: Path, rows: int, *, augmented: bool = False, **changes: Any) -> MPOConfig:
     """The trainer's settings for a run on this many pairs; `changes` override the config.
+
+    Args:
+        config: of the stage.
+        out: where the trainer may write.
+        rows: number of pairs.
+        augmented: whether rows ask for images that change from one epoch to the next.
+        changes: of the trainer's settings.
 
     Raises:
         ConfigError: a value that cannot work.
     """
     dtype = run_dtype(config, config.policy)
     shared = large_model_training(out, config, batch="batch_size", rows=rows, dtype=dtype)
+    augmented = augmented or config.jpeg_augmentation == "all"
     seen = config.max_steps * config.batch_size or shared["num_train_epochs"] * rows
     settings = {
         **shared,
@@ -67,7 +80,9 @@ def mpo_config(config: TrainMPOConfig, out: Path, rows: int, **changes: Any) -> 
         "group_by_prompt": config.group_by_prompt,
         "train_sampling_strategy": "batch_rebalance" if config.balance_tokens else "random",
         "max_row_tokens": config.max_row_tokens,
-        "precompute_ref_log_probs": seen > rows and not weights_are_sharded(),  # rows are seen more than once
+        # Rows are seen more than once, and are the same each time.
+        "precompute_ref_log_probs": seen > rows and not weights_are_sharded() and not augmented,
+        "jpeg_augmentation": config.jpeg_augmentation,
         "logging_steps": 10,
         "logging_first_step": True,  # 0.8318 + L_g where policy = reference
         "report_to": config.report_to,

@@ -69,6 +69,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
         text_weight=config.text_weight,
         class_weights=class_weights(groups) if config.balance_classes else None,
         peft_config=choose_trained(model, config),
+        jpeg_augmentation=config.jpeg_augmentation,
     )
     trainer.train(resume_from_checkpoint=saved)
     if not config.lora_rank:

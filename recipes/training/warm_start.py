@@ -80,5 +80,5 @@ class DemonstrationCollator:
         return self._encoded(index, lambda: self._encode(self.problems[index]))
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
-        text = prompt_text(self.processor, [user_message(problem.question, len(problem.images))])
+        text = prompt_text(self.processor, [user_message(problem.question, len(problem.images), placed=problem.placed)])
         return encode_prompt(self.processor, text, [load_image(image) for image in problem.images])

@@ -59,7 +59,7 @@ def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Number (from 1) and value of each row of JSON lines, of one JSON array, or of one object of rows by their ids.
 
     A row that cannot be decoded is a value, its `DataError`. Of an object of rows (`{"12": {…}, …}`, in a file named
-    `.json`) each gets its key as `id`, unless it has one.
+    `.json`) each gets its key as `id`, unless it has one; any other object in such a file is one row.
     """
     for number, text in _texts(path):
         if not isinstance(text, bytes):
@@ -92,7 +92,7 @@ def usable_text(text: str, what: str) -> str:
         DataError: it is empty, or holds a lone surrogate, which is no character.
     """
     if not text.strip():
-        raise DataError(f"{what} is empty")
+        raise DataError(f"{what} is empty", reason=f"{what} is empty")
     if _SURROGATE.search(text):
         raise DataError(f"{what} is not valid Unicode")
     return text
@@ -125,21 +125,22 @@ def _texts(path: Path) -> Iterator[tuple[int, Any]]:
             except DataError as error:
                 raise DataError(f"{path}: {error}; expected a JSON array of rows") from error
             yield from enumerate(rows, start=1)
-        elif path.suffix == ".json" and (by_id := _rows_by_id(file.read())):
-            yield from enumerate(by_id, start=1)
+        elif path.suffix == ".json" and (rows := _rows_of_object(file.read())):
+            yield from enumerate(rows, start=1)
         else:
             file.seek(0)
             yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
 
 
-def _rows_by_id(text: bytes) -> list[Any]:
-    """The rows of an object that holds nothing else; none if the file is JSON lines."""
+def _rows_of_object(text: bytes) -> list[Any]:
+    """The rows of an object that holds nothing else, or the object itself; none if the file is JSON lines."""
     try:
         found = decoded_row(text)
     except DataError:
         return []
-    rows = isinstance(found, dict) and len(found) > 1 and all(isinstance(row, dict) for row in found.values())
-    return [{"id": key, **row} for key, row in found.items()] if rows else []
+    if isinstance(found, dict) and len(found) > 1 and all(isinstance(row, dict) for row in found.values()):
+        return [{"id": key, **row} for key, row in found.items()]
+    return [found]
 
 
 def decoded_row(text: bytes) -> Any:

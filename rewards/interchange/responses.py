@@ -1,22 +1,26 @@
-"""Responses made elsewhere, in the forms that other tools write them: which problem, which sample, which text.
+"""Responses made elsewhere: which problem, which sample, which text.
 
-Each form is a row of `FORMS`: the columns that give it away, and how its rows are read.
+The forms are those of `response_forms.py`, in any table (`tables.py`), and the logs of inspect_ai: a zip archive of one
+JSON file per sample (`.eval`), or one JSON file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mpo.multimodal.errors import ConfigError, DataError
-from rewards.interchange.json_rows import usable_text
-from rewards.interchange.problems import COLUMNS, Rejected
-from rewards.interchange.tables import Row, read_table
+from mpo.multimodal.errors import ConfigError, DataError, ImageError
+from rewards.interchange.archives import ZipImages
+from rewards.interchange.json_rows import decoded_row, usable_text
+from rewards.interchange.problems import Rejected
+from rewards.interchange.response_forms import FORMS, Form
+from rewards.interchange.tables import Located, Row, files_of, read_table
 from rewards.types import Completion, FinishReason
 
-Said = list[tuple[int | None, Any]]  # (sample index, text or the row of one response)
+LOG = ".eval"
+CUT = ("length", "max_tokens", "model_length")  # how servers say that a response was cut
 
 
 @dataclass(frozen=True)
@@ -25,52 +29,48 @@ class Response:
 
     Attributes:
         where: file and number of its row.
-        problem_id: of the problem that it responds to.
+        problem_ids: of the problem that it responds to, the most telling first.
         index: of the sample, if the row tells it.
-        row: the whole row, of which a problem can be made where the file holds its question.
+        row: the columns that a problem can be made of, where the file holds its question.
     """
 
     where: str
-    problem_id: str
+    problem_ids: tuple[str, ...]
     index: int | None
     completion: Completion
     row: Row
 
 
-class Form(NamedTuple):
-    """One form of rows.
-
-    Attributes:
-        columns: that a row of this form has.
-        read: row → id of its problem, its responses, and the columns of its problem.
-    """
-
-    columns: frozenset[str]
-    read: Callable[[Row], tuple[str, Said, Row]]
-
-
 def read_responses(source: str | Path) -> Iterator[Response | Rejected]:
-    """The responses of a file in order: responses = those with a text + rejected.
+    """The responses of a file in order: responses and rows without any = those with a text + rejected.
 
     Raises:
         StageError: there is no such file.
         ConfigError: it is of no known kind, or its rows are of no known form.
         DataError: the file as a whole cannot be read.
     """
-    for where, row in read_table(source):
+    for where, row in _rows(source):
         if isinstance(row, DataError):
             yield Rejected(where, row.reason, str(row))
             continue
+        form = form_of(row, where)
         try:
-            id, said, of_problem = form_of(row, where).read(row)
+            sampled = form.read(row)
         except DataError as error:
             yield Rejected(where, error.reason, str(error))
             continue
-        for index, one in said:
+        if not sampled.said:
+            yield Rejected(where, "no response", "the row holds no text")
+        for index, one in sampled.said:
             try:
-                yield Response(where, id, index, completion_of(one), of_problem)
+                yield Response(where, sampled.ids, index, completion_of(one), sampled.problem)
             except DataError as error:
                 yield Rejected(where, error.reason, str(error))
+
+
+def response_files(source: str | Path) -> list[Path]:
+    """The files behind a source; raises as `read_responses`."""
+    return [Path(source)] if str(source).endswith(LOG) and Path(source).is_file() else files_of(source)
 
 
 def form_of(row: Row, where: str) -> Form:
@@ -98,51 +98,49 @@ def completion_of(said: Any) -> Completion:
     """
     row = said if isinstance(said, dict) else {"text": said}
     text = row.get("text")
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        text = str(text)  # a table of numbers
     if not isinstance(text, str):
         raise DataError(f"a response is {type(text).__name__}; expected a text", reason="no text")
     if not text.strip():
         raise DataError("a response is empty", reason="empty response")
-    ended = row.get("finish_reason")
     tokens = row.get("num_tokens")
     return Completion(
         usable_text(text, "response"),
-        FinishReason.LENGTH if ended in ("length", "max_tokens") else FinishReason.STOP,
+        FinishReason.LENGTH if row.get("finish_reason") in CUT else FinishReason.STOP,
         tokens if isinstance(tokens, int) and tokens >= 0 else 0,
     )
 
 
-def id_of(row: Row, where: str = "the row") -> str:
-    """The id of a row's problem.
-
-    Raises:
-        DataError: there is none.
-    """
-    found = next((row[name] for name in COLUMNS["id"] if row.get(name) not in (None, "")), None)
-    if found is None:
-        message = f"{where} names no problem; expected one of {', '.join(COLUMNS['id'])}"
-        raise DataError(message, reason="no problem id")
-    return str(found)
-
-
-def _own_one(row: Row) -> tuple[str, Said, Row]:
-    index = row.get("sample_index")
-    said = [(index if isinstance(index, int) else None, {**row, "text": row["response"]})]
-    return id_of(row), said, _without(row, "response", "sample_index", "finish_reason", "num_tokens")
+def _rows(source: str | Path) -> Iterator[Located]:
+    """The rows of a table, or the samples of a log."""
+    if str(source).endswith(LOG) and Path(source).is_file():
+        yield from _log(Path(source))
+        return
+    for where, row in read_table(source):
+        samples = row.get("samples") if isinstance(row, dict) and "eval" in row else None
+        if isinstance(samples, list):
+            yield from ((f"{where}:{place}", _object(sample)) for place, sample in enumerate(samples))
+        else:
+            yield where, row
 
 
-def _own_several(row: Row) -> tuple[str, Said, Row]:
-    several = row["responses"]
-    if not isinstance(several, list):
-        raise DataError(f"responses is {type(several).__name__}; expected a list", reason="no list of responses")
-    return id_of(row), list(enumerate(several)), _without(row, "responses")
+def _log(path: Path) -> Iterator[Located]:
+    """The samples of an archive, by epoch and place."""
+    try:
+        with ZipImages(path) as archive:
+            names = [name for name in archive.names() if name.startswith("samples/") and name.endswith(".json")]
+            for name in names:
+                where = f"{path.name}:{name.removeprefix('samples/')}"
+                try:
+                    yield where, _object(decoded_row(archive.read(name)))
+                except DataError as error:
+                    yield where, DataError(str(error), reason="unreadable sample")
+    except ImageError as error:
+        raise DataError(f"{path} is no log of inspect_ai: {error}") from error
 
 
-def _without(row: Row, *columns: str) -> Row:
-    """What is left of a row for its problem."""
-    return {name: value for name, value in row.items() if name not in columns}
-
-
-FORMS: dict[str, Form] = {
-    "responses": Form(frozenset({"responses"}), _own_several),
-    "response": Form(frozenset({"response"}), _own_one),
-}
+def _object(row: Any) -> Row | DataError:
+    return (
+        row if isinstance(row, dict) else DataError(f"a sample is {row!r:.60}; expected an object", reason="no object")
+    )

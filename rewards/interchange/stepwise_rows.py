@@ -19,9 +19,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image, png_bytes
+from mpo.multimodal.messages import PLACEHOLDER
 from mpo.multimodal.text import one_line
 from rewards.interchange.parquet import write_parquet
-from rewards.interchange.visualprm import check_steps, valid_row
+from rewards.interchange.placeholders import placed_question
+from rewards.interchange.tables import read_table
+from rewards.interchange.visualprm import check_steps, response_of, valid_row
 from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, Verdict
 
@@ -70,6 +73,8 @@ def to_stepwise_row(problem: Problem, rollout: Rollout) -> Row:
             f"labels: problem {problem.id!r} has a rollout without step counts; run `mpo label-steps` first"
         )
     steps = split_into(rollout.completion.text, len(rollout.mc))
+    if problem.images and not problem.placed and PLACEHOLDER in problem.question:
+        raise DataError(f"prompt: the question holds the text {PLACEHOLDER}, which would claim an image")
     return {
         "prompt": problem.question,
         "completions": [step.text.strip() for step in steps],
@@ -93,18 +98,19 @@ def from_stepwise_row(row: Row) -> Labelled:
         DataError: a column is missing, of the wrong type, or contradicts another; the message begins with its name.
     """
     parsed = valid_row(_Row, row)
-    response = "\n\n".join(parsed.completions) if parsed.response is None else parsed.response
+    response = response_of(parsed.completions) if parsed.response is None else parsed.response
     check_steps(response, parsed.completions, where="completions.{}")
     try:
         images = tuple(load_image(image) for image in parsed.images or ())
     except ImageError as error:
         raise ImageError(f"images: {error}") from error
     hashes = [hashlib.sha256(image["bytes"]).hexdigest() for image in parsed.images or ()]
+    question, placed = _placed(parsed.prompt, len(images))
     identity = json.dumps([hashes, parsed.prompt, parsed.answer]).encode()
     identifier = parsed.problem_id or f"stepwise-{hashlib.sha256(identity).hexdigest()[:16]}"
     source = GIVEN if parsed.mc_correct is None else parsed.label_source
     rollout = Rollout(Completion(response), parsed.verdict, mc=_counts(parsed), label_source=source)
-    return Problem(identifier, parsed.prompt, images, parsed.answer), rollout
+    return Problem(identifier, question, images, parsed.answer, placed=placed), rollout
 
 
 def write_stepwise_parquet(items: Iterable[Labelled], path: str | Path) -> int:
@@ -151,6 +157,26 @@ def read_stepwise_parquet(path: str | Path) -> Iterator[tuple[int, Labelled | Da
         raise StageError(f"{path} is not a Parquet file of stepwise rows ({said})") from error
 
 
+def read_stepwise_table(source: str | Path, *, limit: int = 0) -> Iterator[tuple[str, Labelled | DataError]]:
+    """The rows of any table, as TRL publishes PRM800K and Math-Shepherd, each with its file and number.
+
+    `trl-lib/prm800k` and `trl-lib/math_shepherd` have the three columns `prompt`, `completions` and `labels`
+    (https://huggingface.co/datasets/trl-lib/math_shepherd).
+
+    Args:
+        source: as `rewards.interchange.tables.read_table`.
+        limit: rows of each file; 0 takes all.
+
+    Raises:
+        StageError, ConfigError, DataError: as `read_table`.
+    """
+    for where, row in read_table(source, limit=limit):
+        try:
+            yield where, row if isinstance(row, DataError) else from_stepwise_row(row)
+        except DataError as error:
+            yield where, error
+
+
 def stepwise_features() -> Any:
     """The columns with their types, as `datasets.Features`."""
     from datasets import Features, Image, List, Value
@@ -159,6 +185,13 @@ def stepwise_features() -> Any:
     own = {"images": List(Image()), "scores": List(Value("float64")), "mc_correct": numbers, "mc_total": numbers}
     strings = dict.fromkeys(("response", "answer", "verdict", "problem_id", "label_source"), text)
     return Features({"prompt": text, "completions": texts, "labels": List(Value("bool")), **own, **strings})
+
+
+def _placed(prompt: str, images: int) -> tuple[str, bool]:
+    try:
+        return placed_question(prompt, images) if images else (prompt, False)
+    except DataError as error:
+        raise DataError(f"prompt: {error}") from error
 
 
 def _counts(row: _Row) -> tuple[MonteCarloCount, ...]:

@@ -1,8 +1,9 @@
 """Rows of any table that problems and responses come in, one at a time; a bad row is a value that says why.
 
 JSON lines, a JSON array, or an object of rows by their ids; TSV and CSV (as VLMEvalKit writes them: quoted fields of
-any length); Parquet; a folder that `datasets` saved (`save_to_disk`); a folder of such files; and `hub:NAME`, whose
-files `rewards/interchange/hub.py` brings here. Nothing is fetched but what `hub:` names, and nothing is run.
+any length); .xlsx (VLMEvalKit's predictions); Parquet; a folder that `datasets` saved (`save_to_disk`); a folder of
+such files; and `hub:NAME`, whose files `rewards/interchange/hub.py` brings here. Nothing is fetched but what `hub:`
+names, and nothing is run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +20,7 @@ from mpo.multimodal.images import resolve_inside
 from mpo.multimodal.text import one_line
 from rewards.interchange.hub import HUB, hub_files
 from rewards.interchange.json_rows import iter_rows
+from rewards.interchange.xlsx import read_xlsx
 
 Row = dict[str, Any]
 Located = tuple[str, Row | DataError]  # file and number of a row, and the row or what is wrong with it
@@ -28,11 +31,12 @@ SPLITS = "dataset_dict.json"  # of one that holds a folder per split
 ROWS_A_BATCH = 16
 
 
-def read_table(source: str | Path) -> Iterator[Located]:
+def read_table(source: str | Path, *, limit: int = 0) -> Iterator[Located]:
     """The rows of a source in order.
 
     Args:
         source: a file, a folder, or `hub:NAME[@REVISION][:CONFIG][:SPLIT]`.
+        limit: rows of each file; 0 takes all.
 
     Raises:
         StageError: there is no such file.
@@ -40,7 +44,8 @@ def read_table(source: str | Path) -> Iterator[Located]:
         DataError: the file as a whole cannot be read.
     """
     for file in files_of(source):
-        yield from READERS[file.suffix.lower()](file)
+        rows = READERS[file.suffix.lower()](file)
+        yield from islice(rows, limit) if limit else rows
 
 
 def files_of(source: str | Path) -> list[Path]:
@@ -178,4 +183,5 @@ READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
     ".csv": _separated(","),
     ".parquet": _parquet,
     ".arrow": _arrow,
+    ".xlsx": read_xlsx,
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import DataError, StageError
+from mpo.multimodal.messages import PLACEHOLDER
 from rewards.interchange.json_rows import usable_text
 from rewards.interchange.parquet import parquet_tables, read_parquet, write_parquet
 from rewards.sampling.prompts import messages_of
@@ -33,7 +34,8 @@ def to_trl_row(pair: PreferencePair) -> Row:
         template, behind a system message if there was one), `chosen`, `rejected`; `chosen_truncated` and
         `rejected_truncated`, which mark a response that gets no end-of-turn token; `rejected_span`, [start, end] of the
         rejected response's characters that count in L_p and L_q, or None for all (`mpo/spans.py`; TRL ignores it);
-        `problem_id` and `source`.
+        `problem_id`, `source`, and `data_augment`, which asks the trainer to compress the images at random
+        (`mpo/multimodal/jpeg.py`).
 
     Example:
         >>> from rewards.types import Completion, Problem
@@ -55,14 +57,15 @@ def to_trl_row(pair: PreferencePair) -> Row:
         "rejected_span": None if pair.rejected_span is None else list(pair.rejected_span),
         "problem_id": problem.id,
         "source": pair.source,
+        "data_augment": bool(pair.meta.get("data_augment")),
     }
 
 
 def from_trl_row(row: Row) -> PreferencePair:
     """The pair of one row of `read_trl_parquet`, its images decoded: the inverse of `to_trl_row`.
 
-    TRL's format allows more than a pair of ours holds: a system turn or none, one user turn, images before one text,
-    one assistant turn. The question comes back as it was asked, template and all.
+    TRL's format allows more than a pair of ours holds: a system turn or none, one user turn of images and texts, one
+    assistant turn. The question comes back as it was asked, template and all.
 
     Raises:
         DataError: the row holds something else, an image cannot be decoded, a side is empty, both are equal, or
@@ -71,26 +74,26 @@ def from_trl_row(row: Row) -> PreferencePair:
     from mpo.multimodal.images import load_image
 
     prompt, turns = _system_of(row["prompt"])
-    placeholders, question = _only_turn(turns, "user")
     stored = row["images"] or []
-    if placeholders != len(stored):
-        raise DataError(f"{placeholders} image placeholders for {len(stored)} images; expected as many")
+    question, placed = _question_of(turns, len(stored))
     if not isinstance(row["problem_id"], str):
         raise DataError(f"problem_id is {row['problem_id']!r:.40}; expected a text")
     images = tuple(load_image(image) for image in stored)
     sides = []
     for side in ("chosen", "rejected"):
-        inside, text = _only_turn(row[side], "assistant")
-        if inside:
-            raise DataError(f"{side} holds an image; expected text only")
+        blocks = _only_turn(row[side], "assistant")
+        if [_of(block, "type") for block in blocks] != ["text"]:
+            raise DataError(f"{side} does not hold one text; expected text only")
+        text = usable_text(blocks[0]["text"] or "", "a turn")
         truncated = row.get(f"{side}_truncated")
         sides.append(Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP))
     given = row.get("rejected_span")
     if given is not None and len(given) != 2:
         raise DataError(f"rejected_span {given}; expected [start, end] or null")
     span = None if given is None else (given[0], given[1])
-    problem = Problem(row["problem_id"], question, images, prompt=prompt)
-    return PreferencePair(problem, sides[0], sides[1], row["source"] or "", rejected_span=span)
+    problem = Problem(row["problem_id"], question, images, prompt=prompt, placed=placed)
+    meta = {"data_augment": True} if row.get("data_augment") else {}
+    return PreferencePair(problem, sides[0], sides[1], row["source"] or "", meta, rejected_span=span)
 
 
 def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
@@ -160,13 +163,15 @@ def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Prob
         if len(found) == limit:
             break
         prompt, turns = _system_of(row["prompt"])
-        if [turn["role"] for turn in turns] != ["user"]:
+        given = row.get("images") or ()
+        try:
+            question, placed = _question_of(turns, len(given))
+        except DataError:
             continue
-        question = "".join(block["text"] or "" for block in turns[0]["content"] if block["type"] == "text")
         identity = (row.get("problem_id") or f"row {index}", question)
         if identity not in found:
-            images = tuple(load_image(image) for image in row.get("images") or ())
-            found[identity] = Problem(identity[0], question, images, prompt=prompt)
+            images = tuple(load_image(image) for image in given)
+            found[identity] = Problem(identity[0], question, images, prompt=prompt, placed=placed)
     return list(found.values())
 
 
@@ -186,6 +191,7 @@ def trl_features(*, decode: bool = True) -> datasets.Features:
             "rejected_span": List(Value("int32")),
             "problem_id": Value("string"),
             "source": Value("string"),
+            "data_augment": Value("bool"),
         }
     )
 
@@ -204,17 +210,30 @@ def _system_of(messages: Any) -> tuple[Prompt, Any]:
     return Prompt(system=text), messages[1:]
 
 
-def _only_turn(messages: Any, role: str) -> tuple[int, str]:
-    """Number of image placeholders and the text after them, of the one message that there is."""
+def _only_turn(messages: Any, role: str) -> list[Any]:
+    """The content of the one message that there is."""
     roles = [_of(message, "role") for message in messages] if isinstance(messages, list) else None
     if roles != [role]:
         raise DataError(f"turns {roles!r:.80}; expected one of the {role}")
     content = _of(messages[0], "content")
-    kinds = [_of(entry, "type") for entry in content] if isinstance(content, list) else []
-    images = kinds.count("image")
-    if kinds != ["image"] * images + ["text"]:
-        raise DataError(f"content {kinds!r:.80}; expected images, then one text")
-    return images, usable_text(content[-1]["text"] or "", "a turn")
+    return content if isinstance(content, list) else []
+
+
+def _question_of(turns: Any, num_images: int) -> tuple[str, bool]:
+    """The text of the user's turn, and whether its images stand in it rather than before it."""
+    blocks = _only_turn(turns, "user")
+    kinds = [_of(block, "type") for block in blocks]
+    if not {*kinds} <= {"image", "text"} or "text" not in kinds:
+        raise DataError(f"content {kinds!r:.80}; expected images and a text")
+    if kinds.count("image") != num_images:
+        raise DataError(f"{kinds.count('image')} image placeholders for {num_images} images; expected as many")
+    if kinds == ["image"] * num_images + ["text"]:
+        return usable_text(blocks[-1]["text"] or "", "a turn"), False
+    texts = [block["text"] or "" for block in blocks if block["type"] == "text"]
+    if any(PLACEHOLDER in text for text in texts):
+        raise DataError(f"a text between images holds {PLACEHOLDER}")
+    joined = "".join(PLACEHOLDER if block["type"] == "image" else block["text"] or "" for block in blocks)
+    return usable_text(joined, "a turn"), num_images > 0
 
 
 def _of(row: Any, key: str) -> Any:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +27,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.images import resolve_inside
 from rewards.interchange.json_rows import Model, decoded_row, write_rows
+from rewards.interchange.placeholders import placed_question, with_placeholders
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.steps import split_into
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
 
+_BLANK_LINES = re.compile(r"\s*\n\s*\n\s*")
 VISUALPRM400K = "visualprm400k.jsonl"
-PLACEHOLDER = "<image>"
+Find = Callable[[str], Any]  # the name that a row gives an image → the image
 
 
 def _unicode(text: str) -> str:
@@ -80,7 +83,7 @@ def to_visualprm_row(problem: Problem, rollout: Rollout, *, image_root: str | Pa
     steps = split_into(rollout.completion.text, len(rollout.mc))
     return {
         "image": images[0] if len(images) == 1 else images,
-        "question": f"{PLACEHOLDER}\n" * len(images) + problem.question,
+        "question": with_placeholders(problem.question, len(images), placed=problem.placed),
         "question_orig": problem.question,
         "answer": problem.answer,
         "response": rollout.completion.text,
@@ -95,8 +98,13 @@ def to_visualprm_row(problem: Problem, rollout: Rollout, *, image_root: str | Pa
     }
 
 
-def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Rollout]:
+def from_visualprm_row(row: Any, *, image_root: str | Path, find: Find | None = None) -> tuple[Problem, Rollout]:
     """A row as problem and rollout; the problem's images are real paths inside `image_root`, not yet opened.
+
+    Args:
+        row: decoded.
+        image_root: folder that the row's paths are relative to.
+        find: gives the image of a name, where a set's paths do not start at one folder (`image_places.py`).
 
     A row without `label_source` is someone else's: `full`, as VisualPRM400K itself, if every step has the same number
     of continuations, else of an unknown budget, whose counts may have stopped early and are no estimates of mc.
@@ -106,21 +114,26 @@ def from_visualprm_row(row: Any, *, image_root: str | Path) -> tuple[Problem, Ro
         DataError: a field is missing, of the wrong type, or contradicts another; the message begins with its name.
     """
     parsed = valid_row(_Row, row)
-    names = [parsed.image] if isinstance(parsed.image, str) else parsed.image or []
-    question = _without_placeholders(parsed.question, len(names))
+    names = image_names(parsed.image)
+    question, placed = _placed(parsed.question, len(names))
     try:
-        images = tuple(resolve_inside(name, image_root) for name in names)
+        images = tuple(find(name) if find else resolve_inside(name, image_root) for name in names)
     except ImageError as error:
         raise ImageError(f"image: {error}") from error
     mc = tuple(_count(step, index) for index, step in enumerate(parsed.steps_with_score))
     check_steps(parsed.response, [step.step for step in parsed.steps_with_score], where="steps_with_score.{}.step")
     identity = json.dumps([names, question, parsed.answer]).encode()
     identifier = parsed.problem_id or f"visualprm-{hashlib.sha256(identity).hexdigest()[:16]}"
-    problem = Problem(identifier, question, images, parsed.answer)
+    problem = Problem(identifier, question, images, parsed.answer, placed=placed)
     totals = {count.total for count in mc}
     budget = "full" if len(totals) == 1 else "unknown"
     source = parsed.label_source or monte_carlo_source(budget, max(totals))
     return problem, Rollout(Completion(parsed.response), parsed.verdict, mc=mc, label_source=source)
+
+
+def image_names(image: str | list[str] | None) -> list[str]:
+    """The names of a row's images: none, one or several."""
+    return [image] if isinstance(image, str) else image or []
 
 
 def write_visualprm400k(path: str | Path, groups: Iterable[RolloutGroup], *, image_root: str | Path) -> int:
@@ -158,17 +171,11 @@ def _relative(image: Any, root: str | Path, identifier: str) -> str:
     return resolved.relative_to(Path(root).resolve()).as_posix()
 
 
-def _without_placeholders(question: str, images: int) -> str:
-    """The question of a prompt that opens with one placeholder per image (our problems' images come first)."""
-    text = question
-    for _ in range(images):
-        text = text.removeprefix(PLACEHOLDER).removeprefix("\n") if text.startswith(PLACEHOLDER) else text
-    if PLACEHOLDER in text or (PLACEHOLDER in question and question.count(PLACEHOLDER) != images):
-        raise DataError(
-            f"question: expected {images} {PLACEHOLDER} at its beginning, one per image, or none; "
-            f"got {question[:60]!r}, {question.count(PLACEHOLDER)} in all"
-        )
-    return text
+def _placed(question: str, images: int) -> tuple[str, bool]:
+    try:
+        return placed_question(question, images)
+    except DataError as error:
+        raise DataError(f"question: {error}; got {question[:60]!r}") from error
 
 
 def _count(step: _StepRow, index: int) -> MonteCarloCount:
@@ -196,6 +203,24 @@ def valid_row(model: type[Model], row: Any) -> Model:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "row"
         raise DataError(f"{where}: {first['msg']} (got {str(first['input'])[:60]!r})") from error
+
+
+def response_of(steps: Sequence[str]) -> str:
+    r"""A response that falls into these steps, of a row that holds only them.
+
+    A blank line inside a step would make two of it, unless the steps are merged neighbours (`rewards/steps.py`); else
+    it becomes a line break.
+
+    Example:
+        >>> response_of(["a\n\nb", "c"])
+        'a\nb\n\nc'
+    """
+    text = "\n\n".join(step.strip() for step in steps)
+    try:
+        check_steps(text, steps, where="steps.{}")
+    except DataError:
+        text = "\n\n".join(_BLANK_LINES.sub("\n", step.strip()) for step in steps)
+    return text
 
 
 def check_steps(response: str, steps: Sequence[str], *, where: str) -> None:

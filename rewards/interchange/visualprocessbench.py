@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.images import load_image, resolve_inside
+from mpo.multimodal.messages import PLACEHOLDER
+from rewards.interchange.image_places import ImagePlaces
 from rewards.interchange.json_rows import problem_id, read_rows, usable_text, validated, write_rows
+from rewards.interchange.placeholders import placed_question
 from rewards.prm.evaluating.benchmark import BenchmarkResponse
 from rewards.types import Problem
 
-PLACEHOLDER = "<image>"
+if TYPE_CHECKING:
+    from rewards.types import ImageLike
+
 LABELS = {1: True, -1: False, 0: None}
 SIGNS = {label: sign for sign, label in LABELS.items()}
 
@@ -63,13 +69,15 @@ class _Row(BaseModel):
 
 
 def read_visualprocessbench(
-    path: str | Path, *, image_root: str | Path | None = None
+    path: str | Path, *, image_root: str | Path | None = None, keep: Callable[[ImageLike], ImageLike] | None = None
 ) -> tuple[list[BenchmarkResponse], Counter[str]]:
     """The rows of a file, their images decoded once to see that they can be.
 
     Args:
         path: JSON lines, as published.
-        image_root: folder that holds the images; the file's own folder if not given. No image outside it is opened.
+        image_root: folder that holds the images, or `images.zip` as it was published; the file's own folder if not
+            given. No image outside it is opened.
+        keep: puts an image that lies in the archive into a file, so that not all of them are in memory.
 
     Returns:
         Responses, and reason → number of rows that are none.
@@ -79,11 +87,21 @@ def read_visualprocessbench(
         DataError: no row can be used.
     """
     root = Path(path).parent if image_root is None else Path(image_root)
-    return read_rows(path, lambda number, row: parse_visualprocessbench(row, id=f"row {number}", image_root=root))
+    with ImagePlaces(root) as places:
+        found = cache(lambda name: checked_image(name, places, keep))
+        return read_rows(path, lambda number, row: parse_visualprocessbench(row, id=f"row {number}", find=found))
 
 
-def parse_visualprocessbench(row: Any, *, id: str, image_root: str | Path) -> BenchmarkResponse:
-    """One row; `<image>` placeholders leave the question, since a problem's images precede it.
+def parse_visualprocessbench(
+    row: Any, *, id: str, image_root: str | Path = ".", find: Callable[[str], ImageLike] | None = None
+) -> BenchmarkResponse:
+    """One row; `<image>` placeholders that open the question leave it, since a problem's images precede it.
+
+    Args:
+        row: decoded.
+        id: of the response.
+        image_root: folder that holds the images.
+        find: gives the image of a name, in place of the folder.
 
     Raises:
         DataError: a field is missing or of the wrong kind, steps and labels differ in number, no step is labelled, a
@@ -105,11 +123,13 @@ def parse_visualprocessbench(row: Any, *, id: str, image_root: str | Path) -> Be
         raise DataError("steps and process_correctness differ in number")
     if not any(signs):
         raise DataError("no step has a label")
-    question = usable_text(given.question.replace(PLACEHOLDER, "").strip(), "question")
+    question, placed = _placed(usable_text(given.question, "question"), len(given.image))
     usable_text(given.data_source, "data_source")
     texts = tuple(usable_text(step, "a step") for step in steps)
-    images = tuple(_checked(image, Path(image_root)) for image in given.image)
-    problem = Problem(problem_id(given.data_source, question, given.image), question, images, given.answer)
+    find = find or partial(checked_image, places=ImagePlaces(Path(image_root)))
+    images = tuple(find(image) for image in given.image)
+    id_of_problem = problem_id(given.data_source, question, given.image)
+    problem = Problem(id_of_problem, question, images, given.answer, placed=placed)
     labels = tuple(LABELS[sign] for sign in signs)
     return BenchmarkResponse(id, problem, texts, labels, given.data_source, given.policy_model)
 
@@ -129,18 +149,35 @@ def write_visualprocessbench(
     return write_rows(path, [_row(response, root) for response in responses])
 
 
-def _checked(image: str, root: Path) -> Path:
-    usable_text(image, "an image path")
+def _placed(question: str, images: int) -> tuple[str, bool]:
+    """The question, and whether its images stand in it; placeholders that are not one per image mean nothing."""
     try:
-        path = resolve_inside(image, root)
+        question, placed = placed_question(question, images)
+    except DataError:
+        question, placed = question.replace(PLACEHOLDER, ""), False
+    return usable_text(question.strip(), "question"), placed
+
+
+def checked_image(name: str, places: ImagePlaces, keep: Callable[[ImageLike], ImageLike] | None = None) -> ImageLike:
+    """The image of a name, decoded once to see that it can be; `keep` puts one of an archive into a file.
+
+    Raises:
+        DataError: it is missing, damaged, not local or outside the folder; the message names no path.
+    """
+    usable_text(name, "an image path")
+    try:
+        resolve_inside(name, places.root)
     except ImageError as error:
         raise DataError("an image is not a local path inside the folder") from error
     try:
-        load_image(path)
+        image = places.find(name)
     except ImageError as error:
-        missing = isinstance(error.__cause__, FileNotFoundError)
-        raise DataError("an image is missing" if missing else "an image cannot be decoded") from error
-    return path
+        raise DataError("an image is missing") from error
+    try:
+        decoded = load_image(image)
+    except ImageError as error:
+        raise DataError("an image cannot be decoded") from error
+    return keep(decoded) if keep is not None and not isinstance(image, str | Path) else image
 
 
 def _row(response: BenchmarkResponse, root: Path) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def problem_key(problem: Problem, image_digests: Sequence[str]) -> str:
         problem: what is asked.
         image_digests: `mpo.multimodal.images.image_sha256` of each of its images, in order.
     """
-    return digest(problem.id, problem.question, list(image_digests))
+    placed = ["placed"] if problem.placed else []
+    return digest(problem.id, problem.question, list(image_digests), *placed)
 
 
 def unit_key(segment: str, problem: str, index: int, prefix: str = "") -> str:

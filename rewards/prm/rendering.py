@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from mpo.multimodal.messages import (
+    PLACEHOLDER,
     Message,
     assistant_message,
     broken_up,
@@ -176,7 +177,8 @@ def _one_turn(
 
 
 def _one_turn_prompt(processor: Any, prm_format: PRMFormat, problem: Problem, num_images: int) -> str:
-    return prompt_text(processor, [*_system(prm_format), user_message(problem.question, num_images)])
+    turn = user_message(problem.question, num_images, placed=problem.placed)
+    return prompt_text(processor, [*_system(prm_format), turn])
 
 
 def _marks(processor: Any, prm_format: PRMFormat) -> tuple[list[int], list[int]]:
@@ -295,8 +297,12 @@ def _ids(processor: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _opening(prm_format: PRMFormat, problem: Problem, step: str, num_images: int) -> list[Message]:
-    *before, text = _first_turn_parts(prm_format, problem, step)
-    return [*_system(prm_format), user_message(text, num_images, before="".join(before))]
+    if problem.placed:
+        before, after = _around_question(prm_format, step)
+        turn = user_message(problem.question, num_images, before=before, after=after, placed=True)
+        return [*_system(prm_format), turn]
+    *opening, text = _first_turn_parts(prm_format, problem, step)
+    return [*_system(prm_format), user_message(text, num_images, before="".join(opening))]
 
 
 def _next_turns(prm_format: PRMFormat, step: str) -> list[Message]:
@@ -304,8 +310,18 @@ def _next_turns(prm_format: PRMFormat, step: str) -> list[Message]:
 
 
 def _first_turn_parts(prm_format: PRMFormat, problem: Problem, step: str) -> list[str]:
-    """The first turn's text, cut at the place of the images if it names one."""
+    """The first turn's text, cut at the place of the images if it names one, or behind the last that is placed."""
+    if problem.placed:
+        before, after = _around_question(prm_format, step)
+        first, found, last = problem.question.rpartition(PLACEHOLDER)
+        return [before + first + found, last + after]
     return [part.format(question=problem.question, step=step) for part in prm_format.first_turn.split("{images}", 1)]
+
+
+def _around_question(prm_format: PRMFormat, step: str) -> tuple[str, str]:
+    """The first turn's text around the question, for images that stand in it."""
+    before, _, after = prm_format.first_turn.replace("{images}", "", 1).partition("{question}")
+    return before, after.format(step=step)
 
 
 def _system(prm_format: PRMFormat) -> list[Message]:

@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.images import load_image
+from mpo.multimodal.jpeg import Jpeg, JpegAugmentation, JpegEpochs, compressed
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.prefix import IGNORED
@@ -53,10 +54,13 @@ class PRMCollator:
         processor: of the model that is trained.
         prm_format: its contract.
         shared: packed rows, a problem's responses behind its prompt, for a model that can read them.
+        jpeg: compresses images at random (`mpo/multimodal/jpeg.py`); None leaves all as they are.
     """
 
-    def __init__(self, processor: Any, prm_format: PRMFormat, *, shared: bool = False) -> None:
-        self.processor, self.format, self.shared = processor, prm_format, shared
+    def __init__(
+        self, processor: Any, prm_format: PRMFormat, *, shared: bool = False, jpeg: JpegAugmentation | None = None
+    ) -> None:
+        self.processor, self.format, self.shared, self.jpeg = processor, prm_format, shared, jpeg
         self._rendered: Kept[tuple[LabelledGroup, list[RenderedSolution]]] = Kept(KEPT_BYTES)
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
@@ -65,7 +69,7 @@ class PRMCollator:
 
         The inputs' `labels` mark the text of the responses that end right.
         """
-        rendered = [self._rendered(id(group), partial(self._with_rows, group))[1] for group in groups]
+        rendered = [self._rows_of(group) for group in groups]
         placed = [(place, solution) for place, group in enumerate(groups) for solution in group.solutions]
         inputs, positions = rows_of(rendered, self.processor, shared=self.shared)
         for (row, start, end), (_, solution) in zip(spans_of(inputs), placed, strict=True):
@@ -81,9 +85,15 @@ class PRMCollator:
             "solution_groups": [place for place, _ in placed],
         }
 
-    def _with_rows(self, group: LabelledGroup) -> tuple[LabelledGroup, list[RenderedSolution]]:
+    def _rows_of(self, group: LabelledGroup) -> list[RenderedSolution]:
+        marked = group.problem.meta.get("data_augment")
+        quality = self.jpeg.quality(marked, group.problem.id) if self.jpeg else 0
+        return self._rendered((id(group), quality), partial(self._with_rows, group, quality))[1]
+
+    def _with_rows(self, group: LabelledGroup, quality: int) -> tuple[LabelledGroup, list[RenderedSolution]]:
         """The group itself as well: it is found by identity, and stays alive while its rows are kept."""
         images = [load_image(image) for image in group.problem.images]
+        images = [compressed(image, quality) for image in images] if quality else images
         steps = [solution.steps for solution in group.solutions]
         return group, render(self.processor, self.format, group.problem, steps, images)
 
@@ -123,6 +133,8 @@ class PRMTrainer(WholeStepTrainer):
         class_weights: w₊ and w₋, e.g. of `rewards.prm.labelling.labels.class_weights`; None is 1 and 1.
         peft_config: adapters to put around the model, e.g. `peft.LoraConfig`. Checkpoints hold the adapters alone;
             `save_model` merges them into the weights, after which this trainer trains no further.
+        jpeg_augmentation: training images that are compressed at random (`mpo/multimodal/jpeg.py`): "all", those of
+            problems whose `meta` holds `data_augment` ("marked"), or "none".
 
     Raises:
         ConfigError: a negative `text_weight`, or one with a label head; either weight with three labels; adapters under
@@ -140,6 +152,7 @@ class PRMTrainer(WholeStepTrainer):
         text_weight: float = 0.0,
         class_weights: tuple[float, float] | None = None,
         peft_config: PeftConfig | None = None,
+        jpeg_augmentation: Jpeg = "marked",
         **kwargs: Any,
     ) -> None:
         if text_weight < 0:
@@ -162,10 +175,12 @@ class PRMTrainer(WholeStepTrainer):
             model = get_peft_model(model, peft_config)
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
-        collator = PRMCollator(processor, prm_format, shared=shared)
+        jpeg = JpegAugmentation(jpeg_augmentation, seed=args.seed)
+        collator = PRMCollator(processor, prm_format, shared=shared, jpeg=jpeg)
         super().__init__(
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
         )
+        self.add_callback(JpegEpochs(jpeg))
         if peft_config is not None and self.weights_get_sharded:
             raise ConfigError(
                 "a PRM's adapters are merged into whole weights, which FSDP and DeepSpeed shard: leave peft_config "

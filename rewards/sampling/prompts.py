@@ -64,7 +64,7 @@ def prompt_files(name: str) -> list[Path]:
 
 
 def messages_of(problem: Problem) -> list[Message]:
-    """The chat messages that ask a problem, an image block for each of its images before the text.
+    """The chat messages that ask a problem, its images before the text or where the question places them.
 
     Example:
         >>> [message["role"] for message in messages_of(Problem("p", "2 + 2?", prompt=PROMPTS["r1"]))]
@@ -72,7 +72,11 @@ def messages_of(problem: Problem) -> list[Message]:
     """
     prompt = problem.prompt
     opening = [system_message(prompt.system)] if prompt.system else []
-    return [*opening, user_message(prompt.text(problem.question), len(problem.images))]
+    before, _, after = prompt.template.partition(QUESTION)
+    around = (before, after) if problem.placed else ("", "")
+    text = problem.question if problem.placed else prompt.text(problem.question)
+    turn = user_message(text, len(problem.images), before=around[0], after=around[1], placed=problem.placed)
+    return [*opening, turn]
 
 
 def _template(path: Path) -> str:
