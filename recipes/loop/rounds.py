@@ -43,7 +43,7 @@ def rounds(config: RoundsConfig) -> Path:
         raise ConfigError(f"expected --rounds >= 1, got {config.rounds}")
     config = replace(config, settings=find_settings(config.settings))
     settings = Settings(config.settings)
-    check_held_out(config.guard, config.problems, names=("--guard", "--problems"))
+    check_held_out(config.guard, config.problems, names=("--guard", "--problems"), run=config.out)
     inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]
     stage = open_stage("rounds", config, inputs=inputs, grows=("rounds",))
     if stage.complete:

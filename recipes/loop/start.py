@@ -40,10 +40,10 @@ class Start:
 
 def start_of(settings: Settings, run: Path, seed: int) -> Start:
     """The start that the settings name; a world is composed, and its policy warmed up."""
-    return own_start(settings) if settings.world == "own" else _world_start(settings, run, seed)
+    return own_start(settings, run) if settings.world == "own" else _world_start(settings, run, seed)
 
 
-def own_start(settings: Settings) -> Start:
+def own_start(settings: Settings, run: Path | None = None) -> Start:
     """The user's files as given in the section `own`.
 
     Raises:
@@ -66,7 +66,7 @@ def own_start(settings: Settings) -> Start:
         raise ConfigError(f"{settings.path}: section {idle[0]!r} is not used in a run from these `own` data; remove it")
     for name in ("preference_problems", "prm_problems"):
         if others := getattr(own, name):
-            check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"))
+            check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"), run=run)
     model = None if own.prm else own.prm_model or own.policy
     problems = {"prm_problems": own.prm_problems, "test": own.test_problems}
     return Start(own.policy, own.preference_problems, prm=own.prm, prm_model=model, **problems)
