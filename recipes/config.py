@@ -854,7 +854,7 @@ class EvaluateArguments:
     """`mpo evaluate`: policies × critics × N on benchmarks, as one table and one page."""
 
     settings: Path = field(
-        metadata={"help": "YAML file with policies, benchmarks and critics, or a name of `mpo settings` such as seven"}
+        metadata={"help": "YAML file with policies, benchmarks and critics, or a name of `mpo settings`"}
     )
     out: Path = field(metadata={"help": "folder for every sample and score, and for results/"})
 

@@ -86,7 +86,7 @@ def _chosen(
     ks: list[int],
 ) -> Path | None:
     """What a critic's choices are worth; None for a vote, which has no rewards."""
-    settings, own = critic.settings, folder / "critics" / folder_name(critic.critic.name)
+    settings, own = critic.settings, folder / "critics" / folder_name(matrix.first_alike(critic))
     if settings.vote:
         return None
     if settings.prm is not None:

@@ -1,4 +1,4 @@
-"""The page of a matrix: VisualPRM's Figure 4 (mean over benchmarks against N) and Table 2, and what stands behind them.
+"""The page of a matrix: VisualPRM's Figure 4 (mean over benchmarks against N) and Table 2, and what is behind them.
 
 It needs no network and no JavaScript; names are untrusted text, and everything is escaped.
 """

@@ -77,6 +77,10 @@ class CriticEntry:
     settings: CriticSettings
     score: Mapping[str, Any]
 
+    def rewards(self) -> tuple[Any, ...]:
+        """What its rewards depend on."""
+        return (replace(self.settings, select="", cost=-1.0), dict(self.score))
+
 
 class Matrix:
     """The whole settings file, checked before anything runs.
@@ -120,6 +124,10 @@ class Matrix:
         """How a PRM scores; what the critic says wins over the section `score`."""
         own = {**self.score, **critic.score, "prm": critic.settings.prm}
         return self._built(stages.ScoreConfig, f"critics.{critic.critic.name}", {**own, "groups": groups, "out": out})
+
+    def first_alike(self, critic: CriticEntry) -> str:
+        """The first critic with the same rewards, however it chooses by them: they are computed once, in its name."""
+        return next(one.critic.name for one in self.critics if one.rewards() == critic.rewards())
 
     def _check(self) -> None:
         """Build every config once, so that nothing is wrong after the first hours."""

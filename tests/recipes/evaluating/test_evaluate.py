@@ -171,16 +171,23 @@ def test_a_further_critic_scores_and_nothing_else_runs_again(
 ) -> None:
     shutil.copytree(made / "out", tmp_path / "out")
     critics = json.loads((made / "matrix.yaml").read_text())["critics"]
-    again = {**critics, "Another": {**critics["GoodPRM"], "cost": 0.0}}
+    other = f"{made}/NoisyPRM-{{policy}}-{{benchmark}}.jsonl"
+    again = {
+        **critics,
+        "Another": {"scores": other.replace("/made/", "/made/./")},
+        "Cheap": {**critics["GoodPRM"], "cost": 0},
+    }
     path = settings(made, critics=again).rename(tmp_path / "more.yaml")
     settings(made)
     assert main(["evaluate", str(path), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
     assert said.count("verify: complete already") == said.count("import-responses: complete already") == 6
-    assert len(re.findall(r"^rate: \d+ in", said, re.MULTILINE)) == 6
+    assert len(re.findall(r"^rate: \d+ in", said, re.MULTILINE)) == 6  # of Another; Cheap has GoodPRM's rewards
     found = json.loads((tmp_path / "out" / "results" / EVALUATION).read_text())
-    for good, other in zip(cells_of(found, critic="GoodPRM"), cells_of(found, critic="Another"), strict=True):
-        assert good["accuracy"] == other["accuracy"]
+    for name, like in (("GoodPRM", "Cheap"), ("NoisyPRM", "Another")):
+        for one, same in zip(cells_of(found, critic=name), cells_of(found, critic=like), strict=True):
+            assert one["accuracy"] == same["accuracy"]
+    assert not list((tmp_path / "out").rglob("critics/Cheap"))
 
 
 def test_planted_duplicates_are_counted_and_listed(made: Path, tmp_path: Path) -> None:
