@@ -34,7 +34,7 @@ DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "visualprm_conversati
 Engine = Literal["local", "ray"]
 Jpeg = Literal["none", "marked", "all"]
 NumberType = Literal["auto", "float32", "bfloat16"]
-OneReward = Literal["self_certainty", "scores"]
+OneReward = Literal["self_certainty", "scores", "reward_model"]
 OnChange = Literal["refuse", "segment"]
 Positive = Annotated[float, Gt(0)]
 PublishedForm = Literal[
@@ -473,14 +473,18 @@ class RateConfig:
     by: OneReward = field(
         default="self_certainty",
         metadata={
-            "help": "self_certainty (from the log-probabilities that `mpo sample --logprobs` keeps) or scores (of a "
-            "critic that ran elsewhere)"
+            "help": "self_certainty (from the log-probabilities that `mpo sample --logprobs` keeps), scores (of a "
+            "critic that ran elsewhere) or reward_model (one with a scalar head)"
         },
     )
     scores: Path | None = field(
         default=None,
         metadata={"help": "for scores: JSON lines with problem_id, index (place among its responses) and score"},
     )
+    reward_model: Path | None = field(
+        default=None, metadata={"help": "for reward_model: its folder, with value_head.safetensors"}
+    )
+    batch_rows: int = field(default=8, metadata={"help": "for reward_model: responses per forward pass"})
 
 
 @dataclass

@@ -93,6 +93,8 @@ def _chosen(
         from recipes.data.score import score  # loads torch
 
         rewards = score(matrix.scoring(critic, verified, own / "rewards"))
+    elif settings.reward_model is not None:
+        rewards = rate(RateConfig(verified, own / "rewards", by="reward_model", reward_model=settings.reward_model))
     elif settings.scores:
         file = Path(settings.scores.replace("{policy}", policy.name).replace("{benchmark}", entry.row.name))
         rewards = rate(RateConfig(verified, own / "rewards", by="scores", scores=file))

@@ -39,9 +39,10 @@ class BenchmarkSettings:
 
 @dataclass
 class CriticSettings:
-    """What a critic may be told besides the settings of `mpo score`; one of the first four says what it is."""
+    """What a critic may be told besides the settings of `mpo score`; one of the first five says what it is."""
 
     prm: Path | None = None
+    reward_model: Path | None = None
     self_certainty: bool = False
     scores: str = ""
     vote: str = ""
@@ -194,11 +195,11 @@ class Matrix:
         own: CriticSettings = self._built(CriticSettings, where, {k: v for k, v in given.items() if k in names})
         score = {key: value for key, value in given.items() if key not in names}
         self._refuse_ours(where, score)
-        kinds = [kind for kind in ("prm", "self_certainty", "scores", "vote") if getattr(own, kind)]
+        kinds = [kind for kind in ("prm", "reward_model", "self_certainty", "scores", "vote") if getattr(own, kind)]
         if len(kinds) != 1 or (score and kinds != ["prm"]):
             raise ConfigError(
-                f"{self.path}: {where}: expected one of prm (with settings of `mpo score`), self_certainty, scores or "
-                f"vote, got {', '.join(map(str, given)) or 'nothing'}"
+                f"{self.path}: {where}: expected one of prm (with settings of `mpo score`), reward_model, "
+                f"self_certainty, scores or vote, got {', '.join(map(str, given)) or 'nothing'}"
             )
         if own.vote not in ("", VOTE):
             raise ConfigError(
@@ -207,7 +208,7 @@ class Matrix:
         selector = own.select or own.vote or "prm"
         if selector not in SELECTORS:
             raise ConfigError(f"{self.path}: {where}.select: unknown {selector!r}{did_you_mean(selector, SELECTORS)}")
-        cost = own.cost if own.cost >= 0 else float(own.prm is not None)
+        cost = own.cost if own.cost >= 0 else float(bool(own.prm or own.reward_model))
         return CriticEntry(Critic(name, selector, cost), own, score)
 
     def _entries(self, section: str, loaded: Mapping[str, Any], *, needed: bool = True) -> list[tuple[str, Any]]:
