@@ -629,6 +629,16 @@ class PRMEvalConfig:
         default=True, metadata={"help": "score again with other problems' images of the same size and report the drop"}
     )
     batch_rows: int = field(default=32, metadata={"help": "rows per forward pass"})
+    base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
+    )
+    model: str | None = field(default=None, metadata={"help": "name of the PRM on the server"})
+    read: Read = field(
+        default="token_ids",
+        metadata={"help": "how to read scores from the server: token_ids needs vLLM, top works with any server"},
+    )
+    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
 
 
 @dataclass
@@ -930,6 +940,15 @@ class BeamSearchConfig(PromptConfig):
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
+    prm_base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
+    )
+    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
+    prm_read: Read = field(
+        default="token_ids",
+        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
+    )
     width: int = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
     expand: int = field(
         default=4, metadata={"help": "m, continuations of each of them; the first step draws W times m"}
