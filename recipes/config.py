@@ -34,7 +34,7 @@ DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "visualprm_conversati
 Engine = Literal["local", "ray"]
 Jpeg = Literal["none", "marked", "all"]
 NumberType = Literal["auto", "float32", "bfloat16"]
-OneReward = Literal["self_certainty", "scores", "reward_model"]
+OneReward = Literal["self_certainty", "scores", "reward_model", "judge"]
 OnChange = Literal["refuse", "segment"]
 Positive = Annotated[float, Gt(0)]
 PublishedForm = Literal[
@@ -474,7 +474,8 @@ class RateConfig:
         default="self_certainty",
         metadata={
             "help": "self_certainty (from the log-probabilities that `mpo sample --logprobs` keeps), scores (of a "
-            "critic that ran elsewhere) or reward_model (one with a scalar head)"
+            "critic that ran elsewhere), reward_model (one with a scalar head) or judge (any model, which is asked for "
+            "a grade)"
         },
     )
     scores: Path | None = field(
@@ -484,7 +485,15 @@ class RateConfig:
     reward_model: Path | None = field(
         default=None, metadata={"help": "for reward_model: its folder, with value_head.safetensors"}
     )
-    batch_rows: int = field(default=8, metadata={"help": "for reward_model: responses per forward pass"})
+    judge: Path | None = field(default=None, metadata={"help": "for judge: a model in this process"})
+    base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "for judge: its server, such as http://host:8000/v1; several may be given"},
+    )
+    model: str | None = field(default=None, metadata={"help": "for judge: name of the model on the server"})
+    max_new_tokens: int = field(default=1024, metadata={"help": "for judge: most tokens of its reply"})
+    concurrency: int = field(default=16, metadata={"help": "for judge: requests in flight per server"})
+    batch_rows: int = field(default=8, metadata={"help": "responses per forward pass, in this process"})
 
 
 @dataclass

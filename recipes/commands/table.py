@@ -75,7 +75,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "recipes.data.rate",
             "rate",
             "RateConfig",
-            "reward every response by the policy's own certainty, or by scores from elsewhere",
+            "reward every response by a critic that reads no steps",
             "mpo rate --groups run/verified --by self_certainty --out run/rated",
         ),
         "continue": Command(

@@ -95,6 +95,9 @@ def _chosen(
         rewards = score(matrix.scoring(critic, verified, own / "rewards"))
     elif settings.reward_model is not None:
         rewards = rate(RateConfig(verified, own / "rewards", by="reward_model", reward_model=settings.reward_model))
+    elif settings.judge is not None or settings.judge_url:
+        asked = {"judge": settings.judge, "base_url": settings.judge_url, "model": settings.judge_model}
+        rewards = rate(RateConfig(verified, own / "rewards", by="judge", **asked))
     elif settings.scores:
         file = Path(settings.scores.replace("{policy}", policy.name).replace("{benchmark}", entry.row.name))
         rewards = rate(RateConfig(verified, own / "rewards", by="scores", scores=file))

@@ -19,6 +19,8 @@ from rewards.choosing.evaluation import SELECTORS
 from rewards.choosing.matrix import VOTE, Critic
 
 TOP = ("ns", "seed", "sample", "verify", "score", "training", "policies", "benchmarks", "critics")
+KINDS = ("prm", "reward_model", "judge", "judge_url", "self_certainty", "scores", "vote")  # what a critic may be
+READERS = ("prm", "reward_model", "judge", "judge_url")  # those that read the responses, which costs tokens
 SET_BY_US = ("problems", "out", "num_samples", "groups", "seed")
 
 
@@ -39,10 +41,13 @@ class BenchmarkSettings:
 
 @dataclass
 class CriticSettings:
-    """What a critic may be told besides the settings of `mpo score`; one of the first five says what it is."""
+    """What a critic may be told besides the settings of `mpo score`; one of `KINDS` says what it is."""
 
     prm: Path | None = None
     reward_model: Path | None = None
+    judge: Path | None = None
+    judge_url: list[str] = field(default_factory=list)
+    judge_model: str | None = None
     self_certainty: bool = False
     scores: str = ""
     vote: str = ""
@@ -195,12 +200,14 @@ class Matrix:
         own: CriticSettings = self._built(CriticSettings, where, {k: v for k, v in given.items() if k in names})
         score = {key: value for key, value in given.items() if key not in names}
         self._refuse_ours(where, score)
-        kinds = [kind for kind in ("prm", "reward_model", "self_certainty", "scores", "vote") if getattr(own, kind)]
+        kinds = [kind for kind in KINDS if getattr(own, kind)]
         if len(kinds) != 1 or (score and kinds != ["prm"]):
             raise ConfigError(
-                f"{self.path}: {where}: expected one of prm (with settings of `mpo score`), reward_model, "
-                f"self_certainty, scores or vote, got {', '.join(map(str, given)) or 'nothing'}"
+                f"{self.path}: {where}: expected one of {', '.join(KINDS)}, and settings of `mpo score` beside prm "
+                f"alone, got {', '.join(map(str, given)) or 'nothing'}"
             )
+        if bool(own.judge_url) != (own.judge_model is not None):
+            raise ConfigError(f"{self.path}: {where}: a judge behind a server needs both judge_url and judge_model")
         if own.vote not in ("", VOTE):
             raise ConfigError(
                 f"{self.path}: {where}.vote: expected {VOTE}, got {own.vote!r}; for weighted votes use select"
@@ -208,7 +215,7 @@ class Matrix:
         selector = own.select or own.vote or "prm"
         if selector not in SELECTORS:
             raise ConfigError(f"{self.path}: {where}.select: unknown {selector!r}{did_you_mean(selector, SELECTORS)}")
-        cost = own.cost if own.cost >= 0 else float(bool(own.prm or own.reward_model))
+        cost = own.cost if own.cost >= 0 else float(kinds[0] in READERS)
         return CriticEntry(Critic(name, selector, cost), own, score)
 
     def _entries(self, section: str, loaded: Mapping[str, Any], *, needed: bool = True) -> list[tuple[str, Any]]:
