@@ -139,7 +139,7 @@ class MPOTrainer(WholeStepTrainer):
         self.monitor = RunMonitor(starts_at_reference=ref_model is None, after_step=self._commit_reward_shift)
         self.add_callback(self.monitor)
         self.add_callback(JpegEpochs(jpeg))
-        self._eval_collator = data_collator or collator(processor)  # shows images as they are
+        self.eval_collator = data_collator or collator(processor)  # shows images as they are
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
         self._balanced: TokenBalancedSampler | None = None
 
@@ -230,14 +230,6 @@ class MPOTrainer(WholeStepTrainer):
             own = self._without_repeats(inputs, batch_size=self.args.eval_batch_size)
             loss = self.compute_loss(model, self._prepare_inputs(own))
         return loss.detach(), None, None
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Trainer's, whose images are never compressed."""
-        training, self.data_collator = self.data_collator, self._eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = training
 
     def evaluation_loop(
         self,

@@ -690,7 +690,7 @@ class EnvConfig:
 
 
 @dataclass
-class OwnConfig:
+class OwnConfig(ColumnsConfig):
     """Section `own` of a run's settings: a model and problems of yours, in place of a world."""
 
     policy: Path = field(metadata={"help": "model that is sampled and trained; it must be able to answer already"})
@@ -837,7 +837,7 @@ class TrainMPOConfig(ModelTraining):
 
 
 @dataclass
-class RoundsConfig:
+class RoundsConfig(ColumnsConfig):
     """`mpo rounds`: sample, score, pair and train again and again, until the guard says that it no longer helps."""
 
     settings: Path = field(
@@ -853,6 +853,15 @@ class RoundsConfig:
     out: Path = field(metadata={"help": "folder for rounds.json and one folder per round"})
     rounds: int = field(default=3, metadata={"help": "most rounds; a later run may ask for more"})
     seed: int = field(default=0, metadata={"help": "seed of sampling and training"})
+
+
+@dataclass
+class RerankConfig:
+    """`mpo rerank`: scored responses, best first."""
+
+    groups: Path = field(metadata={"help": "folder of `mpo score`"})
+    top: int = field(default=0, metadata={"help": "print so many responses per problem; 0 prints all"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object per response"})
 
 
 @dataclass
@@ -935,12 +944,10 @@ class AnswerConfig(PromptConfig):
 
 
 @dataclass
-class BeamSearchConfig(PromptConfig):
+class BeamSearchConfig(PromptConfig, ColumnsConfig):
     """`mpo beam-search`: answers found step by step, guided by a PRM."""
 
-    problems: Path = field(
-        metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
-    )
+    problems: Path = field(metadata={"help": "problems, of any kind that `mpo sample` takes"})
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     out: Path = field(metadata={"help": "folder for groups.jsonl, with one response per problem, and searches.jsonl"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})

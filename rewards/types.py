@@ -61,7 +61,7 @@ class Problem:
     Attributes:
         id: unique within a dataset.
         question: the bare question: what a process reward model is shown.
-        images: local paths or PIL images, in the order in which they precede the question or stand in it.
+        images: local paths or PIL images, in the order in which they precede the question, or come in it.
         answer: the reference answer, or `None` where nobody knows it. A number or a truth value becomes its text; of a
             list of accepted answers the first stays and all of them go to `meta["answers"]`.
         meta: whatever else the dataset gives (strings, numbers, lists); carried along. Read are `verifier`, a name of
@@ -94,6 +94,17 @@ class Problem:
         object.__setattr__(self, "answer", texts[0] if texts else None)
         if len(texts) > 1:
             object.__setattr__(self, "meta", {**self.meta, "answers": texts})
+
+
+def without_images(problem: Problem) -> Problem:
+    """The problem as it is asked without its images.
+
+    Example:
+        >>> without_images(Problem("p", "Is <image> red?", ("a.png",), placed=True)).question
+        'Is  red?'
+    """
+    question = problem.question.replace(PLACEHOLDER, "") if problem.placed else problem.question
+    return replace(problem, question=question, images=(), placed=False)
 
 
 class FinishReason(StrEnum):

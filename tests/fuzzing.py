@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -14,9 +15,12 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,10 +34,13 @@ from recipes.stage.groups import read_groups, read_problems
 from rewards.interchange.archives import ZipImages
 from rewards.interchange.json_rows import decoded_row
 from rewards.interchange.mmpr import META, read_mmpr
+from rewards.interchange.preference_rows import read_preference_rows
+from rewards.interchange.problems import read_problems as read_problems_of
 from rewards.interchange.processbench import read_processbench
+from rewards.interchange.responses import read_responses
 from rewards.interchange.stepwise_rows import read_stepwise_parquet, write_stepwise_parquet
 from rewards.interchange.trl_rows import from_trl_row, iter_trl_parquet, read_trl_parquet, write_trl_parquet
-from rewards.interchange.visualprm import read_visualprm400k
+from rewards.interchange.visualprm_release import read_release
 from rewards.interchange.visualprocessbench import read_visualprocessbench
 from rewards.prm.formats import find_format
 from rewards.prm.model_prm import load_format
@@ -120,7 +127,37 @@ def _problems(path: Path) -> None:
 
 
 def _visualprm(path: Path) -> None:
-    list(read_visualprm400k(path, image_root=path.parent))
+    list(read_release(path))
+
+
+def tsv() -> bytes:
+    image = base64.b64encode(encoded("PNG")).decode()
+    rows = [f'1\t{image}\t"Which\nis it?"\tred\tblue\tA', "2\t1\tWhat?\t\t\t7"]
+    return "\n".join(["index\timage\tquestion\tA\tB\tanswer", *rows, ""]).encode()
+
+
+def table() -> bytes:
+    buffer = io.BytesIO()
+    rows = [{"id": "p", "question": "2?", "image": {"bytes": encoded("PNG"), "path": "a"}, "options": "['1', '2']"}]
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def log() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        zipped.writestr("header.json", "{}")
+        zipped.writestr("samples/1_epoch_1.json", json.dumps(SAID[1]))
+    return buffer.getvalue()
+
+
+def _preferences(form: str) -> Callable[[Path], object]:
+    read = partial(read_preference_rows, form, on_reject=lambda *_: None)
+    return _named("a.jsonl", lambda path: list(read(path)))
+
+
+def _responses(ending: str) -> Callable[[Path], object]:
+    return lambda path: list(read_responses(path.rename(path.with_suffix(ending))))
 
 
 def _format(path: Path) -> None:
@@ -141,6 +178,24 @@ ROLLOUT = {"text": "a\n\nb", "finish_reason": "stop", "num_tokens": 3, "verdict"
            "reward": 0.5, "mc": [[1, 4], [2, 4]]}  # fmt: skip
 MMPR = {"image": "a.png", "question": "<image>\nHow many?", "chosen": "1", "rejected": "2", "answer_gt": "1"}
 PROCESS = {"id": "gsm8k-0", "problem": "2 + 2?", "steps": ["4", "So 4"], "label": 1, "final_answer_correct": False}
+TURN = {"from": "human", "value": "### Question:\n2?\n\n### Solution Process:\n4"}
+SPOKEN = {"id": -1, "conversations": [TURN, {"from": "gpt", "value": "+"}]}
+ASKED = [{"role": "user", "content": [{"type": "text", "text": "2?"}]}]
+PREFERRED = {
+    "rlaif_v": {"question": "2?", "chosen": "2", "rejected": "3", "idx": 1},
+    "llava": {"conversations": [TURN], "output_1": {"from": "gpt", "value": "2"},
+              "output_2": {"from": "gpt", "value": "3"}, "preference": 1},
+    "swift": {"messages": [*ASKED, {"role": "assistant", "content": "2"}], "rejected_response": "3"},
+    "chat": {"prompt": ASKED, "chosen": [{"role": "assistant", "content": "2"}], "rejected": "3"},
+}  # fmt: skip
+REPLY = {"choices": [{"index": 0, "message": {"content": "2"}, "finish_reason": "stop"}]}
+SAID = [
+    {"custom_id": "p#1", "response": {"status_code": 200, "body": REPLY}, "error": None},
+    {"id": 1, "epoch": 1, "input": "2?", "target": "2", "output": REPLY},
+    {"doc_id": 0, "doc": {"id": "p"}, "target": "2", "resps": [["2", "3"]]},
+    {"index": 1, "question": "2?", "prediction": "2"},
+    {"id": "p", "question": "2?", "responses": ["2", {"text": "3", "num_tokens": 1}]},
+]
 VISUAL = {"question": "2?", "response": {"steps": ["4"], "process_correctness": [1]}, "data_source": "toy"}
 SCORED = {"image": "a.png", "question": "<image>\n?", "answer": "7", "response": "a\n\nb", "steps_with_score": [
     {"step": "a", "score": 0.5, "num_mc_correct": 2, "num_mc_total": 4},
@@ -162,6 +217,12 @@ DECODERS: dict[str, Decoder] = {
     "processbench": (lambda: lines(PROCESS, PROCESS), read_processbench),
     "visualprocessbench": (lambda: lines(VISUAL, VISUAL), read_visualprocessbench),
     "visualprm400k": (lambda: lines(SCORED, SCORED), _visualprm),
+    "conversations": (lambda: lines(SPOKEN, SPOKEN), _visualprm),
+    **{f"problems {kind}": (make, _named(f"a{kind}", lambda path: list(read_problems_of(path))))
+       for kind, make in ((".tsv", tsv), (".parquet", table), (".json", lambda: b'[{"id": 1, "question": "2?"}]'))},
+    **{f"pairs {form}": (lambda row=row: lines(row), _preferences(form)) for form, row in PREFERRED.items()},
+    **{f"responses {number}": (lambda row=row: lines(row), _responses(".jsonl")) for number, row in enumerate(SAID)},
+    "inspect log": (log, _responses(".eval")),
     "stepwise": (stepwise, lambda path: list(read_stepwise_parquet(path))),
     "pairs": (pairs, _trl),
     "manifest": (lambda: json.dumps({"stage": "a", "fingerprint": {"settings": {}, "inputs": {}}}).encode(),

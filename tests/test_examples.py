@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(file: Path, *, image: str = "pictures/{}.png", **columns: Any) -> Path:
     """Two rows with an image each."""
-    rows = [{"question": "How many?", "images": [image.format(i)], **columns} for i in range(2)]
+    rows = [{"id": i, "question": "How many?", "images": [image.format(i)], **columns} for i in range(2)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -54,16 +54,16 @@ def test_a_prm_is_trained_and_reranks(
     assert len(scores) == len(LABELS[0])
     assert all(0 <= score <= 1 for score in scores)
 
-    rows = write(folder / "answers.jsonl", answers=[*ANSWERS, "", "<|im_end|>"])
+    rows = write(folder / "answers.jsonl", responses=[*ANSWERS, "", "<|im_end|>"])
     run("rerank_my_answers.py", folder / "prm", rows, monkeypatch=monkeypatch)
     ranked = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["row"] for line in ranked] == [0, 0, 1, 1]
+    assert [line["id"] for line in ranked] == ["0", "0", "1", "1"]
     for pair in (ranked[:2], ranked[2:]):
         assert pair[0]["reward"] >= pair[1]["reward"]
-        assert sorted(line["answer"] for line in pair) == sorted(ANSWERS)  # the empty one and the control token are out
+        assert sorted(line["response"] for line in pair) == sorted(ANSWERS)  # the empty one and the control token are out
 
     (folder.parent / "outside.png").write_bytes((folder / "pictures" / "0.png").read_bytes())
-    rows = write(folder / "answers.jsonl", image="../outside.png", answers=ANSWERS)
+    rows = write(folder / "answers.jsonl", image="../outside.png", responses=ANSWERS)
     with pytest.raises(ImageError):
         run("rerank_my_answers.py", folder / "prm", rows, monkeypatch=monkeypatch)
 

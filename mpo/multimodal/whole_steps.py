@@ -90,6 +90,16 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
             vars(inner)["batch_sampler"] = self._planned  # DataLoader lets nobody set it; its iterators look here
         return loader
 
+    eval_collator: Any = None  # None: the training set's
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Trainer's, with a collator of its own: evaluation shows images as they are."""
+        training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.prms import prm_of
+from recipes.stage.problem_source import SOURCE, problem_file
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.choosing.beam_search import BeamSearch, Search, group_of
 from rewards.sampling.prompts import prompt_files, prompt_of
@@ -40,6 +41,7 @@ def beam_search(config: BeamSearchConfig) -> Path:
             f"expected aggregation of {', '.join(AGGREGATIONS)}, problems_a_call >= 1 and temperature > 0, "
             f"got {config.aggregation!r}, {config.problems_a_call}, {config.temperature}"
         )
+    config = replace(config, problems=problem_file(config.problems, config.out / SOURCE, columns=config.columns))
     sampling, prompt = sampling_of(config), prompt_of(config.prompt, system=config.system)
     params = checked_params(sampling)
     inputs = [

@@ -161,6 +161,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "mpo evaluate matrix.yaml --out runs/matrix",
             bare=("settings",),
         ),
+        "rerank": Command(
+            "recipes.answering.rerank",
+            "rerank",
+            "RerankConfig",
+            "print scored responses, best first",
+            "mpo rerank run/scored --top 1",
+            bare=("groups",),
+        ),
         "beam-search": Command(
             "recipes.answering.beam_search",
             "beam_search",

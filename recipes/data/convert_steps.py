@@ -92,7 +92,7 @@ def write_visualprm(items: Iterable[tuple[str, Labelled]], out: Path, quarantine
 
 
 def write_conversations(items: Iterable[tuple[str, Labelled]], out: Path, quarantine: Quarantine) -> int:
-    """The same file and images, each row a conversation whose assistant answers a step with its sign."""
+    """The same file and images, each row a conversation with one sign per step."""
     images = KeptImages(out / "images", encode=True)
 
     def convert(problem: Problem, rollout: Rollout) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Form(NamedTuple):
 
     Attributes:
         kind: of its rows: pairs, steps, benchmark or problems.
-        files: source → the files that its rows stand in.
+        files: source → the files that hold its rows.
         read: config and quarantine → what it holds, of this kind; None for problems.
         write: writes a benchmark.
     """

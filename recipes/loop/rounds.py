@@ -27,6 +27,7 @@ from recipes.loop.settings import Settings
 from recipes.stage.folder import manifest_of, open_stage
 from recipes.stage.groups import read_groups
 from recipes.stage.numbers import percent, rich_table, short, signed
+from recipes.stage.problem_source import SOURCE, problem_file
 from recipes.training.train_mpo import train_mpo
 from rewards.choosing.round_guard import RoundChange, RoundMeasure, compare_rounds, measure_round
 
@@ -43,6 +44,11 @@ def rounds(config: RoundsConfig) -> Path:
         raise ConfigError(f"expected --rounds >= 1, got {config.rounds}")
     config = replace(config, settings=find_settings(config.settings))
     settings = Settings(config.settings)
+    config = replace(
+        config,
+        problems=problem_file(config.problems, config.out / SOURCE / "problems", columns=config.columns),
+        guard=problem_file(config.guard, config.out / SOURCE / "guard", columns=config.columns),
+    )
     check_held_out(config.guard, config.problems, names=("--guard", "--problems"), run=config.out)
     inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]
     stage = open_stage("rounds", config, inputs=inputs, grows=("rounds",))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import ConfigError
 from recipes.loop.held_out import check_held_out
+from recipes.stage.problem_source import SOURCE, problem_file
 
 if TYPE_CHECKING:
     from recipes.loop.settings import Settings
@@ -43,8 +44,8 @@ def start_of(settings: Settings, run: Path, seed: int) -> Start:
     return own_start(settings, run) if settings.world == "own" else _world_start(settings, run, seed)
 
 
-def own_start(settings: Settings, run: Path | None = None) -> Start:
-    """The user's files as given in the section `own`.
+def own_start(settings: Settings, run: Path) -> Start:
+    """The user's files as given in the section `own`; problems of another form than ours as files below `run`.
 
     Raises:
         ConfigError: neither or both of `prm` and `prm_problems`, a section that would not be used, or test problems
@@ -64,6 +65,9 @@ def own_start(settings: Settings, run: Path | None = None) -> Start:
     unused = [*WORLD_ONLY, *(PRM_TRAINING if own.prm else ())]
     if idle := [name for name in unused if settings.sections[name]]:
         raise ConfigError(f"{settings.path}: section {idle[0]!r} is not used in a run from these `own` data; remove it")
+    for name in ("preference_problems", "prm_problems", "test_problems"):
+        if source := getattr(own, name):
+            setattr(own, name, problem_file(source, run / SOURCE / name, columns=own.columns))
     for name in ("preference_problems", "prm_problems"):
         if others := getattr(own, name):
             check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"), run=run)

@@ -63,11 +63,9 @@ def hub_files(source: str) -> list[Path]:
         config, split = _config_and_split(asked, configs)
         builder = datasets.load_dataset_builder(asked.name, config, revision=asked.revision)
         files = _of_split(source, builder.config.data_files or {}, split)
-        places = [(_URL.fullmatch(file), file) for file in files]
         return [
-            Path(hf_hub_download(match["name"], match["file"], repo_type="dataset", revision=match["revision"]))
-            for match, file in places
-            if match is not None
+            Path(hf_hub_download(asked.name, name, repo_type="dataset", revision=revision))
+            for revision, name in (_inside(source, asked.name, str(file)) for file in files)
         ]
     except ConfigError:
         raise
@@ -93,6 +91,14 @@ def _of_split(source: str, files: Mapping[str, Sequence[str]], split: str | None
     if split not in splits:
         raise ConfigError(f"{source}: expected a split, one of {_some(splits)}; got {split!r}")
     return files[split]
+
+
+def _inside(source: str, name: str, file: str) -> tuple[str, str]:
+    """Revision and path of a file; a dataset's card may name any address, and only its own files are fetched."""
+    match = _URL.fullmatch(file)
+    if match is None or match["name"] != name:
+        raise ConfigError(f"{source}: its card names the file {file[:200]!r}, which is not its own; nothing is fetched")
+    return match["revision"], match["file"]
 
 
 def _some(names: Sequence[str]) -> str:

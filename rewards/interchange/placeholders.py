@@ -22,7 +22,7 @@ _NUMBERED = re.compile(r"<image ?(\d{1,3})>")
 
 
 def placed_question(text: str, num_images: int) -> tuple[str, bool]:
-    r"""The question, and whether its images stand in it (`Problem.placed`).
+    r"""The question, and whether it holds its images (`Problem.placed`).
 
     Raises:
         DataError: there are placeholders, but not one for each image.

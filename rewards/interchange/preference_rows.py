@@ -1,6 +1,6 @@
 """Preference rows as other projects publish them → pairs.
 
-Each form is a row of `PREFERENCE_ROWS`; where it comes from stands at its function. What they share: images are
+Each form is a row of `PREFERENCE_ROWS`, whose function says where it comes from. What they share: images are
 embedded bytes, base64 or paths inside the file's folder; `<image>` in the question marks where one stands, in the order
 of the images, and without any they precede it; one question and two responses, since a pair of ours holds no earlier
 turns.

@@ -2,7 +2,8 @@
 
 Columns are found by name. Those of VLMEvalKit (`index`, `image`, `image_path`, `hint`, `A` … `Z`, `category`;
 https://github.com/open-compass/VLMEvalKit, docs/en/Development.md), of MMMU (`image_1` …, `options` as the text of a
-list), of MathVista (`pid`, `decoded_image`, `choices`) and of our own files are known; `columns` names others.
+list), of MathVista (`pid`, `decoded_image`, `choices`) and of our own files are known; `columns` names others. Images
+stand where the text names them (`<image>`, MMMU's `<image 1>`), else they precede it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from rewards.interchange.embedded import images_of, literal_list
 from rewards.interchange.json_rows import usable_text
+from rewards.interchange.placeholders import by_number, placed_question
 from rewards.interchange.tables import Row, folder_of, read_table
 from rewards.types import Problem
 
@@ -30,6 +32,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "choices": ("choices", "options"),
     "hint": ("hint",),
     "meta": ("meta",),
+    "placed": ("placed",),  # of our own files: what the placeholders say anyway
 }
 SINGULAR = {"image": "images"}
 _NUMBERED = re.compile(r"image_(\d+)")
@@ -167,13 +170,12 @@ def problem_of(
         **({"hint": hint} if hint else {}),
         **_carried(row, {*held.values(), *lettered}),
     }
-    return Problem(
-        id,
-        ask(question, choices, hint) if choices or hint else question,
-        _images(row, value, id, root, shown if shown is not None else {}),
-        _answer(value.get("answer")),
-        meta,
-    )
+    images = _images(row, value, id, root, shown if shown is not None else {})
+    asked, placed = ask(question, choices, hint) if choices or hint else question, False
+    if images:
+        asked, images = by_number(asked, images)
+        asked, placed = placed_question(asked, len(images))
+    return Problem(id, asked, images, _answer(value.get("answer")), meta, placed=placed)
 
 
 def _checked(columns: Mapping[str, str]) -> dict[str, str]:

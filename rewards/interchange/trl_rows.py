@@ -220,7 +220,7 @@ def _only_turn(messages: Any, role: str) -> list[Any]:
 
 
 def _question_of(turns: Any, num_images: int) -> tuple[str, bool]:
-    """The text of the user's turn, and whether its images stand in it rather than before it."""
+    """The text of the user's turn, and whether its images are inside it rather than before it."""
     blocks = _only_turn(turns, "user")
     kinds = [_of(block, "type") for block in blocks]
     if not {*kinds} <= {"image", "text"} or "text" not in kinds:

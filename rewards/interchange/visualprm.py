@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, ImageError
 from mpo.multimodal.images import resolve_inside
-from rewards.interchange.json_rows import Model, decoded_row, write_rows
+from rewards.interchange.json_rows import Model, write_rows
 from rewards.interchange.placeholders import placed_question, with_placeholders
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.steps import split_into
@@ -140,28 +140,6 @@ def write_visualprm400k(path: str | Path, groups: Iterable[RolloutGroup], *, ima
     """Write labelled groups, one row per rollout; the file appears whole or not at all. Returns the number of rows."""
     rows = (to_visualprm_row(g.problem, rollout, image_root=image_root) for g in groups for rollout in g.rollouts)
     return write_rows(path, rows)
-
-
-def read_visualprm400k(
-    path: str | Path, *, image_root: str | Path
-) -> Iterator[tuple[int, tuple[Problem, Rollout] | DataError]]:
-    """The rows of a file in order, each with its line number; a damaged one is a value, an error that names the field.
-
-    Lines are read one at a time, so a file of any size will do.
-    """
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = decoded_row(line)
-            except DataError as error:
-                yield number, DataError(f"row: {error}")
-                continue
-            try:
-                yield number, from_visualprm_row(row, image_root=image_root)
-            except DataError as error:
-                yield number, error
 
 
 def _relative(image: Any, root: str | Path, identifier: str) -> str:

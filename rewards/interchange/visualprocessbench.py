@@ -150,7 +150,7 @@ def write_visualprocessbench(
 
 
 def _placed(question: str, images: int) -> tuple[str, bool]:
-    """The question, and whether its images stand in it; placeholders that are not one per image mean nothing."""
+    """The question, and whether it holds its images; placeholders that are not one per image mean nothing."""
     try:
         question, placed = placed_question(question, images)
     except DataError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairAccount, PairingReport
 from rewards.sampling.generator import Generator
-from rewards.types import Completion, FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict
+from rewards.types import Completion, FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict, without_images
 
 Encode = Callable[[str], Sequence[int]]
 Decode = Callable[[Sequence[int]], str]
@@ -131,7 +131,7 @@ def dropout_ntp(
     for group in groups:
         found, reasons[group.problem.id] = first_halves(group, encode=encode, decode=decode, limits=limits)
         halves += found
-    blind = [replace(half.group.problem, images=()) for half in halves]
+    blind = [without_images(half.group.problem) for half in halves]
     drawn = generator.generate(blind, 1, prefixes=[half.prefix for half in halves], seed=seed) if halves else []
     pairs: dict[str, list[PreferencePair]] = {group.problem.id: [] for group in groups}
     for half, (continuation,) in zip(halves, drawn, strict=True):

@@ -319,7 +319,7 @@ def _first_turn_parts(prm_format: PRMFormat, problem: Problem, step: str) -> lis
 
 
 def _around_question(prm_format: PRMFormat, step: str) -> tuple[str, str]:
-    """The first turn's text around the question, for images that stand in it."""
+    """The first turn's text around the question, for images that are inside it."""
     before, _, after = prm_format.first_turn.replace("{images}", "", 1).partition("{question}")
     return before, after.format(step=step)
 

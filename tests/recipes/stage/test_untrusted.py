@@ -26,7 +26,7 @@ from recipes.cli import main
 from recipes.stage.groups import read_problems
 from recipes.stage.quarantine import Quarantine
 from rewards.interchange.mmpr import read_mmpr
-from rewards.interchange.visualprm import read_visualprm400k
+from rewards.interchange.visualprm_release import read_release
 from rewards.prm.formats import find_format
 from tests.model_server import ModelServer
 
@@ -67,7 +67,7 @@ def test_no_address_in_data_is_asked(server: ModelServer, policy_folder: Path, t
     assert "nothing is fetched" in rejected[0][2]
     steps = [{"step": "a", "score": 1.0, "num_mc_correct": 1, "num_mc_total": 1}]
     row = {"image": url, "question": "<image>\n?", "response": "a", "steps_with_score": steps}
-    ((_, fault),) = read_visualprm400k(lines(tmp_path / "v.jsonl", row), image_root=tmp_path)
+    ((_, fault),) = read_release(lines(tmp_path / "v.jsonl", row), image_root=tmp_path)
     assert isinstance(fault, ImageError)
 
     collate = PreferenceCollator(load_processor(policy_folder))

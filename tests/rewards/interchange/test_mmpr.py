@@ -134,7 +134,7 @@ def test_released_layouts(tmp_path: Path) -> None:
         row(image=["1.png", "2.png"], question="<image>\n<image>\nWhich?"),
         row(image=None, question="2 + 2?", answer_gt=4),
         row(question="What?"),
-        meta={"set": {"root": "MMPR-v1.2/images", "annotation": "MMPR-v1.2/rows.jsonl", "repeat_time": 0.5}},
+        meta={"set": {"root": "MMPR-v1.2/images", "annotation": "MMPR-v1.2/rows.jsonl", "repeat_time": 1}},
     )
     pairs, rejected = read(base / "meta.json")
     assert rejected == []
@@ -155,9 +155,9 @@ def test_released_layouts(tmp_path: Path) -> None:
         (b"[]", "not a pair of MMPR", "the line"),
         (row(chosen=None), "not a pair of MMPR", "chosen: "),
         (row(image=7), "not a pair of MMPR", "image: "),
-        (row(image=["1.png"] * 2), "not a pair of MMPR", "1 image placeholders for 2 images"),
-        (row(question="See <image> here"), "not a pair of MMPR", "inside a text"),
-        (row(chosen="<image>"), "not a pair of MMPR", "inside a text"),
+        (row(image=["1.png"] * 2), "not a pair of MMPR", "1 <image> for 2 images"),
+        (row(question="See <image> here <image>"), "not a pair of MMPR", "2 <image> for 1 images"),
+        (row(chosen="<image>"), "not a pair of MMPR", "inside a response"),
         (row(chosen="8"), "not a pair of MMPR", "chosen equal to rejected"),
         (row(rejected=" "), "not a pair of MMPR", "empty side"),
         (row(video="a.mp4"), "not a pair of MMPR", "video"),

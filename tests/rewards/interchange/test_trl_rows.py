@@ -49,6 +49,7 @@ def test_row_has_trls_shape():
         "rejected_span": None,
         "problem_id": "p",
         "source": "correctness_and_prm",
+        "data_augment": False,
     }
     assert list(row) == list(trl_features())
 

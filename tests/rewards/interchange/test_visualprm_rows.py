@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mpo.multimodal.errors import DataError
 from rewards.interchange.visualprm import (
     from_visualprm_row,
-    read_visualprm400k,
     to_visualprm_row,
     write_visualprm400k,
 )
+from rewards.interchange.visualprm_release import read_release
 from rewards.prm.labelling.source import counts_estimate_mc
 from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup, Verdict
@@ -103,8 +103,8 @@ def test_merged_steps_are_those_of_the_response() -> None:
         (published(image="../secret.png"), r"image: image path '\.\./secret\.png' leaves the image root"),
         (published(image="/etc/passwd"), r"image: image path '/etc/passwd' leaves the image root"),
         (published(image="https://host/1.png"), r"image: .*not a local path"),
-        (published(question="Look at <image> and say."), r"question: expected 1 <image> at its beginning"),
-        (published(question="<image>\n<image>\nWhat?"), r"question: expected 1 <image>"),
+        (published(question="Look at <image> and <image>."), r"question: 2 <image> for 1 images; expected as many"),
+        (published(question="<image>\n<image>\nWhat?"), r"question: 2 <image> for 1 images"),
         (published(steps_with_score=[]), r"steps_with_score: expected at least one step"),
         (published(steps_with_score=step(num_mc_total=None)), r"steps_with_score\.0\.num_mc_total: Input should be"),
         (published(steps_with_score=step(num_mc_correct=17)), r"steps_with_score\.0\.num_mc_correct: .*got 17/16"),
@@ -133,8 +133,10 @@ def test_a_damaged_row_costs_only_itself(tmp_path: Path) -> None:
         json.dumps(published()),
     ]
     (tmp_path / "rows.jsonl").write_bytes("\n".join(lines).encode() + b'\n"\xff"\n')
-    found = list(read_visualprm400k(tmp_path / "rows.jsonl", image_root=ROOT))
-    assert [number for number, _ in found] == [1, 3, 4, 5, 6, 7]
+    (tmp_path / "geo").mkdir()
+    (tmp_path / "geo" / "1.png").write_bytes(b"")  # not opened
+    found = list(read_release(tmp_path / "rows.jsonl"))
+    assert [where for where, _ in found] == [f"rows.jsonl:{number}" for number in (1, 3, 4, 5, 6, 7)]
     assert [isinstance(row, DataError) for _, row in found] == [False, True, True, True, False, True]
 
 
@@ -162,7 +164,8 @@ def test_round_trip(question: str, images: int, answer: str | None, rollouts: li
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rows.jsonl"
         assert write_visualprm400k(path, [RolloutGroup(problem, tuple(rollouts))], image_root=ROOT) == len(rollouts)
-        assert [row for _, row in read_visualprm400k(path, image_root=ROOT)] == [(problem, r) for r in rollouts]
+        rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+        assert [from_visualprm_row(row, image_root=ROOT) for row in rows] == [(problem, r) for r in rollouts]
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
