@@ -9,6 +9,7 @@ and the near-duplicates between training and test.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
@@ -24,6 +25,7 @@ from recipes.evaluating.results import Part, write_results
 from recipes.evaluating.settings import BenchmarkEntry, CriticEntry, Matrix, PolicyEntry, folder_name
 from recipes.stage.folder import MANIFEST
 from recipes.stage.groups import iter_groups
+from recipes.stage.hub_models import model_folder
 from rewards.choosing.matrix import needed_ks
 from rewards.kept.keys import digest
 
@@ -73,7 +75,7 @@ def _responses(matrix: Matrix, policy: PolicyEntry, entry: BenchmarkEntry, probl
             return given
         return import_responses(ImportResponsesConfig([given], folder / "responses", problems=problems))
     config: SampleConfig = matrix.sampling(policy, entry, problems, folder / "samples")
-    return sample(config)
+    return sample(replace(config, policy=config.policy and model_folder(config.policy)))
 
 
 def _chosen(
@@ -92,11 +94,18 @@ def _chosen(
     if settings.prm is not None:
         from recipes.data.score import score  # loads torch
 
-        rewards = score(matrix.scoring(critic, verified, own / "rewards"))
+        scoring = matrix.scoring(critic, verified, own / "rewards")
+        rewards = score(replace(scoring, prm=model_folder(scoring.prm)))
     elif settings.reward_model is not None:
-        rewards = rate(RateConfig(verified, own / "rewards", by="reward_model", reward_model=settings.reward_model))
+        rewards = rate(
+            RateConfig(verified, own / "rewards", by="reward_model", reward_model=model_folder(settings.reward_model))
+        )
     elif settings.judge is not None or settings.judge_url:
-        asked = {"judge": settings.judge, "base_url": settings.judge_url, "model": settings.judge_model}
+        asked = {
+            "judge": settings.judge and model_folder(settings.judge),
+            "base_url": settings.judge_url,
+            "model": settings.judge_model,
+        }
         rewards = rate(RateConfig(verified, own / "rewards", by="judge", **asked))
     elif settings.scores:
         file = Path(settings.scores.replace("{policy}", policy.name).replace("{benchmark}", entry.row.name))
