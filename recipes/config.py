@@ -497,6 +497,17 @@ class RateConfig:
 
 
 @dataclass
+class OverlapConfig:
+    """`mpo overlap`: near-duplicates between training and test problems."""
+
+    training: list[Path] = field(
+        metadata={"help": "what is trained on: files of problems, or folders of samples, scores or pairs"}
+    )
+    test: list[Path] = field(metadata={"help": "files of test problems, in any form that --problems takes"})
+    out: Path = field(metadata={"help": "folder for near_duplicates.jsonl and overlap.json"})
+
+
+@dataclass
 class ContinueConfig(EngineConfig):
     """`mpo continue`: for problems whose samples are all wrong, continuations of their sound beginnings."""
 

@@ -78,6 +78,13 @@ GROUPS: dict[str, dict[str, Command]] = {
             "reward every response by a critic that reads no steps",
             "mpo rate --groups run/verified --by self_certainty --out run/rated",
         ),
+        "overlap": Command(
+            "recipes.data.overlap",
+            "overlap",
+            "OverlapConfig",
+            "find test problems that are near-duplicates of training problems",
+            "mpo overlap --training run/pairs --test data/test.jsonl --out run/overlap",
+        ),
         "continue": Command(
             "recipes.data.continue_prefixes",
             "continue_prefixes",

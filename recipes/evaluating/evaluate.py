@@ -14,12 +14,19 @@ from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
 from recipes.answering.best_of_n import best_of_n
-from recipes.config import BestOfNConfig, EvaluateArguments, ImportResponsesConfig, RateConfig, SampleConfig
+from recipes.config import (
+    BestOfNConfig,
+    EvaluateArguments,
+    ImportResponsesConfig,
+    OverlapConfig,
+    RateConfig,
+    SampleConfig,
+)
 from recipes.data.import_responses import import_responses
+from recipes.data.overlap import Overlap, counts_of, overlap
 from recipes.data.rate import rate
 from recipes.data.sample import sample
 from recipes.data.verify import verify
-from recipes.evaluating.overlap import overlaps
 from recipes.evaluating.problems import benchmark_problems
 from recipes.evaluating.results import Part, write_results
 from recipes.evaluating.settings import BenchmarkEntry, CriticEntry, Matrix, PolicyEntry, folder_name
@@ -41,7 +48,10 @@ def evaluate(config: EvaluateArguments) -> Path:
         entry.row.name: benchmark_problems(entry, out / "benchmarks" / folder_name(entry.row.name))
         for entry in matrix.benchmarks
     }
-    found = overlaps(matrix, problems, out / "overlap")
+    found: dict[str, Overlap] = {}
+    if matrix.training:
+        folder = overlap(OverlapConfig(matrix.training, list(problems.values()), out / "overlap"))
+        found = dict(zip(problems, counts_of(folder), strict=True))
     parts = [part for policy in matrix.policies for part in _parts(matrix, policy, problems, out)]
     return write_results(matrix, problems, parts, found, out)
 

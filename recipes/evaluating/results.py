@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.files import read_json, write_atomic
-from recipes.evaluating.overlap import OVERLAP, Overlap
+from recipes.data.overlap import OVERLAP, Overlap
 from recipes.evaluating.page import PAGE, write_page
 from recipes.evaluating.settings import BenchmarkEntry, Matrix
 from recipes.evaluating.tables import FILES, print_tables
@@ -79,7 +79,7 @@ def write_results(
         for name, text_of in FILES.items():
             write_atomic(stage.out / name, text_of(evaluation))
         if found:
-            write_atomic(stage.out / OVERLAP, (out / "overlap" / OVERLAP).read_text(encoding="utf-8"))
+            write_atomic(stage.out / OVERLAP, _listed(out / "overlap" / OVERLAP, list(problems)))
         write_page(evaluation, stage.out)
         cells = len(evaluation["cells"])
         stage.finish({"cells": cells}, note=f"{cells} cells; {stage.out / PAGE}")
@@ -214,6 +214,12 @@ def _benchmark(part: Part, problems: Mapping[str, Problem] | None, found: Overla
         "expected": row.rows if not part.entry.limit else None,
         "overlap": asdict(found) if found else None,
     }
+
+
+def _listed(path: Path, names: Sequence[str]) -> str:
+    """The near-duplicates, a line each, with the benchmark's name."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return "".join(json.dumps({"benchmark": names[row.pop("set")], **row}) + "\n" for row in rows)
 
 
 def _folders(part: Part) -> list[Path]:

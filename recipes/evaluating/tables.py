@@ -221,7 +221,7 @@ def _short_differences(evaluation: Mapping[str, Any]) -> tuple[Header, Rows]:
                 continue
             equal = [one for one in found if one["minus_majority_equal_tokens"]]
             told = [_short(found[-1][key]) for key in ("gain", "minus_majority")]
-            last = _short(equal[-1]["minus_majority_equal_tokens"]) + f" N={equal[-1]['n']}" if equal else "–"
+            last = _short(equal[-1]["minus_majority_equal_tokens"]) + f" @{equal[-1]['n']}" if equal else "–"
             rows.append([policy, name, *told, last])
     return ["policy", "critic", "gain", "− vote", "− vote of equal tokens"], rows
 

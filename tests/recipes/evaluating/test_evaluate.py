@@ -16,13 +16,14 @@ import pytest
 
 from mpo.multimodal.errors import ConfigError
 from recipes.cli import main
-from recipes.evaluating.overlap import OVERLAP
+from recipes.data.overlap import OVERLAP, counts_of
 from recipes.evaluating.page import PAGE
 from recipes.evaluating.results import EVALUATION
 from recipes.evaluating.settings import Matrix
 from recipes.stage.folder import MANIFEST, manifest_of
 from tests.recipes.evaluating.made import BENCHMARKS, CRITICS, POLICIES, make, settings
 from tests.recipes.killing import KILLED
+from tests.recipes.report.browser import chromium, look, visit
 
 ROOT = Path(__file__).parents[3]
 
@@ -128,6 +129,18 @@ def test_the_page_holds_figure_and_table_and_loads_nothing(made: Path) -> None:
     ]
 
 
+def test_the_page_in_a_browser(made: Path, tmp_path: Path) -> None:
+    """Nothing is asked for, nothing is said on the console, and a phone needs no sideways scrolling of the page."""
+    with chromium(tmp_path / "profile") as session:
+        seen = visit(session, (made / "out" / "results" / PAGE).as_uri())
+        assert (seen["requests"], seen["console"], seen["title"]) == ([], [], "Best of N on 3 benchmarks")
+        for width, dark in ((1200, False), (1200, True), (390, False)):
+            look(session, width=width, dark=dark)
+            assert session.execute_script("return document.documentElement.scrollWidth") <= width
+        colours = session.execute_script("return getComputedStyle(document.querySelector('td.up')).color")
+        assert colours
+
+
 def test_a_run_killed_anywhere_ends_with_the_same_bytes(made: Path, tmp_path: Path) -> None:
     failpoints = ["mid_export:2", "before_manifest:2", "before_commit:2", "after_rename:9", "before_manifest:15",
                   "before_rename:12"]  # fmt: skip
@@ -224,6 +237,15 @@ def test_planted_duplicates_are_counted_and_listed(made: Path, tmp_path: Path) -
     assert "| MMMU | 12 | 2 | 1 | 0 | 16.7 |" in (results / "table.md").read_text()
 
 
+def test_overlap_of_pairs_with_a_benchmark(made: Path, tmp_path: Path) -> None:
+    """The command, from a folder of scored groups whose problems are the benchmark's own."""
+    rewards = made / "out/policies/Beta-8B/WeMath/n6/critics/GoodPRM/rewards"
+    tests = [made / "we.parquet", made / "DynaMath.tsv"]
+    command = ["overlap", "--training", str(rewards), "--test", *map(str, tests), "--out", str(tmp_path / "out")]
+    columns = [(one.problems, one.near) for one in counts_of(tmp_path / "out")] if main(command) == 0 else []
+    assert columns == [(20, 20), (15, 0)]
+
+
 def test_a_critic_that_lacks_scores_is_told_and_takes_no_other_cell(made: Path, tmp_path: Path) -> None:
     """A file with half of the scores: the rest ranks last and is counted."""
     (tmp_path / "half").mkdir()
@@ -263,7 +285,7 @@ def test_a_critic_that_lacks_scores_is_told_and_takes_no_other_cell(made: Path, 
         ({"critics": {"C": {"vote": "plurality"}}}, "critics.C.vote: expected majority"),
         ({"critics": {"C": {"prm": "p", "select": "best"}}}, "critics.C.select: unknown 'best'"),
         ({"critics": {"C": {"prm": "p", "aggregation": "sum"}}}, "critics.C.aggregation: expected one of mean"),
-        ({"critics": {"C": {"scores": "f", "aggregation": "min"}}}, "critics.C: expected one of prm"),
+        ({"critics": {"C": {"scores": "f", "aggregation": "min"}}}, "C: expected one of prm"),
         ({"critics": {"C": {"judge_url": ["http://x/v1"]}}}, "needs both judge_url and judge_model"),
         ({"ns": [0, 2]}, "ns: expected numbers of responses from 1"),
         ({"ns": ["two"]}, "ns: expected a whole number"),
@@ -279,3 +301,27 @@ def test_settings_that_cannot_work_are_refused_before_anything_runs(
         Matrix(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_names_are_text_everywhere(made: Path, tmp_path: Path) -> None:
+    """HTML, Markdown, LaTeX, mathematics of a figure, a spreadsheet's formula: none of them means anything in a name."""
+    policy, critic = "<img src=x onerror=alert(1)> $x^2$ | 50% & _a_", "=SUM(A1) <script>alert(2)</script>"
+    path = settings(
+        made,
+        ns=[1, 2],
+        policies={policy: {"responses": {"MMMU": str(made / "Beta-8B-MMMU.jsonl")}}},
+        benchmarks={"MMMU": {"problems": str(made / "MMMU_DEV_VAL.tsv")}},
+        critics={critic: {"scores": str(made / "GoodPRM-Beta-8B-MMMU.jsonl")}},
+    ).rename(tmp_path / "hostile.yaml")
+    settings(made)
+    assert main(["evaluate", str(path), "--out", str(tmp_path / "out")]) == 0
+    results = tmp_path / "out" / "results"
+    page = (results / PAGE).read_text()
+    assert "<img src=x" not in page
+    assert "<script>" not in page
+    assert "&lt;img src=x" in page
+    assert (results / "table.md").read_text().count("\\| 50% &") > 1
+    assert r"\$x\textasciicircum{}2\$ | 50\% \& \_a\_" in (results / "table.tex").read_text()
+    rows = list(csv.DictReader((results / "cells.csv").open()))
+    assert {row["critic"] for row in rows if "SUM" in row["critic"]} == {f"'{critic}"}
+    assert all(folder.name.isascii() for folder in (tmp_path / "out" / "policies").iterdir())
