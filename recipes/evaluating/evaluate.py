@@ -111,12 +111,10 @@ def _chosen(
             RateConfig(verified, own / "rewards", by="reward_model", reward_model=model_folder(settings.reward_model))
         )
     elif settings.judge is not None or settings.judge_url:
-        asked = {
-            "judge": settings.judge and model_folder(settings.judge),
-            "base_url": settings.judge_url,
-            "model": settings.judge_model,
-        }
-        rewards = rate(RateConfig(verified, own / "rewards", by="judge", **asked))
+        judging = RateConfig(
+            verified, own / "rewards", by="judge", judge=settings.judge and model_folder(settings.judge)
+        )
+        rewards = rate(replace(judging, base_url=settings.judge_url, model=settings.judge_model))
     elif settings.scores:
         file = Path(settings.scores.replace("{policy}", policy.name).replace("{benchmark}", entry.row.name))
         rewards = rate(RateConfig(verified, own / "rewards", by="scores", scores=file))

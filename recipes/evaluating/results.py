@@ -18,7 +18,7 @@ from recipes.stage.groups import iter_groups, read_problems
 from recipes.stage.identity import file_digest
 from rewards.choosing.evaluation import UNSCORED
 from rewards.choosing.matrix import VOTE, Critic, Measured, breakdown, cell, overall
-from rewards.types import FinishReason, Problem, Verdict
+from rewards.types import FinishReason, Problem, Rollout, Verdict
 
 EVALUATION = "evaluation.json"
 SECONDS = "seconds.json"  # apart, since they are another time others
@@ -172,7 +172,8 @@ def _unscored(part: Part, critic: Critic) -> float | None:
 
 def _responses(part: Part, problems: Mapping[str, Problem]) -> dict[str, Any]:
     """What the responses are like: how long, how many were cut or could not be read, where two verifiers disagree."""
-    rollouts, foreign, answered = [], 0, set()
+    rollouts: list[Rollout] = []
+    foreign, answered = 0, set()
     for group in iter_groups(part.verified):
         if group.problem.id in problems:
             answered.add(group.problem.id)
@@ -181,8 +182,7 @@ def _responses(part: Part, problems: Mapping[str, Problem]) -> dict[str, Any]:
             foreign += 1
     tokens = [rollout.completion.num_tokens for rollout in rollouts if rollout.completion.num_tokens]
     total = max(1, len(rollouts))
-    both = [one for one in rollouts if one.verdict and one.second_verdict]
-    compared = [one for one in both if one.verdict.is_decided and one.second_verdict.is_decided]  # type: ignore[union-attr]
+    compared = [one for one in rollouts if _decided(one.verdict) and _decided(one.second_verdict)]
     return {
         "policy": part.policy,
         "benchmark": part.entry.row.name,
@@ -200,6 +200,10 @@ def _responses(part: Part, problems: Mapping[str, Problem]) -> dict[str, Any]:
         "compared": len(compared),
         "disputed": sum(one.is_disputed for one in compared) / len(compared) if compared else None,
     }
+
+
+def _decided(verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.is_decided
 
 
 def _benchmark(part: Part, problems: Mapping[str, Problem] | None, found: Overlap | None) -> dict[str, Any]:

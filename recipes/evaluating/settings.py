@@ -185,7 +185,7 @@ class Matrix:
         changes: dict[str, Any] = {
             part: value for part in ("prompt", "verifier", "metric") if (value := getattr(own, part))
         }
-        row = replace(row, name=name, **changes, **({"by": tuple(own.by)} if own.by else {}))
+        row = replace(row, name=name, by=tuple(own.by) or row.by, **changes)
         if row.metric not in METRICS:
             raise ConfigError(f"{self.path}: {where}.metric: unknown {row.metric!r}{did_you_mean(row.metric, METRICS)}")
         problems = own.problems or row.hub or ""
