@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import read_json, write_atomic
 from recipes.data.overlap import OVERLAP, Overlap
 from recipes.evaluating.page import PAGE, write_page
@@ -153,6 +154,11 @@ def _measured(part: Part, critic: Critic, problems: Mapping[str, Problem]) -> Me
     folder = part.chosen.get(critic.name) or part.votes
     found = read_json(folder / RESULTS)
     kept = [place for place, id in enumerate(found["problem_ids"]) if id in problems]
+    if not kept:
+        raise DataError(
+            f"no response of {part.policy} ({part.groups}) is to a problem of {part.entry.row.name}: its first problem "
+            f"is {found['problem_ids'][0]!r}, the benchmark's is {next(iter(problems))!r}; the ids must be the same"
+        )
     values = {
         name: {int(k): [column[place] for place in kept] for k, column in at.items()}
         for name, at in found["values"].items()

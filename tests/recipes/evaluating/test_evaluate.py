@@ -267,6 +267,22 @@ def test_a_critic_that_lacks_scores_is_told_and_takes_no_other_cell(made: Path, 
     assert sum(counts["bad_scores"].values()) == 1
 
 
+def test_responses_to_other_problems_are_refused_by_name(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished folder of WeMath's responses in the place of MMMU's."""
+    other = made / "out/policies/Beta-8B/WeMath/responses"
+    path = settings(
+        made,
+        policies={"B": {"responses": {"MMMU": str(other)}}},
+        benchmarks={"MMMU": {"problems": str(made / "MMMU_DEV_VAL.tsv")}},
+        critics={},
+    ).rename(tmp_path / "other.yaml")
+    settings(made)
+    assert main(["evaluate", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "is to a problem of MMMU: its first problem is '1'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
