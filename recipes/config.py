@@ -35,6 +35,7 @@ DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "visualprm_conversati
 Engine = Literal["local", "ray"]
 Jpeg = Literal["none", "marked", "all"]
 NumberType = Literal["auto", "float32", "bfloat16"]
+OneReward = Literal["self_certainty", "scores", "reward_model", "judge"]
 OnChange = Literal["refuse", "segment"]
 Positive = Annotated[float, Gt(0)]
 PublishedForm = Literal[
@@ -357,8 +358,9 @@ class VerifyConfig:
     verifier: str = field(
         default="auto",
         metadata={
-            "help": "auto (picks one for each problem by its reference and choices), math, number, choice, yes_no, "
-            "short, exact, relaxed, anls, vqa, your own package.module:function, or judge (a model behind base_url)"
+            "help": "auto (picks one for each problem by its reference and choices), auto_rounded (the same, with "
+            "numbers as close as benchmarks ask), math, number, rounded, choice, yes_no, short, exact, relaxed, anls, "
+            "vqa, your own package.module:function, or judge (a model behind base_url)"
         },
     )
     second_verifier: str = field(
@@ -510,6 +512,49 @@ class ScoreConfig(EngineConfig):
             "the image"
         },
     )
+
+
+@dataclass
+class RateConfig:
+    """`mpo rate`: one reward per response, without a PRM."""
+
+    groups: Path = field(metadata={"help": "folder with a groups.jsonl, of `mpo verify` or `mpo sample`"})
+    out: Path = field(metadata={"help": "folder for the rated groups"})
+    by: OneReward = field(
+        default="self_certainty",
+        metadata={
+            "help": "self_certainty (from the log-probabilities that `mpo sample --logprobs` keeps), scores (of a "
+            "critic that ran elsewhere), reward_model (one with a scalar head) or judge (any model, which is asked for "
+            "a grade)"
+        },
+    )
+    scores: Path | None = field(
+        default=None,
+        metadata={"help": "for scores: JSON lines with problem_id, index (place among its responses) and score"},
+    )
+    reward_model: Path | None = field(
+        default=None, metadata={"help": "for reward_model: its folder, with value_head.safetensors"}
+    )
+    judge: Path | None = field(default=None, metadata={"help": "for judge: a model in this process"})
+    base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "for judge: its server, such as http://host:8000/v1; several may be given"},
+    )
+    model: str | None = field(default=None, metadata={"help": "for judge: name of the model on the server"})
+    max_new_tokens: int = field(default=1024, metadata={"help": "for judge: most tokens of its reply"})
+    concurrency: int = field(default=16, metadata={"help": "for judge: requests in flight per server"})
+    batch_rows: int = field(default=8, metadata={"help": "responses per forward pass, in this process"})
+
+
+@dataclass
+class OverlapConfig:
+    """`mpo overlap`: near-duplicates between training and test problems."""
+
+    training: list[Path] = field(
+        metadata={"help": "what is trained on: files of problems, or folders of samples, scores or pairs"}
+    )
+    test: list[Path] = field(metadata={"help": "files of test problems, in any form that --problems takes"})
+    out: Path = field(metadata={"help": "folder for near_duplicates.jsonl and overlap.json"})
 
 
 @dataclass
@@ -668,6 +713,16 @@ class PRMEvalConfig:
         default=True, metadata={"help": "score again with other problems' images of the same size and report the drop"}
     )
     batch_rows: int = field(default=32, metadata={"help": "rows per forward pass"})
+    base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
+    )
+    model: str | None = field(default=None, metadata={"help": "name of the PRM on the server"})
+    read: Read = field(
+        default="token_ids",
+        metadata={"help": "how to read scores from the server: token_ids needs vLLM, top works with any server"},
+    )
+    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
 
 
 @dataclass
@@ -937,6 +992,22 @@ class BestOfNConfig:
     ks: list[int] = field(
         default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of responses to choose among"}
     )
+    scored: bool = field(
+        default=True, metadata={"help": "whether the responses have rewards; without, only votes and blind rulers"}
+    )
+    skip_unverified: bool = field(
+        default=False, metadata={"help": "leave out problems that no verifier could check, instead of refusing them"}
+    )
+
+
+@dataclass
+class EvaluateArguments:
+    """`mpo evaluate`: policies × critics × N on benchmarks, as one table and one page."""
+
+    settings: Path = field(
+        metadata={"help": "YAML file with policies, benchmarks and critics, or a name of `mpo settings`"}
+    )
+    out: Path = field(metadata={"help": "folder for every sample and score, and for results/"})
 
 
 @dataclass
@@ -1004,6 +1075,15 @@ class BeamSearchConfig(PromptConfig, ColumnsConfig):
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
+    prm_base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
+    )
+    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
+    prm_read: Read = field(
+        default="token_ids",
+        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
+    )
     width: int = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
     expand: int = field(
         default=4, metadata={"help": "m, continuations of each of them; the first step draws W times m"}

@@ -235,6 +235,38 @@ def sign_flip_test(differences: Floats) -> float:
     return float(stats.permutation_test((values,), np.sum, vectorized=True, **flips).pvalue)
 
 
+def mean_of_means(columns: Sequence[Floats], *, confidence: float = 0.95, bounds: Bounds = SHARE) -> Estimate:
+    """The mean over data sets of the mean within each, with an interval over the problems of every data set.
+
+    The data sets are the ones that they are: only their problems are drawn. Each has the interval of
+    `mean_with_interval`, and the distances to the ends add in squares (MOVER; Zou and Donner 2008,
+    https://doi.org/10.1002/sim.3095). For differences, give differences of the same problems and `bounds=CHANGE`.
+
+    Args:
+        columns: one data set each, with at least one finite number per problem.
+        confidence: in (0, 1).
+        bounds: the least and the largest value that a problem can have.
+
+    Returns:
+        `n` is the number of problems of all data sets.
+
+    Raises:
+        DataError: there is no column, or one is empty or holds a value outside the bounds.
+
+    Example:
+        >>> found = mean_of_means([[1.0] * 20, [0.0, 1.0] * 10])
+        >>> found.mean, round(found.low, 2), round(found.high, 2), found.n
+        (0.75, 0.61, 0.85, 40)
+    """
+    if not columns:
+        raise DataError("expected the values of at least one data set, got none")
+    found = [mean_with_interval(list(column), confidence=confidence, bounds=bounds) for column in columns]
+    mean = math.fsum(one.mean for one in found) / len(found)
+    below = math.sqrt(math.fsum((one.mean - one.low) ** 2 for one in found)) / len(found)
+    above = math.sqrt(math.fsum((one.high - one.mean) ** 2 for one in found)) / len(found)
+    return Estimate(mean, mean - below, mean + above, sum(one.n for one in found))
+
+
 def mcnemar_test(fixed: int, broken: int) -> float:
     """Exact two-sided p-value of McNemar's test: as many problems fixed as broken, but for chance.
 

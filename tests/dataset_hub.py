@@ -1,4 +1,4 @@
-"""A Hub on this machine: one dataset repository, served from a folder as huggingface.co serves it.
+"""A Hub on this machine: one repository of a dataset or a model, served from a folder as huggingface.co serves it.
 
 What `datasets` and `huggingface_hub` ask for: the repository at a revision, its tree, and its files by `resolve`.
 """
@@ -19,13 +19,13 @@ COMMIT = "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of `folder` as the dataset `name`; `asked` lists what was asked for."""
+    """Serves the files of `folder` as the dataset (or model) `name`; `asked` lists what was asked for."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *, kind: str = "datasets") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.kind = folder, name, kind
         self.asked: list[str] = []
 
     @property
@@ -39,9 +39,9 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def hub(folder: Path, name: str) -> Iterator[Hub]:
+def hub(folder: Path, name: str, *, kind: str = "datasets") -> Iterator[Hub]:
     """The server, in a thread."""
-    with Hub(folder, name) as server:
+    with Hub(folder, name, kind=kind) as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
@@ -78,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append(f"{self.command} {path}")
-        api = f"/api/datasets/{self.server.name}"
+        api = f"/api/{self.server.kind}/{self.server.name}"
+        place = f"/{self.server.name}" if self.server.kind == "models" else f"/datasets/{self.server.name}"
         if path in (api, *(f"{api}/revision/{revision}" for revision in ("main", COMMIT))):
             self._send(json.dumps(self._repository()).encode(), body=body)
         elif path.startswith(f"{api}/tree/"):
@@ -86,8 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
             recursive = "recursive=true" in urlsplit(self.path).query.lower()
             found = self._tree(inside, recursive=recursive)
             self._send(json.dumps(found).encode(), body=body) if found else self._missing("EntryNotFound")
-        elif path.startswith(f"/datasets/{self.server.name}/resolve/"):
-            name = path.removeprefix(f"/datasets/{self.server.name}/resolve/").partition("/")[2]
+        elif path.startswith(f"{place}/resolve/"):
+            name = path.removeprefix(f"{place}/resolve/").partition("/")[2]
             file = self.server.folder / name
             self._file(file, body=body) if file.is_file() else self._missing("EntryNotFound")
         else:

@@ -19,10 +19,10 @@ from recipes.config import BeamSearchConfig, SampleConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
+from recipes.stage.prms import prm_of
 from recipes.stage.problem_source import SOURCE, problem_file
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.choosing.beam_search import BeamSearch, Search, group_of
-from rewards.prm.model_prm import ModelPRM
 from rewards.sampling.prompts import prompt_files, prompt_of
 from rewards.scoring.aggregation import AGGREGATIONS
 
@@ -55,7 +55,14 @@ def beam_search(config: BeamSearchConfig) -> Path:
     problems, _ = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
     engine = BeamSearch(
         generator_of(sampling, params, config.expand),
-        ModelPRM.load(config.prm, batch_rows=config.batch_rows),
+        prm_of(
+            config.prm,
+            batch_rows=config.batch_rows,
+            base_url=config.prm_base_url,
+            model=config.prm_model,
+            read=config.prm_read,
+            concurrency=config.concurrency,
+        ),
         width=config.width,
         expand=config.expand,
         max_rounds=config.max_rounds,

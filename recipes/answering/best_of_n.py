@@ -21,10 +21,13 @@ from recipes.config import BestOfNConfig
 from recipes.stage.folder import RESULTS, open_stage
 from recipes.stage.groups import problems_of, read_groups
 from rewards.choosing.evaluation import evaluate
+from rewards.types import RolloutGroup
 
 
 def best_of_n(config: BestOfNConfig) -> Path:
     """Evaluate all selectors and write `results.json`; see the module's first lines for unscored rollouts.
+
+    With `skip_unverified` a problem that no verifier could check counts neither way; the manifest has their number.
 
     Raises:
         ConfigError: a k is below 1 or above the number of rollouts.
@@ -33,11 +36,17 @@ def best_of_n(config: BestOfNConfig) -> Path:
     stage = open_stage("best-of-n", config, inputs=[config.groups])
     if stage.complete:
         return stage.out
-    groups = read_groups(config.groups)
-    results = evaluate(groups, config.ks, where=str(config.groups))
+    every = read_groups(config.groups)
+    groups = [group for group in every if not config.skip_unverified or _is_verified(group)]
+    results = evaluate(groups, config.ks, scored=config.scored, where=str(config.groups))
     write_atomic(stage.out / RESULTS, json.dumps(results) + "\n")
-    for warning in results["warnings"]:
+    for warning in results.get("warnings", ()):
         print(f"warning: {config.groups}: {warning['message']}", file=sys.stderr)
-    total = sum(len(group.rollouts) for group in groups)
-    counts = {"in": total, "out": total, "rejected": {}, "unscored": results["unscored"]}
-    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+    total, out = (sum(len(group.rollouts) for group in some) for some in (every, groups))
+    counts = {"in": total, "out": out, "rejected": {"unverified": total - out} if total > out else {}}
+    unscored = {"unscored": results["unscored"]} if config.scored else {}
+    return stage.finish({**counts, **unscored, "problems": str(problems_of(config.groups))})
+
+
+def _is_verified(group: RolloutGroup) -> bool:
+    return bool(group.rollouts) and all(rollout.verdict is not None for rollout in group.rollouts)

@@ -23,13 +23,13 @@ from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_groups
 from recipes.stage.kept_images import KeptImages
 from recipes.stage.numbers import Header, Rows, interval, rich_table, signed
+from recipes.stage.prms import prm_of
 from rewards.interchange.processbench import read_processbench
 from rewards.interchange.visualprocessbench import read_visualprocessbench
 from rewards.prm.evaluating.benchmark import BenchmarkResponse, ScoredResponse, choose_threshold, in_development
 from rewards.prm.evaluating.benchmark_metrics import evaluate, image_drop
 from rewards.prm.evaluating.given_steps import score_given_steps
 from rewards.prm.formats import format_files
-from rewards.prm.model_prm import ModelPRM
 from rewards.scoring.other_images import blanked, partners, showing
 from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.steps import split_into
@@ -54,7 +54,15 @@ def prm_eval(config: PRMEvalConfig) -> Path:
     _check(config)
     responses, rejected = read(config, config.benchmark)
     others, leaked = _development_file(config, responses)
-    prm = ModelPRM.load(config.prm, prm_format=config.prm_format, batch_rows=config.batch_rows)
+    prm = prm_of(
+        config.prm,
+        prm_format=config.prm_format,
+        batch_rows=config.batch_rows,
+        base_url=config.base_url,
+        model=config.model,
+        read=config.read,
+        concurrency=config.concurrency,
+    )
     scored, unscored = score_given_steps([*responses, *others], prm, describe="score")
     chosen_on, test = _split(config, scored, {response.problem.id for response in others})
     results = {

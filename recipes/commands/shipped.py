@@ -65,6 +65,7 @@ def show(config: SettingsConfig) -> None:
     width = max(len(file.stem) for file in files)
     for heading, kind in (
         ("for `mpo pipeline` and `mpo evidence`: a section per stage", "loop"),
+        ("for `mpo evaluate`: policies, benchmarks and critics", "matrix"),
         ("for one command, as in `mpo train-mpo NAME --policy …`", "command"),
         ("for `accelerate launch --config_file FILE`", "accelerate"),
     ):
@@ -90,4 +91,6 @@ def _files() -> list[Path]:
 def _kind(file: Path) -> str:
     if file.parent.name == "accelerate":
         return "accelerate"
-    return "loop" if re.search(r"(?m)^test_sample:", file.read_text(encoding="utf-8")) else "command"
+    text = file.read_text(encoding="utf-8")
+    kinds = {"loop": r"(?m)^test_sample:", "matrix": r"(?m)^policies:"}
+    return next((kind for kind, sign in kinds.items() if re.search(sign, text)), "command")

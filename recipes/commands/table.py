@@ -71,6 +71,20 @@ GROUPS: dict[str, dict[str, Command]] = {
             "score every step of every response with a PRM",
             "mpo score --groups run/verified --prm run/prm --out run/scored",
         ),
+        "rate": Command(
+            "recipes.data.rate",
+            "rate",
+            "RateConfig",
+            "reward every response by a critic that reads no steps",
+            "mpo rate --groups run/verified --by self_certainty --out run/rated",
+        ),
+        "overlap": Command(
+            "recipes.data.overlap",
+            "overlap",
+            "OverlapConfig",
+            "find test problems that are near-duplicates of training problems",
+            "mpo overlap --training run/pairs --test data/test.jsonl --out run/overlap",
+        ),
         "continue": Command(
             "recipes.data.continue_prefixes",
             "continue_prefixes",
@@ -145,6 +159,14 @@ GROUPS: dict[str, dict[str, Command]] = {
             "BestOfNConfig",
             "measure every selector (PRM, votes, oracle) at every k",
             "mpo best-of-n --groups run/test_scored --out run/best_of_n --ks 1 2 4 8",
+        ),
+        "evaluate": Command(
+            "recipes.evaluating.evaluate",
+            "evaluate",
+            "EvaluateArguments",
+            "compare policies and critics on benchmarks, at every N",
+            "mpo evaluate matrix.yaml --out runs/matrix",
+            bare=("settings",),
         ),
         "rerank": Command(
             "recipes.answering.rerank",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 JUDGE = "judge"
+AUTO = ("auto", "auto_rounded")  # each picks a verifier for each problem
 DISAGREEMENTS = "disagreements.jsonl"
 UNREADABLE = "reference cannot be read"
 EXAMPLES = 3  # of faults that are shown
@@ -118,8 +119,8 @@ class _Checker:
             from_row = rows and "verifier" in problem.meta
             name = str(problem.meta["verifier"]) if from_row else default
             reason = _unverifiable(problem, name, from_row=from_row)
-            if not reason and name == "auto":
-                name = picked(problem)
+            if not reason and name in AUTO:
+                name = picked(problem, rounded=name != "auto")
             plan[problem.id] = _Planned(name, reason or "")
             if not reason and name in VERIFIERS:
                 by_name.setdefault(name, []).append(problem)
@@ -287,9 +288,9 @@ def _imported(name: str) -> Verifier | None:
 
 def _ready(name: str, *, own: Mapping[str, Verifier], config: VerifyConfig, stack: ExitStack) -> Any:
     """A verifier with the flags' limits; `stack` stops its processes."""
-    if name in ("math", "auto"):
+    if name == "math" or name in AUTO:
         math = stack.enter_context(MathVerifier(workers=config.workers, timeout_s=config.timeout_s))
-        return math if name == "math" else AutoVerifier(math=math)
+        return math if name == "math" else AutoVerifier(math=math, rounded=name != "auto")
     if name in own:
         return stack.enter_context(WorkerVerifier(own[name], workers=config.workers, timeout_s=config.timeout_s))
     if name == JUDGE:

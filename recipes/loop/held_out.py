@@ -1,25 +1,38 @@
-"""Whether held-out problems are really held out: compared by question and pixels, not by id or path."""
+"""Whether held-out problems are really held out: compared by question and pixels, not by id or path.
+
+The same question with the same pixels is refused. What comes near it, another size or another file of the image, other
+words around the question, is counted, listed in `near_duplicates.jsonl` and said before anything is trained.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError, ImageError
+from mpo.multimodal.files import write_atomic
 from mpo.multimodal.images import image_sha256, load_image
 from recipes.stage.groups import read_problems
+from rewards.benchmarks.contamination import near_duplicates, with_like_questions
 from rewards.types import Problem
 
 Pixels = tuple[str, ...]
+NEAR = "near_duplicates.jsonl"
+_log = logging.getLogger(__name__)
 
 
-def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str]) -> None:
-    """Refuse held-out problems that are among others; only images of equal questions are opened.
+def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str], run: Path | None = None) -> None:
+    """Refuse held-out problems that are among others, and warn of near-duplicates; only images of like questions are
+    opened.
 
     Args:
         held_out: a file of problems; lines that cannot be read are left to the stage that samples.
         others: the file that they must not be in.
         names: of the two settings, for the error.
+        run: folder for the list of near-duplicates.
 
     Raises:
         ConfigError: a problem with the same question and pixels is in both.
@@ -42,6 +55,24 @@ def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str]) -> N
             f"{both[0].id!r}: {both[0].question[:60]!r}; the {names[0].strip('-')} must be held out: choose other "
             "problems"
         )
+    _warn_of_near(tested, _readable(others), names, run)
+
+
+def _warn_of_near(tested: list[Problem], others: list[Problem], names: tuple[str, str], run: Path | None) -> None:
+    """Say and list what comes near."""
+    found = [one for one in near_duplicates(*with_like_questions(tested, others)) if one.same_question]
+    if not found:
+        return
+    where = ""
+    if run is not None:
+        run.mkdir(parents=True, exist_ok=True)
+        path = run / f"{names[1].strip('-').replace('.', '_')}_{NEAR}"
+        write_atomic(path, "".join(json.dumps(asdict(one)) + "\n" for one in found))
+        where = f"; {path} lists them"
+    _log.warning(
+        "%d of %d problems of %s are near-duplicates of problems of %s, e.g. %r of %r%s",
+        len(found), len(tested), names[0], names[1], found[0].test, found[0].training, where,
+    )  # fmt: skip
 
 
 def _readable(path: Path) -> list[Problem]:

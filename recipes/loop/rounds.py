@@ -49,7 +49,7 @@ def rounds(config: RoundsConfig) -> Path:
         problems=problem_file(config.problems, config.out / SOURCE / "problems", columns=config.columns),
         guard=problem_file(config.guard, config.out / SOURCE / "guard", columns=config.columns),
     )
-    check_held_out(config.guard, config.problems, names=("--guard", "--problems"))
+    check_held_out(config.guard, config.problems, names=("--guard", "--problems"), run=config.out)
     inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]
     stage = open_stage("rounds", config, inputs=inputs, grows=("rounds",))
     if stage.complete:

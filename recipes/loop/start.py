@@ -71,7 +71,7 @@ def own_start(settings: Settings, run: Path) -> Start:
             setattr(own, name, problem_file(source, run / SOURCE / name, columns=own.columns))
     for name in ("preference_problems", "prm_problems"):
         if others := getattr(own, name):
-            check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"))
+            check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"), run=run)
     model = None if own.prm else own.prm_model or own.policy
     problems = {"prm_problems": own.prm_problems, "test": own.test_problems}
     return Start(own.policy, own.preference_problems, prm=own.prm, prm_model=model, **problems)

@@ -34,8 +34,8 @@ PAIRS = "pairs.parquet"  # of `mpo pairs`
 RESULTS = "results.json"  # of `mpo best-of-n`
 # Where, how fast, in which form and how closely watched, not what is made.
 NOT_SETTINGS = (
-    *("out", "workers", "engine", "actors", "base_url", "concurrency", "samples_a_request", "problems_a_call"),
-    *("dataloader_num_workers", "max_tokens_total", "price_per_million_tokens"),
+    *("out", "workers", "engine", "actors", "base_url", "prm_base_url", "concurrency", "samples_a_request"),
+    *("problems_a_call", "dataloader_num_workers", "max_tokens_total", "price_per_million_tokens"),
     *("on_change", "parquet"),
     *("sample_every", "sample_problems", "sample_tokens", "report_to"),
     *("per_device_batch", "gradient_checkpointing", "max_row_tokens", "save_steps"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,20 +28,21 @@ RESAMPLES = 2000  # bootstrap, a cell of the table
 ORDERS = 4  # in which each problem's samples are replayed for adaptive N
 
 
-def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = "the groups") -> dict[str, Any]:
+def evaluate(
+    groups: Sequence[RolloutGroup], ks: Sequence[int], *, scored: bool = True, where: str = "the groups"
+) -> dict[str, Any]:
     """What `results.json` holds: `values[selector][k]` has one expected correctness per problem, as `problem_ids`.
 
     Args:
         groups: verified and scored; unless with other images too, nobody asks whether the PRM looks.
         ks: numbers of responses.
+        scored: whether they have rewards; without, the selectors that read them are left out, and what is told of them.
         where: names the groups in messages.
     """
-    samples = _check(groups, ks, where)
+    samples = _check(groups, ks, where, scored=scored)
     groups = [with_votes(group) for group in groups]
-    values = {name: {str(k): [at_k(group, k) for group in groups] for k in ks} for name, at_k in SELECTORS.items()}
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    aucs = list(within_problem_aucs(groups).values())
-    prm, vote, oracle = ({k: values[name][str(k)] for k in ks} for name in ("prm", "majority", "oracle"))
+    selectors = {name: at_k for name, at_k in SELECTORS.items() if scored or name in UNSCORED}
+    values = {name: {str(k): [at_k(group, k) for group in groups] for k in ks} for name, at_k in selectors.items()}
     return {
         "problems": len(groups),
         "samples": samples,
@@ -52,10 +53,29 @@ def evaluate(groups: Sequence[RolloutGroup], ks: Sequence[int], *, where: str = 
             name: {k: asdict(mean_with_interval(column, resamples=RESAMPLES)) for k, column in at.items()}
             for name, at in values.items()
         },
+        **_of_responses(groups, ks),
+        **(_of_rewards(groups, ks, values, samples) if scored else {}),
+    }
+
+
+def _of_responses(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str, Any]:
+    """How different the responses are, what the verifier said of them, how they ended."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return {
         "distinct_answers": {str(k): _mean([distinct_at_k(group, k) for group in groups]) for k in ks},
         "verdicts": _shares(Counter(verdict_of(rollout) for rollout in rollouts), len(rollouts)),
         "degenerate": degenerate_shares(rollouts),
-        "unscored": sum(rollout.reward is None for rollout in rollouts),
+    }
+
+
+def _of_rewards(
+    groups: Sequence[RolloutGroup], ks: Sequence[int], values: Mapping[str, Mapping[str, Any]], samples: int
+) -> dict[str, Any]:
+    """What the rewards are worth, and what speaks against them."""
+    aucs = list(within_problem_aucs(groups).values())
+    prm, vote, oracle = ({k: values[name][str(k)] for k in ks} for name in ("prm", "majority", "oracle"))
+    return {
+        "unscored": sum(rollout.reward is None for group in groups for rollout in group.rollouts),
         "regret": {str(k): asdict(selector_regret(oracle[k], prm[k])) for k in ks},
         "length_preference": _as_dict(length_preference(groups)),
         "image_drop": _as_dict(image_drop(groups)),
@@ -105,7 +125,7 @@ def within_problem_aucs(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return aucs
 
 
-def _check(groups: Sequence[RolloutGroup], ks: Sequence[int], where: str) -> int:
+def _check(groups: Sequence[RolloutGroup], ks: Sequence[int], where: str, *, scored: bool) -> int:
     """N, the smallest number of rollouts of a problem."""
     if not groups:
         raise DataError(f"{where} holds no problems: expected verified and scored groups")
@@ -115,7 +135,7 @@ def _check(groups: Sequence[RolloutGroup], ks: Sequence[int], where: str) -> int
             f"ks={list(ks)} does not fit the {samples} rollouts per problem in {where}: "
             f"expected numbers from 1 to {samples}; choose smaller ks or draw more samples"
         )
-    if all(rollout.reward is None for group in groups for rollout in group.rollouts):
+    if scored and all(rollout.reward is None for group in groups for rollout in group.rollouts):
         raise DataError(f"no rollout in {where} has a reward; score the groups first (`mpo score`)")
     return samples
 
@@ -189,6 +209,8 @@ SELECTORS: dict[str, Callable[[RolloutGroup, int], float]] = {
     "random": _random,
     "oracle": lambda group, k: pass_at_k(correctness_of(group), k),
 }
+
+UNSCORED = ("majority", "first", "longest", "shortest", "random", "oracle")  # selectors that read no reward
 
 
 def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from rewards.types import Problem, Verdict
 from rewards.verifying.answers import references_of
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
 from rewards.verifying.math_verifier import MathVerifier
-from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier
+from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier, RoundedVerifier
 from rewards.verifying.options import named_options, options_of
 from rewards.verifying.quantities import read_quantity
 from rewards.verifying.reading import Answer, Kind, kind_of, read_answer
@@ -25,13 +25,13 @@ _NUMBER = re.compile(r"[-+−$€£¥]?\s*[\d.,]*\d\s*(?:%|°|[^\W\d_][^\d\\^=]{
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 
-def picked(problem: Problem) -> str:
-    r"""Name of the verifier that `auto` takes for a problem.
+def picked(problem: Problem, *, rounded: bool = False) -> str:
+    r"""Name of the verifier that `auto` takes for a problem; with `rounded`, that `auto_rounded` takes.
 
     - `choice`: there are options and the reference is one's letter, text or number; or it is a capital letter A to H;
     - `vqa`: three or more references, some of them repeated (annotators);
     - `yes_no`: the reference is yes, no, true or false;
-    - `number`: it is a whole or decimal number, with or without a unit;
+    - `number` (or `rounded`): it is a whole or decimal number, with or without a unit;
     - `math`: it is any other formula (fractions included: they are exact);
     - `short`: it is a text.
 
@@ -53,7 +53,7 @@ def picked(problem: Problem) -> str:
     if YesNoVerifier().read(problem, first) is not None and len(first) <= 5:
         return "yes_no"
     if _NUMBER.fullmatch(first) and read_quantity(first) is not None:
-        return "number"
+        return "rounded" if rounded else "number"
     return "math" if kind_of(first) in (Kind.MATH, Kind.NUMBER) and not _is_text(first) else "short"
 
 
@@ -72,6 +72,7 @@ class AutoVerifier:
 
     Args:
         math: verifier for mathematics, with its workers; a new one if not given.
+        rounded: whether decimal numbers must agree as benchmarks ask (`rounded`), instead of within 1 % (`number`).
 
     Example:
         >>> verifier, problem = AutoVerifier(), Problem("p", "How many?", answer="7")
@@ -79,12 +80,13 @@ class AutoVerifier:
         ('correct', 'number')
     """
 
-    def __init__(self, *, math: MathVerifier | None = None) -> None:
-        self.math = math or MathVerifier()
+    def __init__(self, *, math: MathVerifier | None = None, rounded: bool = False) -> None:
+        self.math, self.rounded = math or MathVerifier(), rounded
         self._others: dict[str, ReadingVerifier] = {
             "choice": ChoiceVerifier(),
             "yes_no": YesNoVerifier(),
             "number": NumberVerifier(),
+            "rounded": RoundedVerifier(),
             "short": ShortVerifier(),
             "vqa": VqaVerifier(),
             "exact": ExactVerifier(),
@@ -99,7 +101,10 @@ class AutoVerifier:
             DataError: the row names none and the problem has no reference answer.
         """
         named = problem.meta.get("verifier")
-        return named if isinstance(named, str) and (named in self._others or named == "math") else picked(problem)
+        return named if isinstance(named, str) and (named in self._others or named == "math") else self._picked(problem)
+
+    def _picked(self, problem: Problem) -> str:
+        return picked(problem, rounded=self.rounded)
 
     def of(self, problem: Problem) -> MathVerifier | ReadingVerifier:
         """The verifier of a problem."""

@@ -1,4 +1,4 @@
-"""Verifiers of numbers: with units and a tolerance, and ChartQA's relaxed accuracy."""
+"""Verifiers of numbers: with units and a tolerance, rounded as benchmarks do, and ChartQA's relaxed accuracy."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _REASON = re.compile(
     re.IGNORECASE,
 )
 _BEGINS = re.compile(r"[-+$€£¥√\\(\d.]|[A-Za-z]\w?\s*=|(?:about|approximately|exactly)\b", re.IGNORECASE)
+_DECIMALS = re.compile(r"\d[.,](\d+)(?!.*\d[.,]\d)", re.DOTALL)
 _YEAR = re.compile(r"1[89]\d\d|20\d\d|2100")
 
 
@@ -79,6 +80,60 @@ class NumberVerifier(ReadingVerifier[Quantity]):
         limit = 0.0 if a.integer or b.integer else self.tolerance
         both = [*_on_one_scale(a, b), *((x, y) for y, x in _on_one_scale(b, a))]
         return any(abs(x - y) <= limit * min(abs(x), abs(y)) + _EPSILON * max(abs(x), abs(y)) for x, y in both)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    number: Quantity
+    decimals: int
+
+
+class RoundedVerifier(ReadingVerifier[_Rounded]):
+    """A number that rounds to the reference, or differs from it by at most 0.001: how benchmarks compare.
+
+    MathVista rounds an answer to the reference's decimals (arXiv 2310.02255); DynaMath, which asks for three decimals,
+    allows 0.001 (its evaluation in VLMEvalKit). An integer reference must be met exactly; units are those of `number`.
+
+    Args:
+        absolute: largest difference that is allowed whatever the decimals.
+
+    Example:
+        >>> problem, verifier = Problem("p", "How long?", answer="11.50"), RoundedVerifier()
+        >>> [str(verifier(problem, f"Final answer: {a}")) for a in ("11.5", "11.502", "11.51", "11.25")]
+        ['correct', 'correct', 'wrong', 'wrong']
+    """
+
+    want = Kind.NUMBER
+    expects = "one number"
+
+    def __init__(self, *, absolute: float = 0.001) -> None:
+        self.absolute = absolute
+
+    def read(self, problem: Problem, value: str) -> _Rounded | None:
+        """The quantity that an answer states, and its decimals."""
+        number = read_quantity(value)
+        decimals = _DECIMALS.search(value)
+        return None if number is None else _Rounded(number, len(decimals[1]) if decimals else 0)
+
+    def views(self, value: str) -> Iterator[str]:
+        """See `number_views`."""
+        return number_views(value)
+
+    def matches(self, reference: _Rounded, answer: _Rounded) -> bool:
+        """Rounded to the reference's decimals, or within the absolute limit, in its unit."""
+        both = _on_one_scale(answer.number, reference.number)
+        limit = 0.0 if reference.number.integer else max(self.absolute, 0.5 * 10.0**-reference.decimals)
+        return any(abs(a - r) <= limit + _EPSILON * max(abs(a), abs(r)) for a, r in both)
+
+    def same(self, a: _Rounded, b: _Rounded) -> bool:
+        """One rounds to the other; integers only if they are the same."""
+        coarse = min(a.decimals, b.decimals)
+        limit = 0.0 if a.number.integer or b.number.integer else max(self.absolute, 0.5 * 10.0**-coarse)
+        both = [
+            *_on_one_scale(a.number, b.number),
+            *((x, y) for y, x in _on_one_scale(b.number, a.number)),
+        ]
+        return any(abs(x - y) <= limit + _EPSILON * max(abs(x), abs(y)) for x, y in both)
 
 
 @dataclass(frozen=True)

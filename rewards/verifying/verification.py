@@ -16,7 +16,7 @@ from rewards.verifying.answers import canonical_answer, extract_final_answer
 from rewards.verifying.auto import AutoVerifier
 from rewards.verifying.choices import ChoiceVerifier, YesNoVerifier
 from rewards.verifying.math_verifier import MathVerifier
-from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier
+from rewards.verifying.numbers import NumberVerifier, RelaxedVerifier, RoundedVerifier
 from rewards.verifying.texts import AnlsVerifier, ExactVerifier, ShortVerifier, VqaVerifier, anls, vqa_accuracy
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "MathVerifier",
     "NumberVerifier",
     "RelaxedVerifier",
+    "RoundedVerifier",
     "ShortVerifier",
     "VqaVerifier",
     "YesNoVerifier",
@@ -58,12 +59,14 @@ VERIFIERS: dict[str, Verifier] = {
     "math": _math,
     "choice": choice_verifier,
     "number": number_verifier,
+    "rounded": RoundedVerifier(),
     "yes_no": YesNoVerifier(),
     "short": ShortVerifier(),
     "relaxed": relaxed_verifier,
     "anls": anls_verifier,
     "vqa": VqaVerifier(),
     "auto": AutoVerifier(math=_math),
+    "auto_rounded": AutoVerifier(math=_math, rounded=True),
 }
 
 

@@ -124,7 +124,7 @@ def best_at_k_figure(rows: Sequence[Mapping[str, Any]], colours: Palette, *, low
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{percent(share, digits=0)} %"))
     axes.set_ylim(low, high)
     axes.set_xlabel("responses k", color=colours["muted"])
-    _label_ends(axes, ends, x=ks[-1], gap=(high - low) * 0.062)
+    label_ends(axes, ends, x=ks[-1], gap=(high - low) * 0.062)
     plain(axes, colours)
     return figure
 
@@ -151,7 +151,7 @@ def _training_figure(columns: Sequence[tuple[str, list[tuple[int, float]]]], col
         axes.plot(steps, values, color=colours[line], linewidth=1.2 if marker else 1.8, marker=marker, markersize=4)
         ends.append((points[-1][1], text, colours[line]))
     low, high = axes.get_ylim()
-    _label_ends(axes, ends, x=max(points[-1][0] for _, points in columns), gap=(high - low) * 0.075)
+    label_ends(axes, ends, x=max(points[-1][0] for _, points in columns), gap=(high - low) * 0.075)
     axes.set_xlabel("optimizer step", color=colours["muted"])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     plain(axes, colours)
@@ -169,7 +169,7 @@ def _columns(
     return columns
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float, gap: float) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float, gap: float) -> None:
     """Write each line's name at its end, moved apart so that no two overlap."""
     for y, (_, text, colour) in zip(
         _apart([v for v, _, _ in sorted(ends)], gap, (axes.get_ylim()[0] + gap / 2, axes.get_ylim()[1])),

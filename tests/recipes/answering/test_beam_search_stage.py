@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from mpo.multimodal.loading import load_model, load_processor
 from recipes.answering.beam_search import SEARCHES
 from recipes.cli import main
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups
 from recipes.worlds.digits.world import scenes, to_problem
-from rewards.prm.formats import STEP_END
+from rewards.prm.formats import STEP_END, VISUALPRM
 from rewards.prm.model_prm import save_format
+from tests.model_server import ModelServer
+from tests.served_model import ServedModel
 
 
 @pytest.fixture
@@ -59,3 +62,18 @@ def test_refusals(inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["beam-search", *inputs, *out, "--aggregation", "median"]) == 2
     assert "'median'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prm_on_a_server_finds_the_same_responses(inputs: list[str], tmp_path: Path) -> None:
+    small = ["--width", "2", "--expand", "2", "--max_rounds", "2", "--max_new_tokens", "6"]
+    save_format(tmp_path / "prm", VISUALPRM)  # whose turns a server can be read in
+    assert main(["beam-search", *inputs, "--out", str(tmp_path / "here"), *small]) == 0
+    served = ServedModel(load_model(tmp_path / "prm").eval(), load_processor(tmp_path / "prm"))
+    with ModelServer(reply=served, tokenize=served.tokenize, models=("prm",)) as server:
+        there = ["--prm_base_url", server.base_url, "--prm_model", "prm", "--out", str(tmp_path / "there")]
+        assert main(["beam-search", *inputs, *there, *small]) == 0
+        assert server.requests
+    here, other = (read_groups(tmp_path / name) for name in ("here", "there"))
+    assert [g.rollouts[0].completion.text for g in here] == [g.rollouts[0].completion.text for g in other]
+    for one, same in zip(here, other, strict=True):
+        assert one.rollouts[0].reward == pytest.approx(same.rollouts[0].reward, abs=1e-4)

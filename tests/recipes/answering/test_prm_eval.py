@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mpo.multimodal.errors import ConfigError, DataError
+from mpo.multimodal.loading import load_model, load_processor
 from recipes.answering.prm_eval import RESULTS, SCORES, blanked, prm_eval
 from recipes.cli import main
 from recipes.config import PRMEvalConfig
@@ -23,6 +24,8 @@ from rewards.prm.formats import VISUALPRM
 from rewards.prm.model_prm import ModelPRM, save_format
 from rewards.steps import split_on_blank_lines
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
+from tests.model_server import ModelServer
+from tests.served_model import ServedModel
 
 SOURCES = ("MMMU", "MathVision")
 
@@ -238,3 +241,14 @@ def test_refusals(tmp_path: Path, prm_folder: Path, benchmark: Path, labelled: P
     with pytest.raises(DataError, match=r"0 development and 20 test responses.*development_share"):
         prm_eval(config(kind="processbench", benchmark=test, development_share=1e-9))
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_prm_on_a_server_gives_the_same_scores(done: Path, tmp_path: Path, prm_folder: Path, benchmark: Path) -> None:
+    served = ServedModel(load_model(prm_folder).eval(), load_processor(prm_folder))
+    with ModelServer(reply=served, tokenize=served.tokenize, models=("prm",)) as server:
+        canaries = {"blank_images": False, "swap_images": False}
+        there = {"base_url": [server.base_url], "model": "prm"}
+        prm_eval(PRMEvalConfig(prm_folder, benchmark, tmp_path / "out", **there, **canaries))
+        assert server.requests
+    for ours, theirs in zip(scores_of(done), scores_of(tmp_path / "out"), strict=True):
+        assert theirs["scores"] == pytest.approx(ours["scores"], abs=1e-4)

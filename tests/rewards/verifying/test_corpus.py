@@ -19,7 +19,8 @@ ROWS = list(rows())
 def verdicts() -> list[Verdict]:
     found: dict[int, Verdict] = {}
     with MathVerifier() as math:
-        for name, verifier in {**VERIFIERS, "math": math, "auto": AutoVerifier(math=math)}.items():
+        of_math = {"math": math, "auto": AutoVerifier(math=math), "auto_rounded": AutoVerifier(math=math, rounded=True)}
+        for name, verifier in {**VERIFIERS, **of_math}.items():
             places = [place for place, row in enumerate(ROWS) if row.verifier == name]
             asked = [(problem_of(place), ROWS[place].response) for place in places]
             found |= dict(zip(places, verify_many(verifier, asked), strict=True))

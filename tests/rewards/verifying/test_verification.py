@@ -280,7 +280,7 @@ ANSWERS = st.text(alphabet="0123456789.,/^-+eE%$€ ABcm{}()\\fracboxtextπ²:×
 
 @hypothesis_settings(deadline=None)  # the first call of a verifier imports its library
 @given(
-    st.sampled_from(sorted(VERIFIERS.keys() - {"math", "auto"})),
+    st.sampled_from(sorted(VERIFIERS.keys() - {"math", "auto", "auto_rounded"})),
     ANSWERS,
     st.sampled_from(["7", "1/2", "50%", "B", "x y"]),
 )
@@ -298,6 +298,8 @@ def test_any_text_gets_a_verdict(name, text, reference):
                 ("choice", "x y"),
                 ("number", "B"),
                 ("number", "x y"),
+                ("rounded", "B"),
+                ("rounded", "x y"),
             }
         assert isinstance(verdict, Verdict)
 
