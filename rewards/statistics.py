@@ -256,7 +256,7 @@ def mean_of_means(columns: Sequence[Floats], *, confidence: float = 0.95, bounds
     Example:
         >>> found = mean_of_means([[1.0] * 20, [0.0, 1.0] * 10])
         >>> found.mean, round(found.low, 2), round(found.high, 2), found.n
-        (0.75, 0.61, 0.85, 40)
+        (0.75, 0.62, 0.85, 40)
     """
     if not columns:
         raise DataError("expected the values of at least one data set, got none")
