@@ -58,18 +58,23 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
     from mpo.multimodal.errors import FingerprintError, MPOError
+    from recipes.commands.inputs import check_inputs
     from recipes.stage.processes import INTERRUPTED, ends_promptly
+    from recipes.stage.unused import forget_folders, remove_unused
 
     try:
         if {"-h", "--help"} & set(arguments):
             _show_help(arguments[0])
             return 0
         with ends_promptly():
-            run, config = _prepare(arguments)
-            run(config)
+            config = _parsed(arguments)
+            check_inputs(config)
+            forget_folders()
+            _function(arguments[0])(config)
     except FingerprintError as error:
         return _refuse(str(error), code=4)
     except MPOError as error:
+        remove_unused()
         return _refuse(str(error))
     except BrokenPipeError:
         raise
@@ -81,12 +86,13 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if not any(kind.__module__.partition(".")[0] in OF_FILES for kind in type(error).__mro__):
             raise  # a defect of ours, whose traceback is wanted
+        remove_unused()
         return _refuse(f"{arguments[0]}: {type(error).__name__}: {error}")
     return 0
 
 
-def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
-    """The command's function and its parsed config; the stage's own module is imported last."""
+def _parsed(arguments: Sequence[str]) -> Any:
+    """The command's config, from its words."""
     from mpo.multimodal.errors import MPOError
     from recipes.commands.parse import parse
 
@@ -96,10 +102,16 @@ def _prepare(arguments: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     names = ["config"] if settings_first else command.bare
     flags = [word for name, value in zip(names, bare, strict=False) for word in (f"--{name}", value)]
     try:
-        config = parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]])
+        return parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]])
     except MPOError as error:
         raise type(error)(f"{arguments[0]}: {error}") from error
-    return getattr(import_module(command.module), command.function), config
+
+
+def _function(name: str) -> Callable[[Any], Any]:
+    """The command's function; its module is imported now, when everything that can be seen before is right."""
+    command = COMMANDS[name]
+    found: Callable[[Any], Any] = getattr(import_module(command.module), command.function)
+    return found
 
 
 def _show_help(name: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le, Lt
 
 # The values that a field may have; `--help` lists them, and a test holds them to the tables behind them.
 Aggregation = Literal["mean", "min", "prod", "last", "max"]
@@ -34,7 +34,6 @@ DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "stepwise"]
 Engine = Literal["local", "ray"]
 NumberType = Literal["auto", "float32", "bfloat16"]
 OnChange = Literal["refuse", "segment"]
-Positive = Annotated[float, Gt(0)]
 Read = Literal["token_ids", "choice", "top"]
 RejectedPart = Literal["full", "first_bad_step", "up_to_first_bad_step"]
 Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
@@ -43,6 +42,17 @@ Selector = Literal["prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4"
 SpanSource = Literal["prm", "mc", "exact", "random"]
 Tracker = Literal["none", "wandb", "tensorboard", "trackio"]
 VoteBy = Literal["reward", "mean", "min", "prod", "last", "max"]
+
+# What numbers may be; NaN and infinity never are. Outside these a command is refused before anything is imported.
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Port = Annotated[int, Ge(0), Le(65535)]
+NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Between = Annotated[float, Gt(0), Lt(1)]
+TopP = Annotated[float, Gt(0), Le(1)]
+Warmup = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass
@@ -54,7 +64,7 @@ class EngineConfig:
         kw_only=True,
         metadata={"help": "where the model runs: in this process, or in several Ray workers"},
     )
-    actors: int = field(
+    actors: Count = field(
         default=2, kw_only=True, metadata={"help": "with --engine ray: number of workers; each loads the model"}
     )
 
@@ -80,20 +90,20 @@ class PromptConfig:
 class ModelTraining:
     """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
 
-    epochs: float = field(
+    epochs: NotNegative = field(
         default=0.0, metadata={"help": "passes over the rows, in place of --max_steps; 1 if neither is given"}
     )
-    min_steps: int = field(
+    min_steps: Whole = field(
         default=20,
         metadata={
             "help": "with --epochs: least optimizer steps; the batch shrinks until there are as many; 0 leaves it as "
             "it is"
         },
     )
-    warmup: float = field(
+    warmup: Warmup = field(
         default=0.05, metadata={"help": "share of the steps during which the learning rate rises to its peak"}
     )
-    per_device_batch: int = field(
+    per_device_batch: Whole = field(
         default=0,
         metadata={"help": "rows per micro-batch on each device; 0 takes a device's whole share of the step at once"},
     )
@@ -108,10 +118,10 @@ class ModelTraining:
         default=False,
         metadata={"help": "recompute activations in the backward pass, which saves memory and costs time"},
     )
-    lora_rank: int = field(
+    lora_rank: Whole = field(
         default=0, metadata={"help": "train LoRA adapters of this rank; 0 trains the weights themselves"}
     )
-    lora_alpha: int = field(default=32, metadata={"help": "the adapters' output is scaled by lora_alpha / lora_rank"})
+    lora_alpha: Count = field(default=32, metadata={"help": "the adapters' output is scaled by lora_alpha / lora_rank"})
     lora_targets: list[str] = field(
         default_factory=lambda: ["all-linear"],
         metadata={"help": "layers that get adapters, for example q_proj v_proj; the LM head never gets one"},
@@ -119,17 +129,17 @@ class ModelTraining:
     freeze_vision: bool = field(
         default=False, metadata={"help": "leave the vision tower as it is and train the language model"}
     )
-    max_length: int | None = field(
+    max_length: Count | None = field(
         default=None,
         metadata={
             "help": "most tokens of a prompt with its response, images included; longer rows are rejected and "
             "counted, never cut"
         },
     )
-    dataloader_num_workers: int | None = field(
+    dataloader_num_workers: Whole | None = field(
         default=None, metadata={"help": "processes that make batches ahead; default: 4 with an accelerator, else none"}
     )
-    save_steps: int = field(
+    save_steps: Whole = field(
         default=100, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
     )
 
@@ -139,20 +149,20 @@ class WorldConfig:
     """`mpo world`: compose the digit problems and write an untrained policy."""
 
     out: Path = field(metadata={"help": "folder for the problems (SPLIT.jsonl), images/ and policy/"})
-    seed: int = field(default=0, metadata={"help": "chooses the problems and the policy's initial weights"})
+    seed: Whole = field(default=0, metadata={"help": "chooses the problems and the policy's initial weights"})
     kinds: list[str] = field(
         default_factory=lambda: ["sum", "range", "number"],
         metadata={"help": "kinds of questions: sum, range, number, triple; every digit counts in all but range"},
     )
-    num_warm_start: int = field(default=1500, metadata={"help": "problems with demonstrated responses"})
-    num_prm: int = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
-    num_preference: int = field(default=800, metadata={"help": "problems whose samples become pairs"})
-    num_development: int = field(default=200, metadata={"help": "problems on which design choices are made"})
-    vision_steps: int = field(
+    num_warm_start: Whole = field(default=1500, metadata={"help": "problems with demonstrated responses"})
+    num_prm: Whole = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
+    num_preference: Whole = field(default=800, metadata={"help": "problems whose samples become pairs"})
+    num_development: Whole = field(default=200, metadata={"help": "problems on which design choices are made"})
+    vision_steps: Whole = field(
         default=300, metadata={"help": "steps of pretraining for the vision tower, on the warm-start scans"}
     )
-    num_test: int = field(default=500, metadata={"help": "held-out problems, for the reported numbers alone"})
-    solutions: int = field(default=4, metadata={"help": "demonstrated responses per warm-start problem"})
+    num_test: Whole = field(default=500, metadata={"help": "held-out problems, for the reported numbers alone"})
+    solutions: Count = field(default=4, metadata={"help": "demonstrated responses per warm-start problem"})
 
 
 @dataclass
@@ -160,13 +170,13 @@ class EasyVQAConfig:
     """`mpo easy-vqa`: problems of the package easy-vqa and an untrained policy."""
 
     out: Path = field(metadata={"help": "folder for the problems (SPLIT.jsonl), images/ and policy/"})
-    seed: int = field(default=0, metadata={"help": "chooses the questions and the policy's initial weights"})
-    num_warm_start: int = field(default=1500, metadata={"help": "questions with demonstrated responses"})
-    num_prm: int = field(default=500, metadata={"help": "questions whose samples train the PRM"})
-    num_preference: int = field(default=500, metadata={"help": "questions whose samples become pairs"})
-    num_development: int = field(default=200, metadata={"help": "questions on which design choices are made"})
-    num_test: int = field(default=500, metadata={"help": "held-out questions, from the package's test split"})
-    solutions: int = field(default=2, metadata={"help": "demonstrated responses per warm-start question"})
+    seed: Whole = field(default=0, metadata={"help": "chooses the questions and the policy's initial weights"})
+    num_warm_start: Whole = field(default=1500, metadata={"help": "questions with demonstrated responses"})
+    num_prm: Whole = field(default=500, metadata={"help": "questions whose samples train the PRM"})
+    num_preference: Whole = field(default=500, metadata={"help": "questions whose samples become pairs"})
+    num_development: Whole = field(default=200, metadata={"help": "questions on which design choices are made"})
+    num_test: Whole = field(default=500, metadata={"help": "held-out questions, from the package's test split"})
+    solutions: Count = field(default=2, metadata={"help": "demonstrated responses per warm-start question"})
 
 
 @dataclass
@@ -176,10 +186,10 @@ class WarmStartConfig:
     policy: Path = field(metadata={"help": "model to train"})
     demonstrations: Path = field(metadata={"help": "folder with a groups.jsonl of right responses"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
-    max_steps: int = field(default=800, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=32, metadata={"help": "responses per step"})
+    max_steps: Whole = field(default=800, metadata={"help": "optimizer steps"})
+    batch_size: Count = field(default=32, metadata={"help": "responses per step"})
     learning_rate: Positive = field(default=0.002, metadata={"help": "peak learning rate; it decays along a cosine"})
-    seed: int = field(default=0, metadata={"help": "order of the rows"})
+    seed: Whole = field(default=0, metadata={"help": "order of the rows"})
 
 
 @dataclass
@@ -189,13 +199,13 @@ class ExactLabelConfig:
     groups: Path = field(metadata={"help": "folder with verified groups of the digits world"})
     policy: Path = field(metadata={"help": "model whose control tokens may not occur in a response"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
-    responses: int = field(
+    responses: Count = field(
         default=8, metadata={"help": "responses to label per problem, balanced between right and wrong ones"}
     )
     mixed_only: bool = field(
         default=True, metadata={"help": "skip problems whose responses are all right or all wrong"}
     )
-    seed: int = field(default=0, metadata={"help": "chooses the responses"})
+    seed: Whole = field(default=0, metadata={"help": "chooses the responses"})
 
 
 @dataclass
@@ -204,17 +214,15 @@ class DeepenConfig:
 
     policy: Path = field(metadata={"help": "model to deepen"})
     out: Path = field(metadata={"help": "folder for the deeper model"})
-    extra_layers: int = field(default=2, metadata={"help": "decoder layers to add on top"})
-    seed: int = field(default=0, metadata={"help": "initial weights of the new layers"})
+    extra_layers: Whole = field(default=2, metadata={"help": "decoder layers to add on top"})
+    seed: Whole = field(default=0, metadata={"help": "initial weights of the new layers"})
 
 
 @dataclass
 class SampleConfig(EngineConfig, PromptConfig):
     """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 
-    problems: Path = field(
-        metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
-    )
+    problems: Path = field(metadata={"help": "questions.jsonl; its images lie in its folder, or below --image_root"})
     out: Path = field(
         metadata={"help": "folder for samples.sqlite and groups.jsonl; the same command resumes an interrupted run"}
     )
@@ -224,26 +232,26 @@ class SampleConfig(EngineConfig, PromptConfig):
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
-    num_samples: int = field(
+    num_samples: Count = field(
         default=8, metadata={"help": "responses per problem; a later run may ask for more and keeps these"}
     )
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
-    top_p: float = field(
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
+    top_p: TopP = field(
         default=1.0,
         metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
     )
-    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
-    max_new_tokens: int = field(
+    top_k: Whole = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: Count = field(
         default=512, metadata={"help": "most tokens of a response; one that is cut there is never chosen in a pair"}
     )
-    batch_rows: int = field(default=64, metadata={"help": "responses per forward pass, in this process"})
-    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
-    samples_a_request: int = field(
+    batch_rows: Count = field(default=64, metadata={"help": "responses per forward pass, in this process"})
+    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
+    samples_a_request: Whole = field(
         default=0,
         metadata={"help": "most responses to ask for in one request to a server; 0 asks for all of a problem's"},
     )
     logprobs: bool = field(default=False, metadata={"help": "keep the log-probability of every sampled token"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same responses"})
+    seed: Whole = field(default=0, metadata={"help": "the same seed draws the same responses"})
     swap_images: bool = field(
         default=False,
         metadata={"help": "ask every question with another problem's image, to see what the image is worth"},
@@ -256,6 +264,9 @@ class SampleConfig(EngineConfig, PromptConfig):
         },
     )
     parquet: bool = field(default=False, metadata={"help": "also write samples.parquet, which contains the images"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: that of the problems' file"}
+    )
 
 
 @dataclass
@@ -282,9 +293,9 @@ class VerifyConfig:
         metadata={"help": "for judge: its server, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "for judge: name of the model on the server"})
-    concurrency: int = field(default=16, metadata={"help": "for judge: requests in flight per server"})
-    workers: int = field(default=1, metadata={"help": "processes that check answers"})
-    timeout_s: float = field(
+    concurrency: Count = field(default=16, metadata={"help": "for judge: requests in flight per server"})
+    workers: Count = field(default=1, metadata={"help": "processes that check answers"})
+    timeout_s: Positive = field(
         default=5.0,
         metadata={
             "help": "seconds after which a check is stopped; its response then counts as neither right nor wrong"
@@ -306,19 +317,19 @@ class LabelConfig(EngineConfig):
             "--soft_labels of train-prm needs full"
         },
     )
-    num_continuations: int = field(
+    num_continuations: Count = field(
         default=16, metadata={"help": "K, continuations from the end of each step; VisualPRM takes 16"}
     )
-    responses: int = field(
+    responses: Count = field(
         default=8, metadata={"help": "responses to label per problem, balanced between right and wrong ones"}
     )
     mixed_only: bool = field(
         default=True, metadata={"help": "skip problems whose responses are all right or all wrong"}
     )
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
-    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a continuation"})
+    batch_rows: Count = field(default=64, metadata={"help": "continuations per forward pass"})
+    seed: Whole = field(default=0, metadata={"help": "the same seed draws the same continuations"})
     keep_continuations: bool = field(
         default=False, metadata={"help": "keep the texts of the continuations too, for pairs with --rule step_prefix"}
     )
@@ -338,7 +349,7 @@ class ConvertConfig:
     system: str | None = field(
         default=None, metadata={"help": "system message of the PRM; default: the checkpoint's own"}
     )
-    shard_gb: float = field(
+    shard_gb: Positive = field(
         default=2.0,
         metadata={"help": "size limit of a weight file in GiB; also bounds the memory that the conversion needs"},
     )
@@ -371,8 +382,8 @@ class ScoreConfig(EngineConfig):
         default="token_ids",
         metadata={"help": "how to read scores from the server: token_ids needs vLLM, top works with any server"},
     )
-    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
-    batch_rows: int = field(default=64, metadata={"help": "responses per forward pass"})
+    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
+    batch_rows: Count = field(default=64, metadata={"help": "responses per forward pass"})
     visual_dependence: bool = field(
         default=False,
         metadata={
@@ -389,17 +400,17 @@ class ContinueConfig(EngineConfig):
     groups: Path = field(metadata={"help": "folder of `mpo score`"})
     policy: Path = field(metadata={"help": "model that continues the responses, usually the one that wrote them"})
     out: Path = field(metadata={"help": "folder for the continued responses, verified; score them next"})
-    prefixes: int = field(default=4, metadata={"help": "most different beginnings per problem, the longest first"})
-    num_continuations: int = field(default=4, metadata={"help": "K, continuations of each beginning"})
+    prefixes: Count = field(default=4, metadata={"help": "most different beginnings per problem, the longest first"})
+    num_continuations: Count = field(default=4, metadata={"help": "K, continuations of each beginning"})
     span_source: SpanSource = field(default="prm", metadata={"help": "what finds the first bad step"})
     bad_step_threshold: float | None = field(
         default=None,
         metadata={"help": "a step is bad below this score (default 0.5), or at most at this count (default 0)"},
     )
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
-    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a continuation"})
+    batch_rows: Count = field(default=64, metadata={"help": "continuations per forward pass"})
+    seed: Whole = field(default=0, metadata={"help": "the same seed draws the same continuations"})
 
 
 @dataclass
@@ -412,7 +423,7 @@ class PairsConfig:
         default="correctness_and_prm",
         metadata={"help": "how pairs are made; correctness, step_prefix and dropout_ntp need no PRM"},
     )
-    max_pairs: int = field(default=4, metadata={"help": "most pairs per problem"})
+    max_pairs: Count = field(default=4, metadata={"help": "most pairs per problem"})
     format_negatives: bool = field(
         default=False,
         metadata={
@@ -423,7 +434,7 @@ class PairsConfig:
         default=False,
         metadata={"help": "also use responses on which the two verifiers of `mpo verify` disagree"},
     )
-    max_length_ratio: float | None = field(
+    max_length_ratio: Positive | None = field(
         default=None,
         metadata={
             "help": "most times that one response of a pair may be longer than the other, in characters; 1.2 makes "
@@ -460,16 +471,16 @@ class PairsConfig:
         default=None,
         metadata={"help": "folder of `mpo continue`, scored: problems whose samples are all wrong give pairs too"},
     )
-    margin: float = field(
+    margin: NotNegative = field(
         default=0.1, metadata={"help": "for prm_margin: least difference between the rewards of a pair"}
     )
     policy: Path | None = field(default=None, metadata={"help": "for dropout_ntp: the model that wrote the responses"})
-    temperature: float = field(
+    temperature: NotNegative = field(
         default=1.0, metadata={"help": "for dropout_ntp: sampling temperature of the continuations"}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "for dropout_ntp: most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "for dropout_ntp: continuations per forward pass"})
-    seed: int = field(default=0, metadata={"help": "for dropout_ntp: the same seed draws the same continuations"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "for dropout_ntp: most tokens of a continuation"})
+    batch_rows: Count = field(default=64, metadata={"help": "for dropout_ntp: continuations per forward pass"})
+    seed: Whole = field(default=0, metadata={"help": "for dropout_ntp: the same seed draws the same continuations"})
     mmpr: bool = field(default=False, metadata={"help": "also write InternVL's MMPR format, to OUT/mmpr"})
 
 
@@ -508,11 +519,11 @@ class PRMEvalConfig:
         default=None,
         metadata={"help": "file or folder on which the threshold is chosen; default: a share of the benchmark"},
     )
-    development_share: float = field(
+    development_share: Between = field(
         default=0.2, metadata={"help": "share of the problems on which the threshold is chosen, without --development"}
     )
-    seed: int = field(default=0, metadata={"help": "chooses the development problems"})
-    fixed_threshold: float = field(default=0.5, metadata={"help": "threshold that is reported beside the chosen one"})
+    seed: Whole = field(default=0, metadata={"help": "chooses the development problems"})
+    fixed_threshold: Between = field(default=0.5, metadata={"help": "threshold that is reported beside the chosen one"})
     until_first_error: bool = field(
         default=False, metadata={"help": "ignore labels after the first wrong step of a response"}
     )
@@ -523,7 +534,7 @@ class PRMEvalConfig:
     swap_images: bool = field(
         default=True, metadata={"help": "score again with other problems' images of the same size and report the drop"}
     )
-    batch_rows: int = field(default=32, metadata={"help": "rows per forward pass"})
+    batch_rows: Count = field(default=32, metadata={"help": "rows per forward pass"})
 
 
 @dataclass
@@ -532,7 +543,7 @@ class ReportConfig:
 
     run: Path = field(metadata={"help": "folder of `mpo pipeline` or `mpo evidence`"})
     out: Path | None = field(default=None, metadata={"help": "page to write; default: RUN/report.html"})
-    problems: int = field(default=24, metadata={"help": "problems to show with their responses"})
+    problems: Whole = field(default=24, metadata={"help": "problems to show with their responses"})
     markdown: bool = field(default=False, metadata={"help": "also print the tables as Markdown"})
 
 
@@ -541,7 +552,7 @@ class ViewConfig:
     """`mpo view`: the report at an address of this machine."""
 
     run: Path = field(metadata={"help": "folder with a report.html, or the page itself"})
-    port: int = field(default=0, metadata={"help": "port on 127.0.0.1; 0 takes a free one"})
+    port: Port = field(default=0, metadata={"help": "port on 127.0.0.1; 0 takes a free one"})
 
 
 @dataclass
@@ -583,6 +594,9 @@ class OwnConfig:
     prm_model: Path | None = field(
         default=None, metadata={"help": "model that the PRM is trained from; default: policy"}
     )
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: those of the files"}
+    )
 
 
 @dataclass
@@ -593,7 +607,7 @@ class PipelineArguments:
         metadata={"help": "YAML file with a section per stage, or a name of `mpo settings` such as digits_demo"}
     )
     run_dir: Path = field(metadata={"help": "folder of the run; the same command resumes where it stopped"})
-    seed: int = field(default=0, metadata={"help": "seed of everything except the held-out problems"})
+    seed: Whole = field(default=0, metadata={"help": "seed of everything except the held-out problems"})
     arms: list[Arm] = field(
         default_factory=lambda: ["mpo"], metadata={"help": "methods to train on the same responses"}
     )
@@ -607,9 +621,9 @@ class EvidenceArguments:
         metadata={"help": "YAML file with a section per stage, or a name of `mpo settings` such as digits"}
     )
     run_dir: Path = field(metadata={"help": "folder for one run per seed"})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
+    seeds: list[Whole] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
     arms: list[Arm] = field(default_factory=list, metadata={"help": "methods to train; default: all of them"})
-    jobs: int = field(default=1, metadata={"help": "runs at a time, each in a process with its share of the cores"})
+    jobs: Count = field(default=1, metadata={"help": "runs at a time, each in a process with its share of the cores"})
 
 
 @dataclass
@@ -627,44 +641,44 @@ class TrainPRMConfig(ModelTraining):
         default=False,
         metadata={"help": "train on mc itself, the share of right continuations, instead of mc > threshold"},
     )
-    threshold: float = field(
+    threshold: NotNegative = field(
         default=0.0, metadata={"help": "a step counts as right if mc, its share of right continuations, is above this"}
     )
     until_first_error: bool = field(default=False, metadata={"help": "ignore steps after the first one with mc = 0"})
-    text_weight: float = field(
+    text_weight: NotNegative = field(
         default=0.0, metadata={"help": "weight of a language-model loss on right responses; VisualPRM has none"}
     )
-    advantage: float | None = field(
+    advantage: NotNegative | None = field(
         default=None,
         metadata={"help": "label the change of mc from step to step as +, = or -; changes within this value are ="},
     )
     balance_classes: bool = field(
         default=False, metadata={"help": "let right and wrong steps weigh the same in the loss"}
     )
-    max_doubt: float = field(
+    max_doubt: Share = field(
         default=1.0,
         metadata={
             "help": "drop labels that are on the wrong side of the threshold with more than this probability; 1 keeps "
             "all"
         },
     )
-    num_problems: int = field(default=0, metadata={"help": "train on this many of the first problems; 0 takes all"})
-    injected: int = field(
+    num_problems: Whole = field(default=0, metadata={"help": "train on this many of the first problems; 0 takes all"})
+    injected: Whole = field(
         default=0,
         metadata={"help": "right responses per problem that are repeated with one wrong digit, as wrong ones"},
     )
-    visual_contrasts: int = field(
+    visual_contrasts: Whole = field(
         default=0,
         metadata={"help": "right responses per problem that are repeated with another problem's image, as wrong ones"},
     )
-    max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
-    batch_groups: int = field(
+    max_steps: Whole = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
+    batch_groups: Count = field(
         default=32, metadata={"help": "problems per step over all processes, each with all its responses"}
     )
     learning_rate: Positive = field(
         default=1e-05, metadata={"help": "peak learning rate, with cosine decay; the default is VisualPRM's for 8B"}
     )
-    seed: int = field(default=0, metadata={"help": "order of the rows"})
+    seed: Whole = field(default=0, metadata={"help": "order of the rows"})
 
 
 @dataclass
@@ -674,8 +688,8 @@ class TrainMPOConfig(ModelTraining):
     policy: Path = field(metadata={"help": "model to train; as it is at the start, it is also the reference"})
     pairs: Path = field(metadata={"help": "folder of `mpo pairs`, or a Parquet file of TRL rows"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
-    max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
-    batch_size: int = field(default=64, metadata={"help": "pairs per step, over all micro-batches and processes"})
+    max_steps: Whole = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
+    batch_size: Count = field(default=64, metadata={"help": "pairs per step, over all micro-batches and processes"})
     learning_rate: Positive = field(
         default=1e-06,
         metadata={
@@ -683,10 +697,10 @@ class TrainMPOConfig(ModelTraining):
             "much for LoRA"
         },
     )
-    beta: float = field(default=0.1, metadata={"help": "β, how strongly the policy is held to the reference"})
-    preference_weight: float = field(default=0.8, metadata={"help": "w_p, weight of the preference loss (DPO)"})
-    quality_weight: float = field(default=0.2, metadata={"help": "w_q, weight of the quality loss (BCO)"})
-    generation_weight: float = field(
+    beta: Positive = field(default=0.1, metadata={"help": "β, how strongly the policy is held to the reference"})
+    preference_weight: NotNegative = field(default=0.8, metadata={"help": "w_p, weight of the preference loss (DPO)"})
+    quality_weight: NotNegative = field(default=0.2, metadata={"help": "w_q, weight of the quality loss (BCO)"})
+    generation_weight: NotNegative = field(
         default=1.0, metadata={"help": "w_g, weight of the language-model loss on chosen responses"}
     )
     group_by_prompt: bool = field(
@@ -699,13 +713,15 @@ class TrainMPOConfig(ModelTraining):
             "incomplete last step"
         },
     )
-    max_row_tokens: int | None = field(
+    max_row_tokens: Count | None = field(
         default=None, metadata={"help": "most tokens of a packed row; a prompt whose responses need more is repeated"}
     )
-    seed: int = field(default=0, metadata={"help": "order of the rows"})
-    sample_every: int = field(default=0, metadata={"help": "print sampled responses every so many steps; 0 never does"})
-    sample_problems: int = field(default=8, metadata={"help": "problems to sample responses for"})
-    sample_tokens: int = field(default=128, metadata={"help": "most tokens of such a response"})
+    seed: Whole = field(default=0, metadata={"help": "order of the rows"})
+    sample_every: Whole = field(
+        default=0, metadata={"help": "print sampled responses every so many steps; 0 never does"}
+    )
+    sample_problems: Count = field(default=8, metadata={"help": "problems to sample responses for"})
+    sample_tokens: Count = field(default=128, metadata={"help": "most tokens of such a response"})
     report_to: Tracker = field(
         default="none",
         metadata={"help": "where metrics are logged; wandb stays on this machine with WANDB_MODE=offline"},
@@ -727,8 +743,11 @@ class RoundsConfig:
     problems: Path = field(metadata={"help": "questions.jsonl with answers; responses to these become pairs"})
     guard: Path = field(metadata={"help": "questions.jsonl with answers, held out to decide when to stop"})
     out: Path = field(metadata={"help": "folder for rounds.json and one folder per round"})
-    rounds: int = field(default=3, metadata={"help": "most rounds; a later run may ask for more"})
-    seed: int = field(default=0, metadata={"help": "seed of sampling and training"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: those of the files"}
+    )
+    rounds: Count = field(default=3, metadata={"help": "most rounds; a later run may ask for more"})
+    seed: Whole = field(default=0, metadata={"help": "seed of sampling and training"})
 
 
 @dataclass
@@ -737,7 +756,7 @@ class BestOfNConfig:
 
     groups: Path = field(metadata={"help": "folder with verified and scored responses"})
     out: Path = field(metadata={"help": "folder for results.json"})
-    ks: list[int] = field(
+    ks: list[Count] = field(
         default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of responses to choose among"}
     )
 
@@ -766,7 +785,7 @@ class AnswerConfig(PromptConfig):
         default="token_ids",
         metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
     )
-    n: int = field(default=8, metadata={"help": "responses to draw; with --error, at most this many"})
+    n: Count = field(default=8, metadata={"help": "responses to draw; with --error, at most this many"})
     selector: Selector = field(default="prm", metadata={"help": "how one of the responses is chosen"})
     aggregation: Aggregation = field(
         default="mean", metadata={"help": "how the step scores of a response become its reward"}
@@ -776,21 +795,21 @@ class AnswerConfig(PromptConfig):
         metadata={"help": "for weighted_vote: what weighs a vote, the reward or the step scores in one number"},
     )
     vote_power: float = field(default=1.0, metadata={"help": "for weighted_vote: power of the weight"})
-    error: float | None = field(
+    error: Share | None = field(
         default=None,
         metadata={
             "help": "adaptive N: stop once the probability that more responses would change the answer is at most this"
         },
     )
-    wave: int = field(default=4, metadata={"help": "with --error: responses to draw between two checks"})
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
-    top_p: float = field(
+    wave: Count = field(default=4, metadata={"help": "with --error: responses to draw between two checks"})
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
+    top_p: TopP = field(
         default=1.0,
         metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
     )
-    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
-    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a response"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same responses"})
+    top_k: Whole = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a response"})
+    seed: Whole = field(default=0, metadata={"help": "the same seed draws the same responses"})
     json: bool = field(default=False, metadata={"help": "print one JSON object instead of a table"})
 
 
@@ -798,9 +817,7 @@ class AnswerConfig(PromptConfig):
 class BeamSearchConfig(PromptConfig):
     """`mpo beam-search`: answers found step by step, guided by a PRM."""
 
-    problems: Path = field(
-        metadata={"help": "questions.jsonl; image paths in it are relative to its folder and stay inside it"}
-    )
+    problems: Path = field(metadata={"help": "questions.jsonl; its images lie in its folder, or below --image_root"})
     prm: Path = field(metadata={"help": "folder of a PRM (with prm.json)"})
     out: Path = field(metadata={"help": "folder for groups.jsonl, with one response per problem, and searches.jsonl"})
     policy: Path | None = field(default=None, metadata={"help": "model that answers in this process"})
@@ -809,27 +826,30 @@ class BeamSearchConfig(PromptConfig):
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
-    width: int = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
-    expand: int = field(
+    width: Count = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
+    expand: Count = field(
         default=4, metadata={"help": "m, continuations of each of them; the first step draws W times m"}
     )
-    max_rounds: int = field(default=12, metadata={"help": "most steps of a response"})
+    max_rounds: Count = field(default=12, metadata={"help": "most steps of a response"})
     aggregation: Aggregation = field(
         default="mean", metadata={"help": "how the step scores of a response become its reward"}
     )
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
-    top_p: float = field(
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    top_p: TopP = field(
         default=1.0,
         metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
     )
-    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
-    max_new_tokens: int = field(
+    top_k: Whole = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: Count = field(
         default=512,
         metadata={
             "help": "most tokens drawn per step; what follows the step's end is discarded, so a step's length is enough"
         },
     )
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass, in this process"})
-    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
-    problems_a_call: int = field(default=64, metadata={"help": "problems that are searched side by side"})
-    seed: int = field(default=0, metadata={"help": "the same seed finds the same responses"})
+    batch_rows: Count = field(default=64, metadata={"help": "continuations per forward pass, in this process"})
+    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
+    problems_a_call: Count = field(default=64, metadata={"help": "problems that are searched side by side"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: that of the problems' file"}
+    )
+    seed: Whole = field(default=0, metadata={"help": "the same seed finds the same responses"})

@@ -41,6 +41,7 @@ def system_message(text: str) -> Message:
 
 def prompt_text(processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
     """The chat template's text for `messages`, every control token of their contents broken up."""
+    template_of(processor)  # or an error that says what is missing
     safe = sanitised(processor, messages)
     return processor.apply_chat_template(safe, add_generation_prompt=add_generation_prompt, tokenize=False)
 
@@ -103,6 +104,7 @@ def broken_up(text: str, token: str) -> str:
 
 def end_of_turn_id(processor: Any) -> int:
     """The id of the token that ends an assistant's turn in this chat template."""
+    template_of(processor)
     tokenizer = processor.tokenizer
     rendered = processor.apply_chat_template(
         [user_message("q"), assistant_message("ANSWER")], add_generation_prompt=False, tokenize=False

@@ -49,7 +49,7 @@ def beam_search(config: BeamSearchConfig) -> Path:
     if stage.complete:
         return stage.out
     quarantine = Quarantine()
-    every = read_problems(config.problems, on_bad=quarantine.add).values()
+    every = read_problems(config.problems, image_root=config.image_root, on_bad=quarantine.add).values()
     problems, _ = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
     engine = BeamSearch(
         generator_of(sampling, params, config.expand),

@@ -31,7 +31,7 @@ from rewards.steps import split_on_blank_lines
 def label(config: LabelConfig) -> Path:
     """Choose responses, estimate the cost, continue from the ends of their steps, count right answers.
 
-    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
+    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the folder of the images.
     The verdicts of each call of the policy are in `calls.sqlite` as soon as they are there: after a kill the same
     command continues.
     """
@@ -78,7 +78,8 @@ def label(config: LabelConfig) -> Path:
         raise DataError(f"no response of {len(groups)} problems could be labelled: {dict(rejected)}")
     write_groups(stage.out, labelled)
     problems = problems_of(config.groups)
-    write_visualprm400k(stage.out / VISUALPRM400K, labelled, image_root=problems.parent)
+    root = stage.image_root or problems.parent
+    write_visualprm400k(stage.out / VISUALPRM400K, labelled, image_root=root)
     total, out = (sum(len(group.rollouts) for group in some) for some in (groups, labelled))
     steps = sum(len(rollout.mc or ()) for group in labelled for rollout in group.rollouts)
     drawn = {

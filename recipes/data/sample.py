@@ -59,7 +59,7 @@ def sample(config: SampleConfig) -> Path:
     if stage.complete and (parquet.exists() or not config.parquet):
         return stage.out
     quarantine = Quarantine()
-    every = read_problems(config.problems, on_bad=quarantine.add).values()
+    every = read_problems(config.problems, image_root=config.image_root, on_bad=quarantine.add).values()
     problems, image_digests = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
     asked = problems
     if config.swap_images:

@@ -13,6 +13,7 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ScoreConfig
 from recipes.stage.engine import engine
+from recipes.stage.exclusive import a_local_engine
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
@@ -38,8 +39,7 @@ def score(config: ScoreConfig) -> Path:
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     scored_spans("", config.score)  # refuses a part that there is not
-    if config.engine != "local" and config.base_url:
-        raise ConfigError("engine ray is for a PRM in this process; for a server, raise concurrency instead")
+    a_local_engine(config)
     groups = read_groups(config.groups)
     with (
         open_calls(stage) as calls,

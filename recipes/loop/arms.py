@@ -134,7 +134,7 @@ def _on_development(settings: Settings, start: Start, out: Path, model: Path, se
     from recipes.data.verify import verify
     from recipes.stage.groups import read_groups
 
-    given = {"policy": model, "problems": start.development, "out": out / "samples", "seed": seed}
+    given = {"policy": model, "out": out / "samples", "seed": seed, **start.asking(start.development)}
     drawing = replace(settings.build("test_sample", **given), num_samples=DEVELOPMENT_SAMPLES)
     verified = verify(settings.build("verify", groups=sample(drawing), out=out / "verified"))
     return fmean(fmean(correctness_of(group)) for group in read_groups(verified))

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from recipes import config as stages
 from recipes.loop.settings import Settings
 
-if TYPE_CHECKING:
-    pass
 
-
-def paired(settings: Settings, folder: Path, out: Path, policy: Path, problems: Path, prm: Path, seed: int) -> Path:
-    """A policy's own samples of the preference problems, in `folder`, and the pairs that they give, in `out`."""
+def paired(
+    settings: Settings, folder: Path, out: Path, policy: Path, prm: Path, seed: int, **asked: Path | None
+) -> Path:
+    """A policy's own samples of `problems` (with `image_root`), in `folder`, and the pairs that they give, in `out`."""
     from recipes.data.pairs import pairs
 
     pairing = settings.build("pairs", groups=folder / "scored", out=out)
-    drawing = settings.build("preference_sample", policy=policy, problems=problems, out=folder / "samples", seed=seed)
+    drawing = settings.build("preference_sample", policy=policy, out=folder / "samples", seed=seed, **asked)
     scored(settings, folder, drawing, prm, visual_dependence=pairing.min_visual_dependence is not None)
     return pairs(pairing)
 

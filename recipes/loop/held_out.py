@@ -13,21 +13,22 @@ from rewards.types import Problem
 Pixels = tuple[str, ...]
 
 
-def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str]) -> None:
+def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str], image_root: Path | None = None) -> None:
     """Refuse held-out problems that are among others; only images of equal questions are opened.
 
     Args:
         held_out: a file of problems; lines that cannot be read are left to the stage that samples.
         others: the file that they must not be in.
         names: of the two settings, for the error.
+        image_root: folder of the images of both; None: each file's own.
 
     Raises:
         ConfigError: a problem with the same question and pixels is in both.
     """
     by_question: defaultdict[str, list[Problem]] = defaultdict(list)
-    for problem in _readable(others):
+    for problem in _readable(others, image_root):
         by_question[problem.question].append(problem)
-    tested = _readable(held_out)
+    tested = _readable(held_out, image_root)
     seen: dict[str, set[Pixels | None]] = {}
     both = []
     for problem in tested:
@@ -44,8 +45,8 @@ def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str]) -> N
         )
 
 
-def _readable(path: Path) -> list[Problem]:
-    return list(read_problems(path, on_bad=lambda *_: None).values())
+def _readable(path: Path, image_root: Path | None) -> list[Problem]:
+    return list(read_problems(path, image_root=image_root, on_bad=lambda *_: None).values())
 
 
 def _pixels(problem: Problem) -> Pixels | None:

@@ -41,7 +41,11 @@ def loop(settings: Settings, run: Path, seed: int, arms: Sequence[str]) -> None:
 
     start = start_of(settings, run, seed)
     policy, prm = start.policy, start.prm or _trained_prm(settings, start, run, seed)
-    made = {"pairs": paired(settings, run / "preference", run / "pairs", policy, start.preference, prm, seed)}
+    made = {
+        "pairs": paired(
+            settings, run / "preference", run / "pairs", policy, prm, seed, **start.asking(start.preference)
+        )
+    }
 
     trained = {"policy": policy}
     for arm in arms:
@@ -49,7 +53,7 @@ def loop(settings: Settings, run: Path, seed: int, arms: Sequence[str]) -> None:
         made[kind] = made.get(kind) or pairs_of(settings, start, run, kind, prm, seed)
         trained[arm] = train_arm(settings, start, run, arm, made[kind], seed)
     for arm, model in trained.items():
-        answer(settings, run / "test" / arm, model, start.test, prm, seed, rerank=arm in ("policy", "mpo"))
+        answer(settings, start, run / "test" / arm, model, prm, seed, rerank=arm in ("policy", "mpo"))
 
 
 def _trained_prm(settings: Settings, start: Start, run: Path, seed: int) -> Path:
@@ -61,7 +65,7 @@ def _trained_prm(settings: Settings, start: Start, run: Path, seed: int) -> Path
 
     drawn = sample(
         settings.build(
-            "prm_sample", policy=start.policy, problems=start.prm_problems, out=run / "prm_samples", seed=seed
+            "prm_sample", policy=start.policy, out=run / "prm_samples", seed=seed, **start.asking(start.prm_problems)
         )
     )
     verified = verify(settings.build("verify", groups=drawn, out=run / "prm_verified"))
@@ -71,18 +75,19 @@ def _trained_prm(settings: Settings, start: Start, run: Path, seed: int) -> Path
     return train_prm(settings.build("train_prm", groups=labelled, model=start.prm_model, out=run / "prm", seed=seed))
 
 
-def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path, seed: int, *, rerank: bool) -> None:
+def answer(settings: Settings, start: Start, out: Path, model: Path, prm: Path, seed: int, *, rerank: bool) -> None:
     """Greedy, sampled and blind answers of one policy; with `rerank`, the PRM's choice among the samples."""
     from recipes.answering.best_of_n import best_of_n
     from recipes.data.sample import sample
     from recipes.data.verify import verify
 
-    greedy = settings.build("test_sample", policy=model, problems=problems, out=out / "greedy_samples", seed=seed)
+    given = {"policy": model, "seed": seed, **start.asking(start.test)}
+    greedy = settings.build("test_sample", out=out / "greedy_samples", **given)
     greedy = replace(greedy, temperature=0.0, num_samples=1)
     swapped = replace(greedy, out=out / "swapped_samples", swap_images=True)
     verify(settings.build("verify", groups=sample(greedy), out=out / "greedy"))
     verify(settings.build("verify", groups=sample(swapped), out=out / "swapped"))
-    drawn = settings.build("test_sample", policy=model, problems=problems, out=out / "samples", seed=seed)
+    drawn = settings.build("test_sample", out=out / "samples", **given)
     if rerank:
         groups = scored(settings, out, drawn, prm, visual_dependence=True)
         best_of_n(settings.build("best_of_n", groups=groups, out=out / "best_of_n"))

@@ -43,7 +43,7 @@ def rounds(config: RoundsConfig) -> Path:
         raise ConfigError(f"expected --rounds >= 1, got {config.rounds}")
     config = replace(config, settings=find_settings(config.settings))
     settings = Settings(config.settings)
-    check_held_out(config.guard, config.problems, names=("--guard", "--problems"))
+    check_held_out(config.guard, config.problems, names=("--guard", "--problems"), image_root=config.image_root)
     inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]
     stage = open_stage("rounds", config, inputs=inputs, grows=("rounds",))
     if stage.complete:
@@ -71,7 +71,8 @@ def rounds(config: RoundsConfig) -> Path:
 def _train(settings: Settings, config: RoundsConfig, policy: Path, folder: Path, number: int) -> Path:
     """One turn of the loop, with samples of its own: their seed is the run's plus the round's number."""
     seed = config.seed + number
-    made = paired(settings, folder, folder / "pairs", policy, config.problems, config.prm, seed)
+    asked = {"problems": config.problems, "image_root": config.image_root}
+    made = paired(settings, folder, folder / "pairs", policy, config.prm, seed, **asked)
     return train_mpo(settings.build("train_mpo", policy=policy, pairs=made, out=folder / "policy", seed=seed))
 
 
@@ -79,6 +80,7 @@ def _measure(settings: Settings, config: RoundsConfig, policy: Path, folder: Pat
     """The guard: the same problems and the same seed at every round."""
     guard = folder / "guard"
     given = {"policy": policy, "problems": config.guard, "out": guard / "samples", "seed": config.seed}
+    given["image_root"] = config.image_root
     drawing = settings.build("test_sample", **given)
     return measure_round(read_groups(scored(settings, guard, drawing, config.prm, visual_dependence=False)))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import ConfigError
+from recipes.commands.inputs import check_inputs
 from recipes.loop.held_out import check_held_out
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Start:
         development: problems on which arms are tuned; None: there are none.
         prm: a finished PRM; None if the loop trains one, on samples of `prm_problems`, from `prm_model`.
         prm_problems, prm_model: None with a finished PRM.
+        image_root: folder of the problems' images; None: that of each file.
     """
 
     policy: Path
@@ -36,6 +38,11 @@ class Start:
     development: Path | None = None
     prm_problems: Path | None = None
     prm_model: Path | None = None
+    image_root: Path | None = None
+
+    def asking(self, problems: Path | None) -> dict[str, Path | None]:
+        """What every stage that samples is told of some problems."""
+        return {"problems": problems, "image_root": self.image_root}
 
 
 def start_of(settings: Settings, run: Path, seed: int) -> Start:
@@ -52,6 +59,7 @@ def own_start(settings: Settings) -> Start:
         StageError: a file that does not exist.
     """
     own = settings.build("own")
+    check_inputs(own)
     if (own.prm is None) == (own.prm_problems is None):
         raise ConfigError(
             f"{settings.path}: own: expected one of prm (a finished PRM) and prm_problems (to train one on), got "
@@ -66,10 +74,13 @@ def own_start(settings: Settings) -> Start:
         raise ConfigError(f"{settings.path}: section {idle[0]!r} is not used in a run from these `own` data; remove it")
     for name in ("preference_problems", "prm_problems"):
         if others := getattr(own, name):
-            check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"))
+            names = ("own.test_problems", f"own.{name}")
+            check_held_out(own.test_problems, others, names=names, image_root=own.image_root)
     model = None if own.prm else own.prm_model or own.policy
     problems = {"prm_problems": own.prm_problems, "test": own.test_problems}
-    return Start(own.policy, own.preference_problems, prm=own.prm, prm_model=model, **problems)
+    return Start(
+        own.policy, own.preference_problems, prm=own.prm, prm_model=model, image_root=own.image_root, **problems
+    )
 
 
 def _world_start(settings: Settings, run: Path, seed: int) -> Start:

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mpo.multimodal.text import one_line
 from recipes.stage.closing import closing_line
 from recipes.stage.identity import file_content, folder_content
 from recipes.stage.lock import lock, unlock
+from recipes.stage.unused import make_folder
 from recipes.stage.vouching import OWN, faults, vouched
 from rewards.kept.store import differences
 
@@ -50,6 +51,7 @@ class Stage:
     Attributes:
         fingerprint: `settings`, and `inputs`: the name of each → the key of its content.
         sources: where the inputs lie, by the same names; no part of what the stage is.
+        image_root: where the images of the problems lie, if not beside their file: as set, or as of the groups read.
     """
 
     name: str
@@ -94,7 +96,7 @@ class Stage:
             "files": vouched(self.out),
             "sources": {name: _place(path, self.out) for name, path in self.sources.items()},
             "problems": problems,
-            "image_root": self.image_root and os.path.realpath(self.image_root),
+            "image_root": _place(self.image_root, self.out) if self.image_root else None,
             "seconds": seconds,
         }
         reach("before_manifest")
@@ -131,7 +133,7 @@ def open_stage(
         FingerprintError: `out` holds the result of other settings or inputs.
     """
     sources = _sources(config, inputs)
-    image_root = getattr(config, "image_root", None)
+    image_root = getattr(config, "image_root", None) or _inherited_root(sources.values())
     keys = {key: content_of(Path(path), name, image_root) for key, path in sources.items()}
     fingerprint = {"settings": _settings(config, keys), "inputs": keys}
     out = Path(config.out)
@@ -143,7 +145,7 @@ def open_stage(
         if is_first_process():
             print(one_line(f"{name}: complete already, nothing to do; {out}"), file=sys.stderr)
         return stage
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if is_first_process():
         lock(out, stage=name)
         if _is_complete(stage, config, grows=grows, refuse=refuse, work=work):  # another process has just finished it
@@ -185,10 +187,24 @@ def problems_of(folder: str | Path) -> Path:
     places = manifest_of(folder).get("problems")
     if not places:
         raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
-    for path in (Path(os.path.realpath(folder)) / places[0], Path(places[1])):
-        if path.exists():
-            return Path(os.path.normpath(path))
-    raise StageError(f"{folder}: {places[1]} is gone: expected the file there, or at {places[0]} seen from the folder")
+    return _found(folder, places)
+
+
+def image_root_of(folder: str | Path) -> Path | None:
+    """The folder that holds the images of a groups folder's problems; None if it is that of the problems' file.
+
+    Raises:
+        StageError: the folder holds no finished stage, or its images are gone.
+    """
+    problems = manifest_of(folder).get("problems")
+    its_own = problems is not None and Path(problems[0]).parent == Path()
+    return None if its_own else input_root_of(folder)
+
+
+def input_root_of(folder: str | Path) -> Path | None:
+    """The folder that holds the images of the problems that a stage has read; errors are those of `image_root_of`."""
+    places = manifest_of(folder).get("image_root")
+    return _found(folder, places) if places else None
 
 
 def faults_of(folder: Path) -> list[str]:
@@ -220,7 +236,9 @@ def content_of(path: Path, stage: str, image_root: Path | None) -> str:
             raise StageError(
                 f"stage {stage}: input {path} is damaged: {_some(wrong)}; run the stage that writes it again"
             )
-        return folder_content(path, problems=problems_of(path) if manifest_of(path).get("problems") else None)
+        if manifest_of(path).get("problems"):
+            return folder_content(path, problems=problems_of(path), image_root=image_root_of(path))
+        return folder_content(path)
     if (path / "config.json").exists():  # a model folder of the user's
         return folder_content(path)
     raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
@@ -293,6 +311,19 @@ def _is_complete(stage: Stage, config: Any, *, grows: Sequence[str], refuse: boo
     if wrong:
         logger.warning("%s is damaged and made again from what it keeps: %s", stage.out, _some(wrong))
     return not wrong
+
+
+def _inherited_root(inputs: Iterable[Path]) -> Path | None:
+    """The image root of the first input that is a finished stage with one of its own."""
+    stages = (path for path in inputs if read_own(path / MANIFEST))
+    return next((root for path in stages if (root := image_root_of(path))), None)
+
+
+def _found(folder: str | Path, places: Sequence[str]) -> Path:
+    for path in (Path(os.path.realpath(folder)) / places[0], Path(places[1])):
+        if path.exists():
+            return Path(os.path.normpath(path))
+    raise StageError(f"{folder}: {places[1]} is gone: expected it there, or at {places[0]} seen from the folder")
 
 
 def _some(wrong: Sequence[str]) -> str:

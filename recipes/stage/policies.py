@@ -10,15 +10,14 @@ from typing import Any
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import SampleConfig
+from recipes.stage.exclusive import a_local_engine, one_policy
 from rewards.sampling.generator import Generator, SamplingParams, check_number
 
 
 def checked_params(config: SampleConfig) -> SamplingParams:
     """The sampling settings; raises ConfigError for what cannot work, before anything is read."""
-    if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
-        raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
-    if config.engine != "local" and config.base_url:
-        raise ConfigError("engine ray is for a policy in this process; for a server, raise concurrency instead")
+    one_policy(config)
+    a_local_engine(config)
     if config.on_change not in ("refuse", "segment"):
         raise ConfigError(f"on_change must be refuse or segment, got {config.on_change!r}")
     if config.batch_rows < 1 or config.concurrency < 1:

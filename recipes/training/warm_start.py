@@ -17,7 +17,7 @@ from mpo.multimodal.finite import FiniteTrainer
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
-from mpo.multimodal.messages import prompt_text, response_ids, user_message
+from mpo.multimodal.messages import prompt_text, response_ids, template_of, user_message
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from recipes.config import WarmStartConfig
 from recipes.stage.folder import open_stage
@@ -39,6 +39,7 @@ def warm_start(config: WarmStartConfig) -> Path:
         for rollout in group.rollouts
     ]
     processor = load_processor(config.policy)
+    template_of(processor)  # or an error, before weights load
     arguments = SFTConfig(
         **training_defaults(stage.out, config),
         per_device_train_batch_size=config.batch_size,

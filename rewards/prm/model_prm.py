@@ -150,8 +150,7 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
     if not file.exists():
         if given is None:
             raise StageError(
-                f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first, or use "
-                "--prm_format "
+                f"no process reward model at {path}: expected {CONTRACT} there; run `mpo train-prm` first, or say with "
                 "--prm_format how someone else's PRM is asked"
             )
         return find_format(given)

@@ -123,7 +123,7 @@ def test_data_outside_a_run_is_found_when_the_run_alone_moves(tmp_path: Path, po
     moved = Path(shutil.move(samples, tmp_path / "far" / "away" / "samples"))
     assert len(read_groups(moved)) == 3
     problems.unlink()
-    with pytest.raises(StageError, match=r"q\.jsonl is gone: expected the file there"):
+    with pytest.raises(StageError, match=r"q\.jsonl is gone: expected it there"):
         read_groups(moved)
 
 
