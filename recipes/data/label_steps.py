@@ -31,7 +31,7 @@ from rewards.steps import split_on_blank_lines
 def label(config: LabelConfig) -> Path:
     """Choose responses, estimate the cost, continue from the ends of their steps, count right answers.
 
-    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the folder of the images.
+    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths below the root.
     The verdicts of each call of the policy are in `calls.sqlite` as soon as they are there: after a kill the same
     command continues.
     """
