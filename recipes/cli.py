@@ -58,7 +58,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
     from mpo.multimodal.errors import FingerprintError, MPOError
-    from recipes.commands.inputs import check_inputs
+    from recipes.stage.inputs import check_inputs
     from recipes.stage.processes import INTERRUPTED, ends_promptly
     from recipes.stage.unused import forget_folders, remove_unused
 

@@ -219,6 +219,23 @@ class DeepenConfig:
 
 
 @dataclass
+class SplitConfig:
+    """`mpo split`: one file of questions in parts that share no image."""
+
+    problems: Path = field(metadata={"help": "questions.jsonl; its images lie in its folder, or below --image_root"})
+    out: Path = field(metadata={"help": "folder for a file per part, such as test.jsonl, and their images"})
+    prm: Share = field(default=0.4, metadata={"help": "share of the questions whose responses train a PRM"})
+    preference: Share = field(default=0.3, metadata={"help": "share whose responses become pairs"})
+    development: Share = field(default=0.0, metadata={"help": "share for choices between settings, such as a guard"})
+    test: Share = field(default=0.3, metadata={"help": "share that is held out for the reported numbers"})
+    seed: Whole = field(default=0, metadata={"help": "another seed draws other parts"})
+    image_root: Path | None = field(
+        default=None,
+        metadata={"help": "folder of the images, anywhere below it; they stay there, and the parts need it too"},
+    )
+
+
+@dataclass
 class SampleConfig(EngineConfig, PromptConfig):
     """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 

@@ -5,18 +5,16 @@ A row that breaks its format, or whose image cannot be decoded, is counted under
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from mpo.multimodal.errors import ConfigError, DataError, ImageError, StageError
-from mpo.multimodal.files import opened_atomically
-from mpo.multimodal.images import image_sha256, load_image, png_bytes
+from mpo.multimodal.images import load_image
 from recipes.config import ConvertDataConfig
 from recipes.stage.groups import GROUPS, read_groups, write_groups, write_problems
+from recipes.stage.pictures import Pictures
 from recipes.stage.quarantine import Quarantine
 from rewards.interchange.json_rows import write_rows
 from rewards.interchange.stepwise_rows import (
@@ -28,9 +26,6 @@ from rewards.interchange.stepwise_rows import (
 )
 from rewards.interchange.visualprm import VISUALPRM400K, read_visualprm400k, to_visualprm_row
 from rewards.types import Problem, Rollout, RolloutGroup
-
-if TYPE_CHECKING:
-    from rewards.types import ImageLike
 
 T = TypeVar("T")
 Items = Iterator[tuple[str, Labelled | DataError]]  # where it stood, and the rollout or what is wrong with it
@@ -100,59 +95,6 @@ def write_stepwise(items: Iterable[tuple[str, Labelled]], out: Path, quarantine:
         return kept, rollout
 
     return write_stepwise_parquet(_converted(items, decode, quarantine), out / STEPWISE)
-
-
-class Pictures:
-    """Each image is decoded once, so that a damaged one costs its own rows and no training run, and kept.
-
-    Args:
-        folder: where they are kept.
-        encode: as PNG, under the hash of their pixels. Without it, a file is kept as it is, by a hard link where the
-            file system has one: 400,000 JPEG files would grow fivefold.
-    """
-
-    def __init__(self, folder: Path, *, encode: bool = False) -> None:
-        self.folder, self.encode = folder, encode
-        self._known: dict[Path, Path | ImageError] = {}
-
-    def kept(self, image: ImageLike) -> Path:
-        """The image's place in the folder.
-
-        Raises:
-            ImageError: it cannot be decoded.
-        """
-        if not isinstance(image, str | Path):
-            return self._encoded(image)
-        path = Path(image).resolve()
-        if path not in self._known:
-            try:
-                self._known[path] = self._encoded(path) if self.encode else self._as_it_is(path)
-            except ImageError as error:
-                self._known[path] = error
-        found = self._known[path]
-        if isinstance(found, ImageError):
-            raise found
-        return found
-
-    def _encoded(self, image: ImageLike) -> Path:
-        decoded = load_image(image)
-        place = self.folder / f"{image_sha256(decoded)[:32]}.png"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not place.exists():
-            with opened_atomically(place, "wb") as file:
-                file.write(png_bytes(decoded))
-        return place
-
-    def _as_it_is(self, path: Path) -> Path:
-        name = image_sha256(load_image(path))[:32]
-        place = self.folder / f"{name}{path.suffix}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        try:
-            os.link(path, place)
-        except OSError:
-            shutil.copyfile(path, place)
-        return place
 
 
 def usable_items(items: Items, quarantine: Quarantine) -> Iterator[tuple[str, Labelled]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import ConfigError
-from recipes.commands.inputs import check_inputs
 from recipes.loop.held_out import check_held_out
+from recipes.stage.inputs import check_inputs
 
 if TYPE_CHECKING:
     from recipes.loop.settings import Settings

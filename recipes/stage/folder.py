@@ -315,7 +315,7 @@ def _is_complete(stage: Stage, config: Any, *, grows: Sequence[str], refuse: boo
 
 def _inherited_root(inputs: Iterable[Path]) -> Path | None:
     """The image root of the first input that is a finished stage with one of its own."""
-    stages = (path for path in inputs if read_own(path / MANIFEST))
+    stages = (path for path in inputs if path.is_dir() and read_own(path / MANIFEST))
     return next((root for path in stages if (root := image_root_of(path))), None)
 
 

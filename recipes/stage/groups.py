@@ -92,8 +92,8 @@ def iter_problems(
 ) -> Iterator[Problem]:
     """Problems, one at a time, in file order.
 
-    A line is `{"id", "question", "images": [paths], "answer", "meta"}`; `image` (one path) is accepted for `images`, and
-    for `answer` a number, true or false, or a list of accepted answers.
+    A line is `{"id", "question", "images": [paths], "answer", "meta"}`; `image` (one path) is accepted for `images`,
+    and for `answer` a number, true or false, or a list of accepted answers.
 
     Args:
         path: the file.
@@ -145,14 +145,14 @@ def _problem(line: bytes, path: Path, number: int, root: Path) -> Problem:
     return Problem(found.id, found.question, images, cast(str | None, found.answer), found.meta)
 
 
-def write_problems(path: Path, problems: Iterable[Problem]) -> None:
-    """Write problems whose images are paths inside the file's folder.
+def write_problems(path: Path, problems: Iterable[Problem], *, image_root: Path | None = None) -> None:
+    """Write problems whose images are paths inside `image_root`, by default the file's folder.
 
     Raises:
         DataError: an image is no path, or lies outside the folder.
     """
     rows = []
-    root = path.parent.resolve()
+    root = (image_root or path.parent).resolve()
     for problem in problems:
         for image in problem.images:
             if not isinstance(image, str | Path) or not Path(image).resolve().is_relative_to(root):

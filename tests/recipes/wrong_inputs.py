@@ -69,6 +69,7 @@ def make_good(folder: Path, policy_folder: Path) -> Good:
 # Command → flag → the kind of input that it takes, or a value.
 CALLS: dict[str, dict[str, str]] = {
     "sample": {"policy": MODEL, "problems": PROBLEMS, "out": OUT},
+    "split": {"problems": PROBLEMS, "out": OUT},
     "verify": {"groups": GROUPS, "out": OUT},
     "label-steps": {"groups": GROUPS, "policy": MODEL, "out": OUT},
     "score": {"groups": GROUPS, "prm": PRM, "out": OUT},
