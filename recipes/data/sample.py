@@ -162,7 +162,7 @@ def _draw_missing(
     rows_a_problem = store.note("rows_a_problem", config.num_samples)
     with (
         _drawing(config, params, rows_a_problem) as generator,
-        tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar,
+        tqdm(total=total, initial=len(done), desc=_what(config), unit="sample") as bar,
     ):
         try:
             for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
@@ -177,6 +177,12 @@ def _draw_missing(
             set_aside = _set_aside(store, error, {asked[place].id: row[0] for place, row in enumerate(keys)})
             return {**{asked[place].id: reason for place, reason in refused.items()}, **set_aside}
     return {asked[place].id: reason for place, reason in refused.items()}
+
+
+def _what(config: SampleConfig) -> str:
+    """What a bar of progress counts."""
+    how = ", greedy" * (config.temperature == 0) + ", another image" * config.swap_images
+    return f"sample {config.problems.stem}{how}"
 
 
 def _set_aside(store: SampleStore, error: ServerError, keys: Mapping[str, str]) -> dict[str, str]:

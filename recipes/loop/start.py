@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError
 from recipes.loop.held_out import check_held_out
 from recipes.stage.inputs import check_inputs
 
 if TYPE_CHECKING:
+    from recipes.loop.chains import Do
     from recipes.loop.settings import Settings
 
 WORLD_ONLY = ("warm_start", "deepen")
@@ -43,11 +43,6 @@ class Start:
     def asking(self, problems: Path | None) -> dict[str, Path | None]:
         """What every stage that samples is told of some problems."""
         return {"problems": problems, "image_root": self.image_root}
-
-
-def start_of(settings: Settings, run: Path, seed: int) -> Start:
-    """The start that the settings name; a world is composed, and its policy warmed up."""
-    return own_start(settings) if settings.world == "own" else _world_start(settings, run, seed)
 
 
 def own_start(settings: Settings) -> Start:
@@ -83,18 +78,15 @@ def own_start(settings: Settings) -> Start:
     )
 
 
-def _world_start(settings: Settings, run: Path, seed: int) -> Start:
-    from recipes.training.warm_start import warm_start
-    from recipes.worlds import easy_vqa
-    from recipes.worlds.digits import compose as digits
-    from recipes.worlds.digits.deepen import deepen_policy
-
-    composers: dict[str, Callable[[Any], Path]] = {"world": digits.compose, "easy_vqa": easy_vqa.compose}
-    world = composers[settings.world](settings.build(settings.world, out=run / "world", seed=seed))
-    policy = warm_start(
-        settings.build("warm_start", policy=world / "policy", demonstrations=world, out=run / "policy", seed=seed)
-    )
-    checker = deepen_policy(settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed))
+def world_start(do: Do, settings: Settings, run: Path, seed: int) -> Start:
+    """An embedded world is composed, and its policy warmed up."""
+    composing = settings.build(settings.world, out=run / "world", seed=seed)
+    world = do(settings.world.replace("_", "-"), composing, "problems, images and an untrained policy")
+    given = {"policy": world / "policy", "demonstrations": world}
+    warming = settings.build("warm_start", out=run / "policy", seed=seed, **given)
+    policy = do("warm-start", warming, "the untrained policy on demonstrated responses")
+    deepening = settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed)
+    checker = do("deepen", deepening, "the policy with more layers, for the PRM to start from")
     problems = {name: world / f"{split}.jsonl" for name, split in (("prm_problems", "prm"), ("test", "test"))}
     problems["development"] = world / "development.jsonl"
     return Start(policy, world / "preference.jsonl", **problems, prm_model=checker)

@@ -33,10 +33,16 @@ def closing_line(name: str, counts: Mapping[str, Any], out: Path, *, seconds: fl
         lost = f", {sum(counts['rejected'].values())} rejected ({named}{more})" if rejected else ", nothing rejected"
         parts.append(f"{counts['in']} in, {counts['out']} out{lost}")
     parts += [note] if note else []
-    return one_line(f"{name}: {'; '.join([*parts, _duration(seconds), str(out)])}")
+    return one_line(f"{name}: {'; '.join([*parts, duration(seconds), str(out)])}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as many as a reader wants to know.
+
+    Example:
+        >>> duration(8.4), duration(400), duration(8000)
+        ('8 s', '7 min', '2.2 h')
+    """
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
