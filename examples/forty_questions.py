@@ -2,8 +2,8 @@
 
     python examples/forty_questions.py student
 
-It writes `student/questions.jsonl` and `student/images/`: photos, cut and grey ones, logos with transparency, a question
-about two images and one about none, with answers that are a letter, yes or no, or a number.
+It writes `student/questions.jsonl` and `student/images/`: photos, cut and grey ones, and logos with transparency. One
+question is about two images and one about none; an answer is a letter, yes or no, or a number.
 """
 
 import json
@@ -38,10 +38,12 @@ for name, image in images.items():
 
 
 def row(question: str, answer: str, *names: str) -> dict[str, object]:
+    """A line of the file, but for its id."""
     return {"question": question, "images": [f"images/{name}.png" for name in names], "answer": answer}
 
 
 def left_is_brighter(image: Image.Image) -> bool:
+    """By the mean of the grey values, on white where the image is transparent."""
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     light = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("L"), dtype=float)
     middle = light.shape[1] // 2

@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from recipes.commands.table import COMMANDS
+from recipes.commands.table import COMMANDS, GROUPS
 from recipes.commands.words import did_you_mean
 
 # Libraries whose errors are about a file that is damaged, or a disk that is full.
@@ -58,8 +58,10 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
     from mpo.multimodal.errors import FingerprintError, MPOError
+    from recipes.stage.folder import is_first_process
     from recipes.stage.inputs import check_inputs
     from recipes.stage.processes import INTERRUPTED, ends_promptly
+    from recipes.stage.threads import choose_threads
     from recipes.stage.unused import forget_folders, remove_unused
 
     try:
@@ -70,6 +72,8 @@ def _run(arguments: list[str]) -> int:
             config = _parsed(arguments)
             check_inputs(config)
             forget_folders()
+            if computes(arguments[0]) and is_first_process():
+                print(choose_threads(), file=sys.stderr)
             _function(arguments[0])(config)
     except FingerprintError as error:
         return _refuse(str(error), code=4)
@@ -124,6 +128,20 @@ def _config_class(name: str) -> type:
 
     found: type = getattr(import_module("recipes.config"), COMMANDS[name].config)
     return found
+
+
+def computes(name: str) -> bool:
+    """Whether a command computes with a model: it is told one, or makes one.
+
+    Example:
+        >>> computes("sample"), computes("pipeline"), computes("verify")
+        (True, True, False)
+    """
+    from recipes.commands.parse import hints
+
+    told = hints(_config_class(name))
+    models = ("policy", "prm", "model", "checkpoint", "settings")
+    return name in GROUPS["The embedded worlds"] or any(told.get(key) is Path for key in models)
 
 
 def _refuse(message: str, *, code: int = 2) -> int:

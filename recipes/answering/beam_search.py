@@ -82,7 +82,8 @@ def beam_search(config: BeamSearchConfig) -> Path:
     counts = {"in": len(answered) + sum(rejected.values()), "out": len(answered), "rejected": rejected}
     cost = {name: sum(getattr(search, name) for search in searches) for name in ("tokens", "extensions", "dropped")}
     unfinished = sum(not search.finished for search in answered)
-    return stage.finish({**counts, **cost, "unfinished": unfinished, "problems": str(config.problems)})
+    note = f"{cost['tokens']} tokens, {unfinished} searches without a finished response"
+    return stage.finish({**counts, **cost, "unfinished": unfinished, "problems": str(config.problems)}, note=note)
 
 
 def sampling_of(config: BeamSearchConfig) -> SampleConfig:

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from mpo.multimodal.files import write_atomic
 from recipes.config import BestOfNConfig
@@ -40,4 +43,12 @@ def best_of_n(config: BestOfNConfig) -> Path:
         print(f"warning: {config.groups}: {warning['message']}", file=sys.stderr)
     total = sum(len(group.rollouts) for group in groups)
     counts = {"in": total, "out": total, "rejected": {}, "unscored": results["unscored"]}
-    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))}, note=_note(results))
+
+
+def _note(results: Mapping[str, Any]) -> str:
+    """The accuracy at the largest k, of the PRM, the vote and a random response."""
+    k = str(max(results["ks"]))
+    names = {"PRM": "prm", "vote": "majority", "one response": "random"}
+    shown = {name: fmean(results["values"][selector][k]) for name, selector in names.items()}
+    return f"right at k = {k}, per cent: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())

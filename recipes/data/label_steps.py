@@ -89,4 +89,6 @@ def label(config: LabelConfig) -> Path:
         "seconds": seconds,
     }
     counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
-    return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn})
+    right = sum(count.correct > 0 for group in labelled for rollout in group.rollouts for count in rollout.mc or ())
+    note = f"{steps} steps, {right / steps:.1%} of them with a right continuation; {done.continuations} continuations"
+    return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn}, note=note)

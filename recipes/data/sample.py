@@ -8,6 +8,7 @@ the sample indexes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -35,7 +36,7 @@ from rewards.sampling.generator import Generator, SamplingParams
 from rewards.sampling.pooled import PooledGenerator, drawn
 from rewards.sampling.prompts import prompt_files, prompt_of
 from rewards.scoring.other_images import partners, showing
-from rewards.types import Problem, Rollout, RolloutGroup
+from rewards.types import FinishReason, Problem, Rollout, RolloutGroup
 
 STORE = "samples.sqlite"
 PARQUET = "samples.parquet"
@@ -82,12 +83,14 @@ def sample(config: SampleConfig) -> Path:
         if not kept:
             details = "; ".join(row["detail"] for row in quarantine.rows[:3])
             raise DataError(f"no problem of {config.problems} could be sampled: {quarantine.counts()}: {details}")
-        write_groups(stage.out, _groups(store, kept))
+        ends = Counter[FinishReason]()
+        write_groups(stage.out, _counted(_groups(store, kept), ends))
         if config.parquet or parquet.exists():
             write_sample_parquet(_groups(store, kept), parquet)
         out, rejected = config.num_samples * len(kept), quarantine.counts(times=config.num_samples)
         counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
-        return stage.finish({**counts, "problems": str(config.problems)})
+        note = f"{ends[FinishReason.LENGTH]} cut at {config.max_new_tokens} tokens"
+        return stage.finish({**counts, "problems": str(config.problems)}, note=note)
 
 
 def _with_other_images(
@@ -195,6 +198,13 @@ def _set_aside(store: SampleStore, error: ServerError, keys: Mapping[str, str]) 
     if not runs or min(runs.values()) < RUNS_BEFORE_ASIDE:
         raise error
     return {id: f"no usable reply in {runs[id]} runs: {reason}" for id, reason in error.problems.items()}
+
+
+def _counted(groups: Iterable[RolloutGroup], ends: Counter[FinishReason]) -> Iterator[RolloutGroup]:
+    """The groups, while the reasons why their responses ended are counted."""
+    for group in groups:
+        ends.update(rollout.completion.finish_reason for rollout in group.rollouts)
+        yield group
 
 
 def _groups(store: SampleStore, kept: Iterable[tuple[Problem, Sequence[str]]]) -> Iterator[RolloutGroup]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
@@ -57,7 +58,10 @@ def score(config: ScoreConfig) -> Path:
         _log.warning(
             "%d of %d responses have scores that are only bounds; --read token_ids gives exact scores", bounded, total
         )
-    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+    rewards = [rollout.reward for group in scored for rollout in group.rollouts if rollout.reward is not None]
+    note = f"mean reward {fmean(rewards):.3f}" if rewards else "no response scored"
+    note += f", {total - len(rewards)} unscored ({', '.join(unscored)})" if unscored else ""
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))}, note=note)
 
 
 @contextmanager

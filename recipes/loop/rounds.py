@@ -66,7 +66,8 @@ def rounds(config: RoundsConfig) -> Path:
     write_atomic(stage.out / RESULTS, json.dumps(result, indent=2) + "\n")
     _show(rows)
     print(f"policy that is kept: {kept}")
-    return stage.finish({"rounds": len(rows) - 1, "stopped": stopped})
+    note = f"{len(rows) - 1} rounds{', stopped by the guard' * stopped}; kept: {kept}"
+    return stage.finish({"rounds": len(rows) - 1, "stopped": stopped}, note=note)
 
 
 def _train(do: Do, settings: Settings, config: RoundsConfig, policy: Path, folder: Path, number: int) -> Path:

@@ -24,6 +24,7 @@ from mpo.multimodal.text import one_line
 from recipes.stage.closing import closing_line
 from recipes.stage.identity import file_content, folder_content
 from recipes.stage.lock import lock, unlock
+from recipes.stage.threads import threads_used
 from recipes.stage.unused import make_folder
 from recipes.stage.vouching import OWN, faults, vouched
 from rewards.kept.store import differences
@@ -97,6 +98,7 @@ class Stage:
             "sources": {name: _place(path, self.out) for name, path in self.sources.items()},
             "problems": problems,
             "image_root": _place(self.image_root, self.out) if self.image_root else None,
+            "threads": threads_used(),
             "seconds": seconds,
         }
         reach("before_manifest")

@@ -57,7 +57,10 @@ def warm_start(config: WarmStartConfig) -> Path:
     )
     trainer.train()
     trainer.save_model(str(stage.out))
-    return stage.finish({"in": len(rows), "out": len(rows), "rejected": {}})
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    note = f"{trainer.state.global_step} optimizer steps, {trainer.state.epoch or 0:.2g} epochs"
+    note += f", last logged loss {float(losses[-1]):.4g}" if losses else ""
+    return stage.finish({"in": len(rows), "out": len(rows), "rejected": {}}, note=note)
 
 
 class WarmStartTrainer(FiniteTrainer, SFTTrainer):

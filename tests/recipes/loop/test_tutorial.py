@@ -1,4 +1,4 @@
-"""The tutorial, typed as it stands: from an empty folder to a table and a page, with a tiny model in the large one's place."""
+"""The tutorial, typed as it stands, from an empty folder to a page; a tiny model takes the large one's place."""
 
 from __future__ import annotations
 
