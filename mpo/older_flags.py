@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from transformers.utils import logging
@@ -77,30 +78,30 @@ def known_flags(given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any
         >>> known_flags({"beta": 0.2, "reference_free": False}, ["beta"])
         {'beta': 0.2}
     """
-    fields = list(known)
-    for name in (name for name in given if name not in fields):
+    names = list(known)
+    for name in (name for name in given if name not in names):
         if name in HARMLESS or (name in OLDER and given[name] in (None, False)):
             logger.warning("%s=%r has no effect in MPO and is left out", name, given[name])
         elif name in OLDER:
             raise ConfigError(f"{name}={given[name]!r} is no setting of MPOConfig: {OLDER[name]}")
         else:
-            close = difflib.get_close_matches(name, fields, n=1)
+            close = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "; docs/migration.md lists those of TRL"
             raise ConfigError(f"{name}={given[name]!r} is no setting of MPOConfig{hint}")
-    return {name: value for name, value in given.items() if name in fields}
+    return {name: value for name, value in given.items() if name in names}
 
 
-def refuse_older_arguments(given: Mapping[str, Any], config_fields: Iterable[str]) -> None:
+def refuse_older_arguments(given: Mapping[str, Any], config_class: Any) -> None:
     """Arguments of earlier trainers, which MPOTrainer does not take.
 
     Raises:
         ConfigError: any of them that asks for something; the message says where it belongs.
     """
-    fields = set(config_fields)
+    known = {field.name for field in fields(config_class)}
     for name, value in given.items():
         if name in HARMLESS or value is None:
             logger.warning("MPOTrainer takes no %s; it is left out", name)
-        elif name in fields:
+        elif name in known:
             raise ConfigError(f"MPOTrainer takes no {name}: set it in MPOConfig, which is passed as args")
         else:
             instead = OLDER.get(name, "its arguments are model, ref_model, args, train_dataset, eval_dataset, …")

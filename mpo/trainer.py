@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ class MPOTrainer(WholeStepTrainer):
         data_collator: Callable[[list[Any]], Batch] | None = None,
         **older: Any,
     ) -> None:
-        refuse_older_arguments(older, (f.name for f in fields(MPOConfig)))
+        refuse_older_arguments(older, MPOConfig)
         check_dataset("train_dataset", train_dataset)
         args = args or MPOConfig(output_dir="mpo-output")
         set_seed(args.seed)  # PEFT draws its adapters before Trainer sets the seed

@@ -15,7 +15,8 @@ from mpo.multimodal import checkpoint
 from mpo.multimodal.errors import MPOError, StageError
 from mpo.multimodal.text import one_line
 from recipes.config import CheckConfig
-from recipes.stage.folder import content_of, faults_of, input_root_of, manifest_of
+from recipes.stage.folder import content_of, faults_of, manifest_of
+from recipes.stage.manifest import input_root_of
 from recipes.stage.order import stages_in
 
 

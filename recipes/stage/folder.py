@@ -24,12 +24,12 @@ from mpo.multimodal.text import one_line
 from recipes.stage.closing import closing_line
 from recipes.stage.identity import file_content, folder_content
 from recipes.stage.lock import lock, unlock
+from recipes.stage.manifest import MANIFEST, STARTED, image_root_of, manifest_of, place, problems_of, read_own
 from recipes.stage.threads import threads_used
 from recipes.stage.unused import make_folder
-from recipes.stage.vouching import OWN, faults, vouched
+from recipes.stage.vouching import faults, vouched
 from rewards.kept.store import differences
 
-MANIFEST, STARTED = OWN  # the second: of a stage that resumes where it was killed: whose work lies in the folder
 PAIRS = "pairs.parquet"  # of `mpo pairs`
 RESULTS = "results.json"  # of `mpo best-of-n`
 # Where, how fast, in which form and how closely watched, not what is made.
@@ -88,16 +88,16 @@ class Stage:
             assert counts["in"] == counts["out"] + sum(counts["rejected"].values()), (self.name, counts)
         if not is_first_process():
             return self.out
-        problems = _place(Path(counts["problems"]), self.out) if "problems" in counts else None
+        problems = place(Path(counts["problems"]), self.out) if "problems" in counts else None
         seconds = round(time.monotonic() - self.started, 2)
         manifest: dict[str, Any] = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
             "counts": {name: value for name, value in counts.items() if name != "problems"},
             "files": vouched(self.out),
-            "sources": {name: _place(path, self.out) for name, path in self.sources.items()},
+            "sources": {name: place(path, self.out) for name, path in self.sources.items()},
             "problems": problems,
-            "image_root": _place(self.image_root, self.out) if self.image_root else None,
+            "image_root": place(self.image_root, self.out) if self.image_root else None,
             "threads": threads_used(),
             "seconds": seconds,
         }
@@ -161,52 +161,6 @@ def open_stage(
 def is_first_process() -> bool:
     """Whether this is the only process of a stage, or of several (torchrun, accelerate) the one that writes."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def manifest_of(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a complete stage.
-
-    Raises:
-        StageError: there is none, or it is damaged.
-    """
-    path = Path(folder) / MANIFEST
-    if not path.exists():
-        raise StageError(f"{folder} holds no finished stage (no {MANIFEST}); run the stage that writes it first")
-    manifest = read_own(path)
-    if manifest is None:
-        raise StageError(
-            f"{path} is damaged: expected the JSON of a finished stage; run the stage that writes it again"
-        )
-    return manifest
-
-
-def problems_of(folder: str | Path) -> Path:
-    """The problems file behind a groups folder: where it lay beside the folder, else where it lay on this machine.
-
-    Raises:
-        StageError: the folder holds no groups, or the file is in neither place.
-    """
-    places = manifest_of(folder).get("problems")
-    if not places:
-        raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
-    return _found(folder, places)
-
-
-def image_root_of(folder: str | Path) -> Path | None:
-    """The folder that holds the images of a groups folder's problems; None if it is that of the problems' file.
-
-    Raises:
-        StageError: the folder holds no finished stage, or its images are gone.
-    """
-    problems = manifest_of(folder).get("problems")
-    its_own = problems is not None and Path(problems[0]).parent == Path()
-    return None if its_own else input_root_of(folder)
-
-
-def input_root_of(folder: str | Path) -> Path | None:
-    """The folder that holds the images of the problems that a stage has read; errors are those of `image_root_of`."""
-    places = manifest_of(folder).get("image_root")
-    return _found(folder, places) if places else None
 
 
 def faults_of(folder: Path) -> list[str]:
@@ -321,30 +275,8 @@ def _inherited_root(inputs: Iterable[Path]) -> Path | None:
     return next((root for path in stages if (root := image_root_of(path))), None)
 
 
-def _found(folder: str | Path, places: Sequence[str]) -> Path:
-    for path in (Path(os.path.realpath(folder)) / places[0], Path(places[1])):
-        if path.exists():
-            return Path(os.path.normpath(path))
-    raise StageError(f"{folder}: {places[1]} is gone: expected it there, or at {places[0]} seen from the folder")
-
-
 def _some(wrong: Sequence[str]) -> str:
     return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-
-
-def _place(path: Path, out: Path) -> list[str]:
-    """Where a path lies, beside a folder and on this machine; links to its folder are followed, its own is not."""
-    real = os.path.join(os.path.realpath(path.parent), path.name)
-    return [os.path.relpath(real, os.path.realpath(out)), real]
-
-
-def read_own(path: Path) -> dict[str, Any] | None:
-    """A file that we wrote; None if it is not there, or was cut short."""
-    try:
-        read = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return read if isinstance(read, dict) and {"settings", "inputs"} <= {*read.get("fingerprint", {})} else None
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], *, besides: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, StageError
 from mpo.multimodal.images import resolve_inside
-from recipes.stage.folder import image_root_of, problems_of
+from recipes.stage.manifest import image_root_of, problems_of
 from rewards.interchange.json_rows import decoded_row, write_rows
 from rewards.types import (
     Completion,

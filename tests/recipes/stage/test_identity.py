@@ -280,7 +280,7 @@ def test_a_changed_row_of_a_store_is_seen_and_drawn_again(run: Path, capsys: pyt
 
 
 def test_images_below_a_root_of_their_own(tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Absolute paths, relative ones and a link inside the root; later stages find them, wherever the run is moved to."""
+    """Absolute paths, relative ones and a link inside the root; later stages find them, wherever the run lies."""
     questions(tmp_path / "disk")
     (tmp_path / "disk" / "linked.png").symlink_to("0.png")
     names = [str(tmp_path / "disk" / "0.png"), "1.png", "linked.png"]
