@@ -80,11 +80,8 @@ class Stages:
             for stage in known
         )
         new = dict.fromkeys(stage.name for stage in left if stage.name not in self._seconds)
-        without = f", besides {', '.join(new)}, which none has run of yet" if new else ""
-        return (
-            f" ({duration(sum(self._seconds.values()))} so far; about {duration(more)} to go, as stages of these kinds "
-            f"took{without})"
-        )
+        without = f", not counting {', '.join(new)}: none has run yet" if new else ""
+        return f" ({duration(sum(self._seconds.values()))} so far; about {duration(more)} to go at this rate{without})"
 
     def _size(self, name: str, config: Any) -> int | None:
         """Responses that a stage draws or reads; None if that cannot be told before it runs."""
