@@ -9,7 +9,7 @@ from recipes.loop.stages import Plan, Stages
 
 
 def test_a_plan_runs_nothing_and_the_rest_is_by_responses(tmp_path: Path) -> None:
-    """4 responses took 10 s, so 12 take 30 s; verify and score have no time yet; a score without the image counts thrice."""
+    """4 responses took 10 s, so 12 take 30 s; verify and score have no time yet; one without image counts thrice."""
     problems = tmp_path / "q.jsonl"
     problems.write_text('{"id": "a"}\n\n{"id": "b"}\n')
     plan = Plan()
