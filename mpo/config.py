@@ -1,24 +1,28 @@
 """MPOConfig: TRL's DPOConfig, so that its users keep their flags, plus twelve fields of MPO's own.
 
 A DPOConfig field that MPO does not act on is refused when it is changed from its default: a flag that is accepted
-and ignored is worse than an error.
+and ignored is worse than an error. One that asks for speed alone is set back with a warning.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import wraps
 from typing import Any, get_args
 
 import torch
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_torch_bf16_gpu_available, logging
 from trl import DPOConfig
 
 from mpo.layout import Layout
 from mpo.losses import LENGTH_EXPONENT, GenerationAverage
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.jpeg import Jpeg
+from mpo.older_flags import known_flags
 from mpo.reward_shift import RewardShift, ShiftMode
 from mpo.types import LossWeights
+
+logger = logging.get_logger(__name__)
 
 _FROZEN = "MPO needs a frozen reference: a moving one (TR-DPO) scores worse in arXiv 2411.10442"
 
@@ -31,21 +35,25 @@ REFUSED: dict[str, str] = {
     "ld_alpha": "MPO has no length desensitisation; generation_average chooses how L_g weights length",
     "discopop_tau": "DiscoPOP is not a part of MPO",
     "use_weighting": "give the rows a 'weight' column, which multiplies the loss of each pair",
-    "padding_free": "multimodal rows are padded",
-    "pad_to_multiple_of": "multimodal rows are padded to the longest of their batch",
     "sync_ref_model": _FROZEN,
     "ref_model_mixup_alpha": _FROZEN,
     "ref_model_sync_steps": _FROZEN,
     "truncation_mode": "cutting a row would separate image tokens from their image: max_length rejects long rows",
-    "dataset_num_proc": "rows are encoded by the collator: set dataloader_num_workers",
     "pad_token": "set processing_class.tokenizer.pad_token and pass the processor to MPOTrainer",
     "model_init_kwargs": "load the model with mpo.multimodal.loading.load_model and pass it to MPOTrainer",
     "trust_remote_code": "remote code is never run: convert the checkpoint to its native transformers class",
     "router_aux_loss_coef": "MPO adds no auxiliary loss for mixtures of experts",
     "activation_offloading": "not supported: use gradient_checkpointing",
-    "use_liger_kernel": "it replaces the forward pass that computes log-probs in chunks",
     "label_smoothing_factor": "set label_smoothing (of L_p)",
     "remove_unused_columns": "the collator reads columns that the model's forward does not have",
+}
+
+# Inherited field that asks for speed alone → why it does nothing here. It is set back with a warning.
+IGNORED: dict[str, str] = {
+    "padding_free": "multimodal rows are padded",
+    "pad_to_multiple_of": "multimodal rows are padded to the longest of their batch",
+    "dataset_num_proc": "rows are encoded by the collator: set dataloader_num_workers",
+    "use_liger_kernel": "it would replace the forward pass that computes log-probs in chunks",
 }
 
 # Settings of MPO that decide the updates, beside those of `mpo.multimodal.checkpoint.DECISIVE`.
@@ -182,6 +190,10 @@ class MPOConfig(DPOConfig):
             value = getattr(self, name)
             if value != defaults[name]:
                 raise ConfigError(f"{name}={value!r} has no effect in MPO (expected {defaults[name]!r}): {instead}")
+        for name, why in IGNORED.items():
+            if getattr(self, name) != defaults[name]:
+                logger.warning("%s=%r has no effect in MPO: %s", name, getattr(self, name), why)
+                setattr(self, name, defaults[name])
 
     def _check_sampling(self) -> None:
         if self.train_sampling_strategy == "group_by_length":
@@ -216,3 +228,15 @@ class MPOConfig(DPOConfig):
             )
         if not 0.0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing}")
+
+
+_init = MPOConfig.__init__
+
+
+@wraps(_init)
+def _answering_older_flags(self: MPOConfig, *values: Any, **given: Any) -> None:
+    _init(self, *values, **known_flags(given, (f.name for f in fields(MPOConfig))))
+
+
+# A dataclass writes its own `__init__`, which could only say that it does not know a flag of an earlier TRL.
+MPOConfig.__init__ = _answering_older_flags  # type: ignore[method-assign]

@@ -36,6 +36,7 @@ from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.ranks import check_whole_weights, with_blank_image
 from mpo.multimodal.scoring import innermost
 from mpo.multimodal.whole_steps import WholeStepTrainer
+from mpo.older_flags import as_processor, check_dataset, refuse_older_arguments
 from mpo.reference import ReferenceCache
 from mpo.reference_run import ReferenceRun
 from mpo.reward_shift import RewardShift
@@ -70,6 +71,7 @@ class MPOTrainer(WholeStepTrainer):
         callbacks: passed on to Trainer.
         optimizers: passed on to Trainer.
         data_collator: None makes a `PreferenceCollator`.
+        older: nothing; an argument of TRL's trainers is refused with what takes its place.
 
     Raises:
         ConfigError: a model, reference or adapter that cannot work together.
@@ -91,10 +93,13 @@ class MPOTrainer(WholeStepTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         data_collator: Callable[[list[Any]], Batch] | None = None,
+        **older: Any,
     ) -> None:
+        refuse_older_arguments(older, MPOConfig)
+        check_dataset("train_dataset", train_dataset)
         args = args or MPOConfig(output_dir="mpo-output")
         set_seed(args.seed)  # PEFT draws its adapters before Trainer sets the seed
-        processor = processing_class or load_processor(source_of(model))
+        processor = as_processor(processing_class or load_processor(source_of(model)))
         train_dataset, eval_dataset, self.admission = admit_all(
             data_collator or PreferenceCollator(processor),
             train=train_dataset,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from recipes.commands.table import COMMANDS, Command
+from recipes.commands.table import COMMANDS, GROUPS
 from recipes.commands.words import did_you_mean
 
 # Libraries whose errors are about a file that is damaged, or a disk that is full.
@@ -58,18 +58,28 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
     from mpo.multimodal.errors import FingerprintError, MPOError
+    from recipes.stage.folder import is_first_process
+    from recipes.stage.inputs import check_inputs
     from recipes.stage.processes import INTERRUPTED, ends_promptly
+    from recipes.stage.threads import choose_threads
+    from recipes.stage.unused import forget_folders, remove_unused
 
     try:
         if {"-h", "--help"} & set(arguments):
             _show_help(arguments[0])
             return 0
         with ends_promptly():
-            command, config = _checked(arguments)
-            getattr(import_module(command.module), command.function)(config)
+            config = _parsed(arguments)
+            check_inputs(config)
+            config = _with_models(arguments[0], config)
+            forget_folders()
+            if computes(arguments[0]) and is_first_process():
+                print(choose_threads(), file=sys.stderr)
+            _function(arguments[0])(config)
     except FingerprintError as error:
         return _refuse(str(error), code=4)
     except MPOError as error:
+        remove_unused()
         return _refuse(str(error))
     except BrokenPipeError:
         raise
@@ -81,12 +91,14 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if not any(kind.__module__.partition(".")[0] in OF_FILES for kind in type(error).__mro__):
             raise  # a defect of ours, whose traceback is wanted
+        remove_unused()
         return _refuse(f"{arguments[0]}: {type(error).__name__}: {error}")
     return 0
 
 
-def _prepare(arguments: Sequence[str]) -> tuple[Command, Any]:
-    """The command, and its parsed config."""
+def _parsed(arguments: Sequence[str]) -> Any:
+    """The command's config, from its words."""
+    from mpo.multimodal.errors import MPOError
     from recipes.commands.parse import parse
 
     command, words = COMMANDS[arguments[0]], list(arguments[1:])
@@ -94,19 +106,28 @@ def _prepare(arguments: Sequence[str]) -> tuple[Command, Any]:
     settings_first = not command.bare or (bare[:1] and bare[0].endswith((".yaml", ".yml")) and "run" in command.bare)
     names = ["config"] if settings_first else command.bare
     flags = [word for name, value in zip(names, bare, strict=False) for word in (f"--{name}", value)]
-    return command, parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]])
+    try:
+        return parse(_config_class(arguments[0]), [*flags, *words[len(flags) // 2 :]])
+    except MPOError as error:
+        raise type(error)(f"{arguments[0]}: {error}") from error
 
 
-def _checked(arguments: Sequence[str]) -> tuple[Command, Any]:
-    """As `_prepare`, with the models that the config names found or fetched; nothing heavy is imported for that."""
+def _with_models(name: str, config: Any) -> Any:
+    """The config with the models that it names found or fetched; nothing heavy is imported for that."""
     from mpo.multimodal.errors import MPOError
     from recipes.stage.models import with_models_here
 
     try:
-        command, config = _prepare(arguments)
-        return command, with_models_here(config)
+        return with_models_here(config)
     except MPOError as error:
-        raise type(error)(f"{arguments[0]}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _function(name: str) -> Callable[[Any], Any]:
+    """The command's function; its module is imported now, when everything that can be seen before is right."""
+    command = COMMANDS[name]
+    found: Callable[[Any], Any] = getattr(import_module(command.module), command.function)
+    return found
 
 
 def _show_help(name: str) -> None:
@@ -119,6 +140,20 @@ def _config_class(name: str) -> type:
 
     found: type = getattr(import_module("recipes.config"), COMMANDS[name].config)
     return found
+
+
+def computes(name: str) -> bool:
+    """Whether a command computes with a model: it is told one, or makes one.
+
+    Example:
+        >>> computes("sample"), computes("pipeline"), computes("verify")
+        (True, True, False)
+    """
+    from recipes.stage.models import roles_of
+
+    told = _config_class(name)
+    fields = told.__dataclass_fields__
+    return name in GROUPS["The embedded worlds"] or bool(roles_of(told)) or "settings" in fields
 
 
 def _refuse(message: str, *, code: int = 2) -> int:

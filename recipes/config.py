@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le, Lt
 
 # The values that a field may have; `--help` lists them, and a test holds them to the tables behind them.
 AfterError = Literal["unlabelled", "wrong"]
@@ -37,7 +37,6 @@ Jpeg = Literal["none", "marked", "all"]
 NumberType = Literal["auto", "float32", "bfloat16"]
 OneReward = Literal["self_certainty", "scores", "reward_model", "judge"]
 OnChange = Literal["refuse", "segment"]
-Positive = Annotated[float, Gt(0)]
 PublishedForm = Literal[
     "visualprm400k",
     "prm800k",
@@ -68,6 +67,17 @@ PolicyPath = Annotated[Path, "policy"]
 ModelPath = Annotated[Path, "model"]
 CheckpointPath = Annotated[Path, "checkpoint"]
 
+# What numbers may be; NaN and infinity never are. Outside these a command is refused before anything is imported.
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Port = Annotated[int, Ge(0), Le(65535)]
+NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Between = Annotated[float, Gt(0), Lt(1)]
+TopP = Annotated[float, Gt(0), Le(1)]
+Warmup = Annotated[float, Ge(0), Lt(1)]
+
 
 @dataclass
 class EngineConfig:
@@ -78,7 +88,7 @@ class EngineConfig:
         kw_only=True,
         metadata={"help": "where the model runs: in this process, or in several Ray workers"},
     )
-    actors: int = field(
+    actors: Count = field(
         default=2, kw_only=True, metadata={"help": "with --engine ray: number of workers; each loads the model"}
     )
 
@@ -118,20 +128,20 @@ class ColumnsConfig:
 class ModelTraining:
     """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
 
-    epochs: float = field(
+    epochs: NotNegative = field(
         default=0.0, metadata={"help": "passes over the rows, in place of --max_steps; 1 if neither is given"}
     )
-    min_steps: int = field(
+    min_steps: Whole = field(
         default=20,
         metadata={
             "help": "with --epochs: least optimizer steps; the batch shrinks until there are as many; 0 leaves it as "
             "it is"
         },
     )
-    warmup: float = field(
+    warmup: Warmup = field(
         default=0.05, metadata={"help": "share of the steps during which the learning rate rises to its peak"}
     )
-    per_device_batch: int = field(
+    per_device_batch: Whole = field(
         default=0,
         metadata={"help": "rows per micro-batch on each device; 0 takes a device's whole share of the step at once"},
     )
@@ -146,10 +156,10 @@ class ModelTraining:
         default=False,
         metadata={"help": "recompute activations in the backward pass, which saves memory and costs time"},
     )
-    lora_rank: int = field(
+    lora_rank: Whole = field(
         default=0, metadata={"help": "train LoRA adapters of this rank; 0 trains the weights themselves"}
     )
-    lora_alpha: int = field(default=32, metadata={"help": "the adapters' output is scaled by lora_alpha / lora_rank"})
+    lora_alpha: Count = field(default=32, metadata={"help": "the adapters' output is scaled by lora_alpha / lora_rank"})
     lora_targets: list[str] = field(
         default_factory=lambda: ["all-linear"],
         metadata={"help": "layers that get adapters, for example q_proj v_proj; the LM head never gets one"},
@@ -157,7 +167,7 @@ class ModelTraining:
     freeze_vision: bool = field(
         default=False, metadata={"help": "leave the vision tower as it is and train the language model"}
     )
-    max_length: int | None = field(
+    max_length: Count | None = field(
         default=None,
         metadata={
             "help": "most tokens of a prompt with its response, images included; longer rows are rejected and "
@@ -171,10 +181,10 @@ class ModelTraining:
             "epoch: those that the data marks (data_augment in MMPR's meta.json), all, or none"
         },
     )
-    dataloader_num_workers: int | None = field(
+    dataloader_num_workers: Whole | None = field(
         default=None, metadata={"help": "processes that make batches ahead; default: 4 with an accelerator, else none"}
     )
-    save_steps: int = field(
+    save_steps: Whole = field(
         default=100, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
     )
 
@@ -184,20 +194,20 @@ class WorldConfig:
     """`mpo world`: compose the digit problems and write an untrained policy."""
 
     out: Path = field(metadata={"help": "folder for the problems (SPLIT.jsonl), images/ and policy/"})
-    seed: int = field(default=0, metadata={"help": "chooses the problems and the policy's initial weights"})
+    seed: Whole = field(default=0, metadata={"help": "chooses the problems and the policy's initial weights"})
     kinds: list[str] = field(
         default_factory=lambda: ["sum", "range", "number"],
         metadata={"help": "kinds of questions: sum, range, number, triple; every digit counts in all but range"},
     )
-    num_warm_start: int = field(default=1500, metadata={"help": "problems with demonstrated responses"})
-    num_prm: int = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
-    num_preference: int = field(default=800, metadata={"help": "problems whose samples become pairs"})
-    num_development: int = field(default=200, metadata={"help": "problems on which design choices are made"})
-    vision_steps: int = field(
+    num_warm_start: Whole = field(default=1500, metadata={"help": "problems with demonstrated responses"})
+    num_prm: Whole = field(default=1000, metadata={"help": "problems whose samples train the PRM"})
+    num_preference: Whole = field(default=800, metadata={"help": "problems whose samples become pairs"})
+    num_development: Whole = field(default=200, metadata={"help": "problems on which design choices are made"})
+    vision_steps: Whole = field(
         default=300, metadata={"help": "steps of pretraining for the vision tower, on the warm-start scans"}
     )
-    num_test: int = field(default=500, metadata={"help": "held-out problems, for the reported numbers alone"})
-    solutions: int = field(default=4, metadata={"help": "demonstrated responses per warm-start problem"})
+    num_test: Whole = field(default=500, metadata={"help": "held-out problems, for the reported numbers alone"})
+    solutions: Count = field(default=4, metadata={"help": "demonstrated responses per warm-start problem"})
 
 
 @dataclass
@@ -205,13 +215,13 @@ class EasyVQAConfig:
     """`mpo easy-vqa`: problems of the package easy-vqa and an untrained policy."""
 
     out: Path = field(metadata={"help": "folder for the problems (SPLIT.jsonl), images/ and policy/"})
-    seed: int = field(default=0, metadata={"help": "chooses the questions and the policy's initial weights"})
-    num_warm_start: int = field(default=1500, metadata={"help": "questions with demonstrated responses"})
-    num_prm: int = field(default=500, metadata={"help": "questions whose samples train the PRM"})
-    num_preference: int = field(default=500, metadata={"help": "questions whose samples become pairs"})
-    num_development: int = field(default=200, metadata={"help": "questions on which design choices are made"})
-    num_test: int = field(default=500, metadata={"help": "held-out questions, from the package's test split"})
-    solutions: int = field(default=2, metadata={"help": "demonstrated responses per warm-start question"})
+    seed: Whole = field(default=0, metadata={"help": "chooses the questions and the policy's initial weights"})
+    num_warm_start: Whole = field(default=1500, metadata={"help": "questions with demonstrated responses"})
+    num_prm: Whole = field(default=500, metadata={"help": "questions whose samples train the PRM"})
+    num_preference: Whole = field(default=500, metadata={"help": "questions whose samples become pairs"})
+    num_development: Whole = field(default=200, metadata={"help": "questions on which design choices are made"})
+    num_test: Whole = field(default=500, metadata={"help": "held-out questions, from the package's test split"})
+    solutions: Count = field(default=2, metadata={"help": "demonstrated responses per warm-start question"})
 
 
 @dataclass
@@ -221,10 +231,10 @@ class WarmStartConfig:
     policy: PolicyPath = field(metadata={"help": "model to train"})
     demonstrations: Path = field(metadata={"help": "folder with a groups.jsonl of right responses"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
-    max_steps: int = field(default=800, metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=32, metadata={"help": "responses per step"})
+    max_steps: Whole = field(default=800, metadata={"help": "optimizer steps"})
+    batch_size: Count = field(default=32, metadata={"help": "responses per step"})
     learning_rate: Positive = field(default=0.002, metadata={"help": "peak learning rate; it decays along a cosine"})
-    seed: int = field(default=0, metadata={"help": "order of the rows"})
+    seed: Whole = field(default=0, metadata={"help": "order of the rows"})
 
 
 @dataclass
@@ -234,13 +244,13 @@ class ExactLabelConfig:
     groups: Path = field(metadata={"help": "folder with verified groups of the digits world"})
     policy: ModelPath = field(metadata={"help": "model whose control tokens may not occur in a response"})
     out: Path = field(metadata={"help": "folder for the labelled groups"})
-    responses: int = field(
+    responses: Count = field(
         default=8, metadata={"help": "responses to label per problem, balanced between right and wrong ones"}
     )
     mixed_only: bool = field(
         default=True, metadata={"help": "skip problems whose responses are all right or all wrong"}
     )
-    seed: int = field(default=0, metadata={"help": "chooses the responses"})
+    seed: Whole = field(default=0, metadata={"help": "chooses the responses"})
 
 
 @dataclass
@@ -249,8 +259,25 @@ class DeepenConfig:
 
     policy: PolicyPath = field(metadata={"help": "model to deepen"})
     out: Path = field(metadata={"help": "folder for the deeper model"})
-    extra_layers: int = field(default=2, metadata={"help": "decoder layers to add on top"})
-    seed: int = field(default=0, metadata={"help": "initial weights of the new layers"})
+    extra_layers: Whole = field(default=2, metadata={"help": "decoder layers to add on top"})
+    seed: Whole = field(default=0, metadata={"help": "initial weights of the new layers"})
+
+
+@dataclass
+class SplitConfig:
+    """`mpo split`: one file of questions in parts that share no image."""
+
+    problems: Path = field(metadata={"help": "questions.jsonl; its images lie in its folder, or below --image_root"})
+    out: Path = field(metadata={"help": "folder for a file per part, such as test.jsonl, and their images"})
+    prm: Share = field(default=0.4, metadata={"help": "share of the questions whose responses train a PRM"})
+    preference: Share = field(default=0.3, metadata={"help": "share whose responses become pairs"})
+    development: Share = field(default=0.0, metadata={"help": "share for choices between settings, such as a guard"})
+    test: Share = field(default=0.3, metadata={"help": "share that is held out for the reported numbers"})
+    seed: Whole = field(default=0, metadata={"help": "another seed draws other parts"})
+    image_root: Path | None = field(
+        default=None,
+        metadata={"help": "folder of the images, anywhere below it; they stay there, and the parts need it too"},
+    )
 
 
 @dataclass
@@ -260,7 +287,7 @@ class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
     problems: Path = field(
         metadata={
             "help": "problems: JSON lines, a VLMEvalKit TSV, Parquet, a folder that datasets saved, or "
-            "hub:NAME[:CONFIG][:SPLIT]; image paths stay inside the file's folder"
+            "hub:NAME[:CONFIG][:SPLIT]; images lie in the folder of the file, or below --image_root"
         }
     )
     out: Path = field(
@@ -272,29 +299,29 @@ class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
-    num_samples: int = field(
+    num_samples: Count = field(
         default=8, metadata={"help": "responses per problem; a later run may ask for more and keeps these"}
     )
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
-    top_p: float = field(
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
+    top_p: TopP = field(
         default=1.0,
         metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
     )
-    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
-    max_new_tokens: int = field(
+    top_k: Whole = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: Count = field(
         default=512, metadata={"help": "most tokens of a response; one that is cut there is never chosen in a pair"}
     )
-    batch_rows: int | None = field(
+    batch_rows: Count | None = field(
         default=None,
         metadata={"help": "responses per forward pass; default: 64 on a CPU, what memory holds on a GPU, up to 256"},
     )
-    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
-    samples_a_request: int = field(
+    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
+    samples_a_request: Whole = field(
         default=0,
         metadata={"help": "most responses to ask for in one request to a server; 0 asks for all of a problem's"},
     )
     logprobs: bool = field(default=False, metadata={"help": "keep the log-probability of every sampled token"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same responses"})
+    seed: Whole = field(default=0, metadata={"help": "the same seed draws the same responses"})
     swap_images: bool = field(
         default=False,
         metadata={"help": "ask every question with another problem's image, to see what the image is worth"},
@@ -307,6 +334,9 @@ class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
         },
     )
     parquet: bool = field(default=False, metadata={"help": "also write samples.parquet, which contains the images"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: that of the problems' file"}
+    )
 
 
 @dataclass
@@ -320,7 +350,7 @@ class ImportConfig(ColumnsConfig):
     out: Path = field(
         metadata={"help": "folder to write: pairs.parquet, groups.jsonl, test.jsonl or problems.jsonl, and images/"}
     )
-    sample: int = field(default=0, metadata={"help": "take so many rows of each file, to look first; 0 takes all"})
+    sample: Whole = field(default=0, metadata={"help": "take so many rows of each file, to look first; 0 takes all"})
     image_root: Path | None = field(
         default=None, metadata={"help": "folder that image paths are relative to; default: the source's own"}
     )
@@ -374,9 +404,9 @@ class VerifyConfig:
         metadata={"help": "for judge: its server, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "for judge: name of the model on the server"})
-    concurrency: int = field(default=16, metadata={"help": "for judge: requests in flight per server"})
-    workers: int = field(default=1, metadata={"help": "processes that check answers"})
-    timeout_s: float = field(
+    concurrency: Count = field(default=16, metadata={"help": "for judge: requests in flight per server"})
+    workers: Count = field(default=1, metadata={"help": "processes that check answers"})
+    timeout_s: Positive = field(
         default=5.0,
         metadata={
             "help": "seconds after which a check is stopped; its response then counts as neither right nor wrong"
@@ -409,7 +439,7 @@ class LabelConfig(EngineConfig):
             "--soft_labels of train-prm needs full"
         },
     )
-    num_continuations: int = field(
+    num_continuations: Count = field(
         default=16, metadata={"help": "K, continuations from the end of each step; VisualPRM takes 16"}
     )
     prm_format: str = field(
@@ -418,38 +448,38 @@ class LabelConfig(EngineConfig):
             "help": "the PRM's format, as in train-prm: responses with more steps than it takes are merged first"
         },
     )
-    responses: int = field(
+    responses: Count = field(
         default=8, metadata={"help": "responses to label per problem, balanced between right and wrong ones"}
     )
     mixed_only: bool = field(
         default=True, metadata={"help": "skip problems whose responses are all right or all wrong"}
     )
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
-    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int | None = field(
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a continuation"})
+    batch_rows: Count | None = field(
         default=None,
         metadata={
             "help": "continuations per forward pass, in this process; default: 64 on a CPU, what memory holds on a "
             "GPU, up to 256"
         },
     )
-    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
-    samples_a_request: int = field(
+    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
+    samples_a_request: Whole = field(
         default=0,
         metadata={"help": "most continuations to ask for in one request to a server; 0 asks for all of a step's"},
     )
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
+    seed: Whole = field(default=0, metadata={"help": "the same seed draws the same continuations"})
     keep_continuations: bool = field(
         default=False, metadata={"help": "keep the texts of the continuations too, for pairs with --rule step_prefix"}
     )
-    max_tokens_total: int = field(
+    max_tokens_total: Whole = field(
         default=0,
         metadata={
             "help": "stop when this many tokens have been generated, over all runs of the command; a larger number "
             "continues, 0 is no limit"
         },
     )
-    price_per_million_tokens: float = field(
+    price_per_million_tokens: NotNegative = field(
         default=0.0, metadata={"help": "of generated tokens; the estimate then says what they will cost"}
     )
 
@@ -468,7 +498,7 @@ class ConvertConfig:
     system: str | None = field(
         default=None, metadata={"help": "system message of the PRM; default: the checkpoint's own"}
     )
-    shard_gb: float = field(
+    shard_gb: Positive = field(
         default=2.0,
         metadata={"help": "size limit of a weight file in GiB; also bounds the memory that the conversion needs"},
     )
@@ -503,8 +533,8 @@ class ScoreConfig(EngineConfig):
         default="token_ids",
         metadata={"help": "how to read scores from the server: token_ids needs vLLM, top works with any server"},
     )
-    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
-    batch_rows: int = field(default=64, metadata={"help": "responses per forward pass"})
+    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
+    batch_rows: Count = field(default=64, metadata={"help": "responses per forward pass"})
     visual_dependence: bool = field(
         default=False,
         metadata={
@@ -541,9 +571,9 @@ class RateConfig:
         metadata={"help": "for judge: its server, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "for judge: name of the model on the server"})
-    max_new_tokens: int = field(default=1024, metadata={"help": "for judge: most tokens of its reply"})
-    concurrency: int = field(default=16, metadata={"help": "for judge: requests in flight per server"})
-    batch_rows: int = field(default=8, metadata={"help": "responses per forward pass, in this process"})
+    max_new_tokens: Count = field(default=1024, metadata={"help": "for judge: most tokens of its reply"})
+    concurrency: Count = field(default=16, metadata={"help": "for judge: requests in flight per server"})
+    batch_rows: Count = field(default=8, metadata={"help": "responses per forward pass, in this process"})
 
 
 @dataclass
@@ -564,22 +594,22 @@ class ContinueConfig(EngineConfig):
     groups: Path = field(metadata={"help": "folder of `mpo score`"})
     policy: PolicyPath = field(metadata={"help": "model that continues the responses, usually the one that wrote them"})
     out: Path = field(metadata={"help": "folder for the continued responses, verified; score them next"})
-    prefixes: int = field(default=4, metadata={"help": "most different beginnings per problem, the longest first"})
-    num_continuations: int = field(default=4, metadata={"help": "K, continuations of each beginning"})
+    prefixes: Count = field(default=4, metadata={"help": "most different beginnings per problem, the longest first"})
+    num_continuations: Count = field(default=4, metadata={"help": "K, continuations of each beginning"})
     span_source: SpanSource = field(default="prm", metadata={"help": "what finds the first bad step"})
     bad_step_threshold: float | None = field(
         default=None,
         metadata={"help": "a step is bad below this score (default 0.5), or at most at this count (default 0)"},
     )
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
-    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a continuation"})
-    batch_rows: int | None = field(
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a continuation"})
+    batch_rows: Count | None = field(
         default=None,
         metadata={
             "help": "continuations per forward pass; default: 64 on a CPU, what memory holds on a GPU, up to 256"
         },
     )
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same continuations"})
+    seed: Whole = field(default=0, metadata={"help": "the same seed draws the same continuations"})
 
 
 @dataclass
@@ -592,7 +622,7 @@ class PairsConfig:
         default="correctness_and_prm",
         metadata={"help": "how pairs are made; correctness, step_prefix and dropout_ntp need no PRM"},
     )
-    max_pairs: int = field(default=4, metadata={"help": "most pairs per problem"})
+    max_pairs: Count = field(default=4, metadata={"help": "most pairs per problem"})
     format_negatives: bool = field(
         default=False,
         metadata={
@@ -603,7 +633,7 @@ class PairsConfig:
         default=False,
         metadata={"help": "also use responses on which the two verifiers of `mpo verify` disagree"},
     )
-    max_length_ratio: float | None = field(
+    max_length_ratio: Positive | None = field(
         default=None,
         metadata={
             "help": "most times that one response of a pair may be longer than the other, in characters; 1.2 makes "
@@ -640,18 +670,18 @@ class PairsConfig:
         default=None,
         metadata={"help": "folder of `mpo continue`, scored: problems whose samples are all wrong give pairs too"},
     )
-    margin: float = field(
+    margin: NotNegative = field(
         default=0.1, metadata={"help": "for prm_margin: least difference between the rewards of a pair"}
     )
     policy: PolicyPath | None = field(
         default=None, metadata={"help": "for dropout_ntp: the model that wrote the responses"}
     )
-    temperature: float = field(
+    temperature: NotNegative = field(
         default=1.0, metadata={"help": "for dropout_ntp: sampling temperature of the continuations"}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "for dropout_ntp: most tokens of a continuation"})
-    batch_rows: int = field(default=64, metadata={"help": "for dropout_ntp: continuations per forward pass"})
-    seed: int = field(default=0, metadata={"help": "for dropout_ntp: the same seed draws the same continuations"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "for dropout_ntp: most tokens of a continuation"})
+    batch_rows: Count = field(default=64, metadata={"help": "for dropout_ntp: continuations per forward pass"})
+    seed: Whole = field(default=0, metadata={"help": "for dropout_ntp: the same seed draws the same continuations"})
     mmpr: bool = field(default=False, metadata={"help": "also write InternVL's MMPR format, to OUT/mmpr"})
 
 
@@ -697,11 +727,11 @@ class PRMEvalConfig:
         default=None,
         metadata={"help": "file or folder on which the threshold is chosen; default: a share of the benchmark"},
     )
-    development_share: float = field(
+    development_share: Between = field(
         default=0.2, metadata={"help": "share of the problems on which the threshold is chosen, without --development"}
     )
-    seed: int = field(default=0, metadata={"help": "chooses the development problems"})
-    fixed_threshold: float = field(default=0.5, metadata={"help": "threshold that is reported beside the chosen one"})
+    seed: Whole = field(default=0, metadata={"help": "chooses the development problems"})
+    fixed_threshold: Between = field(default=0.5, metadata={"help": "threshold that is reported beside the chosen one"})
     until_first_error: bool = field(
         default=False, metadata={"help": "ignore labels after the first wrong step of a response"}
     )
@@ -712,7 +742,7 @@ class PRMEvalConfig:
     swap_images: bool = field(
         default=True, metadata={"help": "score again with other problems' images of the same size and report the drop"}
     )
-    batch_rows: int = field(default=32, metadata={"help": "rows per forward pass"})
+    batch_rows: Count = field(default=32, metadata={"help": "rows per forward pass"})
     base_url: list[str] = field(
         default_factory=list,
         metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
@@ -722,7 +752,7 @@ class PRMEvalConfig:
         default="token_ids",
         metadata={"help": "how to read scores from the server: token_ids needs vLLM, top works with any server"},
     )
-    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
+    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
 
 
 @dataclass
@@ -733,7 +763,7 @@ class ReportConfig:
     out: Path | None = field(
         default=None, metadata={"help": "page to write; default: RUN/report.html, or AGAINST/comparison.html"}
     )
-    problems: int = field(default=48, metadata={"help": "problems to show with their responses"})
+    problems: Whole = field(default=48, metadata={"help": "problems to show with their responses"})
     markdown: bool = field(default=False, metadata={"help": "also print the tables as Markdown"})
     against: Path | None = field(
         default=None, metadata={"help": "another such folder: compare the two on the test problems that they share"}
@@ -745,7 +775,7 @@ class ViewConfig:
     """`mpo view`: the report at an address of this machine."""
 
     run: Path = field(metadata={"help": "folder with a report.html, or the page itself"})
-    port: int = field(default=0, metadata={"help": "port on 127.0.0.1; 0 takes a free one"})
+    port: Port = field(default=0, metadata={"help": "port on 127.0.0.1; 0 takes a free one"})
 
 
 @dataclass
@@ -761,12 +791,12 @@ class ServeConfig:
         default="127.0.0.1",
         metadata={"help": "address to listen at; one that others can reach needs a token in MPO_SERVE_TOKEN"},
     )
-    port: int = field(default=8100, metadata={"help": "port to listen at; 0 takes a free one"})
+    port: Port = field(default=8100, metadata={"help": "port to listen at; 0 takes a free one"})
     aggregation: Aggregation = field(
         default="mean", metadata={"help": "how a response's step scores become its reward"}
     )
-    batch_rows: int = field(default=32, metadata={"help": "responses per forward pass, of whoever asks"})
-    most_waiting: int = field(
+    batch_rows: Count = field(default=32, metadata={"help": "responses per forward pass, of whoever asks"})
+    most_waiting: Count = field(
         default=1024, metadata={"help": "responses that may wait; a request on top is told to come again"}
     )
 
@@ -812,6 +842,9 @@ class OwnConfig(ColumnsConfig):
     prm_model: ModelPath | None = field(
         default=None, metadata={"help": "model that the PRM is trained from; default: policy"}
     )
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: those of the files"}
+    )
 
 
 @dataclass
@@ -822,7 +855,7 @@ class PipelineArguments:
         metadata={"help": "YAML file with a section per stage, or a name of `mpo settings` such as digits_demo"}
     )
     run_dir: Path = field(metadata={"help": "folder of the run; the same command resumes where it stopped"})
-    seed: int = field(default=0, metadata={"help": "seed of everything except the held-out problems"})
+    seed: Whole = field(default=0, metadata={"help": "seed of everything except the held-out problems"})
     arms: list[Arm] = field(
         default_factory=lambda: ["mpo"], metadata={"help": "methods to train on the same responses"}
     )
@@ -836,9 +869,9 @@ class EvidenceArguments:
         metadata={"help": "YAML file with a section per stage, or a name of `mpo settings` such as digits"}
     )
     run_dir: Path = field(metadata={"help": "folder for one run per seed"})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
+    seeds: list[Whole] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "one run each"})
     arms: list[Arm] = field(default_factory=list, metadata={"help": "methods to train; default: all of them"})
-    jobs: int = field(default=1, metadata={"help": "runs at a time, each in a process with its share of the cores"})
+    jobs: Count = field(default=1, metadata={"help": "runs at a time, each in a process with its share of the cores"})
 
 
 @dataclass
@@ -856,11 +889,11 @@ class TrainPRMConfig(ModelTraining):
         default=False,
         metadata={"help": "train on mc itself, the share of right continuations, instead of mc > threshold"},
     )
-    threshold: float = field(
+    threshold: NotNegative = field(
         default=0.0, metadata={"help": "a step counts as right if mc, its share of right continuations, is above this"}
     )
     until_first_error: bool = field(default=False, metadata={"help": "ignore steps after the first one with mc = 0"})
-    text_weight: float = field(
+    text_weight: NotNegative = field(
         default=0.0, metadata={"help": "weight of a language-model loss on right responses; VisualPRM has none"}
     )
     as_released: bool = field(
@@ -870,37 +903,37 @@ class TrainPRMConfig(ModelTraining):
             "over the whole vocabulary"
         },
     )
-    advantage: float | None = field(
+    advantage: NotNegative | None = field(
         default=None,
         metadata={"help": "label the change of mc from step to step as +, = or -; changes within this value are ="},
     )
     balance_classes: bool = field(
         default=False, metadata={"help": "let right and wrong steps weigh the same in the loss"}
     )
-    max_doubt: float = field(
+    max_doubt: Share = field(
         default=1.0,
         metadata={
             "help": "drop labels that are on the wrong side of the threshold with more than this probability; 1 keeps "
             "all"
         },
     )
-    num_problems: int = field(default=0, metadata={"help": "train on this many of the first problems; 0 takes all"})
-    injected: int = field(
+    num_problems: Whole = field(default=0, metadata={"help": "train on this many of the first problems; 0 takes all"})
+    injected: Whole = field(
         default=0,
         metadata={"help": "right responses per problem that are repeated with one wrong digit, as wrong ones"},
     )
-    visual_contrasts: int = field(
+    visual_contrasts: Whole = field(
         default=0,
         metadata={"help": "right responses per problem that are repeated with another problem's image, as wrong ones"},
     )
-    max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
-    batch_groups: int = field(
+    max_steps: Whole = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
+    batch_groups: Count = field(
         default=32, metadata={"help": "problems per step over all processes, each with all its responses"}
     )
     learning_rate: Positive = field(
         default=1e-05, metadata={"help": "peak learning rate, with cosine decay; the default is VisualPRM's for 8B"}
     )
-    seed: int = field(default=0, metadata={"help": "order of the rows"})
+    seed: Whole = field(default=0, metadata={"help": "order of the rows"})
 
 
 @dataclass
@@ -910,8 +943,8 @@ class TrainMPOConfig(ModelTraining):
     policy: PolicyPath = field(metadata={"help": "model to train; as it is at the start, it is also the reference"})
     pairs: Path = field(metadata={"help": "folder of `mpo pairs`, or a Parquet file of TRL rows"})
     out: Path = field(metadata={"help": "folder for the trained policy"})
-    max_steps: int = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
-    batch_size: int = field(default=64, metadata={"help": "pairs per step, over all micro-batches and processes"})
+    max_steps: Whole = field(default=0, metadata={"help": "optimizer steps, in place of --epochs; 0 is off"})
+    batch_size: Count = field(default=64, metadata={"help": "pairs per step, over all micro-batches and processes"})
     learning_rate: Positive = field(
         default=1e-06,
         metadata={
@@ -919,10 +952,10 @@ class TrainMPOConfig(ModelTraining):
             "much for LoRA"
         },
     )
-    beta: float = field(default=0.1, metadata={"help": "β, how strongly the policy is held to the reference"})
-    preference_weight: float = field(default=0.8, metadata={"help": "w_p, weight of the preference loss (DPO)"})
-    quality_weight: float = field(default=0.2, metadata={"help": "w_q, weight of the quality loss (BCO)"})
-    generation_weight: float = field(
+    beta: Positive = field(default=0.1, metadata={"help": "β, how strongly the policy is held to the reference"})
+    preference_weight: NotNegative = field(default=0.8, metadata={"help": "w_p, weight of the preference loss (DPO)"})
+    quality_weight: NotNegative = field(default=0.2, metadata={"help": "w_q, weight of the quality loss (BCO)"})
+    generation_weight: NotNegative = field(
         default=1.0, metadata={"help": "w_g, weight of the language-model loss on chosen responses"}
     )
     group_by_prompt: bool = field(
@@ -935,7 +968,7 @@ class TrainMPOConfig(ModelTraining):
             "incomplete last step"
         },
     )
-    max_row_tokens: int | None = field(
+    max_row_tokens: Count | None = field(
         default=None, metadata={"help": "most tokens of a packed row; a prompt whose responses need more is repeated"}
     )
     master_weights: bool = field(
@@ -945,10 +978,12 @@ class TrainMPOConfig(ModelTraining):
             "smaller reference, rounded a little differently; one process, no LoRA"
         },
     )
-    seed: int = field(default=0, metadata={"help": "order of the rows"})
-    sample_every: int = field(default=0, metadata={"help": "print sampled responses every so many steps; 0 never does"})
-    sample_problems: int = field(default=8, metadata={"help": "problems to sample responses for"})
-    sample_tokens: int = field(default=128, metadata={"help": "most tokens of such a response"})
+    seed: Whole = field(default=0, metadata={"help": "order of the rows"})
+    sample_every: Whole = field(
+        default=0, metadata={"help": "print sampled responses every so many steps; 0 never does"}
+    )
+    sample_problems: Count = field(default=8, metadata={"help": "problems to sample responses for"})
+    sample_tokens: Count = field(default=128, metadata={"help": "most tokens of such a response"})
     report_to: Tracker = field(
         default="none",
         metadata={"help": "where metrics are logged; wandb stays on this machine with WANDB_MODE=offline"},
@@ -970,8 +1005,11 @@ class RoundsConfig(ColumnsConfig):
     problems: Path = field(metadata={"help": "questions.jsonl with answers; responses to these become pairs"})
     guard: Path = field(metadata={"help": "questions.jsonl with answers, held out to decide when to stop"})
     out: Path = field(metadata={"help": "folder for rounds.json and one folder per round"})
-    rounds: int = field(default=3, metadata={"help": "most rounds; a later run may ask for more"})
-    seed: int = field(default=0, metadata={"help": "seed of sampling and training"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: those of the files"}
+    )
+    rounds: Count = field(default=3, metadata={"help": "most rounds; a later run may ask for more"})
+    seed: Whole = field(default=0, metadata={"help": "seed of sampling and training"})
 
 
 @dataclass
@@ -979,7 +1017,7 @@ class RerankConfig:
     """`mpo rerank`: scored responses, best first."""
 
     groups: Path = field(metadata={"help": "folder of `mpo score`"})
-    top: int = field(default=0, metadata={"help": "print so many responses per problem; 0 prints all"})
+    top: Whole = field(default=0, metadata={"help": "print so many responses per problem; 0 prints all"})
     json: bool = field(default=False, metadata={"help": "print one JSON object per response"})
 
 
@@ -989,7 +1027,7 @@ class BestOfNConfig:
 
     groups: Path = field(metadata={"help": "folder with verified and scored responses"})
     out: Path = field(metadata={"help": "folder for results.json"})
-    ks: list[int] = field(
+    ks: list[Count] = field(
         default_factory=lambda: [1, 2, 4, 8], metadata={"help": "numbers of responses to choose among"}
     )
     scored: bool = field(
@@ -1034,7 +1072,7 @@ class AnswerConfig(PromptConfig):
         default="token_ids",
         metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
     )
-    n: int = field(default=8, metadata={"help": "responses to draw; with --error, at most this many"})
+    n: Count = field(default=8, metadata={"help": "responses to draw; with --error, at most this many"})
     selector: Selector = field(default="prm", metadata={"help": "how one of the responses is chosen"})
     aggregation: Aggregation = field(
         default="mean", metadata={"help": "how the step scores of a response become its reward"}
@@ -1044,21 +1082,21 @@ class AnswerConfig(PromptConfig):
         metadata={"help": "for weighted_vote: what weighs a vote, the reward or the step scores in one number"},
     )
     vote_power: float = field(default=1.0, metadata={"help": "for weighted_vote: power of the weight"})
-    error: float | None = field(
+    error: Share | None = field(
         default=None,
         metadata={
             "help": "adaptive N: stop once the probability that more responses would change the answer is at most this"
         },
     )
-    wave: int = field(default=4, metadata={"help": "with --error: responses to draw between two checks"})
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
-    top_p: float = field(
+    wave: Count = field(default=4, metadata={"help": "with --error: responses to draw between two checks"})
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
+    top_p: TopP = field(
         default=1.0,
         metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
     )
-    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
-    max_new_tokens: int = field(default=512, metadata={"help": "most tokens of a response"})
-    seed: int = field(default=0, metadata={"help": "the same seed draws the same responses"})
+    top_k: Whole = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a response"})
+    seed: Whole = field(default=0, metadata={"help": "the same seed draws the same responses"})
     json: bool = field(default=False, metadata={"help": "print one JSON object instead of a table"})
 
 
@@ -1084,27 +1122,30 @@ class BeamSearchConfig(PromptConfig, ColumnsConfig):
         default="token_ids",
         metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
     )
-    width: int = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
-    expand: int = field(
+    width: Count = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
+    expand: Count = field(
         default=4, metadata={"help": "m, continuations of each of them; the first step draws W times m"}
     )
-    max_rounds: int = field(default=12, metadata={"help": "most steps of a response"})
+    max_rounds: Count = field(default=12, metadata={"help": "most steps of a response"})
     aggregation: Aggregation = field(
         default="mean", metadata={"help": "how the step scores of a response become its reward"}
     )
-    temperature: float = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
-    top_p: float = field(
+    temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
+    top_p: TopP = field(
         default=1.0,
         metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
     )
-    top_k: int = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
-    max_new_tokens: int = field(
+    top_k: Whole = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: Count = field(
         default=512,
         metadata={
             "help": "most tokens drawn per step; what follows the step's end is discarded, so a step's length is enough"
         },
     )
-    batch_rows: int = field(default=64, metadata={"help": "continuations per forward pass, in this process"})
-    concurrency: int = field(default=16, metadata={"help": "requests in flight per server"})
-    problems_a_call: int = field(default=64, metadata={"help": "problems that are searched side by side"})
-    seed: int = field(default=0, metadata={"help": "the same seed finds the same responses"})
+    batch_rows: Count = field(default=64, metadata={"help": "continuations per forward pass, in this process"})
+    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
+    problems_a_call: Count = field(default=64, metadata={"help": "problems that are searched side by side"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: that of the problems' file"}
+    )
+    seed: Whole = field(default=0, metadata={"help": "the same seed finds the same responses"})

@@ -76,6 +76,7 @@ def system_message(text: str) -> Message:
 
 def prompt_text(processor: Any, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
     """The chat template's text for `messages`, every control token of their contents broken up."""
+    template_of(processor)  # or an error that says what is missing
     safe = sanitised(processor, messages)
     return processor.apply_chat_template(safe, add_generation_prompt=add_generation_prompt, tokenize=False)
 

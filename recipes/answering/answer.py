@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import AnswerConfig, SampleConfig
+from recipes.stage.exclusive import a_prm_to_choose
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.prms import prm_of
 from rewards.choosing.best_of_n import Answer, BestOfN
@@ -35,8 +36,7 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
     weight = VoteWeight(config.vote_weight, config.vote_power)
     if weight != BY_REWARD and config.selector != "weighted_vote":
         raise ConfigError(f"vote_weight and vote_power are of selector weighted_vote, not of {config.selector}")
-    if config.prm is None and config.selector != "majority":
-        raise ConfigError(f"selector={config.selector} needs prm, the folder of a process reward model")
+    a_prm_to_choose(config)
     prompt = prompt_of(config.prompt, system=config.system)
     sampling = SampleConfig(
         problems=Path(),

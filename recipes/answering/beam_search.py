@@ -20,7 +20,7 @@ from recipes.stage.folder import open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.prms import prm_of
-from recipes.stage.problem_source import SOURCE, problem_file
+from recipes.stage.problem_source import SOURCE, problem_files
 from recipes.stage.quarantine import Quarantine, readable
 from rewards.choosing.beam_search import BeamSearch, Search, group_of
 from rewards.sampling.prompts import prompt_files, prompt_of
@@ -41,7 +41,9 @@ def beam_search(config: BeamSearchConfig) -> Path:
             f"expected aggregation of {', '.join(AGGREGATIONS)}, problems_a_call >= 1 and temperature > 0, "
             f"got {config.aggregation!r}, {config.problems_a_call}, {config.temperature}"
         )
-    config = replace(config, problems=problem_file(config.problems, config.out / SOURCE, columns=config.columns))
+    given = {"": config.problems}
+    own, root = problem_files(given, config.out / SOURCE, columns=config.columns, image_root=config.image_root)
+    config = replace(config, problems=own[""], image_root=root)
     sampling, prompt = sampling_of(config), prompt_of(config.prompt, system=config.system)
     params = checked_params(sampling)
     inputs = [
@@ -51,7 +53,7 @@ def beam_search(config: BeamSearchConfig) -> Path:
     if stage.complete:
         return stage.out
     quarantine = Quarantine()
-    every = read_problems(config.problems, on_bad=quarantine.add).values()
+    every = read_problems(config.problems, image_root=config.image_root, on_bad=quarantine.add).values()
     problems, _ = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
     engine = BeamSearch(
         generator_of(sampling, params, config.expand),
@@ -91,7 +93,8 @@ def beam_search(config: BeamSearchConfig) -> Path:
     counts = {"in": len(answered) + sum(rejected.values()), "out": len(answered), "rejected": rejected}
     cost = {name: sum(getattr(search, name) for search in searches) for name in ("tokens", "extensions", "dropped")}
     unfinished = sum(not search.finished for search in answered)
-    return stage.finish({**counts, **cost, "unfinished": unfinished, "problems": str(config.problems)})
+    note = f"{cost['tokens']} tokens, {unfinished} searches without a finished response"
+    return stage.finish({**counts, **cost, "unfinished": unfinished, "problems": str(config.problems)}, note=note)
 
 
 def sampling_of(config: BeamSearchConfig) -> SampleConfig:

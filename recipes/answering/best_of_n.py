@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from mpo.multimodal.files import write_atomic
 from recipes.config import BestOfNConfig
@@ -45,8 +48,17 @@ def best_of_n(config: BestOfNConfig) -> Path:
     total, out = (sum(len(group.rollouts) for group in some) for some in (every, groups))
     counts = {"in": total, "out": out, "rejected": {"unverified": total - out} if total > out else {}}
     unscored = {"unscored": results["unscored"]} if config.scored else {}
-    return stage.finish({**counts, **unscored, "problems": str(problems_of(config.groups))})
+    note = _note(results, scored=config.scored)
+    return stage.finish({**counts, **unscored, "problems": str(problems_of(config.groups))}, note=note)
 
 
 def _is_verified(group: RolloutGroup) -> bool:
     return bool(group.rollouts) and all(rollout.verdict is not None for rollout in group.rollouts)
+
+
+def _note(results: Mapping[str, Any], *, scored: bool) -> str:
+    """The accuracy at the largest k, of the PRM, the vote and a random response."""
+    k = str(max(results["ks"]))
+    names = {**({"PRM": "prm"} if scored else {}), "vote": "majority", "one response": "random"}
+    shown = {name: fmean(results["values"][selector][k]) for name, selector in names.items()}
+    return f"right at k = {k}, per cent: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())

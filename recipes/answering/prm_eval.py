@@ -79,7 +79,10 @@ def prm_eval(config: PRMEvalConfig) -> Path:
     Console().print(rich_table(f"{config.kind}, {len(test)} test responses", *table(results)))
     reasons = rejected + leaked + unscored
     counts = {"in": len(scored) + reasons.total(), "out": len(scored), "rejected": dict(reasons)}
-    return stage.finish({**counts, "development": len(chosen_on), "test": len(test), "merged": results["merged"]})
+    auc = results["test"]["auc"]
+    note = f"AUC {interval(auc)} on {len(test)} test responses" if auc else f"{len(test)} test responses"
+    sizes = {"development": len(chosen_on), "test": len(test), "merged": results["merged"]}
+    return stage.finish({**counts, **sizes}, note=note)
 
 
 def read(config: PRMEvalConfig, path: Path) -> Read:

@@ -18,6 +18,7 @@ from recipes.commands.shipped import read_mapping
 from recipes.commands.words import did_you_mean
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+LIMITS = {"gt": " above {:g}", "ge": " of at least {:g}", "lt": " below {:g}", "le": " of at most {:g}"}
 
 
 def parse(config_class: type, words: Sequence[str]) -> Any:
@@ -58,13 +59,17 @@ def build(config_class: type, values: Mapping[str, Any], *, where: Callable[[str
         raise ConfigError(f"expected {', '.join(missing)} as well")
     values = {key: _listed(hints(config_class)[key], value) for key, value in values.items()}
     try:
-        return TypeAdapter(with_config(ConfigDict(extra="forbid"))(config_class)).validate_python(values)
+        return TypeAdapter(with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(config_class)).validate_python(
+            values
+        )
     except ValidationError as error:
         first = error.errors()[0]
         key, kind, value = str(first["loc"][0]), hints(config_class)[str(first["loc"][0])], first["input"]
-        above = f" above {first['ctx']['gt']:g}" if first["type"] == "greater_than" else ""
+        limit = next(
+            (words.format(first["ctx"][key]) for key, words in LIMITS.items() if key in first.get("ctx", {})), ""
+        )
         close = did_you_mean(str(value), choices(kind), else_list=False)
-        raise ConfigError(f"{where(key)}: expected {expected(kind)}{above}, got {value!r:.80}{close}") from error
+        raise ConfigError(f"{where(key)}: expected {expected(kind)}{limit}, got {value!r:.80}{close}") from error
 
 
 @cache

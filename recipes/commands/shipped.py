@@ -59,7 +59,11 @@ def read_mapping(name: str | Path) -> tuple[Path, dict[str, Any]]:
 def show(config: SettingsConfig) -> None:
     """Print the file that is named; without a name, the list."""
     if config.name is not None:
-        print(find_settings(config.name).read_text(encoding="utf-8"), end="")
+        path = find_settings(config.name)
+        try:
+            print(path.read_text(encoding="utf-8"), end="")
+        except ValueError as error:
+            raise ConfigError(f"{path}: not a text file in UTF-8: {error}") from error
         return
     files = _files()
     width = max(len(file.stem) for file in files)

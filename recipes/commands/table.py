@@ -27,6 +27,14 @@ class Command(NamedTuple):
 
 GROUPS: dict[str, dict[str, Command]] = {
     "Your data": {
+        "split": Command(
+            "recipes.data.split",
+            "split",
+            "SplitConfig",
+            "split one file of questions into parts that share no image",
+            "mpo split questions.jsonl --out data",
+            bare=("problems",),
+        ),
         "sample": Command(
             "recipes.data.sample",
             "sample",

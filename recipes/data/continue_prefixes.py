@@ -77,4 +77,5 @@ def continue_prefixes(config: ContinueConfig) -> Path:
         "tokens": done.tokens,
         "solved": sum(map(bool, right)),
     }
-    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+    note = f"{counts['solved']} problems with a right continuation, of {len(groups)} without a right sample"
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))}, note=note)

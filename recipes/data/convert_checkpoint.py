@@ -23,4 +23,5 @@ def convert(config: ConvertConfig) -> Path:
     )
     rejected = {"computed buffers": converted.buffers} if converted.buffers else {}
     counts = {"in": converted.tensors + converted.buffers, "out": converted.tensors, "rejected": rejected}
-    return stage.finish({**counts, "parameters": converted.parameters, "files": converted.shards})
+    note = f"{converted.parameters:,} parameters in {converted.shards} files"
+    return stage.finish({**counts, "parameters": converted.parameters, "files": converted.shards}, note=note)

@@ -62,7 +62,8 @@ def convert_data(config: ConvertDataConfig) -> Path:
     write_card(stage.out, pairs=written, data_file=file, fingerprint=provenance, rejected=left_out, kind=kind)
     counts = {"in": written + sum(left_out.values()), "out": written, "rejected": left_out}
     problems = stage.out / "problems.jsonl"
-    return stage.finish({**counts, "problems": str(problems)} if problems.exists() else counts)
+    note = f"{written} {kind} in {file}"
+    return stage.finish({**counts, "problems": str(problems)} if problems.exists() else counts, note=note)
 
 
 def _inputs(config: ConvertDataConfig) -> list[Path]:

@@ -18,6 +18,7 @@ from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_processor
 from recipes.config import LabelConfig
 from recipes.stage.engine import engine
+from recipes.stage.exclusive import a_local_engine, one_policy
 from recipes.stage.folder import Stage, open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
@@ -51,7 +52,7 @@ def label(config: LabelConfig) -> Path:
     """Choose responses, estimate the cost, continue from the ends of their steps, count right answers.
 
     A response with more steps than the PRM will take is merged first, as it will be in training and scoring.
-    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths in the problems' folder.
+    Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths below the root.
     The verdicts of each call of the policy, or of each prefix that a server continued, are in `calls.sqlite` as soon as
     they are there: after a kill the same command continues.
     """
@@ -91,8 +92,9 @@ def label(config: LabelConfig) -> Path:
     if not labelled:
         raise DataError(f"no response of {len(groups)} problems could be labelled: {dict(rejected)}")
     write_groups(stage.out, labelled)
-    problems_file = problems_of(config.groups)
-    write_visualprm400k(stage.out / VISUALPRM400K, labelled, image_root=problems_file.parent)
+    problems = problems_of(config.groups)
+    root = stage.image_root or problems.parent
+    write_visualprm400k(stage.out / VISUALPRM400K, labelled, image_root=root)
     total, out = (sum(len(group.rollouts) for group in some) for some in (groups, labelled))
     steps = sum(len(rollout.mc or ()) for group in labelled for rollout in group.rollouts)
     drawn = {
@@ -102,8 +104,10 @@ def label(config: LabelConfig) -> Path:
         "seconds": seconds,
         "set_aside": aside,
     }
-    counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems_file)}
-    return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn})
+    counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
+    right = sum(bool(count and count.correct) for group in labelled for r in group.rollouts for count in r.mc or ())
+    note = f"{steps} steps, {right / steps:.1%} of them with a right continuation; {done.continuations} continuations"
+    return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn}, note=note)
 
 
 def _estimated(config: LabelConfig, chosen: list[RolloutGroup], estimate: Estimate, calls: CallStore) -> CostEstimate:
@@ -118,10 +122,8 @@ def _estimated(config: LabelConfig, chosen: list[RolloutGroup], estimate: Estima
 def _check(config: LabelConfig) -> None:
     """Refuse what cannot work, before anything is read."""
     budget_named(config.budget, config.num_continuations)
-    if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
-        raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
-    if config.engine != "local" and config.base_url:
-        raise ConfigError("engine ray is for a policy in this process; for a server, raise concurrency instead")
+    one_policy(config)
+    a_local_engine(config)
     if config.max_tokens_total < 0 or not 0 <= config.price_per_million_tokens < float("inf"):
         raise ConfigError(
             "expected max_tokens_total and price_per_million_tokens of at least 0, "

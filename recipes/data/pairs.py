@@ -70,7 +70,8 @@ def pairs(config: PairsConfig) -> Path:
         _export_mmpr(stage, every, report)
     counts = {"in": report.problems_in, "out": report.problems_with_pairs, "rejected": dict(report.dropped)}
     made = {"pairs": report.pairs, "rejected_counted": round(report.rejected_counted, 4)}
-    return stage.finish({**counts, **made, "problems": str(problems_of(config.groups))})
+    note = f"{report.pairs} pairs, {report.rejected_counted:.1%} of the rejected text counts"
+    return stage.finish({**counts, **made, "problems": str(problems_of(config.groups))}, note=note)
 
 
 def _at_least_one(

@@ -8,6 +8,7 @@ the sample indexes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from recipes.stage.engine import engine
 from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
 from recipes.stage.policies import checked_params, generator_of, with_rows
-from recipes.stage.problem_source import SOURCE, problem_file
+from recipes.stage.problem_source import SOURCE, problem_files
 from recipes.stage.quarantine import Quarantine, readable
 from recipes.stage.set_aside import set_aside
 from rewards.errors import ServerError
@@ -38,7 +39,7 @@ from rewards.sampling.pooled import PooledGenerator, drawn
 from rewards.sampling.prompts import prompt_files, prompt_of
 from rewards.sampling.rows_per_call import ROWS
 from rewards.scoring.other_images import partners, showing
-from rewards.types import Problem, Rollout, RolloutGroup
+from rewards.types import FinishReason, Problem, Rollout, RolloutGroup
 
 STORE = "samples.sqlite"
 PARQUET = "samples.parquet"
@@ -53,9 +54,9 @@ def sample(config: SampleConfig) -> Path:
     one that got no usable reply in three runs, while the server answered others.
     """
     params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
-    own = problem_file(config.problems, config.out / SOURCE, columns=config.columns, grows=True)
-    config = replace(config, problems=own)
-    config = with_rows(config)
+    given, kept = {"": config.problems}, config.out / SOURCE
+    own, root = problem_files(given, kept, columns=config.columns, grows=True, image_root=config.image_root)
+    config = with_rows(replace(config, problems=own[""], image_root=root))
     inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage(
         "sample", config, inputs=inputs, grows=("num_samples", "problems"), refuse=config.on_change == "refuse"
@@ -64,7 +65,7 @@ def sample(config: SampleConfig) -> Path:
     if stage.complete and (parquet.exists() or not config.parquet):
         return stage.out
     quarantine = Quarantine()
-    every = read_problems(config.problems, on_bad=quarantine.add).values()
+    every = read_problems(config.problems, image_root=config.image_root, on_bad=quarantine.add).values()
     problems, image_digests = readable((replace(problem, prompt=prompt) for problem in every), quarantine)
     asked = problems
     if config.swap_images:
@@ -87,12 +88,14 @@ def sample(config: SampleConfig) -> Path:
         if not kept:
             details = "; ".join(row["detail"] for row in quarantine.rows[:3])
             raise DataError(f"no problem of {config.problems} could be sampled: {quarantine.counts()}: {details}")
-        write_groups(stage.out, _groups(store, kept))
+        ends = Counter[FinishReason]()
+        write_groups(stage.out, _counted(_groups(store, kept), ends))
         if config.parquet or parquet.exists():
             write_sample_parquet(_groups(store, kept), parquet)
         out, rejected = config.num_samples * len(kept), quarantine.counts(times=config.num_samples)
         counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
-        return stage.finish({**counts, "problems": str(config.problems)})
+        note = f"{ends[FinishReason.LENGTH]} cut at {config.max_new_tokens} tokens"
+        return stage.finish({**counts, "problems": str(config.problems)}, note=note)
 
 
 def _with_other_images(
@@ -167,7 +170,7 @@ def _draw_missing(
     rows_a_problem = store.note("rows_a_problem", config.num_samples)
     with (
         _drawing(config, params, rows_a_problem) as generator,
-        tqdm(total=total, initial=len(done), desc=f"sample {config.problems.stem}", unit="sample") as bar,
+        tqdm(total=total, initial=len(done), desc=_what(config), unit="sample") as bar,
     ):
         try:
             for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
@@ -182,6 +185,19 @@ def _draw_missing(
             aside = set_aside(store, error, {asked[place].id: row[0] for place, row in enumerate(keys)})
             return {**{asked[place].id: reason for place, reason in refused.items()}, **aside}
     return {asked[place].id: reason for place, reason in refused.items()}
+
+
+def _what(config: SampleConfig) -> str:
+    """What a bar of progress counts."""
+    how = ", greedy" * (config.temperature == 0) + ", another image" * config.swap_images
+    return f"sample {config.problems.stem}{how}"
+
+
+def _counted(groups: Iterable[RolloutGroup], ends: Counter[FinishReason]) -> Iterator[RolloutGroup]:
+    """The groups, while the reasons why their responses ended are counted."""
+    for group in groups:
+        ends.update(rollout.completion.finish_reason for rollout in group.rollouts)
+        yield group
 
 
 def _groups(store: SampleStore, kept: Iterable[tuple[Problem, Sequence[str]]]) -> Iterator[RolloutGroup]:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ScoreConfig
 from recipes.stage.engine import engine
+from recipes.stage.exclusive import a_local_engine
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
@@ -38,8 +40,7 @@ def score(config: ScoreConfig) -> Path:
     if config.aggregation not in AGGREGATIONS:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     scored_spans("", config.score)  # refuses a part that there is not
-    if config.engine != "local" and config.base_url:
-        raise ConfigError("engine ray is for a PRM in this process; for a server, raise concurrency instead")
+    a_local_engine(config)
     groups = read_groups(config.groups)
     with (
         open_calls(stage) as calls,
@@ -57,7 +58,10 @@ def score(config: ScoreConfig) -> Path:
         _log.warning(
             "%d of %d responses have scores that are only bounds; --read token_ids gives exact scores", bounded, total
         )
-    return stage.finish({**counts, "problems": str(problems_of(config.groups))})
+    rewards = [rollout.reward for group in scored for rollout in group.rollouts if rollout.reward is not None]
+    note = f"mean reward {fmean(rewards):.3f}" if rewards else "no response scored"
+    note += f", {total - len(rewards)} unscored ({', '.join(unscored)})" if unscored else ""
+    return stage.finish({**counts, "problems": str(problems_of(config.groups))}, note=note)
 
 
 @contextmanager

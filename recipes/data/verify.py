@@ -28,7 +28,7 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import opened_atomically
 from recipes.config import VerifyConfig
 from recipes.stage.folder import open_stage
-from recipes.stage.groups import iter_groups, problems_of, read_problems, write_groups
+from recipes.stage.groups import iter_groups, problems_behind, problems_of, write_groups
 from recipes.stage.kept_calls import open_calls
 from rewards.kept.calls import CallStore
 from rewards.types import Problem, RolloutGroup, Verdict, Verifier
@@ -72,7 +72,7 @@ def verify(config: VerifyConfig) -> Path:
         return stage.out
     second = _second_of(config)
     account, unverified = VerdictAccount(second=second), Counter[str]()
-    problems = read_problems(problems_of(config.groups), on_bad=lambda *_: None)  # `mpo sample` has reported them
+    problems = problems_behind(config.groups)
     with open_calls(stage) as calls, ExitStack() as stack:
         checker = _Checker(calls, cache(partial(_ready, own=own, config=config, stack=stack)))
         plan = checker.plan(problems, config.verifier, rows=config.verifier != JUDGE)

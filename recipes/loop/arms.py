@@ -22,6 +22,7 @@ from recipes.loop.settings import Settings
 from rewards.types import correctness_of
 
 if TYPE_CHECKING:
+    from recipes.loop.chains import Do
     from recipes.loop.start import Start
 
 DEVELOPMENT_SAMPLES = 4  # a problem, to choose between candidates
@@ -90,27 +91,30 @@ def check_arms(names: Sequence[str], settings: Settings, *, development: bool) -
         raise ConfigError(f"arms need as many candidates each, got {tuned}: give all the same tuning budget")
 
 
-def pairs_of(settings: Settings, start: Start, run: Path, kind: str, prm: Path, seed: int) -> Path:
+def pairs_of(do: Do, settings: Settings, start: Start, run: Path, kind: str, prm: Path, seed: int) -> Path:
     """The pairs of one kind, from the scored preference samples of the run."""
-    from recipes.data.pairs import pairs
-
     scored, given = run / "preference" / "scored", dict(PAIRS[kind])
-    groups = {"pairs_mc_span": _counted, "pairs_exact_span": _exact}.get(kind, _as_scored)(settings, start, run, seed)
+    groups = {"pairs_mc_span": _counted, "pairs_exact_span": _exact}.get(kind, _as_scored)(
+        do, settings, start, run, seed
+    )
     if kind == "pairs_all_wrong":
-        given["continued"] = _continued(settings, start, run, scored, prm, seed)
-    return pairs(replace(settings.build("pairs", groups=groups, out=run / kind), **given))
+        given["continued"] = _continued(do, settings, start, run, scored, prm, seed)
+    pairing = replace(settings.build("pairs", groups=groups, out=run / kind), **given)
+    return do("pairs", pairing, f"chosen and rejected, as {kind.removeprefix('pairs_')} has them")
 
 
-def train_arm(settings: Settings, start: Start, run: Path, arm: str, made: Path, seed: int) -> Path:
+def train_arm(do: Do, settings: Settings, start: Start, run: Path, arm: str, made: Path, seed: int) -> Path:
     """The trained policy of an arm, in the run's folder of that name; of several candidates, the best."""
     candidates = settings.arms.get(arm) or [{}]
     if len(candidates) == 1:
-        return _trained(settings, start, run / arm, arm, candidates[0], made, seed)
+        return _trained(do, settings, start, run / arm, arm, candidates[0], made, seed)
     folder = run / "tuning" / arm
     found = []
     for index, candidate in enumerate(candidates):
-        model = _trained(settings, start, folder / str(index), arm, candidate, made, seed)
-        found.append(_on_development(settings, start, folder / f"{index}_development", model, seed))
+        model = _trained(do, settings, start, folder / str(index), arm, candidate, made, seed)
+        found.append(_on_development(do, settings, start, folder / f"{index}_development", model, seed))
+    if do.planning:
+        return run / arm
     best = found.index(max(found))
     result = {"candidates": candidates, "development_accuracy": found, "chosen": best}
     write_atomic(folder / "tuning.json", json.dumps(result, indent=2) + "\n")
@@ -118,26 +122,25 @@ def train_arm(settings: Settings, start: Start, run: Path, arm: str, made: Path,
 
 
 def _trained(
-    settings: Settings, start: Start, out: Path, arm: str, candidate: dict[str, Any], made: Path, seed: int
+    do: Do, settings: Settings, start: Start, out: Path, arm: str, candidate: dict[str, Any], made: Path, seed: int
 ) -> Path:
-    from recipes.training.train_mpo import train_mpo
-
     names = ("preference_weight", "quality_weight", "generation_weight")
     weights = dict(zip(names, ARMS[arm].weights, strict=True))
     config = settings.build("train_mpo", policy=start.policy, pairs=made, out=out, seed=seed, **weights)
-    return train_mpo(replace(config, **candidate))
+    tried = f", candidate {out.name}: {candidate}" if candidate else ""
+    return do("train-mpo", replace(config, **candidate), f"{arm}{tried}")
 
 
-def _on_development(settings: Settings, start: Start, out: Path, model: Path, seed: int) -> float:
+def _on_development(do: Do, settings: Settings, start: Start, out: Path, model: Path, seed: int) -> float:
     """Mean accuracy of samples of the development problems."""
-    from recipes.data.sample import sample
-    from recipes.data.verify import verify
     from recipes.stage.groups import read_groups
 
-    given = {"policy": model, "problems": start.development, "out": out / "samples", "seed": seed}
+    given = {"policy": model, "out": out / "samples", "seed": seed, **start.asking(start.development)}
     drawing = replace(settings.build("test_sample", **given), num_samples=DEVELOPMENT_SAMPLES)
-    verified = verify(settings.build("verify", groups=sample(drawing), out=out / "verified"))
-    return fmean(fmean(correctness_of(group)) for group in read_groups(verified))
+    whose = f"responses of {model.parent.name}, candidate {model.name}, to the development problems"
+    verifying = settings.build("verify", groups=do("sample", drawing, whose), out=out / "verified")
+    verified = do("verify", verifying, whose)
+    return 0.0 if do.planning else fmean(fmean(correctness_of(group)) for group in read_groups(verified))
 
 
 def _linked(link: Path, folder: Path) -> Path:
@@ -150,27 +153,24 @@ def _linked(link: Path, folder: Path) -> Path:
     return link
 
 
-def _as_scored(settings: Settings, start: Start, run: Path, seed: int) -> Path:
+def _as_scored(do: Do, settings: Settings, start: Start, run: Path, seed: int) -> Path:
     return run / "preference" / "scored"
 
 
-def _counted(settings: Settings, start: Start, run: Path, seed: int) -> Path:
+def _counted(do: Do, settings: Settings, start: Start, run: Path, seed: int) -> Path:
     """The scored samples with Monte-Carlo counts, of every response."""
-    from recipes.data.label_steps import label
-
     out, every = run / "preference" / "counted", _every(settings)
     config = settings.build(
         "label_steps", groups=run / "preference" / "scored", policy=start.policy, out=out, seed=seed
     )
-    return label(replace(config, budget="bisect", **every))
+    return do("label-steps", replace(config, budget="bisect", **every), "steps of every scored response, for its span")
 
 
-def _exact(settings: Settings, start: Start, run: Path, seed: int) -> Path:
+def _exact(do: Do, settings: Settings, start: Start, run: Path, seed: int) -> Path:
     """The scored samples with the world's own labels, of every response."""
-    from recipes.worlds.digits.exact_labels import label_exactly
-
     out, every = run / "preference" / "exact", _every(settings)
-    return label_exactly(stages.ExactLabelConfig(run / "preference" / "scored", start.policy, out, seed=seed, **every))
+    config = stages.ExactLabelConfig(run / "preference" / "scored", start.policy, out, seed=seed, **every)
+    return do("label-exact", config, "steps of every scored response, for its span")
 
 
 def _every(settings: Settings) -> dict[str, Any]:
@@ -179,11 +179,10 @@ def _every(settings: Settings) -> dict[str, Any]:
     return {"responses": 2 * samples, "mixed_only": False}
 
 
-def _continued(settings: Settings, start: Start, run: Path, scored: Path, prm: Path, seed: int) -> Path:
+def _continued(do: Do, settings: Settings, start: Start, run: Path, scored: Path, prm: Path, seed: int) -> Path:
     """Continuations of the sound beginnings, scored."""
-    from recipes.data.continue_prefixes import continue_prefixes
-    from recipes.data.score import score
-
     folder = run / "preference"
     drawing = settings.build("continue", groups=scored, policy=start.policy, out=folder / "continued", seed=seed)
-    return score(settings.build("score", groups=continue_prefixes(drawing), prm=prm, out=folder / "continued_scored"))
+    drawn = do("continue", drawing, "sound beginnings where every response is wrong, continued by the policy")
+    scoring = settings.build("score", groups=drawn, prm=prm, out=folder / "continued_scored")
+    return do("score", scoring, "these continuations")

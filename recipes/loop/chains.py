@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from recipes import config as stages
 from recipes.loop.settings import Settings
+from recipes.loop.stages import Plan, Stages
 
-if TYPE_CHECKING:
-    pass
+Do = Plan | Stages
 
 
-def paired(settings: Settings, folder: Path, out: Path, policy: Path, problems: Path, prm: Path, seed: int) -> Path:
-    """A policy's own samples of the preference problems, in `folder`, and the pairs that they give, in `out`."""
-    from recipes.data.pairs import pairs
-
+def paired(
+    do: Do, settings: Settings, folder: Path, out: Path, policy: Path, prm: Path, seed: int, **asked: Path | None
+) -> Path:
+    """A policy's own samples of `problems` (with `image_root`), in `folder`, and the pairs that they give, in `out`."""
     pairing = settings.build("pairs", groups=folder / "scored", out=out)
-    drawing = settings.build("preference_sample", policy=policy, problems=problems, out=folder / "samples", seed=seed)
-    scored(settings, folder, drawing, prm, visual_dependence=pairing.min_visual_dependence is not None)
-    return pairs(pairing)
+    drawing = settings.build("preference_sample", policy=policy, out=folder / "samples", seed=seed, **asked)
+    whose = "the policy's responses to the preference problems"
+    scored(do, settings, folder, drawing, prm, whose, visual_dependence=pairing.min_visual_dependence is not None)
+    return do("pairs", pairing, f"chosen and rejected of {whose}")
 
 
-def scored(settings: Settings, folder: Path, drawing: stages.SampleConfig, prm: Path, **flags: bool) -> Path:
-    """Samples, verified and scored: three folders in `folder`; `flags` are of the scoring."""
-    from recipes.data.sample import sample
-    from recipes.data.score import score
-    from recipes.data.verify import verify
-
-    verified = verify(settings.build("verify", groups=sample(drawing), out=folder / "verified"))
-    return score(settings.build("score", groups=verified, prm=prm, out=folder / "scored", **flags))
+def scored(
+    do: Do, settings: Settings, folder: Path, drawing: stages.SampleConfig, prm: Path, whose: str, **flags: bool
+) -> Path:
+    """Samples, verified and scored: three folders in `folder`; `whose` says of what, and `flags` are of the scoring."""
+    drawn = do("sample", drawing, whose)
+    verified = do("verify", settings.build("verify", groups=drawn, out=folder / "verified"), whose)
+    return do("score", settings.build("score", groups=verified, prm=prm, out=folder / "scored", **flags), whose)

@@ -24,7 +24,9 @@ NEAR = "near_duplicates.jsonl"
 _log = logging.getLogger(__name__)
 
 
-def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str], run: Path | None = None) -> None:
+def check_held_out(
+    held_out: Path, others: Path, *, names: tuple[str, str], run: Path | None = None, image_root: Path | None = None
+) -> None:
     """Refuse held-out problems that are among others, and warn of near-duplicates; only images of like questions are
     opened.
 
@@ -33,14 +35,15 @@ def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str], run:
         others: the file that they must not be in.
         names: of the two settings, for the error.
         run: folder for the list of near-duplicates.
+        image_root: folder of the images of both; None: each file's own.
 
     Raises:
         ConfigError: a problem with the same question and pixels is in both.
     """
     by_question: defaultdict[str, list[Problem]] = defaultdict(list)
-    for problem in _readable(others):
+    for problem in _readable(others, image_root):
         by_question[problem.question].append(problem)
-    tested = _readable(held_out)
+    tested = _readable(held_out, image_root)
     seen: dict[str, set[Pixels | None]] = {}
     both = []
     for problem in tested:
@@ -55,7 +58,7 @@ def check_held_out(held_out: Path, others: Path, *, names: tuple[str, str], run:
             f"{both[0].id!r}: {both[0].question[:60]!r}; the {names[0].strip('-')} must be held out: choose other "
             "problems"
         )
-    _warn_of_near(tested, _readable(others), names, run)
+    _warn_of_near(tested, _readable(others, image_root), names, run)
 
 
 def _warn_of_near(tested: list[Problem], others: list[Problem], names: tuple[str, str], run: Path | None) -> None:
@@ -75,8 +78,8 @@ def _warn_of_near(tested: list[Problem], others: list[Problem], names: tuple[str
     )  # fmt: skip
 
 
-def _readable(path: Path) -> list[Problem]:
-    return list(read_problems(path, on_bad=lambda *_: None).values())
+def _readable(path: Path, image_root: Path | None) -> list[Problem]:
+    return list(read_problems(path, image_root=image_root, on_bad=lambda *_: None).values())
 
 
 def _pixels(problem: Problem) -> Pixels | None:

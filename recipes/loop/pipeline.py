@@ -11,18 +11,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.files import read_json
 from recipes.config import EvidenceArguments, PipelineArguments
 from recipes.loop.arms import ARMS, check_arms, pairs_of, train_arm
-from recipes.loop.chains import paired, scored
+from recipes.loop.chains import Do, paired, scored
 from recipes.loop.settings import Settings
+from recipes.loop.stages import Plan, Stages
+from recipes.loop.start import Start, own_start, world_start
 from recipes.stage.processes import run_together
-
-if TYPE_CHECKING:
-    from recipes.loop.start import Start
 
 BASELINE_SAMPLES = 4  # a problem, for arms of which only pass@1 is shown
 
@@ -31,64 +29,64 @@ def pipeline(arguments: PipelineArguments) -> Path:
     """Run every stage that is not yet complete, then summarise and write the page."""
     settings = Settings(arguments.settings)
     check_arms(arguments.arms, settings, development=settings.world != "own")
-    loop(settings, arguments.run_dir, arguments.seed, arguments.arms)
+    own = own_start(settings, arguments.run_dir) if settings.world == "own" else None
+    plan = Plan()
+    for do in (plan, Stages(plan.stages)):
+        loop(do, settings, arguments.run_dir, arguments.seed, arguments.arms, own)
     return _publish([arguments.run_dir], arguments.run_dir)
 
 
-def loop(settings: Settings, run: Path, seed: int, arms: Sequence[str]) -> None:
-    """One seed, from the first policy to Best-of-N on held-out problems."""
-    from recipes.loop.start import start_of
-
-    start = start_of(settings, run, seed)
-    policy, prm = start.policy, start.prm or _trained_prm(settings, start, run, seed)
-    made = {"pairs": paired(settings, run / "preference", run / "pairs", policy, start.preference, prm, seed)}
+def loop(do: Do, settings: Settings, run: Path, seed: int, arms: Sequence[str], own: Start | None) -> None:
+    """One seed, from the first policy to Best-of-N on held-out problems; without a start, from an embedded world."""
+    start = own or world_start(do, settings, run, seed)
+    policy, prm = start.policy, start.prm or _trained_prm(do, settings, start, run, seed)
+    preference = start.asking(start.preference)
+    made = {"pairs": paired(do, settings, run / "preference", run / "pairs", policy, prm, seed, **preference)}
 
     trained = {"policy": policy}
     for arm in arms:
         kind = ARMS[arm].pairs
-        made[kind] = made.get(kind) or pairs_of(settings, start, run, kind, prm, seed)
-        trained[arm] = train_arm(settings, start, run, arm, made[kind], seed)
+        made[kind] = made.get(kind) or pairs_of(do, settings, start, run, kind, prm, seed)
+        trained[arm] = train_arm(do, settings, start, run, arm, made[kind], seed)
     for arm, model in trained.items():
-        answer(settings, run / "test" / arm, model, start.test, prm, seed, rerank=arm in ("policy", "mpo"))
+        answer(do, settings, start, run / "test" / arm, model, prm, seed, rerank=arm in ("policy", "mpo"))
 
 
-def _trained_prm(settings: Settings, start: Start, run: Path, seed: int) -> Path:
+def _trained_prm(do: Do, settings: Settings, start: Start, run: Path, seed: int) -> Path:
     """A PRM from Monte-Carlo labels of the policy's own samples."""
-    from recipes.data.label_steps import label
-    from recipes.data.sample import sample
-    from recipes.data.verify import verify
-    from recipes.training.train_prm import train_prm
-
-    drawn = sample(
-        settings.build(
-            "prm_sample", policy=start.policy, problems=start.prm_problems, out=run / "prm_samples", seed=seed
-        )
-    )
-    verified = verify(settings.build("verify", groups=drawn, out=run / "prm_verified"))
-    labelled = label(
-        settings.build("label_steps", groups=verified, policy=start.policy, out=run / "prm_labelled", seed=seed)
-    )
-    return train_prm(settings.build("train_prm", groups=labelled, model=start.prm_model, out=run / "prm", seed=seed))
+    whose = "the policy's responses to the PRM problems"
+    given = {"policy": start.policy, "seed": seed}
+    drawing = settings.build("prm_sample", out=run / "prm_samples", **given, **start.asking(start.prm_problems))
+    verifying = settings.build("verify", groups=do("sample", drawing, whose), out=run / "prm_verified")
+    verified = do("verify", verifying, whose)
+    labelling = settings.build("label_steps", groups=verified, out=run / "prm_labelled", **given)
+    labelled = do("label-steps", labelling, f"steps of {whose}, continued by the policy")
+    training = settings.build("train_prm", groups=labelled, model=start.prm_model, out=run / "prm", seed=seed)
+    return do("train-prm", training, "on these steps")
 
 
-def answer(settings: Settings, out: Path, model: Path, problems: Path, prm: Path, seed: int, *, rerank: bool) -> None:
+def answer(
+    do: Do, settings: Settings, start: Start, out: Path, model: Path, prm: Path, seed: int, *, rerank: bool
+) -> None:
     """Greedy, sampled and blind answers of one policy; with `rerank`, the PRM's choice among the samples."""
-    from recipes.answering.best_of_n import best_of_n
-    from recipes.data.sample import sample
-    from recipes.data.verify import verify
-
-    greedy = settings.build("test_sample", policy=model, problems=problems, out=out / "greedy_samples", seed=seed)
+    given = {"policy": model, "seed": seed, **start.asking(start.test)}
+    greedy = settings.build("test_sample", out=out / "greedy_samples", **given)
     greedy = replace(greedy, temperature=0.0, num_samples=1)
     swapped = replace(greedy, out=out / "swapped_samples", swap_images=True)
-    verify(settings.build("verify", groups=sample(greedy), out=out / "greedy"))
-    verify(settings.build("verify", groups=sample(swapped), out=out / "swapped"))
-    drawn = settings.build("test_sample", policy=model, problems=problems, out=out / "samples", seed=seed)
+    whose = f"responses of {out.name} to the test problems"
+    for name, drawing in (("greedy", greedy), ("swapped", swapped)):
+        told = f"greedy {whose}" + ", asked with another problem's image" * (name == "swapped")
+        verifying = settings.build("verify", groups=do("sample", drawing, told), out=out / name)
+        do("verify", verifying, told)
+    drawn = settings.build("test_sample", out=out / "samples", **given)
     if rerank:
-        groups = scored(settings, out, drawn, prm, visual_dependence=True)
-        best_of_n(settings.build("best_of_n", groups=groups, out=out / "best_of_n"))
+        groups = scored(do, settings, out, drawn, prm, f"sampled {whose}", visual_dependence=True)
+        measuring = settings.build("best_of_n", groups=groups, out=out / "best_of_n")
+        do("best-of-n", measuring, f"every selector on the sampled {whose}")
     else:
         drawn = replace(drawn, num_samples=min(drawn.num_samples, BASELINE_SAMPLES))
-        verify(settings.build("verify", groups=sample(drawn), out=out / "verified"))
+        verifying = settings.build("verify", groups=do("sample", drawn, f"sampled {whose}"), out=out / "verified")
+        do("verify", verifying, f"sampled {whose}")
 
 
 def evidence(arguments: EvidenceArguments) -> Path:

@@ -21,14 +21,14 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from recipes.commands.shipped import find_settings
 from recipes.config import RoundsConfig
-from recipes.loop.chains import paired, scored
+from recipes.loop.chains import Do, paired, scored
 from recipes.loop.held_out import check_held_out
 from recipes.loop.settings import Settings
+from recipes.loop.stages import Stages
 from recipes.stage.folder import manifest_of, open_stage
 from recipes.stage.groups import read_groups
 from recipes.stage.numbers import percent, rich_table, short, signed
-from recipes.stage.problem_source import SOURCE, problem_file
-from recipes.training.train_mpo import train_mpo
+from recipes.stage.problem_source import SOURCE, problem_files
 from rewards.choosing.round_guard import RoundChange, RoundMeasure, compare_rounds, measure_round
 
 RESULTS = "rounds.json"
@@ -44,23 +44,27 @@ def rounds(config: RoundsConfig) -> Path:
         raise ConfigError(f"expected --rounds >= 1, got {config.rounds}")
     config = replace(config, settings=find_settings(config.settings))
     settings = Settings(config.settings)
-    config = replace(
-        config,
-        problems=problem_file(config.problems, config.out / SOURCE / "problems", columns=config.columns),
-        guard=problem_file(config.guard, config.out / SOURCE / "guard", columns=config.columns),
+    files, root = problem_files(
+        {"problems": config.problems, "guard": config.guard},
+        config.out / SOURCE,
+        columns=config.columns,
+        image_root=config.image_root,
     )
-    check_held_out(config.guard, config.problems, names=("--guard", "--problems"), run=config.out)
+    config = replace(config, **files, image_root=root)
+    names = ("--guard", "--problems")
+    check_held_out(config.guard, config.problems, names=names, run=config.out, image_root=root)
     inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]
     stage = open_stage("rounds", config, inputs=inputs, grows=("rounds",))
     if stage.complete:
         return stage.out
-    kept, measured = config.policy, _measure(settings, config, config.policy, stage.out / "round0")
+    do = Stages()  # how many rounds there will be, the guard decides
+    kept, measured = config.policy, _measure(do, settings, config, config.policy, stage.out / "round0")
     rows = [_row(0, measured, None, 0, config.policy, stage.out)]
     stopped = False
     for number in range(1, config.rounds + 1):
         folder = stage.out / f"round{number}"
-        policy = _train(settings, config, kept, folder, number)
-        now = _measure(settings, config, policy, folder)
+        policy = _train(do, settings, config, kept, folder, number)
+        now = _measure(do, settings, config, policy, folder)
         change = compare_rounds(measured, now)
         rows.append(_row(number, now, change, manifest_of(folder / "pairs")["counts"]["pairs"], policy, stage.out))
         if stopped := change.over_optimised:
@@ -71,22 +75,27 @@ def rounds(config: RoundsConfig) -> Path:
     write_atomic(stage.out / RESULTS, json.dumps(result, indent=2) + "\n")
     _show(rows)
     print(f"policy that is kept: {kept}")
-    return stage.finish({"rounds": len(rows) - 1, "stopped": stopped})
+    note = f"{len(rows) - 1} rounds{', stopped by the guard' * stopped}; kept: {kept}"
+    return stage.finish({"rounds": len(rows) - 1, "stopped": stopped}, note=note)
 
 
-def _train(settings: Settings, config: RoundsConfig, policy: Path, folder: Path, number: int) -> Path:
+def _train(do: Do, settings: Settings, config: RoundsConfig, policy: Path, folder: Path, number: int) -> Path:
     """One turn of the loop, with samples of its own: their seed is the run's plus the round's number."""
     seed = config.seed + number
-    made = paired(settings, folder, folder / "pairs", policy, config.problems, config.prm, seed)
-    return train_mpo(settings.build("train_mpo", policy=policy, pairs=made, out=folder / "policy", seed=seed))
+    asked = {"problems": config.problems, "image_root": config.image_root}
+    made = paired(do, settings, folder, folder / "pairs", policy, config.prm, seed, **asked)
+    training = settings.build("train_mpo", policy=policy, pairs=made, out=folder / "policy", seed=seed)
+    return do("train-mpo", training, f"round {number}")
 
 
-def _measure(settings: Settings, config: RoundsConfig, policy: Path, folder: Path) -> RoundMeasure:
+def _measure(do: Do, settings: Settings, config: RoundsConfig, policy: Path, folder: Path) -> RoundMeasure:
     """The guard: the same problems and the same seed at every round."""
     guard = folder / "guard"
     given = {"policy": policy, "problems": config.guard, "out": guard / "samples", "seed": config.seed}
+    given["image_root"] = config.image_root
     drawing = settings.build("test_sample", **given)
-    return measure_round(read_groups(scored(settings, guard, drawing, config.prm, visual_dependence=False)))
+    whose = f"responses to the guard's problems, after {folder.name}"
+    return measure_round(read_groups(scored(do, settings, guard, drawing, config.prm, whose, visual_dependence=False)))
 
 
 def _row(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError
 from recipes.loop.held_out import check_held_out
+from recipes.stage.inputs import check_inputs
 from recipes.stage.models import with_models_here
-from recipes.stage.problem_source import SOURCE, problem_file
+from recipes.stage.problem_source import SOURCE, problem_files
 
 if TYPE_CHECKING:
+    from recipes.loop.chains import Do
     from recipes.loop.settings import Settings
 
 WORLD_ONLY = ("warm_start", "deepen")
+PROBLEM_FILES = ("preference_problems", "prm_problems", "test_problems")
 PRM_TRAINING = ("prm_sample", "label_steps", "train_prm")
 
 
@@ -29,6 +31,7 @@ class Start:
         development: problems on which arms are tuned; None: there are none.
         prm: a finished PRM; None if the loop trains one, on samples of `prm_problems`, from `prm_model`.
         prm_problems, prm_model: None with a finished PRM.
+        image_root: folder of the problems' images; None: that of each file.
     """
 
     policy: Path
@@ -38,11 +41,11 @@ class Start:
     development: Path | None = None
     prm_problems: Path | None = None
     prm_model: Path | None = None
+    image_root: Path | None = None
 
-
-def start_of(settings: Settings, run: Path, seed: int) -> Start:
-    """The start that the settings name; a world is composed, and its policy warmed up."""
-    return own_start(settings, run) if settings.world == "own" else _world_start(settings, run, seed)
+    def asking(self, problems: Path | None) -> dict[str, Path | None]:
+        """What every stage that samples is told of some problems."""
+        return {"problems": problems, "image_root": self.image_root}
 
 
 def own_start(settings: Settings, run: Path) -> Start:
@@ -53,7 +56,9 @@ def own_start(settings: Settings, run: Path) -> Start:
             that are in another file.
         StageError: a file that does not exist.
     """
-    own = with_models_here(settings.build("own"))
+    own = settings.build("own")
+    check_inputs(own)
+    own = with_models_here(own)
     if (own.prm is None) == (own.prm_problems is None):
         raise ConfigError(
             f"{settings.path}: own: expected one of prm (a finished PRM) and prm_problems (to train one on), got "
@@ -66,29 +71,29 @@ def own_start(settings: Settings, run: Path) -> Start:
     unused = [*WORLD_ONLY, *(PRM_TRAINING if own.prm else ())]
     if idle := [name for name in unused if settings.sections[name]]:
         raise ConfigError(f"{settings.path}: section {idle[0]!r} is not used in a run from these `own` data; remove it")
-    for name in ("preference_problems", "prm_problems", "test_problems"):
-        if source := getattr(own, name):
-            setattr(own, name, problem_file(source, run / SOURCE / name, columns=own.columns))
+    sources = {name: path for name in PROBLEM_FILES if (path := getattr(own, name)) is not None}
+    files, root = problem_files(sources, run / SOURCE, columns=own.columns, image_root=own.image_root)
+    own = replace(own, **files, image_root=root)
     for name in ("preference_problems", "prm_problems"):
         if others := getattr(own, name):
-            check_held_out(own.test_problems, others, names=("own.test_problems", f"own.{name}"), run=run)
+            names = ("own.test_problems", f"own.{name}")
+            check_held_out(own.test_problems, others, names=names, run=run, image_root=own.image_root)
     model = None if own.prm else own.prm_model or own.policy
     problems = {"prm_problems": own.prm_problems, "test": own.test_problems}
-    return Start(own.policy, own.preference_problems, prm=own.prm, prm_model=model, **problems)
-
-
-def _world_start(settings: Settings, run: Path, seed: int) -> Start:
-    from recipes.training.warm_start import warm_start
-    from recipes.worlds import easy_vqa
-    from recipes.worlds.digits import compose as digits
-    from recipes.worlds.digits.deepen import deepen_policy
-
-    composers: dict[str, Callable[[Any], Path]] = {"world": digits.compose, "easy_vqa": easy_vqa.compose}
-    world = composers[settings.world](settings.build(settings.world, out=run / "world", seed=seed))
-    policy = warm_start(
-        settings.build("warm_start", policy=world / "policy", demonstrations=world, out=run / "policy", seed=seed)
+    return Start(
+        own.policy, own.preference_problems, prm=own.prm, prm_model=model, image_root=own.image_root, **problems
     )
-    checker = deepen_policy(settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed))
+
+
+def world_start(do: Do, settings: Settings, run: Path, seed: int) -> Start:
+    """An embedded world is composed, and its policy warmed up."""
+    composing = settings.build(settings.world, out=run / "world", seed=seed)
+    world = do(settings.world.replace("_", "-"), composing, "problems, images and an untrained policy")
+    given = {"policy": world / "policy", "demonstrations": world}
+    warming = settings.build("warm_start", out=run / "policy", seed=seed, **given)
+    policy = do("warm-start", warming, "the untrained policy on demonstrated responses")
+    deepening = settings.build("deepen", policy=policy, out=run / "prm_init", seed=seed)
+    checker = do("deepen", deepening, "the policy with more layers, for the PRM to start from")
     problems = {name: world / f"{split}.jsonl" for name, split in (("prm_problems", "prm"), ("test", "test"))}
     problems["development"] = world / "development.jsonl"
     return Start(policy, world / "preference.jsonl", **problems, prm_model=checker)

@@ -16,6 +16,7 @@ from mpo.multimodal.errors import MPOError, StageError
 from mpo.multimodal.text import one_line
 from recipes.config import CheckConfig
 from recipes.stage.folder import content_of, faults_of, manifest_of
+from recipes.stage.manifest import input_root_of
 from recipes.stage.order import stages_in
 
 
@@ -62,9 +63,8 @@ def _other_inputs(folder: Path) -> Iterator[str]:
         path = next((path for path in (folder / beside, Path(there)) if path.exists()), None)
         if path is None:
             continue
-        root = manifest["image_root"]
         try:
-            now = content_of(path, manifest["stage"], Path(root) if root else None)
+            now = content_of(path, manifest["stage"], input_root_of(folder))
         except MPOError as error:
             yield f"its {name} cannot be used ({error})"
         else:

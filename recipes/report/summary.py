@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +25,7 @@ from rewards.choosing.evaluation import RESAMPLES, SELECTORS
 from rewards.verifying.degeneration import REASONS
 
 ARM_LABELS = {
-    "policy": "warm start",
+    "policy": "policy",
     "mpo": "MPO",
     "mpo_paper": "MPO (paper)",
     "mpo_first_error": "MPO, first error, no filter",
@@ -39,6 +40,8 @@ ARM_LABELS = {
     "mpo_exact_span": "MPO, first error by exact labels",
 }
 BASELINE, TRAINED = "policy", "mpo"
+WORLD, WARM_START = "world", "warm start"  # a run with that folder starts from an embedded world, and a warm start
+_baseline: ContextVar[str] = ContextVar("baseline", default=ARM_LABELS[BASELINE])  # its name in the runs that are shown
 # arms that answer a question together, beside MPO against each of the others
 COMPARED = (
     ("mpo_first_error", "mpo_paper"),
@@ -78,6 +81,7 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
     runs = [run for path in runs for run in runs_of(path)]
     if not runs:
         raise StageError("no run folders to summarise: expected at least one")
+    _baseline.set(WARM_START if (runs[0] / WORLD).is_dir() else ARM_LABELS[BASELINE])
     arms = {arm: measures_of_arm(runs, arm) for arm in arm_names(runs)}
     curves = {arm: curves_of_arm(runs, arm) for arm in arms}
     ks = [int(k) for k in next((curve["prm"] for curve in curves.values() if curve), {})]
@@ -116,12 +120,12 @@ def write_summary(runs: Sequence[Path], out: Path) -> Path:
 
 
 def label(arm: str) -> str:
-    """The name of an arm in tables."""
-    return ARM_LABELS.get(arm, arm)
+    """The name of an arm in tables; that of the first policy is the one in the runs that were summarised last."""
+    return _baseline.get() if arm == BASELINE else ARM_LABELS.get(arm, arm)
 
 
 def arm_names(runs: Sequence[Path]) -> list[str]:
-    """Arms of any run, the warm start first, then MPO, then the known baselines, then the rest by name."""
+    """Arms of any run, the first policy first, then MPO, then the known baselines, then the rest by name."""
     found = {path.name for run in runs for path in (run / "test").iterdir() if path.is_dir()}
     known = list(ARM_LABELS)
     return sorted(found, key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
@@ -210,25 +214,25 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
     def at_k(arm: str, selector: str) -> Measure | None:
         return curves.get(arm, {}).get(selector, {}).get(str(k))
 
-    base, mpo = BASELINE, TRAINED
+    base, mpo, first = BASELINE, TRAINED, label(BASELINE)
     rows = [
-        ("MPO > warm start (sampled)", of(mpo, "sampled"), of(base, "sampled")),
-        ("MPO > warm start (greedy)", of(mpo, "greedy"), of(base, "greedy")),
-        (f"warm start + PRM best@{k} > warm start pass@1", at_k(base, "prm"), at_k(base, "random")),
+        (f"MPO > {first} (sampled)", of(mpo, "sampled"), of(base, "sampled")),
+        (f"MPO > {first} (greedy)", of(mpo, "greedy"), of(base, "greedy")),
+        (f"{first} + PRM best@{k} > {first} pass@1", at_k(base, "prm"), at_k(base, "random")),
         (f"MPO + PRM best@{k} > MPO pass@1", at_k(mpo, "prm"), at_k(mpo, "random")),
-        (f"PRM best@{k} > majority@{k} (warm start)", at_k(base, "prm"), at_k(base, "majority")),
+        (f"PRM best@{k} > majority@{k} ({first})", at_k(base, "prm"), at_k(base, "majority")),
         (f"PRM best@{k} > majority@{k} (MPO)", at_k(mpo, "prm"), at_k(mpo, "majority")),
-        (f"weighted vote@{k} > majority@{k} (warm start)", at_k(base, "weighted_vote"), at_k(base, "majority")),
+        (f"weighted vote@{k} > majority@{k} ({first})", at_k(base, "weighted_vote"), at_k(base, "majority")),
         (f"weighted vote@{k} > majority@{k} (MPO)", at_k(mpo, "weighted_vote"), at_k(mpo, "majority")),
-        (f"vote by product@{k} > majority@{k} (warm start)", at_k(base, "vote_prod"), at_k(base, "majority")),
+        (f"vote by product@{k} > majority@{k} ({first})", at_k(base, "vote_prod"), at_k(base, "majority")),
         (f"vote by product@{k} > majority@{k} (MPO)", at_k(mpo, "vote_prod"), at_k(mpo, "majority")),
-        (f"MPO + PRM best@{k} > warm start + PRM best@{k}", at_k(mpo, "prm"), at_k(base, "prm")),
+        (f"MPO + PRM best@{k} > {first} + PRM best@{k}", at_k(mpo, "prm"), at_k(base, "prm")),
     ]
     return [claim for row in rows if (claim := _claim(*row))]
 
 
 def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
-    """MPO against each optional arm, and `COMPARED`; empty if there is only the warm start beside it."""
+    """MPO against each optional arm, and `COMPARED`; empty if there is only the first policy beside it."""
     others = [arm for arm in arms if arm not in (BASELINE, TRAINED)] if TRAINED in arms else []
     both = [(TRAINED, other) for other in others] + [pair for pair in COMPARED if {*pair} <= arms.keys()]
     rows = [

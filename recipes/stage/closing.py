@@ -15,6 +15,7 @@ from typing import Any
 from mpo.multimodal.text import one_line
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+QUARANTINE = "quarantine.jsonl"  # names each row that a stage could not use
 REASONS = 5  # named in the line, the most frequent first; the manifest has all
 
 
@@ -34,16 +35,24 @@ def closing_line(name: str, counts: Mapping[str, Any], out: Path, *, seconds: fl
     """
     parts = []
     if "in" in counts:
-        rejected = sorted(counts["rejected"].items(), key=lambda item: (-item[1], item[0]))
+        lost_by = {reason: number for reason, number in counts["rejected"].items() if number}
+        rejected = sorted(lost_by.items(), key=lambda item: (-item[1], item[0]))
         named = ", ".join(f"{reason} {number}" for reason, number in rejected[:REASONS])
         more = ", …" if len(rejected) > REASONS else ""
         lost = f", {sum(counts['rejected'].values())} rejected ({named}{more})" if rejected else ", nothing rejected"
         parts.append(f"{counts['in']} in, {counts['out']} out{lost}")
     parts += [note] if note else []
-    return one_line(f"{name}: {'; '.join([*parts, _duration(seconds), str(out)])}")
+    listed = f", rejects in {QUARANTINE}" if (out / QUARANTINE).is_file() else ""
+    return one_line(f"{name}: {'; '.join([*parts, duration(seconds), str(out)])}{listed}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as many as a reader wants to know.
+
+    Example:
+        >>> duration(8.4), duration(400), duration(8000)
+        ('8 s', '7 min', '2.2 h')
+    """
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = seconds / 60

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from mpo.multimodal.text import one_line
 from recipes.stage.closing import circumstances, closing_line
 from recipes.stage.identity import file_content, folder_content, model_content
 from recipes.stage.lock import lock, unlock
+from recipes.stage.manifest import MANIFEST, STARTED, image_root_of, manifest_of, place, problems_of, read_own
 from recipes.stage.models import checked_model, hub_names, roles_of
-from recipes.stage.vouching import OWN, faults, vouched
+from recipes.stage.threads import threads_used
+from recipes.stage.unused import make_folder
+from recipes.stage.vouching import faults, vouched
 from rewards.kept.store import differences
 
-MANIFEST, STARTED = OWN  # the second: of a stage that resumes where it was killed: whose work lies in the folder
 PAIRS = "pairs.parquet"  # of `mpo pairs`
 RESULTS = "results.json"  # of `mpo best-of-n`
 # Where, how fast, in which form and how closely watched, not what is made.
@@ -53,6 +55,7 @@ class Stage:
         fingerprint: `settings`, and `inputs`: the name of each → the key of its content.
         sources: where the inputs lie, by the same names; no part of what the stage is.
         hub: `org/name@commit` of those that come from the hub.
+        image_root: where the images of the problems lie, if not beside their file: as set, or as of the groups read.
     """
 
     name: str
@@ -90,17 +93,18 @@ class Stage:
             assert counts["in"] == counts["out"] + sum(counts["rejected"].values()), (self.name, counts)
         if not is_first_process():
             return self.out
-        problems = _place(Path(counts["problems"]), self.out) if "problems" in counts else None
+        problems = place(Path(counts["problems"]), self.out) if "problems" in counts else None
         seconds = round(time.monotonic() - self.started, 2)
         manifest: dict[str, Any] = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
             "counts": {name: value for name, value in counts.items() if name != "problems"},
             "files": vouched(self.out),
-            "sources": {name: _place(path, self.out) for name, path in self.sources.items()},
+            "sources": {name: place(path, self.out) for name, path in self.sources.items()},
             "hub": self.hub,
             "problems": problems,
-            "image_root": self.image_root and os.path.realpath(self.image_root),
+            "image_root": place(self.image_root, self.out) if self.image_root else None,
+            "threads": threads_used(),
             "seconds": seconds,
             "made": circumstances(),
         }
@@ -139,7 +143,7 @@ def open_stage(
         FingerprintError: `out` holds the result of other settings or inputs.
     """
     sources, roles = _sources(config, inputs), roles_of(type(config))
-    image_root = getattr(config, "image_root", None)
+    image_root = getattr(config, "image_root", None) or _inherited_root(sources.values())
     found = {}
     for key in sorted(sources, key=roles.__contains__):  # models last: they take longest to read
         if key in roles:
@@ -158,7 +162,7 @@ def open_stage(
         if is_first_process():
             print(one_line(f"{name}: complete already, nothing to do; {out}"), file=sys.stderr)
         return stage
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if is_first_process():
         lock(out, stage=name)
         if _is_complete(stage, config, grows=grows, refuse=refuse, work=work):  # another process has just finished it
@@ -172,38 +176,6 @@ def open_stage(
 def is_first_process() -> bool:
     """Whether this is the only process of a stage, or of several (torchrun, accelerate) the one that writes."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def manifest_of(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a complete stage.
-
-    Raises:
-        StageError: there is none, or it is damaged.
-    """
-    path = Path(folder) / MANIFEST
-    if not path.exists():
-        raise StageError(f"{folder} holds no finished stage (no {MANIFEST}); run the stage that writes it first")
-    manifest = read_own(path)
-    if manifest is None:
-        raise StageError(
-            f"{path} is damaged: expected the JSON of a finished stage; run the stage that writes it again"
-        )
-    return manifest
-
-
-def problems_of(folder: str | Path) -> Path:
-    """The problems file behind a groups folder: where it lay beside the folder, else where it lay on this machine.
-
-    Raises:
-        StageError: the folder holds no groups, or the file is in neither place.
-    """
-    places = manifest_of(folder).get("problems")
-    if not places:
-        raise StageError(f"{folder} holds no rollout groups; expected the folder of `mpo sample` or a stage after it")
-    for path in (Path(os.path.realpath(folder)) / places[0], Path(places[1])):
-        if path.exists():
-            return Path(os.path.normpath(path))
-    raise StageError(f"{folder}: {places[1]} is gone: expected the file there, or at {places[0]} seen from the folder")
 
 
 def faults_of(folder: Path) -> list[str]:
@@ -235,7 +207,9 @@ def content_of(path: Path, stage: str, image_root: Path | None) -> str:
             raise StageError(
                 f"stage {stage}: input {path} is damaged: {_some(wrong)}; run the stage that writes it again"
             )
-        return folder_content(path, problems=problems_of(path) if manifest_of(path).get("problems") else None)
+        if manifest_of(path).get("problems"):
+            return folder_content(path, problems=problems_of(path), image_root=image_root_of(path))
+        return folder_content(path)
     if any((path / name).exists() for name in (CONFIG, ADAPTER_CONFIG)):  # a model folder of the user's
         return model_content(path)
     raise StageError(f"stage {stage}: input {path} is not finished (no {MANIFEST}); run the stage that writes it first")
@@ -310,23 +284,14 @@ def _is_complete(stage: Stage, config: Any, *, grows: Sequence[str], refuse: boo
     return not wrong
 
 
+def _inherited_root(inputs: Iterable[Path]) -> Path | None:
+    """The image root of the first input that is a finished stage with one of its own."""
+    stages = (path for path in inputs if path.is_dir() and read_own(path / MANIFEST))
+    return next((root for path in stages if (root := image_root_of(path))), None)
+
+
 def _some(wrong: Sequence[str]) -> str:
     return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-
-
-def _place(path: Path, out: Path) -> list[str]:
-    """Where a path lies, beside a folder and on this machine; links to its folder are followed, its own is not."""
-    real = os.path.join(os.path.realpath(path.parent), path.name)
-    return [os.path.relpath(real, os.path.realpath(out)), real]
-
-
-def read_own(path: Path) -> dict[str, Any] | None:
-    """A file that we wrote; None if it is not there, or was cut short."""
-    try:
-        read = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return read if isinstance(read, dict) and {"settings", "inputs"} <= {*read.get("fingerprint", {})} else None
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], *, besides: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpo.multimodal.errors import DataError, StageError
 from mpo.multimodal.images import resolve_inside
-from recipes.stage.folder import problems_of
+from recipes.stage.manifest import image_root_of, problems_of
 from rewards.interchange.json_rows import decoded_row, write_rows
 from rewards.types import (
     Completion,
@@ -81,40 +81,60 @@ class _GroupRow(BaseModel):
     rollouts: list[_RolloutRow]
 
 
-def read_problems(path: str | Path, *, on_bad: OnBad | None = None) -> dict[str, Problem]:
-    """Problems by id, in file order.
+def read_problems(
+    path: str | Path, *, image_root: str | Path | None = None, on_bad: OnBad | None = None
+) -> dict[str, Problem]:
+    """Problems by id, in file order; arguments and errors are those of `iter_problems`."""
+    return {problem.id: problem for problem in iter_problems(path, image_root=image_root, on_bad=on_bad)}
 
-    A line is `{"id", "question", "images": [paths inside the file's folder], "answer", "meta", "placed"}`; `image` (one
-    path) is accepted for `images`, for `answer` a number, true or false, or a list of accepted answers. `placed` says
-    that the images stand where the question holds `<image>`.
+
+def iter_problems(
+    path: str | Path, *, image_root: str | Path | None = None, on_bad: OnBad | None = None
+) -> Iterator[Problem]:
+    """Problems, one at a time, in file order.
+
+    A line is `{"id", "question", "images": [paths], "answer", "meta", "placed"}`; `image` (one path) is accepted for
+    `images`, and for `answer` a number, true or false, or a list of accepted answers. `placed` says that the images
+    stand where the question holds `<image>`.
 
     Args:
         path: the file.
+        image_root: folder that the images are in, anywhere below it; paths are relative to it, or absolute. None is
+            the file's own folder.
         on_bad: called with (file:line, kind of fault, detail) for a bad line, and the rest is read; without it the
             first bad line raises.
 
     Raises:
         StageError: no such file.
         DataError: a line that is not such an object, is over `MAX_LINE_BYTES`, holds what UTF-8 or JSON cannot, uses
-            an id again, or names an image outside the folder; the message names the line.
+            an id again, or names an image outside `image_root`; the message names the line.
     """
     path = Path(path)
-    problems: dict[str, Problem] = {}
+    seen: set[str] = set()
     for number, line in _lines(path):
         try:
-            problem = _problem(line, path, number)
-            if problem.id in problems:
+            problem = _problem(line, path, number, Path(image_root or path.parent))
+            if problem.id in seen:
                 raise DataError(f"{path}:{number}: id {problem.id!r} occurs twice; ids must be unique")
         except DataError as error:
             if on_bad is None:
                 raise
             on_bad(f"{path.name}:{number}", "bad row", str(error))
         else:
-            problems[problem.id] = problem
-    return problems
+            seen.add(problem.id)
+            yield problem
 
 
-def _problem(line: bytes, path: Path, number: int) -> Problem:
+def problems_behind(folder: str | Path) -> dict[str, Problem]:
+    """The problems of a groups folder by id, bad lines left out: `mpo sample` has reported them.
+
+    Raises:
+        StageError: the folder holds no groups, or their problems are gone.
+    """
+    return read_problems(problems_of(folder), image_root=image_root_of(folder), on_bad=lambda *_: None)
+
+
+def _problem(line: bytes, path: Path, number: int, root: Path) -> Problem:
     with _naming(path, number):
         if len(line) > MAX_LINE_BYTES:
             raise DataError(f"a line of {len(line)} bytes; expected at most {MAX_LINE_BYTES}")
@@ -123,20 +143,20 @@ def _problem(line: bytes, path: Path, number: int) -> Problem:
         row["images"] = row["image"] if isinstance(row["image"], list) else [row["image"]]
     found = _validate(_ProblemRow, row, path, number)
     with _naming(path, number):
-        images = tuple(resolve_inside(image, path.parent) for image in found.images)
+        images = tuple(resolve_inside(image, root) for image in found.images)
         return Problem(
             found.id, found.question, images, cast(str | None, found.answer), found.meta, placed=found.placed
         )
 
 
-def write_problems(path: Path, problems: Iterable[Problem]) -> None:
-    """Write problems whose images are paths inside the file's folder.
+def write_problems(path: Path, problems: Iterable[Problem], *, image_root: Path | None = None) -> None:
+    """Write problems whose images are paths inside `image_root`, by default the file's folder.
 
     Raises:
         DataError: an image is no path, or lies outside the folder.
     """
     rows = []
-    root = path.parent.resolve()
+    root = (image_root or path.parent).resolve()
     for problem in problems:
         for image in problem.images:
             if not isinstance(image, str | Path) or not Path(image).resolve().is_relative_to(root):
@@ -168,7 +188,7 @@ def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
         DataError: a damaged line or an unknown problem.
     """
     folder = Path(folder)
-    problems = read_problems(problems_of(folder), on_bad=lambda *_: None)  # `mpo sample` has reported them
+    problems = problems_behind(folder)
     seen: set[str] = set()
     for number, line in _lines(folder / GROUPS):
         with _naming(folder / GROUPS, number):

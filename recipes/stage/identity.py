@@ -39,16 +39,17 @@ def file_content(path: Path, *, image_root: Path | None = None) -> str:
     return _joined([file_digest(path), *images])
 
 
-def folder_content(folder: Path, *, problems: Path | None = None) -> str:
+def folder_content(folder: Path, *, problems: Path | None = None, image_root: Path | None = None) -> str:
     """Content key of a folder: names and bytes of its own files, and the problems that its groups name.
 
     Args:
         folder: of a model or of a finished stage.
         problems: the file behind its groups, if it holds groups.
+        image_root: where the images of these problems lie; None is the folder of `problems`.
     """
     files = sorted(path for path in folder.iterdir() if is_content(path))
     names = [f"{path.name} {file_digest(path)}" for path in files]
-    return _joined([*names, *([file_content(problems)] if problems else [])])
+    return _joined([*names, *([file_content(problems, image_root=image_root)] if problems else [])])
 
 
 def model_content(folder: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ContinueConfig, LabelConfig, SampleConfig
+from recipes.stage.exclusive import a_local_engine, one_policy
 from rewards.sampling.generator import Generator, SamplingParams, check_number
 from rewards.sampling.rows_per_call import ROWS, row_bytes, rows_per_call
 
@@ -19,10 +20,8 @@ Drawing = TypeVar("Drawing", SampleConfig, LabelConfig, ContinueConfig)
 
 def checked_params(config: SampleConfig) -> SamplingParams:
     """The sampling settings; raises ConfigError for what cannot work, before anything is read."""
-    if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
-        raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
-    if config.engine != "local" and config.base_url:
-        raise ConfigError("engine ray is for a policy in this process; for a server, raise concurrency instead")
+    one_policy(config)
+    a_local_engine(config)
     if config.on_change not in ("refuse", "segment"):
         raise ConfigError(f"on_change must be refuse or segment, got {config.on_change!r}")
     if (config.batch_rows is not None and config.batch_rows < 1) or config.concurrency < 1:

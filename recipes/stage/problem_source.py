@@ -38,26 +38,44 @@ class ProblemSource:
     image_root: Path | None = None
 
 
-def problem_file(source: Path, out: Path, *, columns: Sequence[str] = (), grows: bool = False) -> Path:
-    """A file of problems in our own form.
+def problem_files(
+    sources: Mapping[str, Path],
+    out: Path,
+    *,
+    columns: Sequence[str] = (),
+    grows: bool = False,
+    image_root: Path | None = None,
+) -> tuple[dict[str, Path], Path | None]:
+    """Files of problems in our own form, and the folder of their images: as given, or None if they lie beside them.
 
     Args:
-        source: our JSON lines, or whatever `rewards/interchange/problems.py` reads.
-        out: folder to write to if it is not our own form.
+        sources: name → our JSON lines, or whatever `rewards/interchange/problems.py` reads.
+        out: folder with one for each name to write to, if one of them is not our own form.
         columns: `part=column`, such as `question=query`.
-        grows: whether the folder may take other problems in place of those that it has.
+        grows: whether a folder may take other problems in place of those that it has.
+        image_root: folder of the images of all of them; None is each one's own.
 
     Raises:
-        FingerprintError: `out` holds other problems, and `grows` is off.
+        FingerprintError: a folder holds other problems, and `grows` is off.
         ConfigError, StageError, DataError: as `read_problems`, or no row gives a problem.
     """
-    if not columns and _is_ours(source):
-        return source
-    return import_problems(ProblemSource(source, out, list(columns)), grows=grows) / PROBLEMS
+    if not columns and all(map(is_ours, sources.values())):
+        return dict(sources), image_root
+    made = {
+        name: ProblemSource(source, out / name, list(columns), image_root=image_root)
+        for name, source in sources.items()
+    }
+    return {name: import_problems(config, grows=grows) / PROBLEMS for name, config in made.items()}, None
+
+
+def problem_file(source: Path, out: Path, *, columns: Sequence[str] = ()) -> Path:
+    """One file whose images lie beside it; arguments and errors are those of `problem_files`."""
+    found, _ = problem_files({"": source}, out, columns=columns)
+    return found[""]
 
 
 def import_problems(config: ProblemSource, *, grows: bool = False) -> Path:
-    """Write `problems.jsonl` and `images/`; returns the folder. Arguments and errors are those of `problem_file`."""
+    """Write `problems.jsonl` and `images/`; returns the folder. Errors are those of `problem_files`."""
     address = str(config.source)
     config = replace(config, hub=address if address.startswith(HUB) else "")
     columns = columns_of(config.columns)
@@ -107,7 +125,7 @@ def columns_of(given: Sequence[str]) -> Mapping[str, str]:
     return found
 
 
-def _is_ours(source: Path) -> bool:
+def is_ours(source: Path) -> bool:
     """Whether a file's first row has what our own form needs; what is missing or damaged is left to our reader."""
     if str(source).startswith(HUB) or source.is_dir():
         return False

@@ -11,9 +11,8 @@ from typing import Any
 from mpo.multimodal.errors import ImageError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.images import image_sha256, load_image
+from recipes.stage.closing import QUARANTINE
 from rewards.types import Problem
-
-QUARANTINE = "quarantine.jsonl"
 
 
 class Quarantine:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ModelTraining
+from recipes.stage.exclusive import one_length
 
 WORKERS = 4  # processes that make batches, beside an accelerator
 CHECKPOINTS = 2  # kept; a damaged one is no loss while there is another
@@ -75,10 +76,7 @@ def large_model_training(
             f"{config.save_steps}, {config.dataloader_num_workers} and "
             f"{getattr(config, batch)}"
         )
-    if steps and config.epochs:
-        raise ConfigError(
-            f"max_steps={steps} and epochs={config.epochs:g} both say how long to train: give one of them"
-        )
+    one_length(config)
     epochs = 0.0 if steps else config.epochs or 1.0
     size = getattr(config, batch)
     if epochs and config.min_steps:

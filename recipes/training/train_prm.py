@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_processor
+from mpo.multimodal.messages import template_of
 from recipes.config import TrainPRMConfig
 from recipes.stage.folder import is_first_process, open_stage
 from recipes.stage.groups import read_groups
@@ -50,6 +51,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     read = read_groups(config.groups)[: config.num_problems or None]
     groups = labelled_groups(read, config, prm_format.max_steps)
     processor = load_processor(config.model)
+    template_of(processor)  # or an error, before weights load
     groups, rejected = admit_solutions(groups, processor, prm_format, max_length=config.max_length)
     if not groups:
         raise DataError(f"no response of {config.groups} can be trained on; rejected: {rejected}")

@@ -17,7 +17,7 @@ from mpo.multimodal.finite import FiniteTrainer
 from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.memory_bound import KEPT_BYTES, Kept
-from mpo.multimodal.messages import Message, prompt_text, response_ids, user_message
+from mpo.multimodal.messages import Message, prompt_text, response_ids, template_of, user_message
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, stack_rows
 from mpo.multimodal.turn import turn_of
 from recipes.config import WarmStartConfig
@@ -40,6 +40,7 @@ def warm_start(config: WarmStartConfig) -> Path:
         for rollout in group.rollouts
     ]
     processor = load_processor(config.policy)
+    template_of(processor)  # or an error, before weights load
     arguments = SFTConfig(
         **training_defaults(stage.out, config),
         per_device_train_batch_size=config.batch_size,
@@ -57,7 +58,10 @@ def warm_start(config: WarmStartConfig) -> Path:
     )
     trainer.train()
     trainer.save_model(str(stage.out))
-    return stage.finish({"in": len(rows), "out": len(rows), "rejected": {}})
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    note = f"{trainer.state.global_step} optimizer steps, {trainer.state.epoch or 0:.2g} epochs"
+    note += f", last logged loss {float(losses[-1]):.4g}" if losses else ""
+    return stage.finish({"in": len(rows), "out": len(rows), "rejected": {}}, note=note)
 
 
 class WarmStartTrainer(FiniteTrainer, SFTTrainer):

@@ -21,7 +21,7 @@ from recipes.config import EasyVQAConfig
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import write_groups, write_problems
 from recipes.worlds.digits.policy import build_policy
-from recipes.worlds.files import FIXED_SEED, on_disk
+from recipes.worlds.files import FIXED_SEED, on_disk, said_counts
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
 
 SHARES = {"warm_start": 0.4, "prm": 0.25, "preference": 0.25, "development": 0.1}  # of the train images
@@ -63,7 +63,7 @@ def compose(config: EasyVQAConfig) -> Path:
             facts = [facts_of(questions[q.split, q.image]) for q in chosen]
             write_groups(stage.out, _demonstrations(problems, facts, config))
     build_policy(stage.out / "policy", seed=config.seed, corpus=corpus(questions))
-    return stage.finish({**counts, "problems": str(stage.out / "warm_start.jsonl")})
+    return stage.finish({**counts, "problems": str(stage.out / "warm_start.jsonl")}, note=said_counts(counts))
 
 
 def load_package() -> tuple[dict[tuple[str, int], list[Question]], dict[str, dict[int, str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,3 +20,13 @@ def on_disk(problem: Problem, root: Path) -> Problem:
     if not path.exists():
         picture.save(path)
     return replace(problem, images=(path,))
+
+
+def said_counts(counts: Mapping[str, int]) -> str:
+    """Problems per split, in words.
+
+    Example:
+        >>> said_counts({"warm_start": 2, "test": 1})
+        'problems: warm start 2, test 1'
+    """
+    return "problems: " + ", ".join(f"{split.replace('_', ' ')} {number}" for split, number in counts.items())

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from mpo.multimodal.loading import load_model
-from recipes.cli import _prepare, main
+from recipes.cli import _parsed, main
 from recipes.config import TrainMPOConfig
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.types import Completion, PreferencePair, Problem
@@ -56,7 +56,7 @@ def test_only_what_differs_and_why(name: str) -> None:
     text = (FOLDER / f"{name}.yaml").read_text()
     values = yaml.safe_load(text)
     given = ["--policy", "p", "--pairs", "q", "--out", "o"]
-    _, config = _prepare(["train-mpo", str(FOLDER / f"{name}.yaml"), *given])
+    config = _parsed(["train-mpo", str(FOLDER / f"{name}.yaml"), *given])
     default = TrainMPOConfig(policy=Path("p"), pairs=Path("q"), out=Path("o"))
     for key, value in values.items():
         stated = key == "learning_rate"  # is always stated, even where it is the default

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.cli import COMMANDS, _prepare
+from recipes.cli import COMMANDS, _parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -47,7 +47,7 @@ def test_it_is_taken(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(ROOT)
     words = shlex.split(line.partition(" > ")[0], comments=True)
     if "…" not in line:
-        _prepare(words)
+        _parsed(words)
         return
     module, _, config, *_ = COMMANDS[words[0]]
     known = {field.name for field in fields(getattr(import_module("recipes.config"), config))}

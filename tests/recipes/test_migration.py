@@ -9,7 +9,8 @@ from pathlib import Path
 
 import trl
 
-from mpo.config import REFUSED, MPOConfig
+from mpo.config import IGNORED, REFUSED, MPOConfig
+from mpo.older_flags import HARMLESS, OLDER
 from mpo.trainer import MPOTrainer
 from recipes.cli import COMMANDS
 from recipes.config import TrainMPOConfig
@@ -47,15 +48,23 @@ def test_every_flag_of_ours_is_one() -> None:
 
 def test_every_field_of_trl_is_there_and_none_that_is_refused_is_forgotten() -> None:
     table = rows(section("From TRL"))
-    refused = set()
+    refused, ignored, gone = set(), set(), set()
     for there, here in table:
         names = set(code(there))
+        if here.startswith("gone"):
+            assert not names & TRL_FIELDS, there
+            gone |= names
+            continue
         assert names <= TRL_FIELDS, there
-        if here.startswith("refused"):
+        if here.startswith("ignored"):
+            ignored |= names
+        elif here.startswith("refused"):
             refused |= names
         else:
             assert not names & set(REFUSED) - {"remove_unused_columns"}, there
     assert refused == set(REFUSED) - {"remove_unused_columns"}
+    assert ignored == set(IGNORED)
+    assert gone == {*OLDER, *HARMLESS}
     assert {f.name for f in fields(MPOConfig)} - TRL_FIELDS <= set(code(section("From TRL")))
 
 

@@ -26,7 +26,10 @@ def deepen_policy(config: DeepenConfig) -> Path:
     deepen(model, config.extra_layers, seed=config.seed)
     model.save_pretrained(stage.out)
     load_processor(config.policy).save_pretrained(stage.out)
-    return stage.finish({"parameters": sum(p.numel() for p in model.parameters())})
+    parameters = sum(p.numel() for p in model.parameters())
+    return stage.finish(
+        {"parameters": parameters}, note=f"{config.extra_layers} more layers, {parameters:,} parameters"
+    )
 
 
 def deepen(model: Any, extra_layers: int, *, seed: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from mpo.multimodal.errors import DataError
 from recipes.worlds.digits.world import INKS, answer_of, running_result
 from rewards.types import Problem
 
@@ -31,6 +32,8 @@ def step_truth(problem: Problem, steps: Sequence[str]) -> list[bool]:
         >>> step_truth(p, ["See Red 3", "Now 3", "See Blue 8", "Now 1", "Final answer: 1"])
         [True, True, False, False, False]
     """
+    if not {"kind", "digits"} <= problem.meta.keys():
+        raise DataError(f"problem {problem.id!r} is not of the digits world: expected kind and digits in its meta")
     reader = _Reader(problem.meta["kind"], problem.meta["digits"])
     labels: list[bool] = []
     for step in steps:

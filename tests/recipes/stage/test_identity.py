@@ -123,7 +123,7 @@ def test_data_outside_a_run_is_found_when_the_run_alone_moves(tmp_path: Path, po
     moved = Path(shutil.move(samples, tmp_path / "far" / "away" / "samples"))
     assert len(read_groups(moved)) == 3
     problems.unlink()
-    with pytest.raises(StageError, match=r"q\.jsonl is gone: expected the file there"):
+    with pytest.raises(StageError, match=r"q\.jsonl is gone: expected it there"):
         read_groups(moved)
 
 
@@ -277,3 +277,52 @@ def test_a_changed_row_of_a_store_is_seen_and_drawn_again(run: Path, capsys: pyt
     assert "not as it was kept" in capsys.readouterr().err
     assert main(command) == 0
     assert (run / "samples" / "groups.jsonl").read_bytes() == groups
+
+
+def test_images_below_a_root_of_their_own(tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absolute paths, relative ones and a link inside the root; later stages find them, wherever the run lies."""
+    questions(tmp_path / "disk")
+    (tmp_path / "disk" / "linked.png").symlink_to("0.png")
+    names = [str(tmp_path / "disk" / "0.png"), "1.png", "linked.png"]
+    (tmp_path / "run").mkdir()
+    problems = tmp_path / "run" / "q.jsonl"
+    rows = [{"id": f"p{i}", "question": "How many?", "images": [name], "answer": "1"} for i, name in enumerate(names)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    root, out = tmp_path / "disk", tmp_path / "run"
+    verify(VerifyConfig(sample(drawing(problems, policy_folder, out / "samples", image_root=root)), out / "verified"))
+    shown = [group.problem.images[0] for group in read_groups(out / "verified")]
+    assert shown == [(root / name).resolve() for name in ("0.png", "1.png", "0.png")]
+    monkeypatch.chdir(tmp_path)
+    moved = Path(shutil.move(out, tmp_path / "moved"))
+    config = drawing(Path("moved/q.jsonl"), policy_folder, moved / "samples", image_root=Path("disk"))
+    inputs = [policy_folder, Path("moved/q.jsonl")]
+    assert open_stage("sample", config, inputs=inputs, grows=("problems",)).complete
+    verifying = VerifyConfig(Path("moved/samples"), moved / "verified")
+    assert open_stage("verify", verifying, inputs=[Path("moved/samples")]).complete
+    assert main(["check", "moved"]) == 0
+    Image.new("RGB", (64, 32), "white").save(root / "1.png")
+    with pytest.raises(FingerprintError, match=r"other groups \("):
+        open_stage("verify", verifying, inputs=[Path("moved/samples")])
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/secret.png", "out.png"])
+def test_an_image_outside_its_root_is_not_opened(name: str, tmp_path: Path) -> None:
+    from mpo.multimodal.errors import DataError
+    from recipes.stage.groups import read_problems
+
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "out.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": "a", "question": "?", "images": [name]}))
+    with pytest.raises(DataError, match="leaves the image root"):
+        read_problems(tmp_path / "q.jsonl", image_root=tmp_path / "root")
+
+
+def test_an_identity_by_path_is_noticed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: if an input were its path, the run would not go on where it was moved to."""
+    from recipes.stage import folder
+
+    monkeypatch.setattr(folder, "content_of", lambda path, *_: str(path))
+    open_stage("verify", VerifyConfig(run / "samples", tmp_path / "planted"), inputs=[run / "samples"]).finish({})
+    moved = Path(shutil.move(run, tmp_path / "elsewhere"))
+    with pytest.raises(FingerprintError, match="made with other groups"):
+        open_stage("verify", VerifyConfig(moved / "samples", tmp_path / "planted"), inputs=[moved / "samples"])

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from mpo.multimodal.loading import load_model, stored_dtype
-from recipes.cli import _prepare, main
+from recipes.cli import _parsed, main
 from recipes.loop.settings import SECTIONS, Settings
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups, read_problems
@@ -42,8 +42,8 @@ def test_only_what_differs_and_why(name: str) -> None:
     text = (FOLDER / f"{name}.yaml").read_text()
     command, paths = COMMAND[name]
     given = [word for path in paths for word in (f"--{path}", path)]
-    _, config = _prepare([command, str(FOLDER / f"{name}.yaml"), *given])
-    _, default = _prepare([command, *given])
+    config = _parsed([command, str(FOLDER / f"{name}.yaml"), *given])
+    default = _parsed([command, *given])
     for key, value in yaml.safe_load(text).items():
         stated = key == "learning_rate"  # is always stated, even where it is the default
         assert getattr(config, key) == value, key

@@ -1,0 +1,40 @@
+"""Settings that exclude each other, refused in one place: by the command line before anything is imported, and by the
+stages for callers from Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mpo.multimodal.errors import ConfigError
+
+
+def one_policy(config: Any) -> None:
+    """A model in this process, or a server and the model's name there: not both, not half."""
+    if not {"policy", "base_url", "model"} <= vars(config).keys():
+        return
+    if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
+        raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
+
+
+def one_length(config: Any) -> None:
+    """How long to train is given once."""
+    steps, epochs = getattr(config, "max_steps", 0), getattr(config, "epochs", 0)
+    if steps and epochs:
+        raise ConfigError(f"max_steps={steps} and epochs={epochs:g} both say how long to train: give one of them")
+
+
+def a_prm_to_choose(config: Any) -> None:
+    """Every selector but the vote asks a PRM."""
+    if getattr(config, "selector", "majority") != "majority" and config.prm is None:
+        raise ConfigError(f"selector={config.selector} needs prm, the folder of a process reward model")
+
+
+def a_local_engine(config: Any) -> None:
+    """Workers are for a model in this process."""
+    if getattr(config, "engine", "local") != "local" and getattr(config, "base_url", None):
+        raise ConfigError("engine ray is for a model in this process; for a server, raise concurrency instead")
+
+
+EXCLUSIVE: tuple[Callable[[Any], None], ...] = (a_prm_to_choose, one_policy, one_length, a_local_engine)
