@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import takewhile
@@ -152,8 +153,8 @@ def computes(name: str) -> bool:
     from recipes.stage.models import roles_of
 
     told = _config_class(name)
-    fields = told.__dataclass_fields__
-    return name in GROUPS["The embedded worlds"] or bool(roles_of(told)) or "settings" in fields
+    names = [field.name for field in fields(told)]
+    return name in GROUPS["The embedded worlds"] or bool(roles_of(told)) or "settings" in names
 
 
 def _refuse(message: str, *, code: int = 2) -> int:

@@ -54,8 +54,10 @@ def sample(config: SampleConfig) -> Path:
     one that got no usable reply in three runs, while the server answered others.
     """
     params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
-    given, kept = {"": config.problems}, config.out / SOURCE
-    own, root = problem_files(given, kept, columns=config.columns, grows=True, image_root=config.image_root)
+    given = {"": config.problems}
+    own, root = problem_files(
+        given, config.out / SOURCE, columns=config.columns, grows=True, image_root=config.image_root
+    )
     config = with_rows(replace(config, problems=own[""], image_root=root))
     inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage(

@@ -50,7 +50,7 @@ def rounds(config: RoundsConfig) -> Path:
         columns=config.columns,
         image_root=config.image_root,
     )
-    config = replace(config, **files, image_root=root)
+    config = replace(config, problems=files["problems"], guard=files["guard"], image_root=root)
     names = ("--guard", "--problems")
     check_held_out(config.guard, config.problems, names=names, run=config.out, image_root=root)
     inputs = [config.settings, config.policy, config.prm, config.problems, config.guard]

@@ -39,7 +39,7 @@ def label_exactly(config: ExactLabelConfig) -> Path:
     write_groups(stage.out, labelled)
     total, out = (sum(len(group.rollouts) for group in some) for some in (groups, labelled))
     counts = {"in": total, "out": out, "rejected": dict(rejected)}
-    labels = [count.correct for group in labelled for rollout in group.rollouts for count in rollout.mc or ()]
+    labels = [count.correct for group in labelled for r in group.rollouts for count in r.mc or () if count]
     note = f"{len(labels)} steps, {sum(labels)} of them right"
     return stage.finish({**counts, "problems": str(problems_of(config.groups))}, note=note)
 
