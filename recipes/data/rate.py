@@ -117,13 +117,13 @@ def _reward_model(config: RateConfig) -> Rewards:
     """The model of the folder, loaded for the first problem that is not kept."""
 
     @cache
-    def model() -> RewardModel:
+    def loaded() -> RewardModel:
         from rewards.prm.reward_model import RewardModel
 
         assert config.reward_model is not None
         return RewardModel.load(config.reward_model, batch_rows=config.batch_rows)
 
-    return lambda problem, texts: model().rewards([(problem, text) for text in texts])
+    return lambda problem, texts: loaded().rewards([(problem, text) for text in texts])
 
 
 def _judge(config: RateConfig) -> Rewards:

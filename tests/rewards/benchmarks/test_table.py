@@ -19,7 +19,7 @@ GOLDEN = {
     "MMMU": (
         {"index": 1, "split": "validation", "category": "Art", "question": "<image 1> Who?", "A": "Ann", "B": "Bob",
          "answer": "B", "image": PIXEL},
-        "Final answer: B", "Final answer: Ann", "<image 1> Who?\nA. Ann\nB. Bob",
+        "Final answer: B", "Final answer: Ann", "Who?\nA. Ann\nB. Bob",
     ),
     "MathVista": (
         {"pid": "1", "question": "bare", "query": "Hint: answer with a letter.\nQuestion: How many?\nChoices:\n(A) 3\n(B) 4",
@@ -28,7 +28,7 @@ GOLDEN = {
     ),
     "MathVision": (
         {"id": "1", "question": "How many? <image1>", "options": [], "answer": "7", "subject": "counting", "image": PIXEL},
-        "Final answer: 7", "Final answer: 8", "How many? <image1>",
+        "Final answer: 7", "Final answer: 8", "How many? <image>",
     ),
     "MathVerse-VO": (
         {"sample_index": "5", "problem_version": "Vision Only", "question": "", "answer": "D", "image": PIXEL,
@@ -82,7 +82,7 @@ def test_a_published_row_is_read_and_checked(name):
     bench = BENCHMARKS[name]
     ask = (lambda question, choices, hint: question) if bench.shows_options else with_options
     problem = problem_of(prepared(bench)(row), {}, where="file:1", root=None, ask=ask)
-    assert problem.question == question
+    assert problem.question.strip() == question  # an image that the text names has its place there
     assert len(problem.images) == 1
     verifier = VERIFIERS[bench.verifier]
     assert verifier(problem, right) is Verdict.CORRECT

@@ -197,6 +197,12 @@ GOLDEN = [
     ("short", "the cat", "a dog", W),
     ("vqa", "2", "two", C),
     ("vqa", "2", "three", W),
+    ("rounded", "11.50", "So it is \\boxed{11.502} cm.", C),
+    ("rounded", "11.50", "Final answer: 11.6", W),
+    ("rounded", "7", "Final answer: 7.2", W),
+    ("auto_rounded", "2.0944", "Final answer: 2.094", C),
+    ("auto_rounded", "2.0944", "Final answer: 2.11", W),
+    ("auto_rounded", "B", "The answer is (B).", C),
     ("auto", "B", "The answer is (B).", C),
     ("auto", "12 cm", "Final answer: 0.13 m", W),
     # --- exact ---
