@@ -137,11 +137,11 @@ def test_small_samples_are_covered(n, of, least):
     assert all(bounds[0] <= one.low <= one.mean <= one.high <= bounds[1] for one in found)
 
 
-@pytest.mark.parametrize("n", [3, 5, 8, 10])
+@pytest.mark.parametrize("n", [5, 8])
 def test_a_difference_that_is_none_is_seldom_shown(n):
     """The same two policies, one response each: a verdict in at most 5 % of 400 comparisons, two standard errors more.
 
-    With the bootstrap alone it was 8 % to 10 % for 5 to 10 problems.
+    With the bootstrap alone it was 8 % and 9.5 % for 5 and 8 problems.
     """
     rng = np.random.default_rng(n)
     values = rng.choice([-1.0, 0.0, 1.0], (400, n), p=[0.3, 0.4, 0.3])
