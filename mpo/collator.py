@@ -175,6 +175,30 @@ class PreferenceCollator:
             yield [responses[place] for place in row]
 
 
+def collators(
+    processor: Any, policy: Any, args: Any, *, shared_prefix: bool
+) -> tuple[PreferenceCollator, PreferenceCollator, JpegAugmentation]:
+    """What makes the batches of training and of evaluation, which shows images as they are; and what compresses them.
+
+    Args:
+        processor: of the policy.
+        policy: the model, without wrappers around it.
+        args: `MPOConfig`.
+        shared_prefix: see `PreferenceCollator`.
+    """
+    jpeg = JpegAugmentation("none" if args.precompute_ref_log_probs else args.jpeg_augmentation, seed=args.seed)
+    made = partial(
+        PreferenceCollator,
+        processor,
+        with_keys=args.precompute_ref_log_probs,
+        shared_prefix=shared_prefix,
+        max_row_tokens=args.max_row_tokens,
+        max_length=args.max_length,
+        positions=RowPositions.without_weights(policy),
+    )
+    return made(jpeg=jpeg), made(), jpeg
+
+
 def first_pairs(batch: dict[str, Any], pairs: int) -> dict[str, Any]:
     """The batch with only its first pairs; the responses of the others still run, but count nowhere.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import disable_dropout_in_model
 
 from mpo.admission import admit_all, context_of
-from mpo.collator import PreferenceCollator, first_pairs
+from mpo.collator import PreferenceCollator, collators, first_pairs
 from mpo.config import DECISIVE, MPOConfig
 from mpo.forward import chosen_lengths, model_inputs, pair_logps, prepare_models, source_of
 from mpo.initial_policy import StartCheck
@@ -30,9 +29,8 @@ from mpo.losses import Denominators, implicit_rewards, mpo_loss
 from mpo.metrics import MetricMeans, batch_metrics, with_total
 from mpo.monitors import RunMonitor
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.jpeg import JpegAugmentation, JpegEpochs
+from mpo.multimodal.jpeg import JpegEpochs
 from mpo.multimodal.loading import load_processor
-from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.ranks import check_whole_weights, with_blank_image
 from mpo.multimodal.scoring import innermost
 from mpo.multimodal.whole_steps import WholeStepTrainer
@@ -121,20 +119,12 @@ class MPOTrainer(WholeStepTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(policy)
         self.sharing = PromptSharing(args.layout, [policy, *([] if reference is None else [reference])])
-        jpeg = JpegAugmentation("none" if args.precompute_ref_log_probs else args.jpeg_augmentation, seed=args.seed)
-        collator = partial(
-            PreferenceCollator,
-            with_keys=args.precompute_ref_log_probs,
-            shared_prefix=self.sharing.on,
-            max_row_tokens=args.max_row_tokens,
-            max_length=args.max_length,
-            positions=RowPositions.without_weights(innermost(policy)),
-        )
-
+        made = collators(processor, innermost(policy), args, shared_prefix=self.sharing.on)
+        collator, self.eval_collator, jpeg = made if data_collator is None else (data_collator, data_collator, made[2])
         super().__init__(
             model=policy,
             args=args,
-            data_collator=data_collator or collator(processor, jpeg=jpeg),
+            data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
@@ -150,7 +140,6 @@ class MPOTrainer(WholeStepTrainer):
         self.monitor = RunMonitor(starts_at_reference=ref_model is None, after_step=self._commit_reward_shift)
         self.add_callback(self.monitor)
         self.add_callback(JpegEpochs(jpeg))
-        self.eval_collator = data_collator or collator(processor)  # shows images as they are
         self._means = {"train": MetricMeans(), "eval": MetricMeans()}
         self._balanced: TokenBalancedSampler | None = None
         self._start = StartCheck(self, expected=ref_model is None)

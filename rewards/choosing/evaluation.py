@@ -19,7 +19,8 @@ from rewards.choosing.adaptive import ERROR, MAY_CHANGE, replay
 from rewards.choosing.curves import pass_at_k, ranked_at_k, ranking, vote_at_k
 from rewards.choosing.selector_warnings import image_drop, length_preference, selector_regret, trust_warnings
 from rewards.choosing.votes import WEIGHTED_VOTES
-from rewards.statistics import Estimate, auc, mean_with_interval
+from rewards.scoring.ranking import auc
+from rewards.statistics import Estimate, mean_with_interval
 from rewards.types import Rollout, RolloutGroup, correctness_of, verdict_of
 from rewards.verifying.degeneration import REASONS, degenerate
 from rewards.verifying.equality_classes import votes_of, with_votes

@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from mpo.multimodal.errors import DataError
 from rewards.prm.evaluating.benchmark import ScoredResponse
 from rewards.prm.evaluating.metrics import calibration, class_counts, f1_scores, first_error_f1, within_auc
-from rewards.statistics import (
-    CHANGE,
-    SHARE,
-    Bounds,
-    mean_with_interval,
-    paired_difference,
-    share,
-    statistic_with_interval,
-    weighted_auc,
-)
+from rewards.scoring.ranking import share, weighted_auc
+from rewards.statistics import CHANGE, SHARE, Bounds, mean_with_interval, paired_difference, statistic_with_interval
 
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]

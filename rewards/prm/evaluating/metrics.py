@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.statistics import Bools, Floats, auc, checked, share
+from rewards.scoring.ranking import auc, checked, share
+from rewards.statistics import Bools, Floats
 
 
 @dataclass(frozen=True)

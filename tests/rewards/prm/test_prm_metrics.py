@@ -18,7 +18,7 @@ from rewards.prm.evaluating.metrics import (
     step_metrics,
     within_auc,
 )
-from rewards.statistics import auc, weighted_auc
+from rewards.scoring.ranking import auc, weighted_auc
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
