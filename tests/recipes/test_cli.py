@@ -12,12 +12,16 @@ from typing import get_args
 import pytest
 
 import mpo
+from mpo.multimodal.jpeg import Jpeg
 from recipes import config
 from recipes.answering.prm_eval import READERS
 from recipes.cli import _parsed, main
 from recipes.commands.parse import choices, hints, is_required
 from recipes.commands.shipped import find_settings
 from recipes.commands.table import COMMANDS, GROUPS
+from recipes.data.convert_data import PAIR_FORMATS
+from recipes.data.convert_steps import READERS as STEP_READERS
+from recipes.data.import_forms import FORMS
 from recipes.loop.pipeline import ARMS
 from recipes.loop.settings import Settings
 from recipes.training.tracking import PLACES
@@ -106,6 +110,9 @@ def test_the_help_of_a_command(command, capsys, monkeypatch):
         (config.Arm, ARMS),
         (config.BenchmarkKind, READERS),
         (config.Budget, BUDGETS),
+        (config.DataFormat, {*PAIR_FORMATS, *STEP_READERS}),
+        (config.Jpeg, get_args(Jpeg)),
+        (config.PublishedForm, FORMS),
         (config.RejectedPart, PARTS),
         (config.Selector, CHOICES),
         (config.SpanSource, SOURCES),
