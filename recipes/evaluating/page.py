@@ -30,8 +30,8 @@ from recipes.evaluating.tables import (
     own_critics,
     response_table,
 )
-from recipes.report.figures import Chart, Palette, label_ends, plain
 from recipes.report.page import PLOTS, TEMPLATES
+from recipes.report.shown.figures import Chart, Palette, label_ends, plain
 from recipes.stage.numbers import columns, percent, points
 
 PAGE = "evaluation.html"
