@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import ImageSource
-from mpo.multimodal.messages import Message, prompt_text, response_ids
+from mpo.multimodal.messages import PLACEHOLDER, Message, prompt_text, response_ids, user_message
 from mpo.spans import SPAN_COLUMN, Span, checked_span, tokens_of_span
 
 Row = Mapping[str, Any]
@@ -124,12 +124,22 @@ def _images(row: Row) -> list[ImageSource]:
 
 
 def _prompt_messages(prompt: Any, *, num_images: int) -> list[Message]:
-    """Typed blocks throughout; without image blocks, all images come before the first user turn's content."""
+    """Typed blocks throughout; without image blocks, images go where the user's texts hold `<image>`, else in front."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise DataError(f"prompt: expected a list of messages {{role, content}}, got {prompt!r:.80}")
     messages = [{"role": _key(message, "role"), "content": _blocks(_key(message, "content"))} for message in prompt]
     placeholders = sum(block["type"] == "image" for message in messages for block in message["content"])
-    if placeholders == 0 and num_images:
+    named = sum(block["text"].count(PLACEHOLDER) for block in _user_blocks(messages) if block["type"] == "text")
+    if placeholders == 0 and num_images and named:
+        if named != num_images:
+            raise DataError(
+                f"prompt: expected one {PLACEHOLDER} per image, got {named} of them, {num_images} images",
+                reason="placeholders and images differ in number",
+            )
+        for message in messages:
+            if message["role"] == "user":
+                message["content"] = [piece for block in message["content"] for piece in _placed(block)]
+    elif placeholders == 0 and num_images:
         first_user = next((message for message in messages if message["role"] == "user"), None)
         if first_user is None:
             raise DataError("prompt: expected a user message to put the images in")
@@ -140,6 +150,17 @@ def _prompt_messages(prompt: Any, *, num_images: int) -> list[Message]:
             reason="image blocks and images differ in number",
         )
     return messages
+
+
+def _user_blocks(messages: Sequence[Message]) -> Iterator[Message]:
+    return (block for message in messages if message["role"] == "user" for block in message["content"])
+
+
+def _placed(block: Message) -> list[Message]:
+    """A text block as texts and images, in the order of its placeholders."""
+    count = block["text"].count(PLACEHOLDER)
+    found: list[Message] = user_message(block["text"], count, placed=True)["content"]
+    return found
 
 
 def _blocks(content: Any) -> list[dict[str, str]]:

@@ -60,9 +60,7 @@ def test_a_prm_is_trained_and_reranks(
     assert [line["id"] for line in ranked] == ["0", "0", "1", "1"]
     for pair in (ranked[:2], ranked[2:]):
         assert pair[0]["reward"] >= pair[1]["reward"]
-        assert sorted(line["response"] for line in pair) == sorted(
-            ANSWERS
-        )  # the empty one and the control token are out
+        assert sorted(line["response"] for line in pair) == sorted(ANSWERS)  # two texts are out
 
     (folder.parent / "outside.png").write_bytes((folder / "pictures" / "0.png").read_bytes())
     rows = write(folder / "answers.jsonl", image="../outside.png", responses=ANSWERS)

@@ -85,13 +85,13 @@ def response_ids(processor: Any, text: str, *, truncated: bool = False) -> list[
 
     Args:
         processor: a Hugging Face processor with `.tokenizer`.
-        text: the response, not empty, without control tokens.
+        text: the response, not blank, without control tokens.
         truncated: the response was cut at a limit; it gets no end-of-turn.
 
     Raises:
-        DataError: empty, or contains a control token.
+        DataError: empty or blank, or contains a control token.
     """
-    if not text:
+    if not text.strip():
         raise DataError("a response is empty; drop the row before training or scoring", reason="empty response")
     found = control_tokens_in(processor, text)
     if found:

@@ -59,8 +59,8 @@ def _mmpr(config: ImportConfig, quarantine: Quarantine) -> Iterator[PreferencePa
 
 
 def _preferences(form: str, config: ImportConfig, quarantine: Quarantine) -> Iterator[PreferencePair]:
-    given = {"on_reject": quarantine.add, "image_root": config.image_root, "limit": config.sample}
-    return read_preference_rows(form, address_of(config.source), **given)
+    root, limit = config.image_root, config.sample
+    return read_preference_rows(form, address_of(config.source), on_reject=quarantine.add, image_root=root, limit=limit)
 
 
 def _release(config: ImportConfig, quarantine: Quarantine) -> Items:

@@ -52,7 +52,8 @@ def sample(config: SampleConfig) -> Path:
     one that got no usable reply in three runs, while the server answered others.
     """
     params, prompt = checked_params(config), prompt_of(config.prompt, system=config.system)
-    config = replace(config, problems=problem_file(config.problems, config.out / SOURCE, columns=config.columns))
+    own = problem_file(config.problems, config.out / SOURCE, columns=config.columns, grows=True)
+    config = replace(config, problems=own)
     inputs = [path for path in (config.policy, config.problems, *prompt_files(config.prompt)) if path is not None]
     stage = open_stage(
         "sample", config, inputs=inputs, grows=("num_samples", "problems"), refuse=config.on_change == "refuse"

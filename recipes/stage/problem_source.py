@@ -38,29 +38,31 @@ class ProblemSource:
     image_root: Path | None = None
 
 
-def problem_file(source: Path, out: Path, *, columns: Sequence[str] = ()) -> Path:
+def problem_file(source: Path, out: Path, *, columns: Sequence[str] = (), grows: bool = False) -> Path:
     """A file of problems in our own form.
 
     Args:
         source: our JSON lines, or whatever `rewards/interchange/problems.py` reads.
         out: folder to write to if it is not our own form.
         columns: `part=column`, such as `question=query`.
+        grows: whether the folder may take other problems in place of those that it has.
 
     Raises:
+        FingerprintError: `out` holds other problems, and `grows` is off.
         ConfigError, StageError, DataError: as `read_problems`, or no row gives a problem.
     """
     if not columns and _is_ours(source):
         return source
-    return import_problems(ProblemSource(source, out, list(columns))) / PROBLEMS
+    return import_problems(ProblemSource(source, out, list(columns)), grows=grows) / PROBLEMS
 
 
-def import_problems(config: ProblemSource) -> Path:
-    """Write `problems.jsonl` and `images/`; returns the folder."""
+def import_problems(config: ProblemSource, *, grows: bool = False) -> Path:
+    """Write `problems.jsonl` and `images/`; returns the folder. Arguments and errors are those of `problem_file`."""
     address = str(config.source)
     config = replace(config, hub=address if address.startswith(HUB) else "")
     columns = columns_of(config.columns)
     inputs = [] if config.hub else files_of(config.source)
-    stage = open_stage("problems", config, inputs=inputs, refuse=False)
+    stage = open_stage("problems", config, inputs=inputs, refuse=not grows)
     if stage.complete:
         return stage.out
     (stage.out / MANIFEST).unlink(missing_ok=True)

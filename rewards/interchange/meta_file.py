@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,7 +52,8 @@ class MetaEntry:
             >>> [MetaEntry("m", "", Path("m.jsonl"), repeat_time=1.5).times(row) for row in range(4)]
             [1, 2, 1, 2]
         """
-        return math.floor((row + 1) * self.repeat_time) - math.floor(row * self.repeat_time)
+        share = Fraction(str(self.repeat_time))  # of floating-point numbers, 100 · 0.29 is below 29
+        return math.floor((row + 1) * share) - math.floor(row * share)
 
 
 class _Dataset(BaseModel):

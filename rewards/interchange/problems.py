@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rewards.types import Problem
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id", "index", "pid", "problem_id", "question_id", "qid"),
     "question": ("question", "problem", "query", "prompt"),
-    "images": ("images", "image", "decoded_image"),
+    "images": ("images", "decoded_image", "image"),  # MathVista's `image` is the path of its `decoded_image`
     "paths": ("image_path",),
     "answer": ("answer", "answer_gt", "gt_answer", "reference"),
     "choices": ("choices", "options"),
@@ -93,7 +94,7 @@ def read_problems(
 
     Yields:
         Problems, their images decoded or paths inside the folder; `meta` holds `choices`, `hint` and every other column
-        that JSON can hold. A row without an id gets its number. A damaged row is a `Rejected`.
+        that JSON can hold. A row without an id gets its number, from 0. A damaged row is a `Rejected`.
 
     Raises:
         StageError: there is no such file.
@@ -104,12 +105,12 @@ def read_problems(
     root = image_root if image_root is not None else folder_of(source)
     shown: dict[str, Any] = {}  # id → images, of rows that others refer to
     seen: set[str] = set()
-    for where, row in read_table(source):
+    for number, (where, row) in enumerate(read_table(source)):
         try:
             if isinstance(row, DataError):
                 raise row
             row = prepare(row) if prepare else row
-            problem = problem_of(row, mapping, where=where, root=root, shown=shown, ask=ask)
+            problem = problem_of(row, mapping, where=where, number=number, root=root, shown=shown, ask=ask)
             if problem.id in seen:
                 raise DataError(f"id {problem.id!r} occurs twice; ids must be unique", reason="id occurs twice")
         except ImageError as error:
@@ -127,6 +128,7 @@ def problem_of(
     *,
     where: str,
     root: Path | None,
+    number: int = 0,
     shown: dict[str, Any] | None = None,
     ask: Ask = with_options,
 ) -> Problem:
@@ -135,8 +137,9 @@ def problem_of(
     Args:
         row: column → value.
         columns: as `read_problems`, checked.
-        where: file and number of the row; its number is the id of a row that has none.
+        where: file and number of the row, for messages.
         root: folder that paths start at; None where only embedded images are allowed.
+        number: of the row, from 0, as `datasets` counts: the id of a row that has none.
         shown: id → value of the image column of the rows before it, to which VLMEvalKit's rows may refer; added to.
         ask: makes the question of a row with options or a hint.
 
@@ -159,13 +162,14 @@ def problem_of(
             f"{', '.join(row)[:300]}"
         )
     value = {part: row.get(column) for part, column in held.items()}
-    id = _text(value.get("id")) or where.rpartition(":")[2]
+    id = id_text(value.get("id")) or str(number)
     question = usable_text(_text(value["question"]), "question")
-    lettered = {letter: row[letter] for letter in _LETTERS if _text(row.get(letter))} if "A" in row else {}
-    choices = _choices(value.get("choices")) or [_text(choice) for choice in lettered.values()]
+    lettered = list(takewhile(lambda letter: _text(row.get(letter)), _LETTERS))  # an empty column ends the options
+    choices = _choices(value.get("choices")) or [_text(row[letter]) for letter in lettered]
     hint = _text(value.get("hint"))
+    own = value.get("meta")
     meta = {
-        **(value["meta"] if isinstance(value.get("meta"), dict) else {}),
+        **(own if isinstance(own, dict) else {}),
         **({"choices": choices} if choices else {}),
         **({"hint": hint} if hint else {}),
         **_carried(row, {*held.values(), *lettered}),
@@ -217,6 +221,16 @@ def _answer(value: Any) -> Any:
     if isinstance(value, list):
         return [one for one in value if one is not None and _text(one)]
     return value if isinstance(value, bool | int | float) else _text(value) or None
+
+
+def id_text(value: Any) -> str:
+    """An id as text, the same whether a table holds it as a number or as a text; empty if there is none.
+
+    Example:
+        >>> id_text(7), id_text(7.0), id_text("07"), id_text(None)
+        ('7', '7', '07', '')
+    """
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mpo.multimodal.errors import DataError
-from rewards.interchange.problems import COLUMNS
+from rewards.interchange.problems import COLUMNS, id_text
 from rewards.interchange.tables import Row
 
 FAILED = "Failed to obtain answer via API"  # VLMEvalKit's text where a model gave none
@@ -67,7 +67,8 @@ def openai_batch(row: Row) -> Sampled:
     numbered = _NUMBERED_ID.fullmatch(custom)
     ids = (custom, *([numbered[1]] if numbered else []))
     first = int(numbered[2]) if numbered and len(choices) == 1 else None
-    return Sampled(ids, [(first, choice) if first is not None else (at, choice) for at, choice in choices], {})
+    said: list[tuple[int | None, Any]] = [(at if first is None else first, choice) for at, choice in choices]
+    return Sampled(ids, said, {})
 
 
 def vlmevalkit(row: Row) -> Sampled:
@@ -91,8 +92,8 @@ def lmms_eval(row: Row) -> Sampled:
     said = row.get("resps") if row.get("resps") is not None else row.get("filtered_resps")
     doc = row["doc"] if isinstance(row.get("doc"), Mapping) else {}
     target = {"answer": row["target"]} if row.get("target") not in (None, "") else {}
-    named = [str(doc[name]) for name in COLUMNS["id"] if doc.get(name) not in (None, "")]
-    return Sampled((*named, str(row["doc_id"])), list(enumerate(_flat(said))), {**target, **doc})
+    named = [id_text(doc[name]) for name in COLUMNS["id"] if doc.get(name) not in (None, "")]
+    return Sampled((*named, id_text(row["doc_id"])), list(enumerate(_flat(said))), {**target, **doc})
 
 
 def inspect_sample(row: Row) -> Sampled:
@@ -109,8 +110,8 @@ def inspect_sample(row: Row) -> Sampled:
     choices = _choices(row["output"])
     usage = row["output"].get("usage") if isinstance(row["output"], Mapping) else None
     tokens = usage.get("output_tokens") if isinstance(usage, Mapping) else None
-    said = [(epoch - 1, {**choices[0][1], "num_tokens": tokens})]
-    return Sampled((str(row["id"]),), said, {name: value for name, value in problem.items() if value})
+    said: list[tuple[int | None, Any]] = [(epoch - 1, {**choices[0][1], "num_tokens": tokens})]
+    return Sampled((id_text(row["id"]),), said, {name: value for name, value in problem.items() if value})
 
 
 FORMS: dict[str, Form] = {
@@ -127,7 +128,7 @@ def _ids(row: Row) -> tuple[str, ...]:
     found = next((row[name] for name in COLUMNS["id"] if row.get(name) not in (None, "")), None)
     if found is None:
         raise DataError(f"the row names no problem; expected one of {', '.join(COLUMNS['id'])}", reason="no problem id")
-    return (str(found),)
+    return (id_text(found),)
 
 
 def _without(row: Row, *columns: str) -> Row:

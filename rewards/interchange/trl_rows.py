@@ -8,6 +8,7 @@ with typed content. Files hold PNG bytes that we decoded and re-encoded ourselve
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def from_trl_row(row: Row) -> PreferencePair:
     for side in ("chosen", "rejected"):
         blocks = _only_turn(row[side], "assistant")
         if [_of(block, "type") for block in blocks] != ["text"]:
-            raise DataError(f"{side} does not hold one text; expected text only")
+            raise DataError(f"{side} holds an image or several texts; expected one text")
         text = usable_text(blocks[0]["text"] or "", "a turn")
         truncated = row.get(f"{side}_truncated")
         sides.append(Completion(text, FinishReason.LENGTH if truncated else FinishReason.STOP))
@@ -223,8 +224,8 @@ def _question_of(turns: Any, num_images: int) -> tuple[str, bool]:
     """The text of the user's turn, and whether its images are inside it rather than before it."""
     blocks = _only_turn(turns, "user")
     kinds = [_of(block, "type") for block in blocks]
-    if not {*kinds} <= {"image", "text"} or "text" not in kinds:
-        raise DataError(f"content {kinds!r:.80}; expected images and a text")
+    if not {*kinds} <= {"image", "text"} or "text" not in kinds or ("text", "text") in pairwise(kinds):
+        raise DataError(f"content {kinds!r:.80}; expected images, and a text before, between or after them")
     if kinds.count("image") != num_images:
         raise DataError(f"{kinds.count('image')} image placeholders for {num_images} images; expected as many")
     if kinds == ["image"] * num_images + ["text"]:

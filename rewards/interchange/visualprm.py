@@ -190,8 +190,8 @@ def response_of(steps: Sequence[str]) -> str:
     it becomes a line break.
 
     Example:
-        >>> response_of(["a\n\nb", "c"])
-        'a\nb\n\nc'
+        >>> response_of(["a\n\nb", "c"]), response_of(["a\n\nb", "c", "d"])
+        ('a\n\nb\n\nc', 'a\nb\n\nc\n\nd')
     """
     text = "\n\n".join(step.strip() for step in steps)
     try:

@@ -74,7 +74,7 @@ def read_release(
             for where, item, times in _rows(entry, places, limit):
                 if not isinstance(item, DataError):
                     problem, rollout = item
-                    meta = {"data_augment": True} if entry.data_augment else {}
+                    meta: dict[str, Any] = {"data_augment": True} if entry.data_augment else {}
                     if several:
                         problem = replace(problem, id=f"{entry.name}:{problem.id}")
                         meta["source"] = entry.name
@@ -113,9 +113,16 @@ def _rows(entry: MetaEntry, places: ImagePlaces, limit: int) -> Iterator[tuple[s
                 yield where, DataError(f"left out by repeat_time: it is {entry.repeat_time}"), 1
                 continue
             try:
-                yield where, _labelled(decoded_row(line), find), times
+                yield where, _labelled(_decoded(line), find), times
             except DataError as error:
                 yield where, error, times
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return decoded_row(line)
+    except DataError as error:
+        raise DataError(f"row: {error}") from error
 
 
 def _labelled(row: Any, find: Find) -> Labelled:

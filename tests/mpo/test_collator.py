@@ -52,6 +52,32 @@ def test_one_text_pair(collator: PreferenceCollator) -> None:
     assert set(batch) == {"input_ids", "labels", "attention_mask", *pairs}
 
 
+def test_a_placeholder_in_the_text_is_an_image(collator: PreferenceCollator) -> None:
+    """LLaMA-Factory#8734: rows whose text says `<image>` got their image twice, once as text."""
+    image = Image.new("RGB", (32, 32))
+    texts = {"front": "<image>\n+", "middle": "1<image>2", "none": "+"}
+    prompts = {}
+    for name, text in texts.items():
+        row = {"prompt": [{"role": "user", "content": text}], "chosen": "1", "rejected": "3", "images": [image]}
+        prompts[name] = collator.check(row).prompt
+        assert "<image>" not in prompts[name]
+        assert prompts[name].count(collator.processor.image_token) == 1
+    assert prompts["middle"].index("1") < prompts["middle"].index(collator.processor.image_token)
+    with pytest.raises(DataError, match="expected one <image> per image, got 2 of them, 1 images"):
+        collator.check({**row, "prompt": [{"role": "user", "content": "<image><image>"}]})
+    plain = text_row(prompt=[{"role": "user", "content": "<image>"}])  # no image: it is a text
+    assert collator.check(plain).images == []
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\n", "\t "])
+def test_a_blank_response_is_no_response(collator: PreferenceCollator, blank: str) -> None:
+    """ms-swift#3276."""
+    for side in ("chosen", "rejected"):
+        with pytest.raises(DataError) as caught:
+            collator.check(text_row(**{side: blank}))
+        assert caught.value.reason == "empty response"
+
+
 def test_truncated_response_has_no_end_of_turn(collator: PreferenceCollator) -> None:
     batch = collator([text_row(rejected_truncated=True)])
     assert [row[9:] for row in spelled(collator, batch["labels"])] == [["1", " ", "2", EOT], ["3", __, __, __]]

@@ -41,6 +41,7 @@ def test_own_fields() -> None:
         "group_by_prompt",
         "max_row_tokens",
         "reference_cache_dir",
+        "jpeg_augmentation",
         "allow_config_change",
     }
 

@@ -219,8 +219,8 @@ def test_a_row_with_more_than_a_pair_holds_is_refused() -> None:
         ([], r"turns \[\]; expected one of the user"),
         ([{"role": "system", "content": [text]}], r"turns \[\]; expected one of the user"),
         ([{"role": "system", "content": [text]}] * 2, r"turns \['system'\]"),
-        ([{"role": "user", "content": [text, text]}], r"expected images, then one text"),
-        ([{"role": "user", "content": [text, {"type": "image"}]}], r"expected images, then one text"),
+        ([{"role": "user", "content": [text, text]}], r"expected images, and a text before, between or after them"),
+        ([{"role": "user", "content": [text, {"type": "image"}]}], r"1 image placeholders for 0 images"),
         ([{"role": "user", "content": [{"type": "image"}, text]}], r"1 image placeholders for 0 images"),
     ]:
         with pytest.raises(DataError, match=said):
