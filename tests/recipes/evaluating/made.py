@@ -110,7 +110,7 @@ def wemath(path: Path) -> list[Asked]:
                     "image_path": {"bytes": picture(200 + index), "path": f"{index}.png"},
                 }
             )  # fmt: skip
-            asked.append(Asked(str(index + 1), letter, [other for other in LETTERS if other != letter]))
+            asked.append(Asked(str(index), letter, [other for other in LETTERS if other != letter]))
     pq.write_table(pa.Table.from_pylist(rows), path)
     return asked
 

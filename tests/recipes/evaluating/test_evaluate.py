@@ -280,7 +280,7 @@ def test_responses_to_other_problems_are_refused_by_name(
     ).rename(tmp_path / "other.yaml")
     settings(made)
     assert main(["evaluate", str(path), "--out", str(tmp_path / "out")]) == 2
-    assert "is to a problem of MMMU: its first problem is '1'" in capsys.readouterr().err
+    assert "is to a problem of MMMU: its first problem is '0'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
