@@ -37,4 +37,19 @@ def a_local_engine(config: Any) -> None:
         raise ConfigError("engine ray is for a model in this process; for a server, raise concurrency instead")
 
 
-EXCLUSIVE: tuple[Callable[[Any], None], ...] = (a_prm_to_choose, one_policy, one_length, a_local_engine)
+def one_greedy_response(config: Any) -> None:
+    """Greedy decoding gives one response, however often it is asked."""
+    number = getattr(config, "num_samples", getattr(config, "n", None))
+    if number is not None and hasattr(config, "temperature"):
+        from rewards.sampling.generator import SamplingParams, check_number
+
+        check_number(number, SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens))
+
+
+EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
+    a_prm_to_choose,
+    one_policy,
+    one_length,
+    a_local_engine,
+    one_greedy_response,
+)

@@ -78,6 +78,7 @@ TOGETHER = {
     "no policy": SAMPLE,
     "a server without its model": SAMPLE + " --base_url http://127.0.0.1:1/v1",
     "workers and a server": SAMPLE + " --base_url http://127.0.0.1:1/v1 --model m --engine ray",
+    "many greedy responses": "answer --policy {model} --selector majority --question x --temperature 0 --n 4",
     "epochs and steps": TRAIN + " --epochs 1 --max_steps 5",
     "a choice without a PRM": "answer --policy {model} --question x",
     "a required flag": "train-mpo --policy {model}",

@@ -29,8 +29,8 @@ def test_convert_a_reward_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--checkpoint", "nowhere"], "no config.json in nowhere"),
-        (["--checkpoint", "source", "--shard_gb", "0"], "shard_gb must be above 0"),
+        (["--checkpoint", "nowhere"], "input nowhere does not exist"),
+        (["--checkpoint", "source", "--shard_gb", "0"], "--shard_gb: expected a number above 0, got '0'"),
     ],
 )
 def test_wrong_use(

@@ -162,12 +162,8 @@ def test_the_checkpoints_number_type(policy_folder: Path, pairs: Path, tmp_path:
     ("flag", "value", "message"),
     [
         ("dtype", "fp8", "--dtype: expected one of auto, float32, bfloat16, got 'fp8'"),
-        (
-            "lora_rank",
-            "-1",
-            "dataloader_num_workers or batch_size, got 0.05, 0.001, 0.0, 3, 20, 0, -1",
-        ),
-        ("warmup", "3", "expected warmup in [0, 1)"),
+        ("lora_rank", "-1", "--lora_rank: expected a whole number of at least 0, got '-1'"),
+        ("warmup", "3", "--warmup: expected a number below 1, got '3'"),
         ("lora_targets", "q_prj", "has no layer 'q_prj'; all-linear takes every one"),
     ],
 )
