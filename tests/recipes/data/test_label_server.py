@@ -25,7 +25,7 @@ from rewards.sampling.openai_generator import OpenAIGenerator
 from tests import simulated_policy
 from tests.model_server import ModelServer
 from tests.recipes.killing import KILLED, ended, start, stored
-from tests.rewards.prm.labelling.test_served import groups_of
+from tests.rewards.prm.labelling.test_served_labels import groups_of
 from tests.server_process import ServerProcess, until
 
 
