@@ -57,8 +57,6 @@ def own_start(settings: Settings, run: Path) -> Start:
         StageError: a file that does not exist.
     """
     own = settings.build("own")
-    check_inputs(own)
-    own = with_models_here(own)
     if (own.prm is None) == (own.prm_problems is None):
         raise ConfigError(
             f"{settings.path}: own: expected one of prm (a finished PRM) and prm_problems (to train one on), got "
@@ -71,6 +69,8 @@ def own_start(settings: Settings, run: Path) -> Start:
     unused = [*WORLD_ONLY, *(PRM_TRAINING if own.prm else ())]
     if idle := [name for name in unused if settings.sections[name]]:
         raise ConfigError(f"{settings.path}: section {idle[0]!r} is not used in a run from these `own` data; remove it")
+    check_inputs(own)
+    own = with_models_here(own)
     sources = {name: path for name in PROBLEM_FILES if (path := getattr(own, name)) is not None}
     files, root = problem_files(sources, run / SOURCE, columns=own.columns, image_root=own.image_root)
     own = replace(own, **files, image_root=root)

@@ -154,6 +154,8 @@ def _pairs(path: Path, config: Any) -> None:
 def _source(path: Path, config: Any) -> None:
     if str(path).startswith(HUB):
         return
+    if not hasattr(config, "source_format") and not path.exists():  # of `mpo import`: no stage has written it
+        raise StageError(f"no rows at {path}: nothing is there; expected a file, a folder, or hub:NAME")
     kind = {"trl": _pairs, "groups": _groups}.get(getattr(config, "source_format", ""), _there)
     kind(path, config)
 

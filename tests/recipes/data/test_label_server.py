@@ -131,10 +131,10 @@ def test_a_problem_that_always_fails_is_set_aside_after_three_runs(
     ("changes", "line"),
     [
         (["--policy", "x"], "expected either policy (a model folder), or base_url and model (a server)"),
-        (["--engine", "ray"], "engine ray is for a policy in this process"),
-        (["--max_tokens_total", "-1"], "expected max_tokens_total and price_per_million_tokens of at least 0"),
-        (["--price_per_million_tokens", "nan"], "expected max_tokens_total and price_per_million_tokens"),
-        (["--concurrency", "0"], "expected concurrency >= 1"),
+        (["--engine", "ray"], "engine ray is for a model in this process"),
+        (["--max_tokens_total", "-1"], "--max_tokens_total: expected a whole number of at least 0"),
+        (["--price_per_million_tokens", "nan"], "--price_per_million_tokens: expected a number"),
+        (["--concurrency", "0"], "--concurrency: expected a whole number of at least 1"),
     ],
 )
 def test_wrong_settings_are_one_line(
