@@ -169,9 +169,13 @@ def _problems(path: Path, config: Any) -> None:
         return
     from recipes.stage.groups import iter_problems
     from recipes.stage.problem_source import is_ours
+    from rewards.interchange.tables import files_of
 
     _there(path, config)
+    if path.is_dir() and (path / CONFIG).exists():
+        raise ConfigError(f"{path} is the folder of a model; expected problems")
     if getattr(config, "columns", None) or not is_ours(path):
+        files_of(path)
         return
     faults: list[str] = []
     for problem in iter_problems(

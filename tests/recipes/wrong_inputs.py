@@ -70,6 +70,10 @@ def make_good(folder: Path, policy_folder: Path) -> Good:
 CALLS: dict[str, dict[str, str]] = {
     "sample": {"policy": MODEL, "problems": PROBLEMS, "out": OUT},
     "split": {"problems": PROBLEMS, "out": OUT},
+    "import": {"form": "=problems", "source": PROBLEMS, "out": OUT},
+    "import-responses": {"responses": PROBLEMS, "out": OUT},
+    "rate": {"groups": GROUPS, "by": "=self_certainty", "out": OUT},
+    "overlap": {"training": PROBLEMS, "test": GUARD, "out": OUT},
     "verify": {"groups": GROUPS, "out": OUT},
     "label-steps": {"groups": GROUPS, "policy": MODEL, "out": OUT},
     "score": {"groups": GROUPS, "prm": PRM, "out": OUT},
@@ -83,6 +87,9 @@ CALLS: dict[str, dict[str, str]] = {
     "convert": {"checkpoint": CHECKPOINT, "out": OUT},
     "answer": {"policy": MODEL, "prm": PRM, "image": IMAGE, "question": "=How many?"},
     "best-of-n": {"groups": GROUPS, "out": OUT},
+    "rerank": {"groups": GROUPS},
+    "serve": {"prm": PRM, "port": "=0"},
+    "evaluate": {"settings": SETTINGS, "out": OUT},
     "beam-search": {"policy": MODEL, "prm": PRM, "problems": PROBLEMS, "out": OUT},
     "prm-eval": {"prm": PRM, "benchmark": GROUPS, "kind": "=groups", "out": OUT},
     "pipeline": {"settings": SETTINGS, "run_dir": OUT},
@@ -204,7 +211,6 @@ _PROBLEMS: dict[str, Make] = {
     "a list in images": _written(_ROW % b'[["x.png"]]'),
     "a number in images": _written(_ROW % b"7"),
     "an image that is not there": _written(_ROW % b'["x.png"]'),
-    "pairs": _other(PAIRS),
     "a model": _other(MODEL),
     "settings": _other(SETTINGS),
 }
