@@ -68,8 +68,8 @@ def _folder(path: Path, config: Any) -> None:
 
 def _model(path: Path, config: Any) -> None:
     """A checkpoint: a configuration that is a JSON object, and weights that are whole by their own header."""
-    if not path.exists() and HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
-        return  # of the hub, perhaps
+    if _of_the_hub(path):
+        return
     _folder(path, config)
     if (path / ADAPTER).exists() and not (path / CONFIG).exists():
         return
@@ -114,7 +114,14 @@ def _whole_weights(file: Path) -> None:
         raise ConfigError(f"{file} is damaged or cut short: its header does not fit its {size} bytes; fetch it again")
 
 
+def _of_the_hub(path: Path) -> bool:
+    """Whether a name may be one of the hub: it is looked up later."""
+    return not path.exists() and HUB_NAME.fullmatch(str(path)) is not None and not path.parent.exists()
+
+
 def _prm(path: Path, config: Any) -> None:
+    if _of_the_hub(path):
+        return
     _folder(path, config)
     if not (path / CONTRACT).is_file() and getattr(config, "prm_format", None) is None:
         way = "; or pass --prm_format NAME to say how it is asked" if hasattr(config, "prm_format") else ""

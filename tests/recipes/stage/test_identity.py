@@ -45,7 +45,7 @@ def questions(folder: Path, number: int = 3) -> Path:
 
 def drawing(problems: Path, policy: Path, out: Path, **changes: object) -> SampleConfig:
     settings = {"num_samples": 2, "max_new_tokens": 4, **changes}
-    return SampleConfig(problems=problems, policy=policy, out=out, **settings)
+    return SampleConfig(problems=problems, policy=policy, out=out, batch_rows=64, **settings)
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_an_unconverted_checkpoint_is_refused_and_converts_by_name(hub: HubServe
 
 def test_nothing_is_fetched_while_another_input_is_missing(hub: HubServer, capsys: Any) -> None:
     assert main(["sample", "--policy", LLM, "--problems", "none.jsonl", "--out", "out"]) == 2
-    assert "sample: input none.jsonl does not exist" in capsys.readouterr().err
+    assert "input none.jsonl does not exist" in capsys.readouterr().err
     assert hub.paths == []
 
 
@@ -200,7 +200,7 @@ def test_the_models_of_a_run_on_data_of_ones_own(hub: HubServer) -> None:
         f"own:\n  policy: {LLM}\n  prm: {PRM}\n  preference_problems: questions.jsonl\n  test_problems: test.jsonl\n"
     )
     Path("test.jsonl").write_text(json.dumps({"id": "t", "question": "Why?", "answer": "1"}) + "\n")
-    start = own_start(Settings(Path("own.yaml")))
+    start = own_start(Settings(Path("own.yaml")), Path("run"))
     assert hub_name(start.policy) == f"{LLM}@{hub.commit(LLM, 'main')}"
     assert start.prm is not None
     assert hub_name(start.prm) == f"{PRM}@{hub.commit(PRM, 'main')}"
