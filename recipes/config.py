@@ -562,10 +562,10 @@ class RateConfig:
         default=None,
         metadata={"help": "for scores: JSON lines with problem_id, index (place among its responses) and score"},
     )
-    reward_model: Path | None = field(
+    reward_model: ModelPath | None = field(
         default=None, metadata={"help": "for reward_model: its folder, with value_head.safetensors"}
     )
-    judge: Path | None = field(default=None, metadata={"help": "for judge: a model in this process"})
+    judge: ModelPath | None = field(default=None, metadata={"help": "for judge: a model in this process"})
     base_url: list[str] = field(
         default_factory=list,
         metadata={"help": "for judge: its server, such as http://host:8000/v1; several may be given"},

@@ -77,7 +77,7 @@ def test_without_an_extra_the_extra_is_named(tmp_path: Path) -> None:
     assert "ImportError: rewards.OpenAIGenerator needs the extra: pip install -e '.[server]'" in done.stderr
     world = "from recipes.cli import main; sys.exit(main(['world', '--out', 'w']))"
     done = run(tmp_path, "-c", code.format("sklearn.datasets") + world)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert (done.returncode, done.stderr.count("mpo: ")) == (2, 1), done.stderr
     assert "the digits need the extra: pip install -e '.[digits]'" in done.stderr
 
 

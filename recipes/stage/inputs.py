@@ -146,7 +146,8 @@ def _benchmark(path: Path, config: Any) -> None:
 
 
 def _pairs(path: Path, config: Any) -> None:
-    _there(path, config)
+    if not path.exists():
+        raise StageError(f"no pairs at {path}; run `mpo pairs` first")
     file = path / "pairs.parquet" if path.is_dir() else path
     if not file.is_file():
         raise StageError(f"{path} holds no pairs.parquet; expected the folder of `mpo pairs`, or a Parquet file")

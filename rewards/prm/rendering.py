@@ -14,19 +14,17 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from mpo.multimodal.messages import (
-    PLACEHOLDER,
     Message,
-    assistant_message,
     broken_up,
     control_tokens_in,
     prompt_text,
     sanitised,
-    system_message,
     user_message,
 )
 from mpo.multimodal.prefix import EncodedPrompt, encode_prompt, encode_prompts
 from mpo.multimodal.prompt_length import PromptLength
 from rewards.errors import StepAlignmentError
+from rewards.prm.conversation import first_turn_parts, next_turns, opening, system_turn
 from rewards.prm.formats import PRMFormat, single_token_id
 from rewards.prm.inverse import Frame, OneTurnFrame, TurnsFrame, as_read, check_row
 from rewards.prm.response_text import one_turn_text, turns_text
@@ -154,9 +152,9 @@ def conversations(
     With the PRM's chat template and a generation prompt the i-th ends at read position i of `render`, which accepts the
     same steps. Control tokens are broken up as there.
     """
-    turns = [sanitised(processor, _opening(prm_format, problem, steps[0].text, num_images))]
+    turns = [sanitised(processor, opening(prm_format, problem, steps[0].text, num_images))]
     for step in steps[1:]:
-        turns.append([*turns[-1], *sanitised(processor, _next_turns(prm_format, step.text))])
+        turns.append([*turns[-1], *sanitised(processor, next_turns(prm_format, step.text))])
     return turns
 
 
@@ -206,7 +204,7 @@ def _one_turn(
 
 def _one_turn_prompt(processor: Any, prm_format: PRMFormat, problem: Problem, num_images: int) -> str:
     turn = user_message(problem.question, num_images, placed=problem.placed)
-    return prompt_text(processor, [*_system(prm_format), turn])
+    return prompt_text(processor, [*system_turn(prm_format), turn])
 
 
 def _marks(processor: Any, prm_format: PRMFormat) -> tuple[list[int], list[int]]:
@@ -264,12 +262,12 @@ class _Around(NamedTuple):
 def _around(processor: Any, prm_format: PRMFormat, problem: Problem, num_images: int) -> _Around:
     """Seen on a conversation whose steps are a known word."""
     probe = "STEP"
-    messages = _opening(prm_format, problem, probe, num_images)
+    messages = opening(prm_format, problem, probe, num_images)
     first = prompt_text(processor, messages)
     opened, _, after = first.rpartition(probe)
-    second = prompt_text(processor, [*messages, *_next_turns(prm_format, probe)])
+    second = prompt_text(processor, [*messages, *next_turns(prm_format, probe)])
     before = second[len(first) :].rpartition(probe)[0]
-    head = _first_turn_parts(prm_format, problem, "")[-1].strip()
+    head = first_turn_parts(prm_format, problem, "")[-1].strip()
     return _Around(opened, before, after, head or opened, single_token_id(processor.tokenizer, prm_format.positive))
 
 
@@ -286,8 +284,8 @@ def _later_texts(
     The whole conversation is rendered once; where it is not the steps with `around` around them, since a template
     treats some text in its own way, every turn is rendered.
     """
-    messages = _opening(prm_format, problem, steps[0].text, num_images)
-    later = [message for step in steps[1:] for message in _next_turns(prm_format, step.text)]
+    messages = opening(prm_format, problem, steps[0].text, num_images)
+    later = [message for step in steps[1:] for message in next_turns(prm_format, step.text)]
     text = around.opened + steps[0].text + around.after
     turns = [around.before + step.text + around.after for step in steps[1:]]
     if prompt_text(processor, [*messages, *later]) == text + "".join(turns):
@@ -295,7 +293,7 @@ def _later_texts(
     text, turns = prompt_text(processor, messages), []
     so_far = text
     for step in steps[1:]:
-        messages = [*messages, *_next_turns(prm_format, step.text)]
+        messages = [*messages, *next_turns(prm_format, step.text)]
         longer = prompt_text(processor, messages)
         if not longer.startswith(so_far):
             raise StepAlignmentError(f"the chat template of PRM format {prm_format.name!r} rewrites earlier turns")
@@ -322,35 +320,3 @@ def _joined(prm_format: PRMFormat, sign: int, turns: Sequence[Sequence[int]]) ->
 def _ids(processor: Any, texts: Sequence[str]) -> list[list[int]]:
     """The tokens of each text, without special ones around it."""
     return processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-
-
-def _opening(prm_format: PRMFormat, problem: Problem, step: str, num_images: int) -> list[Message]:
-    if problem.placed:
-        before, after = _around_question(prm_format, step)
-        turn = user_message(problem.question, num_images, before=before, after=after, placed=True)
-        return [*_system(prm_format), turn]
-    *opening, text = _first_turn_parts(prm_format, problem, step)
-    return [*_system(prm_format), user_message(text, num_images, before="".join(opening))]
-
-
-def _next_turns(prm_format: PRMFormat, step: str) -> list[Message]:
-    return [assistant_message(prm_format.positive), user_message(step)]
-
-
-def _first_turn_parts(prm_format: PRMFormat, problem: Problem, step: str) -> list[str]:
-    """The first turn's text, cut at the place of the images if it names one, or behind the last that is placed."""
-    if problem.placed:
-        before, after = _around_question(prm_format, step)
-        first, found, last = problem.question.rpartition(PLACEHOLDER)
-        return [before + first + found, last + after]
-    return [part.format(question=problem.question, step=step) for part in prm_format.first_turn.split("{images}", 1)]
-
-
-def _around_question(prm_format: PRMFormat, step: str) -> tuple[str, str]:
-    """The first turn's text around the question, for images that are inside it."""
-    before, _, after = prm_format.first_turn.replace("{images}", "", 1).partition("{question}")
-    return before, after.format(step=step)
-
-
-def _system(prm_format: PRMFormat) -> list[Message]:
-    return [system_message(prm_format.system)] if prm_format.system else []

@@ -81,7 +81,7 @@ def test_every_field_that_names_a_model_is_one() -> None:
         (name, field.name)
         for name, config in classes.items()
         for field in fields(config)
-        if field.name in ("policy", "prm", "checkpoint", "model") and "Path" in str(field.type)
+        if field.name in ("policy", "prm", "checkpoint", "model", "reward_model", "judge") and "Path" in str(field.type)
     }
     found = {(name, field) for name, config in classes.items() for field in roles_of(config)}
     assert found == named

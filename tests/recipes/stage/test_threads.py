@@ -83,6 +83,7 @@ def test_it_comes_before_torch_and_reaches_its_threads() -> None:
 def test_which_commands_say_it() -> None:
     quiet = {name for name in COMMANDS if not computes(name)}
     assert quiet == {
-        *("split", "verify", "best-of-n", "convert-data", "settings", "report", "view", "check", "env"),
+        *("split", "import", "import-responses", "overlap", "verify", "best-of-n", "rerank", "convert-data"),
+        *("settings", "report", "view", "check", "env"),
     }
     assert threads_used() == 1  # of the tests

@@ -83,7 +83,7 @@ def test_no_address_in_data_is_asked(server: ModelServer, policy_folder: Path, t
         with pytest.raises(DataError):
             collate([pair])
     picture = {"bytes": png_bytes(Image.new("RGB", (32, 32))), "path": url}
-    content = [{"type": "image", "url": url}, {"type": "text", "text": markdown}]
+    content = [{"type": "image"}, {"type": "text", "text": markdown}]
     collate([{"images": [picture], "prompt": [{"role": "user", "content": content}], "chosen": "a", "rejected": "b"}])
 
     assert server.paths == []

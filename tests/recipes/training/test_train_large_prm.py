@@ -134,8 +134,8 @@ def test_values_that_cannot_work(settings: TrainPRMConfig, capsys: pytest.Captur
     given = ["--groups", settings.groups, "--model", settings.model, "--out", settings.out]
     for flag, value, message in (
         ("dtype", "fp8", "--dtype: expected one of auto, float32, bfloat16"),
-        ("warmup", 1, "expected warmup in [0, 1)"),
-        ("max_length", 0, "max_length must be >= 1"),
+        ("warmup", 1, "--warmup: expected a number below 1"),
+        ("max_length", 0, "--max_length: expected a whole number of at least 1"),
     ):
         assert main(["train-prm", *map(str, given), f"--{flag}", str(value)]) == 2
         assert message in capsys.readouterr().err

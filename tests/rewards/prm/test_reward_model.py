@@ -124,5 +124,8 @@ def test_another_head_is_refused_by_name(folder: Path, tmp_path: Path, head: dic
     ],
 )
 def test_a_critic_and_its_file_belong_together(flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rate", "--groups", str(tmp_path), *flags.split(), "--out", str(tmp_path / "out")]) == 2
-    assert "belong together" in (said := capsys.readouterr().err) or "batch_rows >= 1" in said
+    rng = random.Random(0)
+    problems = make_problems(tmp_path / "data", "q", 2, rng)
+    groups = write_stage(tmp_path / "groups", make_groups(problems, 2, 0.5, rng), problems)
+    assert main(["rate", "--groups", str(groups), *flags.split(), "--out", str(tmp_path / "out")]) == 2
+    assert "belong together" in (said := capsys.readouterr().err) or "--batch_rows: expected" in said
