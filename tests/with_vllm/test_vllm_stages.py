@@ -1,0 +1,57 @@
+"""`mpo evaluate` and `mpo label-steps` on a real vLLM: nothing is lost, and nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.cli import main
+from recipes.stage.folder import manifest_of
+from recipes.stage.groups import read_groups
+from tests.recipes.run_folders import make_groups, make_problems, stating, write_stage
+from tests.with_vllm.vllm_server import MODEL, Served
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # the first waits for the server
+
+
+def test_a_matrix_of_a_policy_on_vllm(served: Served, tmp_path: Path) -> None:
+    make_problems(tmp_path / "sums", "test", 3, random.Random(0))
+    settings: dict[str, Any] = {
+        "ns": [1, 2, 4],
+        "sample": {"prompt": "direct", "max_new_tokens": 12},
+        "policies": {"On vLLM": {"base_url": [served.base_url], "model": MODEL}},
+        "benchmarks": {"sums": {"problems": str(tmp_path / "sums" / "test.jsonl")}},
+        "critics": {"Own certainty": {"self_certainty": True}},
+    }
+    (tmp_path / "matrix.yaml").write_text(json.dumps(settings))
+    command = ["evaluate", str(tmp_path / "matrix.yaml"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    (told,) = json.loads((tmp_path / "out" / "results" / "evaluation.json").read_text())["responses"]
+    assert (told["problems"], told["responses"], told["most"]) == (3, 12, 4)
+    assert 1 <= told["tokens"] <= 12
+    before = {
+        path: path.read_bytes() for path in (tmp_path / "out" / "results").iterdir() if "seconds" not in path.name
+    }
+    assert main(command) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_step_labels_from_vllm(served: Served, tmp_path: Path) -> None:
+    """Sequential labels of six responses, twice into two folders: vLLM keeps to a request's seed, so they are the
+    same."""
+    rng = random.Random(0)
+    problems = make_problems(tmp_path / "data", "q", 3, rng)
+    groups = write_stage(tmp_path / "verified", stating(make_groups(problems, 2, 0.5, rng)), problems)
+    asked = ["label-steps", "--groups", str(groups), "--base_url", served.base_url, "--model", MODEL]
+    asked += ["--budget", "sequential", "--num_continuations", "4", "--max_new_tokens", "12", "--mixed_only", "false"]
+    for name in ("one", "two"):
+        assert main([*asked, "--out", str(tmp_path / name)]) == 0
+    assert read_groups(tmp_path / "one") == read_groups(tmp_path / "two")
+    counts = manifest_of(tmp_path / "one")["counts"]
+    assert counts["drawn"]["continuations"] > 0
+    assert counts["drawn"]["tokens"] > 0
+    assert counts["in"] == counts["out"] + sum(counts["rejected"].values())
