@@ -259,7 +259,7 @@ def caption(evaluation: Mapping[str, Any]) -> str:
     special = f" Accuracy, but {metrics}." if metrics else " Accuracy."
     return (
         f"{OVERALL} is the mean over benchmarks. Every number is an expectation over random subsets of the responses, "
-        f"with a 95 % bootstrap interval over problems where one is given.{special}"
+        f"with a 95 % interval over problems where one is given.{special}"
     )
 
 
