@@ -73,7 +73,7 @@ def _seed(args: argparse.Namespace, run: Path, seed: int) -> dict[str, dict[str,
             LabelConfig(
                 verified,
                 run / row.replace(" ", "_"),
-                policy,
+                policy=policy,
                 budget=budget,
                 num_continuations=args.k,
                 responses=ALL,

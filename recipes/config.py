@@ -415,23 +415,37 @@ class VerifyConfig:
 
 
 @dataclass
-class LabelConfig(EngineConfig):
-    """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step, fewer on a smaller budget."""
+class ContinuerConfig(EngineConfig):
+    """The model that continues responses: in this process, or behind one server or several."""
 
-    groups: Path = field(metadata={"help": "folder of `mpo verify`"})
-    out: Path = field(metadata={"help": "folder for the labelled groups"})
     policy: PolicyPath | None = field(
         default=None,
+        kw_only=True,
         metadata={"help": "model that continues the responses in this process, usually the one that wrote them"},
     )
     base_url: list[str] = field(
         default_factory=list,
+        kw_only=True,
         metadata={
             "help": "server that continues them instead, such as http://host:8000/v1; several may be given, and each "
             "image keeps to one"
         },
     )
-    model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
+    model: str | None = field(default=None, kw_only=True, metadata={"help": "name of the model on the server"})
+    concurrency: Count = field(default=16, kw_only=True, metadata={"help": "requests in flight per server"})
+    samples_a_request: Whole = field(
+        default=0,
+        kw_only=True,
+        metadata={"help": "most continuations to ask for in one request to a server; 0 asks for all of a step's"},
+    )
+
+
+@dataclass
+class LabelConfig(ContinuerConfig):
+    """`mpo label-steps`: Monte-Carlo labels, K continuations from the end of each step, fewer on a smaller budget."""
+
+    groups: Path = field(metadata={"help": "folder of `mpo verify`"})
+    out: Path = field(metadata={"help": "folder for the labelled groups"})
     budget: Budget = field(
         default="full",
         metadata={
@@ -462,11 +476,6 @@ class LabelConfig(EngineConfig):
             "help": "continuations per forward pass, in this process; default: 64 on a CPU, what memory holds on a "
             "GPU, up to 256"
         },
-    )
-    concurrency: Count = field(default=16, metadata={"help": "requests in flight per server"})
-    samples_a_request: Whole = field(
-        default=0,
-        metadata={"help": "most continuations to ask for in one request to a server; 0 asks for all of a step's"},
     )
     seed: Whole = field(default=0, metadata={"help": "the same seed draws the same continuations"})
     keep_continuations: bool = field(
@@ -588,11 +597,10 @@ class OverlapConfig:
 
 
 @dataclass
-class ContinueConfig(EngineConfig):
+class ContinueConfig(ContinuerConfig):
     """`mpo continue`: for problems whose samples are all wrong, continuations of their sound beginnings."""
 
     groups: Path = field(metadata={"help": "folder of `mpo score`"})
-    policy: PolicyPath = field(metadata={"help": "model that continues the responses, usually the one that wrote them"})
     out: Path = field(metadata={"help": "folder for the continued responses, verified; score them next"})
     prefixes: Count = field(default=4, metadata={"help": "most different beginnings per problem, the longest first"})
     num_continuations: Count = field(default=4, metadata={"help": "K, continuations of each beginning"})
@@ -606,7 +614,8 @@ class ContinueConfig(EngineConfig):
     batch_rows: Count | None = field(
         default=None,
         metadata={
-            "help": "continuations per forward pass; default: 64 on a CPU, what memory holds on a GPU, up to 256"
+            "help": "continuations per forward pass, in this process; default: 64 on a CPU, what memory holds on a "
+            "GPU, up to 256"
         },
     )
     seed: Whole = field(default=0, metadata={"help": "the same seed draws the same continuations"})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +13,19 @@ from tqdm.auto import tqdm
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ContinueConfig
 from recipes.stage.engine import engine
+from recipes.stage.exclusive import a_local_engine, one_policy
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
-from recipes.stage.policies import continuer_of, with_rows
+from recipes.stage.policies import continuer_of, served_generator, with_rows
+from rewards.kept.calls import Run, in_turn
 from rewards.pairing.prefixes import continue_beginnings, is_all_wrong, sound_beginnings
 from rewards.pairing.spans import RejectedSpan
+from rewards.prm.labelling.monte_carlo import Continuer
 from rewards.sampling.rows_per_call import ROWS
 from rewards.types import Verdict
+
+SERVED_ROWS = 1024  # continuations that servers are asked for side by side, and that a kill loses
 
 
 def continue_prefixes(config: ContinueConfig) -> Path:
@@ -27,9 +34,11 @@ def continue_prefixes(config: ContinueConfig) -> Path:
     The budget is prefixes x num_continuations for each problem with only wrong samples; the manifest says what was
     drawn. Each call's results are in `calls.sqlite` as soon as they are there.
     """
+    one_policy(config)
+    a_local_engine(config)
     config = with_rows(config)
-    rows = config.batch_rows or ROWS
-    stage = open_stage("continue", config, inputs=[config.groups, config.policy])
+    rows = SERVED_ROWS if config.base_url else config.batch_rows or ROWS
+    stage = open_stage("continue", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
     if config.prefixes < 1 or config.num_continuations < 1:
@@ -44,17 +53,7 @@ def continue_prefixes(config: ContinueConfig) -> Path:
     total = len(beginnings) * config.num_continuations
     with (
         open_calls(stage) as calls,
-        engine(
-            config,
-            partial(
-                continuer_of,
-                config.policy,
-                temperature=config.temperature,
-                max_new_tokens=config.max_new_tokens,
-                batch_rows=rows,
-                with_texts=True,
-            ),
-        ) as run,
+        _on_servers(config) if config.base_url else _here(config, rows) as run,
         tqdm(total=total, desc="continue prefixes", unit="continuation") as bar,
     ):
         done = continue_beginnings(
@@ -79,3 +78,22 @@ def continue_prefixes(config: ContinueConfig) -> Path:
     }
     note = f"{counts['solved']} problems with a right continuation, of {len(groups)} without a right sample"
     return stage.finish({**counts, "problems": str(problems_of(config.groups))}, note=note)
+
+
+def _here(config: ContinueConfig, rows: int) -> AbstractContextManager[Run]:
+    assert config.policy is not None
+    work = partial(
+        continuer_of,
+        config.policy,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        batch_rows=rows,
+        with_texts=True,
+    )
+    return engine(config, work)
+
+
+@contextmanager
+def _on_servers(config: ContinueConfig) -> Iterator[Run]:
+    with served_generator(config) as (generator, verify_many):
+        yield in_turn(Continuer(generator, verify_many, with_texts=True))

@@ -91,7 +91,7 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
 
 
 @contextmanager
-def served_generator(config: LabelConfig) -> Iterator[tuple[Any, Any]]:
+def served_generator(config: LabelConfig | ContinueConfig) -> Iterator[tuple[Any, Any]]:
     """What asks the servers for continuations, and what checks responses, with a verifier's processes."""
     try:
         from rewards.sampling.openai_generator import OpenAIGenerator

@@ -105,6 +105,8 @@ def continue_beginnings(
         tokens += result["tokens"]
         asked = [beginning for beginning in part for _ in range(num_continuations)]
         for beginning, made, verdict in zip(asked, result["drawn"], result["verdicts"], strict=True):
+            if made is None:  # refused, such as a prompt too long
+                continue
             text, reason, number = made
             completion = Completion(beginning.prefix + text, FinishReason(reason), number)
             rollouts = drawn.setdefault(beginning.problem.id, (beginning.problem, []))[1]

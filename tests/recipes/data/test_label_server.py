@@ -22,6 +22,8 @@ from recipes.stage.groups import GROUPS, read_groups, write_groups, write_proble
 from rewards.prm.labelling.continuations import CONTINUATIONS, with_right_continuations
 from rewards.sampling import openai_generator
 from rewards.sampling.openai_generator import OpenAIGenerator
+from rewards.steps import split_on_blank_lines
+from rewards.types import MonteCarloCount, Rollout, Verdict
 from tests import simulated_policy
 from tests.model_server import ModelServer
 from tests.recipes.killing import KILLED, ended, start, stored
@@ -142,3 +144,29 @@ def test_wrong_settings_are_one_line(
 ) -> None:
     assert main(flags(verified, tmp_path / "out", ["http://127.0.0.1:9/v1"], *changes)) == 2
     assert line in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_continue_asks_a_server_too(server: ModelServer, verified: Path, tmp_path: Path) -> None:
+    """Problems with only wrong samples are asked again from their sound beginnings; the simulated policy is right from
+    there in 6 of 10 continuations, and one that is refused is left out."""
+    groups = [replace(group, rollouts=group.rollouts[1:]) for group in read_groups(verified)]
+    counted = tuple(replace(group, rollouts=tuple(_counted(rollout) for rollout in group.rollouts)) for group in groups)
+    stage = open_stage("verify", VerifyConfig(tmp_path, tmp_path / "wrong"), inputs=[])
+    write_groups(stage.out, counted)
+    stage.finish({"in": 16, "out": 16, "rejected": {}, "problems": str(tmp_path / "problems.jsonl")})
+    server.faults = ["ok", "refuse"]
+    command = ["continue", "--groups", str(tmp_path / "wrong"), "--out", str(tmp_path / "out"), "--span_source", "mc"]
+    assert main([*command, "--model", "tiny", "--base_url", server.base_url, "--num_continuations", "3"]) == 0
+    counts = manifest_of(tmp_path / "out")["counts"]
+    made = [rollout for group in read_groups(tmp_path / "out") for rollout in group.rollouts]
+    assert len(made) == counts["continuations"] - 3
+    assert {rollout.verdict for rollout in made} == {Verdict.CORRECT, Verdict.WRONG}
+    assert counts["tokens"] > 0
+
+
+def _counted(rollout: Rollout) -> Rollout:
+    """With a count for each step: a success before the first wrong one, none from there on."""
+    steps = split_on_blank_lines(rollout.completion.text)
+    sound = [all("wrong" not in earlier.text for earlier in steps[: place + 1]) for place in range(len(steps))]
+    sound[-1] = False
+    return rollout.with_(mc=tuple(MonteCarloCount(int(one), 1) for one in sound), label_source="mc:full:1")

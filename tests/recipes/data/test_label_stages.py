@@ -43,7 +43,9 @@ def verified(tmp_path: Path) -> Path:
 
 
 def settings(verified: Path, policy_folder: Path, **changes: Any) -> LabelConfig:
-    given = LabelConfig(verified, verified.parent / "labelled", policy_folder, num_continuations=4, max_new_tokens=4)
+    given = LabelConfig(
+        verified, verified.parent / "labelled", policy=policy_folder, num_continuations=4, max_new_tokens=4
+    )
     return replace(given, **changes)
 
 

@@ -90,7 +90,7 @@ def test_work_of_other_settings_or_pictures_is_refused(given: Path, capsys: pyte
     """Exit code 4 with the keys that differ, and only those; what is in the store stays."""
     groups = verified(given)
     labelled, scored = given.parent / "labelled", given.parent / "scored"
-    label(LabelConfig(groups, labelled, given / "policy", num_continuations=1, max_new_tokens=2, responses=2))
+    label(LabelConfig(groups, labelled, policy=given / "policy", num_continuations=1, max_new_tokens=2, responses=2))
     score(ScoreConfig(groups, given / "prm", scored))
     for folder in (labelled, scored):
         (folder / MANIFEST).unlink()

@@ -70,7 +70,7 @@ def test_a_changed_answer_is_a_changed_input(samples, tmp_path):
 
 def test_labels_of_unverified_groups_are_refused_before_anything_is_drawn(samples, tmp_path, policy_folder):
     with pytest.raises(DataError, match="no response of 2 problems could be labelled"):
-        label(LabelConfig(samples, tmp_path / "labelled", policy_folder, mixed_only=False))
+        label(LabelConfig(samples, tmp_path / "labelled", policy=policy_folder, mixed_only=False))
     with pytest.raises(ConfigError, match="at least 2"):
         choose_responses([], None, responses=1, mixed_only=True, seed=0)
 
