@@ -36,6 +36,9 @@ def split(config: SplitConfig) -> Path:
     quarantine = Quarantine()
     every = read_problems(config.problems, image_root=config.image_root, on_bad=quarantine.add).values()
     problems, digests = readable(every, quarantine)
+    if not problems:
+        details = "; ".join(row["detail"] for row in quarantine.rows[:3])
+        raise DataError(f"no line of {config.problems} is a problem: {quarantine.counts()}: {details}")
     names = {problem.id: _names(problem, [digests[image] for image in problem.images]) for problem in problems}
     together = components(names)
     if len(together) < len(shares):

@@ -134,6 +134,12 @@ def _prm(path: Path, config: Any) -> None:
         _model(path, config)
 
 
+def _rows(path: Path, config: Any) -> None:
+    """Rows of any form, which no stage needs to have written."""
+    if not str(path).startswith(HUB) and not path.exists():
+        raise StageError(f"no rows at {path}: nothing is there; expected a file, a folder, or hub:NAME")
+
+
 def _groups(path: Path, config: Any) -> None:
     from recipes.stage.folder import problems_of
 
@@ -160,11 +166,7 @@ def _pairs(path: Path, config: Any) -> None:
 
 
 def _source(path: Path, config: Any) -> None:
-    if str(path).startswith(HUB):
-        return
-    if not hasattr(config, "source_format") and not path.exists():  # of `mpo import`: no stage has written it
-        raise StageError(f"no rows at {path}: nothing is there; expected a file, a folder, or hub:NAME")
-    kind = {"trl": _pairs, "groups": _groups}.get(getattr(config, "source_format", ""), _there)
+    kind = {"trl": _pairs, "groups": _groups}.get(getattr(config, "source_format", ""), _rows)
     kind(path, config)
 
 
@@ -228,6 +230,7 @@ KINDS: dict[str, Callable[[Path, Any], None]] = {
     **dict.fromkeys(("policy", "model", "prm_model"), _model),
     **dict.fromkeys(("groups", "demonstrations", "continued"), _groups),
     **dict.fromkeys(("problems", "guard", "preference_problems", "prm_problems", "test_problems"), _problems),
+    **dict.fromkeys(("training", "test", "responses"), _rows),
     "settings": _settings,
     "prm": _prm,
     "pairs": _pairs,
