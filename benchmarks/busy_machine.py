@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from recipes.stage.threads import SLEEP
+from recipes.stage.threads import POLICY, SLEEP
 
 BUSY = "while True: pass"
 
@@ -30,7 +30,11 @@ def main() -> None:
     if args.work:
         print(work(args.steps))
         return
-    waits: dict[str, dict[str, str]] = {"spin (libgomp's default)": {}, "sleep (mpo's choice)": SLEEP}
+    waits: dict[str, dict[str, str]] = {
+        "spin (libgomp's default)": {},
+        "sleep at once": {POLICY: "PASSIVE", "GOMP_SPINCOUNT": "0"},
+        "spin a little, then sleep (mpo's choice)": SLEEP,
+    }
     print(f"| other processes | threads | waiting threads | ms per step, median of {args.repeats} |")
     print("|--:|--:|---|--:|")
     for busy in (0, args.busy):
@@ -49,7 +53,7 @@ def main() -> None:
 
 
 def run(steps: int, threads: int, settings: dict[str, str]) -> float:
-    kept = {name: value for name, value in os.environ.items() if name not in SLEEP}
+    kept = {name: value for name, value in os.environ.items() if name not in {*SLEEP, POLICY}}
     environment = {**kept, "OMP_NUM_THREADS": str(threads), **settings}
     command = [sys.executable, __file__, "--work", "--steps", str(steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -1,8 +1,9 @@
 """How a command's threads wait, and how many there are: on a busy machine they take their share, and no more.
 
 OpenMP's threads spin while they wait for each other. If other processes want the same cores, a thread that spins keeps
-the one off that it waits for, and a step takes many times as long. So they sleep instead, unless the user says
-otherwise. Their number never depends on the load, since the last bits of a result depend on it.
+the one off that it waits for, and a step takes many times as long. If they sleep at once, each wait on an idle machine
+costs a wake-up. So they spin a little and then sleep, unless the user says otherwise (docs/performance.md has the
+figures). Their number never depends on the load, since the last bits of a result depend on it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 # Of OpenMP, of GNU's and of Intel's run-time library; they are read when torch is imported.
-SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+SLEEP = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}  # turns of a loop, and milliseconds
+POLICY = "OMP_WAIT_POLICY"
 NUMBER = "OMP_NUM_THREADS"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU per period, or "max"
 
@@ -24,13 +26,13 @@ def choose_threads(environment: MutableMapping[str, str] = os.environ) -> str:
     Nothing is set that the user has set, nor once torch is imported.
     """
     if "torch" not in sys.modules:
-        if not SLEEP.keys() & environment.keys():
+        if not {*SLEEP, POLICY} & environment.keys():
             environment.update(SLEEP)
         allowed = _allowed_by_quota()
         if NUMBER not in environment and allowed is not None and allowed < _cores():
             environment[NUMBER] = str(allowed)
-    passive = environment.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-    wait = "sleep while they wait" if passive else "spin while they wait, as your settings say"
+    ours = all(environment.get(name) == value for name, value in SLEEP.items())
+    wait = "spin a little and then sleep while they wait" if ours else "wait for each other as your settings say"
     number = environment.get(NUMBER) or f"{_cores()}"
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     busy = f"; the load is {load:.1f}, so a step takes longer than on an idle machine" if load >= cores else ""
