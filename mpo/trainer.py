@@ -225,15 +225,6 @@ class MPOTrainer(WholeStepTrainer):
 
     # Evaluation and logging.
 
-    def prediction_step(
-        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """The loss of one evaluation batch; δ is read and stays as it is."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            own = self._without_repeats(inputs, batch_size=self.args.eval_batch_size)
-            loss = self.compute_loss(model, self._prepare_inputs(own))
-        return loss.detach(), None, None
-
     def evaluation_loop(
         self,
         dataloader: Any,

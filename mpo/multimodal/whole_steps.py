@@ -112,6 +112,15 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
         finally:
             self.data_collator = training
 
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of one evaluation batch, without the rows that a sampler repeats to fill it."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            own = self._without_repeats(inputs, batch_size=self.args.eval_batch_size)
+            loss = self.compute_loss(model, self._prepare_inputs(own))
+        return loss.detach(), None, None
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[Any, Any]:

@@ -240,15 +240,6 @@ class PRMTrainer(WholeStepTrainer):
 
     # Evaluation and logging.
 
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """The loss of one evaluation batch; its sums join those of the whole set."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            own = self._without_repeats(inputs, batch_size=self.args.eval_batch_size)
-            loss = self.compute_loss(model, self._prepare_inputs(own))
-        return loss.detach(), None, None
-
     def evaluation_loop(
         self,
         dataloader: Any,
