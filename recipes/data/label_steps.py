@@ -140,6 +140,11 @@ def _settings(config: LabelConfig) -> dict[str, Any]:
     }
 
 
+def _limit(config: LabelConfig, calls: CallStore) -> TokenLimit:
+    """The limit, with what was spent before; without one the store is not read for it."""
+    return TokenLimit(config.max_tokens_total, spent=tokens_of(calls) if config.max_tokens_total else 0)
+
+
 @contextmanager
 def _here(config: LabelConfig, stage: Stage, calls: CallStore) -> Iterator[tuple[Estimate, Draw]]:
     """The model in this process or on several workers: all responses advance together, in calls of `batch_rows`."""
@@ -157,7 +162,7 @@ def _here(config: LabelConfig, stage: Stage, calls: CallStore) -> Iterator[tuple
     with engine(config, work) as run:
 
         def draw(chosen: list[RolloutGroup], tell: Callable[[int], object]) -> Labelled:
-            kept = TokenLimit(config.max_tokens_total, spent=tokens_of(calls)).over(run)
+            kept = _limit(config, calls).over(run)
             if config.keep_continuations:
                 kept = KeptContinuations(stage.out / CONTINUATIONS, stage.fingerprint, kept)
             return label_steps(chosen, run=kept, on_drawn=tell, each=calls.each, **settings)
@@ -186,7 +191,7 @@ def _on_servers(config: LabelConfig, stage: Stage, calls: CallStore) -> Iterator
                 servers=servers,
                 verify_many=verify_many,
                 calls=calls,
-                limit=TokenLimit(config.max_tokens_total, spent=tokens_of(calls)),
+                limit=_limit(config, calls),
                 on_drawn=tell,
                 keep_texts=keep,
                 **settings,

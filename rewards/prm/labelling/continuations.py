@@ -16,7 +16,7 @@ from typing import Any
 
 from rewards.errors import StoreError
 from rewards.kept.calls import Run
-from rewards.prm.labelling.monte_carlo import Task
+from rewards.prm.labelling.monte_carlo import Task, without_texts
 from rewards.types import Completion, FinishReason, Rollout, RolloutGroup, Verdict
 
 CONTINUATIONS = "continuations.sqlite"
@@ -51,7 +51,7 @@ class KeptContinuations:
         """
         for place, result in self._run(tasks):
             self._keep(tasks[place], result)
-            yield place, {name: value for name, value in result.items() if name != "drawn"}
+            yield place, without_texts(result)
 
     def _keep(self, task: Task, result: Mapping[str, Any]) -> None:
         places = [

@@ -19,7 +19,7 @@ from rewards.kept.calls import Each, Run, each_time, watched
 from rewards.kept.keys import seed_of
 from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count, spend
 from rewards.prm.labelling.source import monte_carlo_source
-from rewards.sampling.generator import Generator
+from rewards.sampling.generator import Generator, Sample
 from rewards.types import (
     Completion,
     MonteCarloCount,
@@ -108,26 +108,50 @@ class Continuer:
             for sample in some
         }
         seconds = time.monotonic() - started
-        made = [sample.completion for _, sample in sorted(samples.items())]
-        answers = [
-            (task.problems[place], replace(sample.completion, text=task.prefixes[place] + sample.completion.text))
-            for (place, _), sample in sorted(samples.items())
-            if sample.completion is not None
+        expected = len(task.problems) * task.n
+        if len(samples) != expected:
+            raise DataError(f"expected {expected} continuations, got {len(samples)}: counts would be other steps'")
+        placed = [
+            (task.problems[place], task.prefixes[place], sample) for (place, _), sample in sorted(samples.items())
         ]
-        found, expected = self.verify_many(answers), len(task.problems) * task.n
-        if len(made) != expected or len(found) != len(answers):
-            raise DataError(
-                f"expected {expected} continuations and a verdict for each, got {len(made)} and {len(found)}; "
-                "the counts would be assigned to other steps"
-            )
-        verdicts = iter(found)
-        result = {
-            "verdicts": [Verdict.ERROR if completion is None else next(verdicts) for completion in made],
-            "tokens": sum(sample.tokens for sample in samples.values()),
-            "seconds": seconds,
-        }
-        texts = {"drawn": [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made]}
-        return result | texts if self.with_texts else result
+        result = checked(placed, self.verify_many) | {"seconds": seconds}
+        return result if self.with_texts else without_texts(result)
+
+
+def checked(placed: Sequence[tuple[Problem, str, Sample]], verify_many: VerifyMany) -> dict[str, Any]:
+    """`verdicts` in order, `tokens` and, with their texts, what was `drawn`, as JSON values.
+
+    A continuation that was refused, such as one of a prompt too long, is `error`, neither right nor wrong, and None.
+
+    Args:
+        placed: problem, prefix and continuation.
+        verify_many: checks whole responses.
+
+    Raises:
+        DataError: the verifier gave another number of verdicts than it was asked for.
+    """
+    answers = [
+        (problem, replace(sample.completion, text=prefix + sample.completion.text))
+        for problem, prefix, sample in placed
+        if sample.completion is not None
+    ]
+    found = verify_many(answers)
+    if len(found) != len(answers):
+        raise DataError(
+            f"expected {len(answers)} continuations and a verdict for each, got {len(answers)} and {len(found)}; "
+            "the counts would be assigned to other steps"
+        )
+    verdicts, made = iter(found), [sample.completion for _, _, sample in placed]
+    return {
+        "verdicts": [Verdict.ERROR if completion is None else next(verdicts) for completion in made],
+        "tokens": sum(sample.tokens for _, _, sample in placed),
+        "drawn": [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made],
+    }
+
+
+def without_texts(result: dict[str, Any]) -> dict[str, Any]:
+    """A result of `checked` without `drawn`."""
+    return {name: value for name, value in result.items() if name != "drawn"}
 
 
 class Continuations:

@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpo.multimodal.errors import DataError
 from rewards.kept.calls import CallStore
 from rewards.kept.keys import digest
 from rewards.prm.labelling.budgets import Ask, Counts, Place, Plan, budget_named
-from rewards.prm.labelling.monte_carlo import Labelled, Response, VerifyMany, labelled_with, responses_of
+from rewards.prm.labelling.monte_carlo import (
+    Labelled,
+    Response,
+    VerifyMany,
+    checked,
+    labelled_with,
+    responses_of,
+    without_texts,
+)
 from rewards.prm.labelling.source import monte_carlo_source
 from rewards.prm.labelling.token_limit import TokenLimit
 from rewards.sampling.generator import Sample
@@ -170,13 +177,13 @@ class _Work:
         prefix = response.text[: response.steps[place[1]].end]
         unit = Unit(response, prefix, problem.drawn[place], n, self.seed)
         problem.drawn[place] += n
-        key = digest(unit.about)
         result = self.calls.found(unit.about) if self.calls else None
         if result is not None:
             self.count(unit, result)
             problem.found[index] = [Verdict(name) for name in result["verdicts"]]
             return
         problem.found[index] = None
+        key = digest(unit.about)
         if key in self.under_way:
             self.under_way[key].waiting.append((problem, index))
             return
@@ -203,35 +210,18 @@ class _Work:
         if len(unit.samples) < unit.n:
             return
         del self.units[number]
-        result = self.checked(unit)
+        placed = [(unit.response.problem, unit.prefix, sample) for _, sample in sorted(unit.samples.items())]
+        result = checked(placed, self.verify_many)
         self.limit.spend(result["tokens"])
         self.keep_texts(unit, result)
         if self.calls:
-            self.calls.keep(unit.about, {name: value for name, value in result.items() if name != "drawn"})
+            self.calls.keep(unit.about, without_texts(result))
         self.count(unit, result)
         del self.under_way[digest(unit.about)]
         for problem, index in unit.waiting:
             problem.found[index] = [Verdict(name) for name in result["verdicts"]]
             if not problem.missing:
                 self.go_on(problem, problem.verdicts())
-
-    def checked(self, unit: Unit) -> dict[str, Any]:
-        """Verdicts in the order of the indexes; a continuation that was refused is an error."""
-        made = [unit.samples[index].completion for index in sorted(unit.samples)]
-        answers = [
-            (unit.response.problem, replace(completion, text=unit.prefix + completion.text))
-            for completion in made
-            if completion is not None
-        ]
-        found = self.verify_many(answers)
-        if len(found) != len(answers):
-            raise DataError(f"expected {len(answers)} verdicts, got {len(found)}; the counts would be other steps'")
-        verdicts = iter(found)
-        return {
-            "verdicts": [Verdict.ERROR if completion is None else next(verdicts) for completion in made],
-            "tokens": sum(sample.tokens for sample in unit.samples.values()),
-            "drawn": [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made],
-        }
 
     def count(self, unit: Unit, result: dict[str, Any]) -> None:
         self.continuations += unit.n

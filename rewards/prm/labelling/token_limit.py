@@ -60,5 +60,6 @@ class TokenLimit:
 
 def tokens_of(calls: CallStore) -> int:
     """Tokens that were generated for the continuations of a store, those of the estimate's sample included."""
-    results = list(calls.results())
-    return sum(result["tokens"] if "verdicts" in result else result.get("sample_tokens", 0) for result in results)
+    return sum(
+        result["tokens"] if "verdicts" in result else result.get("sample_tokens", 0) for result in calls.results()
+    )
