@@ -58,6 +58,9 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels whenever it is imported
+    if {"-h", "--help"} & set(arguments):
+        _show_help(arguments[0])
+        return 0
     from mpo.multimodal.errors import FingerprintError, MPOError
     from recipes.stage.folder import is_first_process
     from recipes.stage.inputs import check_inputs
@@ -66,9 +69,6 @@ def _run(arguments: list[str]) -> int:
     from recipes.stage.unused import forget_folders, remove_unused
 
     try:
-        if {"-h", "--help"} & set(arguments):
-            _show_help(arguments[0])
-            return 0
         with ends_promptly():
             config = _parsed(arguments)
             check_inputs(config)

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError, StageError
+from mpo.multimodal.hub import ADAPTER_CONFIG, CONFIG, is_hub_name
 from recipes.stage.exclusive import EXCLUSIVE
+from rewards.interchange.hub import HUB
+from rewards.prm.formats import CONTRACT
 
 ADDRESS = re.compile(r"https?:/")
-HUB = "hub:"  # a data set there
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # a repository, with or without a revision
 PARQUET = b"PAR1"  # the first and the last bytes of such a file
-CONFIG, CONTRACT = "config.json", "prm.json"
-ADAPTER = "adapter_config.json"
 TOKENIZERS = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "*.spm")
 PART = 8  # bytes of the length that a safetensors file begins with
 
@@ -68,10 +67,10 @@ def _folder(path: Path, config: Any) -> None:
 
 def _model(path: Path, config: Any) -> None:
     """A checkpoint: a configuration that is a JSON object, and weights that are whole by their own header."""
-    if _of_the_hub(path):
-        return
+    if is_hub_name(path):
+        return  # it is looked up later
     _folder(path, config)
-    if (path / ADAPTER).exists() and not (path / CONFIG).exists():
+    if (path / ADAPTER_CONFIG).exists() and not (path / CONFIG).exists():
         return
     if not (path / CONFIG).is_file():
         raise StageError(
@@ -114,14 +113,9 @@ def _whole_weights(file: Path) -> None:
         raise ConfigError(f"{file} is damaged or cut short: its header does not fit its {size} bytes; fetch it again")
 
 
-def _of_the_hub(path: Path) -> bool:
-    """Whether a name may be one of the hub: it is looked up later."""
-    return not path.exists() and HUB_NAME.fullmatch(str(path)) is not None and not path.parent.exists()
-
-
 def _prm(path: Path, config: Any) -> None:
-    if _of_the_hub(path):
-        return
+    if is_hub_name(path):
+        return  # it is looked up later
     _folder(path, config)
     if not (path / CONTRACT).is_file() and getattr(config, "prm_format", None) is None:
         way = "; or pass --prm_format NAME to say how it is asked" if hasattr(config, "prm_format") else ""
@@ -240,5 +234,5 @@ KINDS: dict[str, Callable[[Path, Any], None]] = {
     "checkpoint": _model,
     "image": _image,
     "image_root": _folder,
-    "run": _run,
+    **dict.fromkeys(("run", "against"), _run),
 }

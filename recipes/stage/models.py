@@ -5,31 +5,29 @@ A name on the hub is fetched once and pinned to its commit, so that all that a s
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from mpo.multimodal.errors import ConfigError, StageError
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.hub import adapter_base, hub_name, is_hub_name, loadable_folder, model_folder
 from recipes.config import Role
 from rewards.prm.formats import CONTRACT
 
-MADE = ("out", "run_dir", "settings")  # paths that need not be there
 Config = TypeVar("Config")
 
 
 def with_models_here(config: Config) -> Config:
     """The config with every model from the hub as a folder on this machine; a path where nothing is stays as it is.
 
+    Other inputs were looked at before (`check_inputs`), so nothing is fetched for a command that lacks one.
+
     Raises:
-        StageError: another input is missing, before anything is fetched for it.
         ConfigError: see `checked_model`.
     """
     told: Any = config
     roles = {name: role for name, role in roles_of(type(config)).items() if getattr(told, name) is not None}
     named = {name: getattr(told, name) for name in roles}
-    if any(map(is_hub_name, named.values())):
-        _check_other_inputs(told, roles)
     here = {
         name: checked_model(path, roles[name], flag=name)
         for name, path in named.items()
@@ -76,11 +74,3 @@ def hub_names(models: dict[str, Path]) -> dict[str, str]:
     """Input → `org/name@commit`, of the inputs that come from the hub, and of the bases of adapters."""
     bases = {f"{name}, base": base for name, path in models.items() if path.is_dir() and (base := adapter_base(path))}
     return {name: found for name, path in (models | bases).items() if (found := hub_name(path))}
-
-
-def _check_other_inputs(config: Any, models: dict[str, Role]) -> None:
-    for field in fields(config):
-        value = getattr(config, field.name)
-        for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path) and field.name not in (*models, *MADE) and not path.exists():
-                raise StageError(f"input {path} does not exist; run the stage that writes it first")

@@ -180,6 +180,16 @@ def test_an_unconverted_checkpoint_is_refused_and_converts_by_name(hub: HubServe
     assert main(["sample", "--policy", "models/InternVL3-1B", *flags]) == 0
 
 
+def test_problems_of_the_hub_beside_a_model_of_the_hub(hub: HubServer, policy_folder: Path) -> None:
+    """`hub:NAME` is no path that has to be there."""
+    hub.add("org/tiny", policy_folder)
+    told = configs.SampleConfig(problems=Path("hub:org/questions"), out=Path("out"), policy=Path("org/tiny"))
+    here = with_models_here(told)
+    assert here.problems == told.problems
+    assert here.policy is not None
+    assert (here.policy / "config.json").exists()
+
+
 def test_nothing_is_fetched_while_another_input_is_missing(hub: HubServer, capsys: Any) -> None:
     assert main(["sample", "--policy", LLM, "--problems", "none.jsonl", "--out", "out"]) == 2
     assert "input none.jsonl does not exist" in capsys.readouterr().err
