@@ -118,7 +118,7 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
         """The loss of one evaluation batch, without the rows that a sampler repeats to fill it."""
         with torch.no_grad(), self.compute_loss_context_manager():
             own = self._without_repeats(inputs, batch_size=self.args.eval_batch_size)
-            loss = self.compute_loss(model, self._prepare_inputs(own))
+            loss: Any = self.compute_loss(model, self._prepare_inputs(own))  # no outputs asked for: the loss alone
         return loss.detach(), None, None
 
     def get_batch_samples(
