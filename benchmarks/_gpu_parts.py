@@ -11,9 +11,20 @@ from statistics import median
 from typing import Any
 
 import torch
-from _gpu_tools import Report, Sizes, busy_share, peak_gib, seconds, text_flops
-from _models import Width, device, image_of, internvl, processor_of
+from _gpu_tools import Profile, Report, Sizes, peak_gib, seconds, wait
+from _models import (
+    Width,
+    device,
+    image_of,
+    internvl,
+    parameters,
+    processor_of,
+    prompt_tokens,
+    scoring_flops,
+    step_flops,
+)
 from torch import Tensor
+from transformers import TrainerCallback
 
 from mpo.multimodal import shared_prefix
 from mpo.multimodal.agreement import PADDING, telling_responses
@@ -103,19 +114,31 @@ def tolerance(report: Report, sizes: Sizes, rate: float) -> None:
 
 
 def train(report: Report, sizes: Sizes, rate: float) -> None:
-    """One optimizer step: TRL with a pair at a time and with all of them, ours online and cached."""
+    """One optimizer step: TRL with all pairs at once, a pair at a time and with Liger's kernels, and ours by reference.
+
+    `speed_up` and `ideal` are over TRL with all pairs at once, in seconds and in FLOPs; `reached` is their ratio.
+    """
     tiles = sizes.tiles[min(1, len(sizes.tiles) - 1)]
     for name, width, lora in (("small full", sizes.small, 0), ("large LoRA", sizes.large, 16)):
+        prompt = prompt_tokens(width, tiles, f"0 {QUESTION}")
         for right, wrong in ((1, 1), (2, 2)):
             pairs = right * wrong
             base: float | None = None
             for arm in ("trl", *(["trl, a pair at a time", "trl, liger"] if pairs > 1 else []), "online", "cached"):
                 what = f"{name}, {pairs} pairs of a prompt: {arm}"
                 with report.trying("train", what):
-                    found = _step(sizes, width, tiles, right, wrong, arm=arm, lora=lora)
+                    size, found = _step(sizes, width, tiles, right, wrong, arm=arm, lora=lora)
                     base = base or found["seconds"]
-                    found["mfu"] = found.pop("flops") / found["seconds"] / rate
-                    report.add("train", what, **found, speed_up=base / found["seconds"])
+                    flops = step_flops(
+                        width, size, tiles=tiles, prompt=prompt, response=sizes.response, right=right, wrong=wrong,
+                        checkpointing=True, adapters=lora > 0,
+                    )  # fmt: skip
+                    own = flops[arm.partition(",")[0]]
+                    speed_up, ideal = base / found["seconds"], flops["trl"] / own
+                    report.add(
+                        "train", what, **found, mfu=own / found["seconds"] / rate, speed_up=speed_up, ideal=ideal,
+                        reached=speed_up / ideal,
+                    )  # fmt: skip
 
 
 def _pairs(width: Width, tiles: int, tokens: int, right: int, wrong: int, prompts: int) -> list[dict[str, Any]]:
@@ -132,24 +155,23 @@ def _pairs(width: Width, tiles: int, tokens: int, right: int, wrong: int, prompt
     ]  # fmt: skip
 
 
-def _step(sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm: str, lora: int) -> dict[str, Any]:
-    """Seconds of a step, tokens, FLOPs of the text weights and peak memory; the first two steps are not timed."""
+def _step(
+    sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm: str, lora: int
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """The model's parameters; seconds of a step, tokens of its policy and peak memory. Two steps are not timed."""
     from peft import LoraConfig
-    from transformers import TrainerCallback
 
     times: list[float] = []
     tokens: list[int] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait()
             tokens.clear()
             times.append(time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait()
             times[-1] = time.perf_counter() - times[-1]
 
     skipped = 2 if torch.cuda.is_available() else 1
@@ -168,6 +190,7 @@ def _step(sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm
             common["use_liger_kernel"] = True
         rows = _pairs(width, tiles, sizes.response, right, wrong, steps)
         model = internvl(width, dtype=sizes.dtype if lora else torch.float32)
+        size = parameters(model)
         adapters = LoraConfig(r=lora, target_modules="all-linear", exclude_modules="lm_head") if lora else None
         trainer = _trainer(arm, out, common, model, processor_of(width, tiles), rows, adapters)
         decoder = trainer.accelerator.unwrap_model(trainer.model).get_decoder()
@@ -176,10 +199,7 @@ def _step(sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm
         trainer.train()
         read = sum(tokens)  # an adapter's reference is the same model; a frozen copy is another
         policy = read / 2 if lora and arm != "cached" else read
-        # forward, recomputed forward and a backward of two for the policy; LoRA has no gradients of weights
-        passes = ((3 if lora else 4) + (0 if arm == "cached" else 1)) * policy
-        flops = text_flops(trainer.accelerator.unwrap_model(trainer.model), 1) * passes
-    return {"seconds": median(times[skipped:]), "tokens": policy, "flops": flops, "peak_GiB": peak_gib()}
+    return size, {"seconds": median(times[skipped:]), "tokens": policy, "peak_GiB": peak_gib()}
 
 
 def _trainer(
@@ -204,30 +224,57 @@ def _trainer(
 
 
 def prm(report: Report, sizes: Sizes, rate: float) -> None:
-    """N responses of a problem: through the kernel, by segments, and a row for each."""
-    del rate
+    """N responses of a problem: through the kernel, by segments, and a row for each.
+
+    `speed_up` and `ideal` are over a row for each, which is timed on two responses and scaled to N.
+    """
     from rewards.prm.formats import VISUALPRM
     from rewards.prm.model_prm import ModelPRM
     from rewards.types import Problem
 
     model = internvl(sizes.large, dtype=sizes.dtype)
+    size, tokens = parameters(model), []
+    model.model.language_model.norm.register_forward_pre_hook(
+        lambda module, args: tokens.append(args[0][..., 0].numel())
+    )
     for tiles in sizes.tiles:
         processor = processor_of(sizes.large, tiles)
         problem = Problem("p", QUESTION, images=(image_of(sizes.large, tiles),))
         for number in sizes.responses:
             texts = ["\n\n".join(f"{step + place} is {'1 2 3 ' * 12}" for step in range(7)) for place in range(number)]
-            scores: dict[str, list[float]] = {}
-            for way in ("kernel", "segments", "a row each"):
+            found: dict[str, dict[str, Any]] = {}
+            for way in ("a row each", "kernel", "segments"):
                 with report.trying("prm", f"{tiles} tiles, N={number}: {way}"):
                     scorer = ModelPRM(model, processor, VISUALPRM, batch_rows=1 if way == "a row each" else number)
                     scorer.shares, scorer._kernel = way != "a row each", way == "kernel"
                     few = texts[:2] if way == "a row each" else texts
-                    scale = len(texts) / len(few)
-                    whole = scale * seconds(partial(scorer.score, problem, few), times=2)
-                    busy = busy_share(partial(scorer.score, problem, few))
-                    scores[way] = [value for some in scorer.score(problem, few) for value in some.values]
-                    off = max(abs(a - b) for a, b in zip(scores[way], scores["kernel"], strict=False))
-                    report.add("prm", f"{tiles} tiles, N={number}: {way}", seconds=whole, busy=busy, off_kernel=off)
+                    scale = number / len(few)
+                    score = partial(scorer.score, problem, few)
+                    taken = scale * seconds(score, times=2)
+                    tokens.clear()
+                    with Profile() as watch:
+                        scores = [value for some in score() for value in some.values]
+                    one = {"seconds": taken, "tokens": scale * sum(tokens), "busy": watch.busy, "scores": scores}
+                    found[way] = one
+                    flops = _scoring_flops(sizes, size, tiles, number, found)
+                    own, base = flops["response" if way == "a row each" else "shared"], found["a row each"]
+                    off = max(abs(a - b) for a, b in zip(scores, base["scores"], strict=False))
+                    speed_up, ideal = base["seconds"] / taken, flops["response"] / own
+                    report.add(
+                        "prm", f"{tiles} tiles, N={number}: {way}", seconds=taken, busy=watch.busy, off=off,
+                        mfu=own / taken / rate, speed_up=speed_up, ideal=ideal, reached=speed_up / ideal,
+                    )  # fmt: skip
+
+
+def _scoring_flops(
+    sizes: Sizes, size: dict[str, int], tiles: int, number: int, found: dict[str, dict[str, Any]]
+) -> dict[str, float]:
+    """By way; the shared prefix and what is behind it follow from the tokens that were read."""
+    alone = found["a row each"]["tokens"]
+    shared = next((one["tokens"] for way, one in found.items() if way != "a row each"), alone)
+    prefix = (alone - shared) / (number - 1)
+    tails = [alone / number - prefix]
+    return scoring_flops(sizes.large, size, tiles, prefix=prefix, tails=tails, responses=number)
 
 
 def sample(report: Report, sizes: Sizes, rate: float) -> None:
@@ -279,11 +326,31 @@ def trainer(report: Report, sizes: Sizes, rate: float) -> None:
                 run = MPOTrainer(
                     model, args=args, processing_class=processor_of(sizes.small, tiles), train_dataset=rows
                 )
+                watch = _Thirds(len(rows) // accumulation)
+                run.add_callback(watch)
                 peak_gib(reset=True)
-                started = time.perf_counter()
-                busy = busy_share(run.train)
-                taken = time.perf_counter() - started
-                report.add("trainer", what, seconds_a_pair=taken / len(rows), busy=busy, peak_GiB=peak_gib())
+                run.train()
+                report.add(
+                    "trainer", what, seconds_a_pair=watch.seconds / (len(rows) // 3), busy=watch.profile.busy,
+                    peak_GiB=peak_gib(),
+                )  # fmt: skip
+
+
+class _Thirds(TrainerCallback):  # type: ignore[misc]
+    """Times the second third of a run's steps, waiting for batches included, and profiles the last."""
+
+    def __init__(self, steps: int) -> None:
+        self.ends, self.steps, self.profile, self.seconds = [steps // 3, 2 * steps // 3], steps, Profile(), 0.0
+
+    def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        wait()
+        if state.global_step == self.ends[0]:
+            self.seconds = -time.perf_counter()
+        if state.global_step == self.ends[1]:
+            self.seconds += time.perf_counter()
+            self.profile.__enter__()
+        if state.global_step == self.steps:
+            self.profile.__exit__(None, None, None)
 
 
 PARTS: dict[str, Callable[[Report, Sizes, float], None]] = {

@@ -30,7 +30,7 @@ class Sizes:
     lengths: tuple[int, ...]  # of responses, for the tolerance
     rows: tuple[int, ...]  # of a sampling call
     new_tokens: int
-    pairs: int  # of the run end to end
+    pairs: int  # of the run end to end; a third warms up, a third is timed, a third is profiled
     accumulation: tuple[int, ...]
     workers: tuple[int, ...]
     steps: int
@@ -48,8 +48,8 @@ REAL = Sizes(
     lengths=(1, 2, 5, 20, 300),
     rows=(64, 256),
     new_tokens=128,
-    pairs=64,
-    accumulation=(1, 64),
+    pairs=48,
+    accumulation=(1, 16),
     workers=(0, 8),
     steps=3,
     matrix=8192,
@@ -66,7 +66,7 @@ TINY = Sizes(
     lengths=(1, 4),
     rows=(4,),
     new_tokens=4,
-    pairs=4,
+    pairs=6,
     accumulation=(1, 2),
     workers=(0,),
     steps=1,
@@ -129,28 +129,30 @@ def peak_gib(*, reset: bool = False) -> float:
     return most
 
 
-def busy_share(work: Callable[[], Any]) -> float | None:
-    """Share of a call's time in which the device computes: summed kernels over seconds; None on a CPU."""
-    if not torch.cuda.is_available():
-        work()
-        return None
-    from torch.profiler import ProfilerActivity, profile
+class Profile:
+    """Share of the time between enter and exit in which the device computes; `busy` is None on a CPU."""
 
-    wait()
-    started = time.perf_counter()
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        work()
-        wait()
-    elapsed = time.perf_counter() - started
-    return sum(event.self_device_time_total for event in trace.key_averages()) / 1e6 / elapsed
+    busy: float | None = None
+
+    def __enter__(self) -> Profile:
+        if torch.cuda.is_available():
+            from torch.profiler import ProfilerActivity, profile
+
+            wait()
+            self._trace = profile(activities=[ProfilerActivity.CUDA])
+            self._trace.__enter__()
+            self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if torch.cuda.is_available():
+            wait()
+            elapsed = time.perf_counter() - self._started
+            self._trace.__exit__(None, None, None)
+            self.busy = sum(event.self_device_time_total for event in self._trace.key_averages()) / 1e6 / elapsed
 
 
 def matmul_rate(sizes: Sizes) -> float:
     """FLOPs a second of one large product in the number type of the run."""
     a, b = (torch.randn(sizes.matrix, sizes.matrix, device=device(), dtype=sizes.dtype) for _ in range(2))
     return 2 * sizes.matrix**3 / seconds(lambda: a @ b, times=10, before=3)
-
-
-def text_flops(model: Any, tokens: int) -> float:
-    """FLOPs of the language model's weights in one forward pass, attention left out."""
-    return 2.0 * tokens * sum(parameter.numel() for parameter in model.get_decoder().layers.parameters())

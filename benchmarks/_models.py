@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 PATCH = 14
+BLOCKS = 16  # across a tile of an image
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,21 @@ def processor_of(width: Width, tiles: int = 13) -> Any:
 
 
 def image_of(width: Width, tiles: int) -> Image.Image:
-    """Noise whose shape makes the processor cut it into that many tiles, thumbnail included."""
-    shape = (width.tile, width.tile * max(1, tiles - 1), 3)
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    """Coloured blocks in a shape that makes the processor cut it into that many tiles, thumbnail included."""
+    across = max(1, tiles - 1)
+    blocks = np.random.default_rng(0).integers(0, 256, (BLOCKS, BLOCKS * across, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width.tile * across, width.tile), Image.Resampling.NEAREST)
+
+
+def prompt_tokens(width: Width, tiles: int, question: str) -> int:
+    """Tokens of a prompt with one image of that many tiles."""
+    from mpo.multimodal.messages import prompt_text
+
+    processor = processor_of(width, tiles)
+    text = prompt_text(
+        processor, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    )
+    return len(processor(text=[text], images=[[image_of(width, tiles)]])["input_ids"][0])
 
 
 def parameters(model: Any) -> dict[str, int]:
@@ -107,3 +121,72 @@ def vision_flops(width: Width, tiles: int, vision_parameters: int) -> float:
     """FLOPs of one pass of the tiles through the tower: weights and attention."""
     patches = (width.tile // PATCH) ** 2 + 1
     return tiles * (2 * vision_parameters * patches + 4 * width.vision_hidden * width.vision_layers * patches**2)
+
+
+def step_flops(
+    width: Width,
+    size: dict[str, int],
+    *,
+    tiles: int,
+    prompt: int,
+    response: int,
+    right: int,
+    wrong: int,
+    checkpointing: bool,
+    frozen_vision: bool = False,
+    adapters: bool = False,
+) -> dict[str, float]:
+    """FLOPs that a step over all pairs of one prompt needs, by arm; `filling` fills the cache with a step's rows.
+
+    Attention is counted, recomputed forward passes too. With adapters no weight of the model has a gradient, so a
+    backward pass costs one forward pass and not two.
+    """
+
+    def attention(pairs: float) -> float:
+        return 4 * width.hidden * width.layers * pairs
+
+    row, pairs, responses = prompt + response, right * wrong, right + wrong
+    paired = 2 * pairs * (2 * size["text"] * row + attention(row**2 / 2))
+    # prompt[:-1], and the responses with the prompt's last token each
+    packed_pairs = prompt**2 / 2 + responses * (response * prompt + response**2 / 2)
+    shared = 2 * size["text"] * (prompt - 1 + responses * (response + 1)) + attention(packed_pairs)
+    vision = vision_flops(width, tiles, size["vision"])
+    head = 2 * width.hidden * width.vocabulary * response
+    backward = 1 if adapters else 2
+    policy = 1 + backward + checkpointing
+    # forward passes through the tower; a frozen one has no backward pass and is shared by both models
+    paired_tower = 2 * pairs * (2 if frozen_vision else policy + 1)
+    tower = {
+        "trl": paired_tower,
+        "online": 1 if frozen_vision else policy + 1,
+        "cached": 1 if frozen_vision else policy,
+    }
+    text = {"trl": (policy + 1) * paired, "online": (policy + 1) * shared, "cached": policy * shared}
+    # the head's backward computes its logits again
+    heads = {
+        "trl": 2 * pairs * (3 + backward),
+        "online": responses * (3 + backward),
+        "cached": responses * (2 + backward),
+    }
+    flops = {arm: text[arm] + tower[arm] * vision + heads[arm] * head for arm in text}
+    return flops | {"filling": shared + vision + responses * head}
+
+
+def scoring_flops(
+    width: Width, size: dict[str, int], tiles: int, *, prefix: float, tails: Sequence[float], responses: int
+) -> dict[str, float]:
+    """FLOPs of each way to score N responses; `tails` are the tokens behind the shared prefix after each step."""
+
+    def text(tokens: float, pairs: float) -> float:
+        return 2 * size["text"] * tokens + 4 * width.hidden * width.layers * pairs
+
+    def row(length: float) -> float:
+        return text(length, length**2 / 2)
+
+    tail, vision = tails[-1], vision_flops(width, tiles, size["vision"])
+    pairs = prefix**2 / 2 + responses * (tail * prefix + tail**2 / 2)
+    return {
+        "shared": text(prefix + responses * tail, pairs) + vision,
+        "response": responses * (row(prefix + tail) + vision),
+        "step": responses * sum(row(prefix + part) + vision for part in tails),
+    }

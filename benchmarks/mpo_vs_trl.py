@@ -47,7 +47,7 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from _models import Width, image_of, internvl, parameters, processor_of, vision_flops
+from _models import Width, image_of, internvl, parameters, processor_of, prompt_tokens, step_flops
 
 ARMS = ("trl", "trl_by_pair", "online", "cached")
 SHAPES = {
@@ -168,7 +168,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         "filling": _between(filled),
         "peak": peak,
         "parameters": parameters(model),
-        "prompt": _prompt_tokens(args),
+        "prompt": prompt_tokens(SHAPES[args.shape], args.tiles, f"0 {QUESTION}"),
         **counts,
     }
 
@@ -212,16 +212,6 @@ def _trainer(args: argparse.Namespace, out: str, filled: list[float]) -> Any:
         )
 
 
-def _prompt_tokens(args: argparse.Namespace) -> int:
-    from mpo.multimodal.messages import prompt_text
-
-    width = SHAPES[args.shape]
-    processor = processor_of(width, args.tiles)
-    blocks = [{"type": "image"}, {"type": "text", "text": f"0 {QUESTION}"}]
-    text = prompt_text(processor, [{"role": "user", "content": blocks}])
-    return len(processor(text=[text], images=[[image_of(width, args.tiles)]])["input_ids"][0])
-
-
 def _count(model: Any, counts: dict[str, int]) -> None:
     """Tokens through the language model and tiles through the vision tower, recomputed ones not counted."""
 
@@ -240,28 +230,11 @@ def _count(model: Any, counts: dict[str, int]) -> None:
 
 def ideal_flops(args: argparse.Namespace, size: dict[str, int], prompt: int) -> dict[str, float]:
     """FLOPs of a step by arm; `filling` is the pass that fills the cache, for the rows of a step."""
-    width, response = SHAPES[args.shape], args.response
-
-    def attention(pairs: float) -> float:
-        return 4 * width.hidden * width.layers * pairs
-
-    row, pairs, responses = prompt + response, args.right * args.wrong, args.right + args.wrong
-    paired = 2 * pairs * (2 * size["text"] * row + attention(row**2 / 2))
-    # prompt[:-1], and the responses with the prompt's last token each
-    packed_pairs = prompt**2 / 2 + responses * (response * prompt + response**2 / 2)
-    shared = 2 * size["text"] * (prompt - 1 + responses * (response + 1)) + attention(packed_pairs)
-    vision = vision_flops(width, args.tiles, size["vision"])
-    head = 2 * width.hidden * width.vocabulary * response
-    policy = 4 if args.checkpointing else 3
-    # forward passes through the tower, a backward counting two; a frozen one has none and is shared by both models
-    tower = dict.fromkeys(("trl", "trl_by_pair"), 2 * pairs * (2 if args.frozen_vision else policy + 1))
-    tower |= {"online": 1 if args.frozen_vision else policy + 1, "cached": 1 if args.frozen_vision else policy}
-    text = dict.fromkeys(("trl", "trl_by_pair"), (policy + 1) * paired)
-    text |= {"online": (policy + 1) * shared, "cached": policy * shared}
-    # the head's backward computes its logits again
-    heads = {"trl": 5 * 2 * pairs, "trl_by_pair": 5 * 2 * pairs, "online": 5 * responses, "cached": 4 * responses}
-    flops = {arm: text[arm] + tower[arm] * vision + heads[arm] * head for arm in ARMS}
-    return flops | {"filling": shared + vision + responses * head}
+    flops = step_flops(
+        SHAPES[args.shape], size, tiles=args.tiles, prompt=prompt, response=args.response, right=args.right,
+        wrong=args.wrong, checkpointing=args.checkpointing, frozen_vision=args.frozen_vision,
+    )  # fmt: skip
+    return flops | {"trl_by_pair": flops["trl"]}
 
 
 def _print(args: argparse.Namespace, command: Sequence[str], runs: dict[str, list[dict[str, Any]]]) -> None:

@@ -25,7 +25,7 @@ from functools import partial
 from itertools import pairwise
 from statistics import median
 
-from _models import Width, image_of, internvl, parameters, processor_of, vision_flops
+from _models import Width, image_of, internvl, parameters, processor_of, scoring_flops
 
 QUESTION = "What is the sum of the digits? " * 6
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -124,26 +124,6 @@ def _step(args: argparse.Namespace, response: int, step: int) -> str:
     return "".join(str(draw.randrange(10)) for _ in range(args.step_tokens))
 
 
-def ideal_flops(
-    args: argparse.Namespace, size: dict[str, int], tiles: int, *, prefix: float, tails: list[float], responses: int
-) -> dict[str, float]:
-    """FLOPs of each way; `tails` are the tokens behind the shared prefix after each step of a response."""
-
-    def text(tokens: float, pairs: float) -> float:
-        return 2 * size["text"] * tokens + 4 * args.hidden * args.layers * pairs
-
-    def row(length: float) -> float:
-        return text(length, length**2 / 2)
-
-    tail, vision = tails[-1], vision_flops(_width(args), tiles, size["vision"])
-    pairs = prefix**2 / 2 + responses * (tail * prefix + tail**2 / 2)
-    return {
-        "shared": text(prefix + responses * tail, pairs) + vision,
-        "response": responses * (row(prefix + tail) + vision),
-        "step": responses * sum(row(prefix + part) + vision for part in tails),
-    }
-
-
 def _print(
     args: argparse.Namespace,
     size: dict[str, int],
@@ -178,7 +158,7 @@ def _print(
              "LM tokens", "token ratio", "tower calls")  # fmt: skip
     print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
     for n in args.responses:
-        flops = ideal_flops(args, size, tiles, prefix=prefix, tails=tails, responses=n)
+        flops = scoring_flops(_width(args), size, tiles, prefix=prefix, tails=tails, responses=n)
         shared = ways[f"shared {n}"]
         for name, way in (("shared", shared), ("response", ways["response"]), ("step", ways["step"])):
             part = n / way.of

@@ -13,6 +13,7 @@ from mpo.multimodal import shared_prefix, varlen
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.packing import LAYOUT, PackedLayout
 from mpo.trainer import MPOTrainer
+from recipes.cli import main
 from recipes.worlds.digits.world import scenes, to_problem
 from rewards.prm.formats import VISUALPRM
 from rewards.prm.model_prm import ModelPRM
@@ -75,3 +76,11 @@ def test_scores_and_texts_are_those_of_rows_alone() -> None:
     assert shared == pytest.approx([value for some in prm.score(problem, texts) for value in some.values], abs=2e-2)
     generator = TransformersGenerator(model, processor, SamplingParams(max_new_tokens=16))
     assert generator.generate([problem], 8, seed=0) == generator.generate([problem], 8, seed=0)
+
+
+def test_the_whole_loop_runs(tmp_path: Path) -> None:
+    settings = Path(__file__).parents[1] / "recipes" / "digits_tiny.yaml"
+    assert (
+        main(["pipeline", "--settings", str(settings), "--run_dir", str(tmp_path / "run"), "--arms", "mpo", "rft"]) == 0
+    )
+    assert (tmp_path / "run" / "report.html").exists()
