@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -32,7 +33,7 @@ from mpo.multimodal.logps import enable_chunked_logps
 from mpo.multimodal.packing import LAYOUT, PackedLayout, pack_rows, paired_rows
 from mpo.multimodal.prefix import EncodedPrompt
 from mpo.multimodal.scoring import token_logps
-from mpo.multimodal.varlen import why_no_kernel, why_not
+from mpo.multimodal.varlen import _sequences, why_no_kernel, why_not
 
 QUESTION = "What is the sum of the digits? " * 12
 
@@ -53,37 +54,39 @@ def kernel(report: Report, sizes: Sizes, rate: float) -> None:
         ]
         groups = width.heads // width.key_heads
         few = [given[0][:, :groups], given[1][:, :1], given[2][:, :1]]  # one key head: float64 of all would not fit
-        exact = _attended([tensor.double() for tensor in few], prefix, ends, varlen=False)
+        exact = _attended([tensor.double() for tensor in few], PackedLayout([prefix], [ends]))
+        pairs = prefix**2 / 2 + number * (tokens * prefix + tokens**2 / 2)
+        flops = 4 * width.heads * size * pairs
         for varlen in (True, False):
             way = "kernel" if varlen else "segments"
             with report.trying("kernel", f"{shape} {way}"):
-                found = _attended(few, prefix, ends, varlen=varlen)
+                layout = PackedLayout([prefix], [ends])  # whose places are worked out once for all layers
+                layout.varlen = varlen
+                found = _attended(few, layout)
                 errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
-                forward = seconds(partial(_forward, given, prefix, ends, varlen=varlen))
-                both = seconds(partial(_attended, given, prefix, ends, varlen=varlen))
-                pairs = prefix**2 / 2 + number * (tokens * prefix + tokens**2 / 2)
-                flops = 4 * width.heads * size * pairs
+                forward = seconds(partial(_forward, given, layout))
+                both = seconds(partial(_attended, given, layout))
                 names = dict(zip(("error", "dq", "dk", "dv"), errors, strict=True))
                 report.add(
                     "kernel", f"{shape} {way}", **names, ms=1e3 * forward, ms_both=1e3 * both,
                     share_of_matmul=flops / forward / rate,
                 )  # fmt: skip
+        places = seconds(partial(_sequences, PackedLayout([prefix], [ends]), ends[-1], ends[-1], device()))
+        report.add("kernel", f"{shape} places, once per pass", ms=1e3 * places)
 
 
 class _Layer:
     training = True
 
 
-def _forward(given: list[Tensor], prefix: int, ends: list[int], *, varlen: bool) -> Tensor:
-    layout = PackedLayout([prefix], [ends])
-    layout.varlen = varlen
+def _forward(given: list[Tensor], layout: PackedLayout) -> Tensor:
     attend: Callable[..., Any] = shared_prefix.shared_prefix_attention
     return attend(_Layer(), *given, None, scaling=given[0].shape[-1] ** -0.5, **{LAYOUT: layout})[0]
 
 
-def _attended(given: list[Tensor], prefix: int, ends: list[int], *, varlen: bool) -> list[Tensor]:
+def _attended(given: list[Tensor], layout: PackedLayout) -> list[Tensor]:
     leaves = [tensor.detach().requires_grad_() for tensor in given]
-    out = _forward(leaves, prefix, ends, varlen=varlen)
+    out = _forward(leaves, layout)
     weights = torch.linspace(-1, 1, out.shape[-1], device=out.device, dtype=out.dtype)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
@@ -115,6 +118,8 @@ def tolerance(report: Report, sizes: Sizes, rate: float) -> None:
 
 def train(report: Report, sizes: Sizes, rate: float) -> None:
     """One optimizer step: TRL with all pairs at once, a pair at a time and with Liger's kernels, and ours by reference.
+
+    From the end of one step to the end of the next, batches made ahead by four workers on both sides.
 
     `speed_up` and `ideal` are over TRL with all pairs at once, in seconds and in FLOPs; `reached` is their ratio.
     """
@@ -161,18 +166,16 @@ def _step(
     """The model's parameters; seconds of a step, tokens of its policy and peak memory. Two steps are not timed."""
     from peft import LoraConfig
 
-    times: list[float] = []
+    ends: list[float] = []
     tokens: list[int] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            wait()
             tokens.clear()
-            times.append(time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             wait()
-            times[-1] = time.perf_counter() - times[-1]
+            ends.append(time.perf_counter())
 
     skipped = 2 if torch.cuda.is_available() else 1
     pairs, steps = right * wrong, sizes.steps + skipped
@@ -184,7 +187,7 @@ def _step(
             **{"gradient_accumulation_steps": pairs if one_by_one else 1, "learning_rate": 1e-6, "optim": "sgd"},
             **{"bf16": sizes.dtype == torch.bfloat16, "use_cpu": not torch.cuda.is_available()},
             **{"gradient_checkpointing": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True},
-            "logging_strategy": "no",
+            **{"logging_strategy": "no", "dataloader_num_workers": 4 if torch.cuda.is_available() else 0},
         }
         if arm == "trl, liger":
             common["use_liger_kernel"] = True
@@ -199,7 +202,11 @@ def _step(
         trainer.train()
         read = sum(tokens)  # an adapter's reference is the same model; a frozen copy is another
         policy = read / 2 if lora and arm != "cached" else read
-    return size, {"seconds": median(times[skipped:]), "tokens": policy, "peak_GiB": peak_gib()}
+    return size, {
+        "seconds": median([after - before for before, after in pairwise(ends[skipped - 1 :])]),
+        "tokens": policy,
+        "peak_GiB": peak_gib(),
+    }
 
 
 def _trainer(
@@ -278,7 +285,7 @@ def _scoring_flops(
 
 
 def sample(report: Report, sizes: Sizes, rate: float) -> None:
-    """Eight responses per problem: transformers' `generate` against ours, by rows per call."""
+    """Eight responses per problem: transformers' `generate(num_return_sequences=8)` against ours, by rows per call."""
     del rate
     from rewards.sampling.generator import SamplingParams
     from rewards.sampling.transformers_generator import TransformersGenerator
@@ -288,19 +295,37 @@ def sample(report: Report, sizes: Sizes, rate: float) -> None:
     tiles = sizes.tiles[min(1, len(sizes.tiles) - 1)]
     processor = processor_of(sizes.large, tiles)
     number = min(8, sizes.rows[0])
+    params = SamplingParams(max_new_tokens=sizes.new_tokens)
+    image = image_of(sizes.large, tiles)
+
+    def plain(problems: list[Problem]) -> None:
+        chats = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": one.question}]}]
+            for one in problems
+        ]
+        inputs = processor.apply_chat_template(
+            chats, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        ).to(device(), dtype=sizes.dtype)  # fmt: skip
+        with torch.inference_mode():
+            model.generate(
+                **inputs, do_sample=True, top_k=0, num_return_sequences=number, max_new_tokens=sizes.new_tokens,
+                pad_token_id=processor.tokenizer.pad_token_id,
+            )  # fmt: skip
+
+    first = [Problem("first", QUESTION, (image,))]
+    TransformersGenerator(model, processor, SamplingParams(max_new_tokens=4)).generate(first, number, seed=0)  # untimed
     for rows in sizes.rows:
-        problems = [Problem(f"p{i}", f"{i} {QUESTION}", (image_of(sizes.large, tiles),)) for i in range(rows // number)]
-        params = SamplingParams(max_new_tokens=sizes.new_tokens)
+        problems = [Problem(f"p{i}", f"{i} {QUESTION}", (image,)) for i in range(rows // number)]
         ours = TransformersGenerator(model, processor, params, batch_rows=rows)
-        plain = TransformersGenerator(model, processor, params, batch_rows=rows)
-        plain._cache_can_be_copied = False
-        for way, generator in (("ours", ours), ("generate", plain)):
+        ways = {"ours": partial(ours.generate, problems, number, seed=0), "generate": partial(plain, problems)}
+        for way, run in ways.items():
             with report.trying("sample", f"{rows} rows: {way}"):
                 peak_gib(reset=True)
-                taken = seconds(partial(generator.generate, problems, number, seed=0), times=1, before=0)
+                taken = seconds(run, times=1, before=0)
                 report.add(
                     "sample", f"{rows} rows: {way}", tokens_a_second=rows * sizes.new_tokens / taken,
-                    ms_a_step=1e3 * taken / sizes.new_tokens, peak_GiB=peak_gib(),
+                    seconds=taken, peak_GiB=peak_gib(),
                 )  # fmt: skip
 
 

@@ -2,13 +2,15 @@
 
 Every part of a packed row becomes a sequence: the prefix, whose keys are its own, and each response, whose keys are the
 prefix's and its own. The kernel aligns the causal mask at the end of both, so a response's first token sees the whole
-prefix. Keys and values of a prefix are repeated for its responses, for as long as a layer runs.
+prefix. Keys and values of a prefix are repeated for its responses, for as long as a layer runs; their gradients are
+added up in float32.
 
 The kernel is young and its signature moves: torch 2.10 has neither `scale` nor `window_size`, 2.11 no `enable_gqa`
 (grouped heads pass through). So it is called as the installed function says, and tried once on a small row, forward and
 backward, before a model of some shape may use it (`why_not`). Where it cannot run, attention runs segment by segment.
 
-Dimension legend: B rows, T tokens of a row, K tokens of its keys, H query heads, H' key heads, D head size.
+Dimension legend: B rows, T tokens of a row, K tokens of its keys, S keys of all sequences, H query heads, H' key heads,
+D head size.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -68,24 +71,27 @@ def varlen_attention(
     rows, heads, width, size = query.shape
     seen = key.shape[2]  # more than T where an earlier pass has read the prefix
     if "varlen" not in layout.derived:  # the same in every layer
-        queries, keys = _sequences(layout, width, seen)
-        layout.derived["varlen"] = *_flat(queries, query.device), *_flat(keys, query.device)
-    query_at, query_ends, longest_query, key_at, key_ends, longest_key = layout.derived["varlen"]
-    flat_keys, flat_values = (x.transpose(1, 2).reshape(rows * seen, -1, size)[key_at] for x in (key, value))
+        layout.derived["varlen"] = _sequences(layout, width, seen, query.device)
+    queries, keys = layout.derived["varlen"]
+    flat_keys, flat_values = (
+        _Repeated.apply(x.transpose(1, 2).reshape(rows * seen, -1, size), keys) for x in (key, value)
+    )
+    flat = query.transpose(1, 2).reshape(rows * width, heads, size)
+    whole = len(queries.places) == rows * width  # no padding: the tokens are the sequences, in their order
     kernel = _installed()
     assert not isinstance(kernel, str), kernel
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # cuDNN aligns a packed causal mask at its start
         attended = kernel(
-            query.transpose(1, 2).reshape(rows * width, heads, size)[query_at],
+            flat if whole else flat[queries.places],
             flat_keys,
             flat_values,
-            query_ends,
-            key_ends,
-            longest_query,
-            longest_key,
-            **how(inspect.signature(kernel), scale=scale, window=window, grouped=heads != key.shape[1]),
+            queries.ends,
+            keys.ends,
+            queries.longest,
+            keys.longest,
+            **how(_signature(kernel), scale=scale, window=window, grouped=heads != key.shape[1]),
         )
-    out = attended.new_zeros(rows * width, heads, size).index_copy(0, query_at, attended)
+    out = attended if whole else attended.new_zeros(rows * width, heads, size).index_copy(0, queries.places, attended)
     return out.view(rows, width, heads, size)
 
 
@@ -184,26 +190,71 @@ def _installed() -> Callable[..., Any] | str:
     return lacking(inspect.signature(varlen_attn)) or varlen_attn
 
 
-def _sequences(layout: PackedLayout, width: int, seen: int) -> tuple[list[list[int]], list[list[int]]]:
-    """For each sequence the places of its queries in the B·T tokens of the batch, and of its keys in the B·K.
+_signature = cache(inspect.signature)
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """Sequences, one behind the other."""
+
+    places: Tensor  # of their tokens in the B·T or B·K of the batch, int64
+    ends: Tensor  # where each sequence ends, from 0, int32
+    longest: int
+    once: Tensor  # of keys: which of the S belong to one sequence alone, int64
+    repeated: list[tuple[slice, Tensor]]  # of keys: a prefix in the B·K, and its copies among the S, (copies, tokens)
+
+
+class _Repeated(torch.autograd.Function):
+    """(B·K, H', D) keys or values → those of all sequences, (S, H', D); the gradients of copies add up in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, keys: _Flat) -> Tensor:
+        ctx.keys, ctx.shape = keys, flat.shape
+        return flat[keys.places]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), keys = gradients, ctx.keys
+        out = gradient.new_zeros(ctx.shape)
+        out[keys.places[keys.once]] = gradient[keys.once]
+        for prefix, copies in keys.repeated:
+            out[prefix] = gradient[copies].sum(dim=0, dtype=torch.float32)
+        return out, None
+
+
+def _sequences(layout: PackedLayout, width: int, seen: int, device: torch.device) -> tuple[_Flat, _Flat]:
+    """The queries of each sequence, and its keys.
 
     Where the prefix stands before the tokens, read by an earlier pass, it has keys and no queries.
     """
     left_out = seen - width
-    queries, keys = [], []
+    queries: list[list[Tensor]] = []
+    keys: list[list[Tensor]] = []
+    repeated, once, behind = [], [], 0
     for row, prefix in enumerate(layout.prefixes):
-        before = [*range(row * seen, row * seen + prefix)]
+        before = torch.arange(row * seen, row * seen + prefix)
+        starts = []
         if not left_out:
-            queries.append(before)
-            keys.append(before)
+            queries.append([before])
+            keys.append([before])
+            starts.append(behind)
+            behind += prefix
         for start, end in layout.segments(row):
-            queries.append([*range(row * width + start - left_out, row * width + end - left_out)])
-            keys.append([*before, *range(row * seen + start, row * seen + end)])
-    return queries, keys
+            queries.append([torch.arange(row * width + start - left_out, row * width + end - left_out)])
+            keys.append([before, torch.arange(row * seen + start, row * seen + end)])
+            starts.append(behind)
+            once.append(torch.arange(behind + prefix, behind + prefix + end - start))
+            behind += prefix + end - start
+        copies = torch.tensor(starts)[:, None] + torch.arange(prefix)
+        repeated.append((slice(row * seen, row * seen + prefix), copies.to(device)))
+    alone = torch.cat(once).to(device) if once else torch.empty(0, dtype=torch.int64, device=device)
+    return _flat(queries, alone, [], device), _flat(keys, alone, repeated, device)
 
 
-def _flat(sequences: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """All places in one tensor, int64; where each sequence ends, from 0, int32; the longest one's length."""
-    places = torch.tensor([place for sequence in sequences for place in sequence], device=device)
-    lengths = torch.tensor([0, *map(len, sequences)], device=device)
-    return places, lengths.cumsum(0).to(torch.int32), max(map(len, sequences))
+def _flat(
+    sequences: list[list[Tensor]], once: Tensor, repeated: list[tuple[slice, Tensor]], device: torch.device
+) -> _Flat:
+    lengths = [sum(map(len, parts)) for parts in sequences]
+    places = torch.cat([part for parts in sequences for part in parts])
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return _Flat(places.to(device), ends.to(device), max(lengths), once, repeated)
