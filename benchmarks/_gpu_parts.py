@@ -124,26 +124,29 @@ def train(report: Report, sizes: Sizes, rate: float) -> None:
     `speed_up` and `ideal` are over TRL with all pairs at once, in seconds and in FLOPs; `reached` is their ratio.
     """
     tiles = sizes.tiles[min(1, len(sizes.tiles) - 1)]
-    for name, width, lora in (("small full", sizes.small, 0), ("large LoRA", sizes.large, 16)):
+    for name, width, lora, prompts, right, wrong in (
+        ("small full", sizes.small, 0, 1, 1, 1), ("small full", sizes.small, 0, 8, 1, 1),
+        ("small full", sizes.small, 0, 2, 2, 2), ("large LoRA", sizes.large, 16, 2, 1, 1),
+        ("large LoRA", sizes.large, 16, 1, 2, 2),
+    ):  # fmt: skip
         prompt = prompt_tokens(width, tiles, f"0 {QUESTION}")
-        for right, wrong in ((1, 1), (2, 2)):
-            pairs = right * wrong
-            base: float | None = None
-            for arm in ("trl", *(["trl, a pair at a time", "trl, liger"] if pairs > 1 else []), "online", "cached"):
-                what = f"{name}, {pairs} pairs of a prompt: {arm}"
-                with report.trying("train", what):
-                    size, found = _step(sizes, width, tiles, right, wrong, arm=arm, lora=lora)
-                    base = base or found["seconds"]
-                    flops = step_flops(
-                        width, size, tiles=tiles, prompt=prompt, response=sizes.response, right=right, wrong=wrong,
-                        checkpointing=True, adapters=lora > 0,
-                    )  # fmt: skip
-                    own = flops[arm.partition(",")[0]]
-                    speed_up, ideal = base / found["seconds"], flops["trl"] / own
-                    report.add(
-                        "train", what, **found, mfu=own / found["seconds"] / rate, speed_up=speed_up, ideal=ideal,
-                        reached=speed_up / ideal,
-                    )  # fmt: skip
+        peers = ("trl, a pair at a time", "trl, liger") if right * wrong > 1 else ()
+        base: float | None = None
+        for arm in ("trl", *peers, "online", "cached"):
+            what = f"{name}, {prompts} x {right * wrong} pairs: {arm}"
+            with report.trying("train", what):
+                size, found = _step(sizes, width, tiles, prompts, right, wrong, arm=arm, lora=lora)
+                base = base or found["seconds"]
+                flops = step_flops(
+                    width, size, tiles=tiles, prompt=prompt, response=sizes.response, right=right, wrong=wrong,
+                    checkpointing=True, adapters=lora > 0,
+                )  # fmt: skip
+                own = flops[arm.partition(",")[0]]
+                speed_up, ideal = base / found["seconds"], flops["trl"] / own
+                report.add(
+                    "train", what, **found, mfu=prompts * own / found["seconds"] / rate, speed_up=speed_up, ideal=ideal,
+                    reached=speed_up / ideal,
+                )  # fmt: skip
 
 
 def _pairs(width: Width, tiles: int, tokens: int, right: int, wrong: int, prompts: int) -> list[dict[str, Any]]:
@@ -161,7 +164,7 @@ def _pairs(width: Width, tiles: int, tokens: int, right: int, wrong: int, prompt
 
 
 def _step(
-    sizes: Sizes, width: Width, tiles: int, right: int, wrong: int, *, arm: str, lora: int
+    sizes: Sizes, width: Width, tiles: int, prompts: int, right: int, wrong: int, *, arm: str, lora: int
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """The model's parameters; seconds of a step, tokens of its policy and peak memory. Two steps are not timed."""
     from peft import LoraConfig
@@ -178,7 +181,7 @@ def _step(
             ends.append(time.perf_counter())
 
     skipped = 2 if torch.cuda.is_available() else 1
-    pairs, steps = right * wrong, sizes.steps + skipped
+    pairs, steps = prompts * right * wrong, sizes.steps + skipped
     one_by_one = arm == "trl, a pair at a time"
     peak_gib(reset=True)
     with tempfile.TemporaryDirectory() as out:
@@ -191,7 +194,7 @@ def _step(
         }
         if arm == "trl, liger":
             common["use_liger_kernel"] = True
-        rows = _pairs(width, tiles, sizes.response, right, wrong, steps)
+        rows = _pairs(width, tiles, sizes.response, right, wrong, prompts * steps)
         model = internvl(width, dtype=sizes.dtype if lora else torch.float32)
         size = parameters(model)
         adapters = LoraConfig(r=lora, target_modules="all-linear", exclude_modules="lm_head") if lora else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from mpo.multimodal.ahead import ahead
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.images import load_image
 from mpo.multimodal.memory_bound import Kept
@@ -113,23 +115,27 @@ class TransformersGenerator(Generator):
         starts = list(prefixes) if prefixes is not None else [""] * len(problems)
         asked = list(enumerate(zip(problems, starts, strict=True)))
         rows = self.rows_a_problem or n
+        calls = []
         for some in _cut(asked, max(1, self.batch_rows // rows)):
             for first in range(0, n, rows):
                 units = [(place, index) for place, _ in some for index in range(first, first + rows)]
                 wanted = [index < n and (place, index) not in done for place, index in units]
                 if any(wanted):
-                    drawn = self._call([pair for _, pair in some], range(first, first + rows), seed)
-                    yield [
-                        Sample(*unit, row_seed, completion, refusal)
-                        for unit, (row_seed, completion, refusal), is_wanted in zip(units, drawn, wanted, strict=True)
-                        if is_wanted
-                    ]
+                    calls.append(([pair for _, pair in some], range(first, first + rows), units, wanted))
+        # prompts of a call are encoded while the model answers those of the one before
+        prompts = ahead(lambda pairs: [self._kept(problem) for problem, _ in pairs], [call[0] for call in calls])
+        for (pairs, indexes, units, wanted), encoded in zip(calls, prompts, strict=True):
+            drawn = self._call(encoded, pairs, indexes, seed)
+            yield [
+                Sample(*unit, row_seed, completion, refusal)
+                for unit, (row_seed, completion, refusal), is_wanted in zip(units, drawn, wanted, strict=True)
+                if is_wanted
+            ]
 
     def _call(
-        self, asked: list[tuple[Problem, str]], indexes: range, seed: int
+        self, encoded: list[EncodedPrompt | str], asked: list[tuple[Problem, str]], indexes: range, seed: int
     ) -> list[tuple[int, Completion | None, str]]:
         """Seed and completion of each (problem, index), problem by problem; or none, and why the processor refused."""
-        encoded = [self._kept(problem) for problem, _ in asked]
         usable = [
             (prompt, pair) for prompt, pair in zip(encoded, asked, strict=True) if isinstance(prompt, EncodedPrompt)
         ]
@@ -161,6 +167,7 @@ class TransformersGenerator(Generator):
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             torch.inference_mode(),
             plain_generation(self.model),
+            kernels_for_any_length(device),
         ):
             copied = self._prefilled(inputs, n) if self._cache_can_be_copied else None
             if copied is None:
@@ -267,6 +274,15 @@ class TransformersGenerator(Generator):
         length = len(content) + stopped
         kept = None if logprobs is None else tuple(logprobs[:length])
         return Completion(text, FinishReason.STOP if stopped else FinishReason.LENGTH, length, kept)
+
+
+def kernels_for_any_length(device: torch.device) -> AbstractContextManager[None]:
+    """Attention without cuDNN's: it plans its kernel anew for every length of the cache, and each token is a new one.
+
+    On an H200 the plans took half of the time: 50 ms a token for a Qwen2.5-7B (docs/performance.md).
+    """
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kernels) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
