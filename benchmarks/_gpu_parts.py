@@ -36,6 +36,7 @@ from mpo.multimodal.scoring import token_logps
 from mpo.multimodal.varlen import _sequences, why_no_kernel, why_not
 
 QUESTION = "What is the sum of the digits? " * 12
+PEERS = ("trl, a pair at a time", "trl, liger")  # beside TRL with all pairs at once
 
 
 def kernel(report: Report, sizes: Sizes, rate: float) -> None:
@@ -125,12 +126,14 @@ def train(report: Report, sizes: Sizes, rate: float) -> None:
     """
     tiles = sizes.tiles[min(1, len(sizes.tiles) - 1)]
     for name, width, lora, prompts, right, wrong in (
-        ("small full", sizes.small, 0, 1, 1, 1), ("small full", sizes.small, 0, 8, 1, 1),
-        ("small full", sizes.small, 0, 2, 2, 2), ("large LoRA", sizes.large, 16, 2, 1, 1),
+        ("small full", sizes.small, 0, 8, 1, 1),
+        ("large LoRA", sizes.large, 16, 2, 1, 1),
         ("large LoRA", sizes.large, 16, 1, 2, 2),
-    ):  # fmt: skip
+        ("small full", sizes.small, 0, 2, 2, 2),
+        ("small full", sizes.small, 0, 1, 1, 1),
+    ):
         prompt = prompt_tokens(width, tiles, f"0 {QUESTION}")
-        peers = ("trl, a pair at a time", "trl, liger") if right * wrong > 1 else ()
+        peers = PEERS if right * wrong > 1 else ()
         base: float | None = None
         for arm in ("trl", *peers, "online", "cached"):
             what = f"{name}, {prompts} x {right * wrong} pairs: {arm}"

@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from mpo.multimodal.checkpoint import CheckpointedTrainer
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.leftovers import free_leftovers
 from mpo.multimodal.master_weights import MasterWeights, check_masters
 from mpo.multimodal.schedule import Schedule, WeightsMove, rising_from_the_first_step
 
@@ -93,6 +94,7 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
 
     def get_train_dataloader(self) -> Any:
         """Trainer's, whose batch sampler says beforehand which rows an epoch's batches have."""
+        self._before_workers()
         loader = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)
         self._planned = None
@@ -106,11 +108,16 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Trainer's, with a collator of its own: evaluation shows images as they are."""
+        self._before_workers()
         training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = training
+
+    def _before_workers(self) -> None:
+        if self.args.dataloader_num_workers:
+            free_leftovers()
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mpo.multimodal.leftovers import free_leftovers
 from recipes.commands.table import COMMANDS
 from recipes.stage.closing import duration
 from recipes.stage.folder import manifest_of
@@ -65,6 +66,7 @@ class Stages:
         print(f"stage {self._begun}{of}: {name}, {about}{self._forecast()}", file=sys.stderr)
         command = COMMANDS[name]
         out: Path = getattr(import_module(command.module), command.function)(config)
+        free_leftovers()
         self._seconds[name] += manifest_of(out)["seconds"]
         self._units[name] += self._size(name, config) or 1
         return out

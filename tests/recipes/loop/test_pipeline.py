@@ -1,5 +1,6 @@
 """The whole loop, every stage for real, in the smallest setting; then again, to see that nothing is done twice."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mpo.trainer import MPOTrainer
 from recipes.cli import main
+from recipes.loop.settings import Settings
+from recipes.loop.stages import Stages
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups
 from rewards.interchange.trl_rows import read_trl_parquet
@@ -73,6 +77,19 @@ def test_training_moved_the_policy_and_logged_the_three_losses(run):
     assert {"loss/quality", "loss/generation", "bco/delta"} <= set(first)
     before = (run / "policy" / "model.safetensors").read_bytes()
     assert before != (run / "mpo" / "model.safetensors").read_bytes()
+
+
+def test_a_stage_leaves_no_trainer_behind(run, tmp_path):
+    """Its model would stay on the device beside the next stage's, and a worker forked later would inherit it."""
+    settings = Settings(SETTINGS)
+    config = settings.build("train_mpo", policy=run / "policy", pairs=run / "pairs", out=tmp_path / "mpo", seed=0)
+    before = {id(one) for one in gc.get_objects() if isinstance(one, MPOTrainer)}
+    gc.disable()  # the collector comes when it likes
+    try:
+        Stages()("train-mpo", config, "once more")
+        assert not [one for one in gc.get_objects() if isinstance(one, MPOTrainer) and id(one) not in before]
+    finally:
+        gc.enable()
 
 
 def test_the_better_candidate_of_an_arm_is_kept(run):
