@@ -46,6 +46,7 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         self._planned: PlannedBatches | None = None
+        self._loaders: list[Any] = []  # whose workers may be alive
         super().__init__(*arguments, **settings)
         if self.args.n_gpu > 1:
             raise ConfigError("nn.DataParallel is not supported: start with `accelerate launch`, or show one GPU only")
@@ -94,8 +95,7 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
 
     def get_train_dataloader(self) -> Any:
         """Trainer's, whose batch sampler says beforehand which rows an epoch's batches have."""
-        self._before_workers()
-        loader = super().get_train_dataloader()
+        loader = self._with_workers(super().get_train_dataloader())
         inner = getattr(loader, "base_dataloader", loader)
         self._planned = None
         is_stream = isinstance(inner.dataset, IterableDataset)  # its batch sampler never ends
@@ -108,16 +108,42 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Trainer's, with a collator of its own: evaluation shows images as they are."""
-        self._before_workers()
         training, self.data_collator = self.data_collator, self.eval_collator or self.data_collator
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return self._with_workers(super().get_eval_dataloader(eval_dataset))
         finally:
             self.data_collator = training
 
-    def _before_workers(self) -> None:
+    def train(self, *arguments: Any, **more: Any) -> Any:
+        """Trainer's; the processes that made its batches end with it."""
+        try:
+            return super().train(*arguments, **more)
+        finally:
+            self._end_workers()
+
+    def evaluate(self, *arguments: Any, **more: Any) -> Any:
+        """Trainer's; the processes that made its batches end with it, or with the training that it is part of."""
+        try:
+            return super().evaluate(*arguments, **more)
+        finally:
+            if not self.is_in_train:
+                self._end_workers()
+
+    def _with_workers(self, loader: Any) -> Any:
+        """A loader that is about to fork its workers, noted."""
         if self.args.dataloader_num_workers:
             free_leftovers()
+            self._loaders.append(getattr(loader, "base_dataloader", loader))
+        return loader
+
+    def _end_workers(self) -> None:
+        """End persistent workers here and now: when the collector ends them, their queues are closed before they are
+        told, and it waits five seconds for each."""
+        while self._loaders:
+            loader = self._loaders.pop()
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()
+                loader._iterator = None
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
