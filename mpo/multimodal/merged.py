@@ -52,7 +52,7 @@ def merged_attention(
     attend = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, scale=scale)
     out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for row, prefix in enumerate(layout.prefixes):
-        q, k, v, into = (tensor[row : row + 1] for tensor in (query, key, value, out.transpose(1, 2)))  # (1, H, T, D)
+        q, k, v, into = (layout.row_of(tensor, row) for tensor in (query, key, value, out.transpose(1, 2)))
         before_k, before_v = k[:, :, :prefix], v[:, :, :prefix]
         if not left_out:
             mask = layout.prefix_mask(attention_mask, row)

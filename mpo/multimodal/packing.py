@@ -41,6 +41,7 @@ class PackedLayout:
             shown that it must not.
         derived: what attention has worked out from the layout, for the layers that follow.
         kept: keys and values of the prefix by layer, of a row that is read in several passes (`passes.py`); else None.
+        begins: where each row begins if all of them stand in one row without padding (`unpadded.py`); else None.
     """
 
     def __init__(self, prefixes: Sequence[int], ends: Sequence[Sequence[int]], per_token: Iterable[str] = ()) -> None:
@@ -49,6 +50,13 @@ class PackedLayout:
         self.varlen = True
         self.derived: dict[Any, Any] = {}
         self.kept: dict[Any, tuple[Tensor, Tensor]] | None = None
+        self.begins: tuple[int, ...] | None = None
+
+    def row_of(self, tensor: Tensor, row: int) -> Tensor:
+        """The queries, keys or values of one row, (1, H, T, D), of those of the batch."""
+        if self.begins is None:
+            return tensor[row : row + 1]
+        return tensor[:, :, self.begins[row] : self.begins[row] + self.ends[row][-1]]
 
     def segments(self, row: int) -> Iterator[tuple[int, int]]:
         """(start, end) of each response of a row; its first token is p_last."""

@@ -20,6 +20,7 @@ from mpo.multimodal.packing import LAYOUT, segment_sums
 from mpo.multimodal.passes import row_passes
 from mpo.multimodal.prefix import IGNORED
 from mpo.multimodal.shared_prefix import shared_inputs
+from mpo.multimodal.unpadded import ROW_IDS, without_padding
 from mpo.multimodal.vision import BLANK, IMAGES, reading
 
 LOGITS_AT_A_TIME = 2**26  # of the text: 256 MiB in float32
@@ -38,21 +39,26 @@ def response_logps(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tenso
         Sums, float32 (M,), with gradients; numbers of tokens, int64 (M,). M is B, or of packed rows the number of
         responses of all rows together, row after row.
     """
-    read = _read(model, _with_positions(model, inputs), fused_lm_head=True)
-    token_logps = read.log_probs.float()  # (B, T-1), of labels from the second on
+    values = _label_logps(model, inputs)
     if LAYOUT not in inputs:
-        return sum_logps(token_logps, inputs["labels"])
-    return segment_sums(pad(token_logps, (1, 0)), inputs[LAYOUT]), response_lengths(inputs)
+        return sum_logps(values[:, 1:], inputs["labels"])
+    return segment_sums(values, inputs[LAYOUT]), response_lengths(inputs)
 
 
 def token_logps(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Log-probability of each labelled token, float32, a tensor for each response in the order of `response_logps`."""
-    read = _read(model, _with_positions(model, inputs), fused_lm_head=True)
-    values, labels = pad(read.log_probs.float(), (1, 0)), inputs["labels"]  # (B, T)
+    values, labels = _label_logps(model, inputs), inputs["labels"]
     layout = inputs.get(LAYOUT)
     places = [(row, *span) for row in range(len(labels))
               for span in (layout.segments(row) if layout else [(1, labels.shape[1])])]  # fmt: skip
     return [values[row, start:end][labels[row, start:end] != IGNORED] for row, start, end in places]
+
+
+def _label_logps(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Log-probability of every label, float32 (B, T); 0 in the first column and where a row is padded."""
+    batch = without_padding(innermost(model), _with_positions(model, inputs))
+    read = _read(model, batch.inputs, fused_lm_head=True)
+    return batch.rows(pad(read.log_probs.float(), (1, 0)))
 
 
 def response_lengths(inputs: Mapping[str, Any]) -> Tensor:
@@ -84,11 +90,14 @@ def logits_at(
     Returns:
         For each row, float32 logits (S, K).
     """
-    wanted = sorted({position for row in positions for position in row})
+    unlabelled = {key: value for key, value in inputs.items() if key != "labels"}
+    batch = without_padding(innermost(model), _with_positions(model, unlabelled))
+    places = batch.positions(positions)
+    wanted = sorted({position for row in places for position in row})
     with _head_rows(innermost(model).get_output_embeddings(), token_ids) as only:
-        logits = _logits(model, inputs, wanted, max_tokens)  # (B, len(wanted), K or V)
+        logits = _logits(model, batch.inputs, wanted, max_tokens)  # (B, len(wanted), K or V)
     read = logits if only else logits[:, :, list(token_ids)]
-    return _rows(read.float(), wanted, positions)
+    return _of_rows(_rows(read.float(), wanted, places), positions)
 
 
 def logits_and_text_logps(
@@ -107,19 +116,21 @@ def logits_and_text_logps(
     Returns:
         For each row, float32 logits (S, K); log-probs of all labelled tokens together, float32 (N,).
     """
-    labels = _text_labels(inputs, token_ids)
+    batch = without_padding(innermost(model), _with_positions(model, inputs))
+    places = batch.positions(positions)
+    labels = _text_labels(batch.inputs, token_ids)
     predicted = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten().tolist()  # columns that predict a text token
-    wanted = sorted({position for row in positions for position in row} | set(predicted))
+    wanted = sorted({position for row in places for position in row} | set(predicted))
     targets = labels.new_full((len(labels), len(wanted)), IGNORED)  # (B, len(wanted)), of the text
     place = {position: index for index, position in enumerate(wanted)}
     targets[:, [place[position] for position in predicted]] = labels[:, [position + 1 for position in predicted]]
     with _text_head(model, token_ids, targets) as in_parts:
-        logits = _logits(model, inputs, wanted)  # (B, len(wanted), K + 1, the text's log-probs last, or V)
+        logits = _logits(model, batch.inputs, wanted)  # (B, len(wanted), K + 1, the text's log-probs last, or V)
     scored = targets != IGNORED
     if in_parts:
-        return _rows(logits[:, :, :-1], wanted, positions), logits[:, :, -1][scored]
+        return _of_rows(_rows(logits[:, :, :-1], wanted, places), positions), logits[:, :, -1][scored]
     text = _masked_logps(logits[scored], targets[scored], _ids(token_ids, inputs))
-    return _rows(logits[:, :, list(token_ids)].float(), wanted, positions), text
+    return _of_rows(_rows(logits[:, :, list(token_ids)].float(), wanted, places), positions), text
 
 
 def _masked_logps(logits: Tensor, targets: Tensor, without: Tensor) -> Tensor:
@@ -188,7 +199,7 @@ def _read(model: Any, inputs: Mapping[str, Any], **how: Any) -> Any:
     """The model's output for a batch from `_with_positions`; repeated images are encoded once."""
     given = dict(inputs)
     images, blank = given.pop(IMAGES, None), given.pop(BLANK, None)
-    with reading(innermost(model), images, given["input_ids"], blank):
+    with reading(innermost(model), images, given.pop(ROW_IDS, given["input_ids"]), blank):
         return model(**given, **how)
 
 
@@ -196,7 +207,7 @@ def _logits(model: Any, inputs: Mapping[str, Any], columns: Sequence[int], max_t
     """Logits (B, len(columns), V) of a few columns of the batch, ascending, in the model's number type."""
     unlabelled = {key: value for key, value in inputs.items() if key != "labels"}
     found = []
-    for part, start in row_passes(_with_positions(model, unlabelled), max_tokens):
+    for part, start in row_passes(unlabelled, max_tokens):
         ids = part["input_ids"]
         own = [column - start for column in columns if 0 <= column - start < ids.shape[1]]
         kept = torch.tensor(own, device=ids.device)
@@ -223,6 +234,11 @@ def _rows(read: Tensor, columns: Sequence[int], positions: Sequence[Sequence[int
     """For each row, the (S, K) part of `read` (B, len(columns), K) at its positions."""
     column = {position: index for index, position in enumerate(columns)}
     return [read[i, [column[position] for position in row]] for i, row in enumerate(positions)]
+
+
+def _of_rows(read: list[Tensor], positions: Sequence[Sequence[int]]) -> list[Tensor]:
+    """What was read at the positions of each row, (S, K), of what may come from one row for all."""
+    return [*torch.cat(read).split([len(row) for row in positions])]
 
 
 def _ids(token_ids: Sequence[int], inputs: Mapping[str, Any]) -> Tensor:

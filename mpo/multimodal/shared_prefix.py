@@ -114,7 +114,7 @@ def shared_prefix_attention(
     left_out = key.shape[2] - query.shape[2]  # the prefix, where an earlier pass has read it
     rows = []
     for row, prefix in enumerate(layout.prefixes):
-        q, k, v = (tensor[row : row + 1] for tensor in (query, key, value))  # (1, H, T, D)
+        q, k, v = (layout.row_of(tensor, row) for tensor in (query, key, value))  # (1, H, T, D)
         before_k, before_v = k[:, :, :prefix], v[:, :, :prefix]
         parts = []
         if not left_out:
@@ -127,7 +127,7 @@ def shared_prefix_attention(
             parts.append(attend(q[:, :, start - left_out : end - left_out], seen_k, seen_v, attn_mask=mask))
         padding = k.shape[2] - layout.ends[row][-1]
         rows.append(pad(torch.cat(parts, dim=2), (0, 0, 0, padding)))
-    return torch.cat(rows).transpose(1, 2).contiguous(), None
+    return torch.cat(rows, dim=0 if layout.begins is None else 2).transpose(1, 2).contiguous(), None
 
 
 def _response_mask(length: int, prefix: int, window: int | None, query: Tensor, layout: PackedLayout) -> Any:

@@ -231,8 +231,10 @@ def _sequences(layout: PackedLayout, width: int, seen: int, device: torch.device
     queries: list[list[Tensor]] = []
     keys: list[list[Tensor]] = []
     repeated, once, behind = [], [], 0
-    for row, prefix in enumerate(layout.prefixes):
-        before = torch.arange(row * seen, row * seen + prefix)
+    begins = layout.begins or [row * width for row in range(len(layout.prefixes))]  # of the queries
+    for row, (prefix, begin) in enumerate(zip(layout.prefixes, begins, strict=True)):
+        first = begin + row * left_out  # of the keys
+        before = torch.arange(first, first + prefix)
         starts = []
         if not left_out:
             queries.append([before])
@@ -240,13 +242,13 @@ def _sequences(layout: PackedLayout, width: int, seen: int, device: torch.device
             starts.append(behind)
             behind += prefix
         for start, end in layout.segments(row):
-            queries.append([torch.arange(row * width + start - left_out, row * width + end - left_out)])
-            keys.append([before, torch.arange(row * seen + start, row * seen + end)])
+            queries.append([torch.arange(begin + start - left_out, begin + end - left_out)])
+            keys.append([before, torch.arange(first + start, first + end)])
             starts.append(behind)
             once.append(torch.arange(behind + prefix, behind + prefix + end - start))
             behind += prefix + end - start
         copies = torch.tensor(starts)[:, None] + torch.arange(prefix)
-        repeated.append((slice(row * seen, row * seen + prefix), copies.to(device)))
+        repeated.append((slice(first, first + prefix), copies.to(device)))
     alone = torch.cat(once).to(device) if once else torch.empty(0, dtype=torch.int64, device=device)
     return _flat(queries, alone, [], device), _flat(keys, alone, repeated, device)
 
