@@ -69,8 +69,7 @@ def test_the_prompt_goes_through_the_model_once() -> None:
         lambda module, args, kwargs: images.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
     response_logps(model, packed)
-    longest = max(ends[-1] for ends in packed[LAYOUT].ends)
-    assert (tokens, images) == ([longest], [3])
+    assert (tokens, images) == ([sum(ends[-1] for ends in packed[LAYOUT].ends)], [3])
 
 
 def test_checkpointing_keeps_the_layout_for_its_second_forward(monkeypatch: pytest.MonkeyPatch) -> None:
