@@ -22,12 +22,12 @@ from mpo.multimodal.messages import end_of_turn_id, sanitised
 from recipes.config import TrainGRPOConfig
 from recipes.training.arguments import micro_batches, training_defaults
 from recipes.training.weights import load_policy, run_dtype
-from rewards.online.checker import AnswerChecker
-from rewards.online.reward_functions import FormatReward, LengthReward, OnlineReward, ProcessReward, VerifierReward
 from rewards.prm.reward_function import PRMReward
 from rewards.sampling.prompts import messages_of
 from rewards.scoring.process_reward_model import ProcessRewardModel
+from rewards.scoring.reward_functions import FormatReward, LengthReward, OnlineReward, ProcessReward, VerifierReward
 from rewards.types import Problem
+from rewards.verifying.answer_checker import AnswerChecker
 
 COUNTS = "reward_counts.json"  # in a checkpoint: what the reward functions have found up to there
 # TRL's options. Ratios and advantages: GRPO arXiv 2402.03300 (clip range 0.2 as in PPO, arXiv 1707.06347), GSPO

@@ -30,12 +30,12 @@ from recipes.training.model_card import write_grpo_card
 from recipes.training.tracking import tracking
 from recipes.training.training_guard import TrainingGuard
 from recipes.training.weights import run_dtype, save_policy
-from rewards.online.checker import AnswerChecker, check_name
-from rewards.online.guard import Limits, Stop
-from rewards.online.reward_functions import OnlineReward
+from rewards.choosing.training_guard import Limits, Stop
 from rewards.sampling.prompts import prompt_files, prompt_of
 from rewards.scoring.process_reward_model import ProcessRewardModel
+from rewards.scoring.reward_functions import OnlineReward
 from rewards.types import Problem
+from rewards.verifying.answer_checker import AnswerChecker, check_name
 
 
 def train_grpo(config: TrainGRPOConfig) -> Path:

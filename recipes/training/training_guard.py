@@ -16,13 +16,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from rewards.choosing.round_guard import measure_round
-from rewards.online.checker import AnswerChecker
-from rewards.online.guard import Limits, Look, Stop, mean_dependence, remaining_share, stop_reason
+from rewards.choosing.training_guard import Limits, Look, Stop, mean_dependence, remaining_share, stop_reason
 from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
 from rewards.scoring.groups import score_groups, score_unseen
 from rewards.scoring.other_images import blanked
 from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+from rewards.verifying.answer_checker import AnswerChecker
 from rewards.verifying.degeneration import degeneration_faults
 
 LOOKS = "guard.jsonl"

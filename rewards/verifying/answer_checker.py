@@ -13,7 +13,7 @@ from rewards.types import Completion, FinishReason, Problem, Verdict
 from rewards.verifying.verification import VERIFIERS
 from rewards.verifying.workers import Workers
 
-PRELOAD = "rewards.online.in_worker"
+PRELOAD = "rewards.verifying.in_worker"
 REMEMBERED = 50_000  # verdicts
 
 

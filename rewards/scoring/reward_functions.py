@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
-from rewards.online.checker import AnswerChecker
 from rewards.prm.reward_function import PRMReward, Prompt, text_of
 from rewards.types import Completion, FinishReason, Verdict
+from rewards.verifying.answer_checker import AnswerChecker
 
 VALUES: dict[Verdict | None, float] = {Verdict.CORRECT: 1.0, Verdict.WRONG: 0.0}  # of every other: None
 BUFFER = 0.2  # of the token limit: 4,096 of 20,480 tokens (DAPO, arXiv 2503.14476, section 4.1)

@@ -1,1 +1,0 @@
-"""What online reinforcement learning needs: reward functions in TRL's signature, and a guard against reward hacking."""
