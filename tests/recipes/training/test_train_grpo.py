@@ -15,6 +15,7 @@ import torch
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import image_sha256, load_image
 from mpo.multimodal.loading import load_model, load_processor
+from mpo.multimodal.messages import prompt_text
 from mpo.multimodal.prefix import encode_prompt
 from recipes.config import TrainGRPOConfig
 from recipes.stage.folder import manifest_of
@@ -149,7 +150,8 @@ def test_the_policy_is_asked_as_mpo_sample_asks(policy_folder: Path) -> None:
         for turn in row["prompt"]
     ]  # fmt: skip
     theirs = processor.apply_chat_template([filled], add_generation_prompt=True, tokenize=True, return_dict=True)
-    ours = encode_prompt(processor, messages_of(problem), [load_image(image) for image in problem.images])
+    text = prompt_text(processor, messages_of(problem))
+    ours = encode_prompt(processor, text, [load_image(image) for image in problem.images])
     assert list(theirs["input_ids"][0]) == list(ours.input_ids)
 
 
