@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 # The values that a field may have; `--help` lists them, and a test holds them to the tables behind them.
 AfterError = Literal["unlabelled", "wrong"]
 Aggregation = Literal["mean", "min", "prod", "last", "max"]
+Algorithm = Literal["grpo", "gspo", "dr_grpo"]
 Arm = Literal[
     "mpo",
     "mpo_paper",
@@ -77,6 +78,8 @@ Share = Annotated[float, Ge(0), Le(1)]
 Between = Annotated[float, Gt(0), Lt(1)]
 TopP = Annotated[float, Gt(0), Le(1)]
 Warmup = Annotated[float, Ge(0), Lt(1)]
+Group = Annotated[int, Ge(2)]
+Factor = Annotated[float, Ge(1)]
 
 
 @dataclass
@@ -125,19 +128,9 @@ class ColumnsConfig:
 
 
 @dataclass(kw_only=True)
-class ModelTraining:
-    """Schedule, number type, memory, and which weights are trained; a row is a pair of MPO, a problem of a PRM."""
+class WeightTraining:
+    """Warm-up, number type, memory, and which weights are trained."""
 
-    epochs: NotNegative = field(
-        default=0.0, metadata={"help": "passes over the rows, in place of --max_steps; 1 if neither is given"}
-    )
-    min_steps: Whole = field(
-        default=20,
-        metadata={
-            "help": "with --epochs: least optimizer steps; the batch shrinks until there are as many; 0 leaves it as "
-            "it is"
-        },
-    )
     warmup: Warmup = field(
         default=0.05, metadata={"help": "share of the steps during which the learning rate rises to its peak"}
     )
@@ -167,6 +160,25 @@ class ModelTraining:
     freeze_vision: bool = field(
         default=False, metadata={"help": "leave the vision tower as it is and train the language model"}
     )
+    save_steps: Whole = field(
+        default=100, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
+    )
+
+
+@dataclass(kw_only=True)
+class ModelTraining(WeightTraining):
+    """The same of training on rows that are there beforehand; a row is a pair of MPO, a problem of a PRM."""
+
+    epochs: NotNegative = field(
+        default=0.0, metadata={"help": "passes over the rows, in place of --max_steps; 1 if neither is given"}
+    )
+    min_steps: Whole = field(
+        default=20,
+        metadata={
+            "help": "with --epochs: least optimizer steps; the batch shrinks until there are as many; 0 leaves it as "
+            "it is"
+        },
+    )
     max_length: Count | None = field(
         default=None,
         metadata={
@@ -183,9 +195,6 @@ class ModelTraining:
     )
     dataloader_num_workers: Whole | None = field(
         default=None, metadata={"help": "processes that make batches ahead; default: 4 with an accelerator, else none"}
-    )
-    save_steps: Whole = field(
-        default=100, metadata={"help": "steps between checkpoints, from which the same command resumes; 0 saves none"}
     )
 
 
@@ -993,6 +1002,109 @@ class TrainMPOConfig(ModelTraining):
     )
     sample_problems: Count = field(default=8, metadata={"help": "problems to sample responses for"})
     sample_tokens: Count = field(default=128, metadata={"help": "most tokens of such a response"})
+    report_to: Tracker = field(
+        default="none",
+        metadata={"help": "where metrics are logged; wandb stays on this machine with WANDB_MODE=offline"},
+    )
+
+
+@dataclass
+class TrainGRPOConfig(PromptConfig, ColumnsConfig, WeightTraining):
+    """`mpo train-grpo`: online reinforcement learning with the verifier and the PRM as rewards (TRL's GRPOTrainer)."""
+
+    policy: PolicyPath = field(metadata={"help": "model to train"})
+    problems: Path = field(metadata={"help": "problems to answer in training, of any kind that `mpo sample` takes"})
+    out: Path = field(metadata={"help": "folder for the trained policy"})
+    algorithm: Algorithm = field(
+        default="grpo",
+        metadata={
+            "help": "grpo: ratios of tokens, advantages divided by the group's deviation; gspo: ratios of whole "
+            "responses; dr_grpo: no division by a response's length or by the deviation"
+        },
+    )
+    max_steps: Count = field(default=100, metadata={"help": "optimizer steps"})
+    batch_size: Count = field(
+        default=64, metadata={"help": "responses per optimizer step, over all micro-batches and processes"}
+    )
+    num_generations: Group = field(default=8, metadata={"help": "G, responses per problem that are compared"})
+    updates_per_generation: Count = field(
+        default=1, metadata={"help": "optimizer steps that share one round of sampling; 1 is on-policy"}
+    )
+    learning_rate: Positive = field(
+        default=1e-06, metadata={"help": "peak learning rate, constant after the warm-up; ten times as much for LoRA"}
+    )
+    beta: NotNegative = field(
+        default=0.0, metadata={"help": "β, weight of the KL divergence from the policy at the start; 0 needs no copy"}
+    )
+    epsilon: Positive | None = field(
+        default=None, metadata={"help": "ε, lower clip range of the ratio; default: 0.2, of gspo 0.0003"}
+    )
+    epsilon_high: Positive | None = field(
+        default=None, metadata={"help": "upper clip range of the ratio; default: that of epsilon, of gspo 0.0004"}
+    )
+    temperature: Positive = field(default=1.0, metadata={"help": "sampling temperature"})
+    top_p: TopP = field(
+        default=1.0,
+        metadata={"help": "sample from the most likely tokens that together have this probability; 1 turns it off"},
+    )
+    top_k: Whole = field(default=0, metadata={"help": "sample from this many most likely tokens; 0 turns it off"})
+    max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a response"})
+    vllm_base_url: str = field(
+        default="", metadata={"help": "vLLM server (`trl vllm-serve`) that samples in place of this process"}
+    )
+    verifier: str = field(
+        default="auto", metadata={"help": "what checks answers, as for `mpo verify`; judge is not possible here"}
+    )
+    verifier_weight: NotNegative = field(
+        default=1.0, metadata={"help": "weight of the verifier's reward, 1 for a right answer and 0 for a wrong one"}
+    )
+    workers: Count = field(default=1, metadata={"help": "processes that check answers"})
+    timeout_s: Positive = field(
+        default=5.0,
+        metadata={"help": "seconds after which a check is stopped; its response then has no verifier's reward"},
+    )
+    prm: ModelPath | None = field(default=None, metadata={"help": "PRM (with prm.json) whose scores are a reward"})
+    prm_weight: NotNegative = field(default=1.0, metadata={"help": "with --prm: weight of its reward"})
+    prm_gate: bool = field(
+        default=False,
+        metadata={"help": "count the PRM's reward only where the answer is right, if a reference answer exists"},
+    )
+    aggregation: Aggregation = field(
+        default="mean", metadata={"help": "how the step scores of a response become the PRM's reward"}
+    )
+    format_weight: NotNegative = field(
+        default=0.1,
+        metadata={"help": "weight of the format's reward: 1 for a response that ends and states an answer, else 0"},
+    )
+    length_weight: NotNegative = field(
+        default=0.0, metadata={"help": "weight of the length's reward, from 0 down to -1 near --max_new_tokens"}
+    )
+    guard: Path | None = field(
+        default=None,
+        metadata={"help": "questions.jsonl of the guard, held out; default: the first of the problems trained on"},
+    )
+    guard_every: Whole = field(
+        default=20, metadata={"help": "steps between two looks of the guard; 0 turns the guard off"}
+    )
+    guard_problems: Count = field(default=16, metadata={"help": "most problems that the guard looks at"})
+    guard_stop: bool = field(default=True, metadata={"help": "whether the guard ends training, or only logs"})
+    guard_remaining: Share = field(
+        default=0.95,
+        metadata={"help": "guard: largest share of the PRM's reward that may remain without the right image"},
+    )
+    guard_repetition: Share = field(
+        default=0.5, metadata={"help": "guard: largest share of responses that may repeat themselves"}
+    )
+    guard_drift: Factor = field(
+        default=3.0, metadata={"help": "guard: largest factor by which the mean length may grow or shrink"}
+    )
+    guard_patience: Count = field(
+        default=2, metadata={"help": "guard: looks in a row that must agree before training ends"}
+    )
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: that of the problems' file"}
+    )
+    seed: Whole = field(default=0, metadata={"help": "order of the problems, and sampling"})
     report_to: Tracker = field(
         default="none",
         metadata={"help": "where metrics are logged; wandb stays on this machine with WANDB_MODE=offline"},

@@ -131,6 +131,13 @@ GROUPS: dict[str, dict[str, Command]] = {
             "train a policy on pairs with Mixed Preference Optimization",
             "mpo train-mpo paper_mpo --policy models/policy --pairs run/pairs --out run/mpo",
         ),
+        "train-grpo": Command(
+            "recipes.training.train_grpo",
+            "train_grpo",
+            "TrainGRPOConfig",
+            "train a policy online with GRPO or GSPO, rewarded by verifier and PRM",
+            "mpo train-grpo internvl3_5_gspo --policy run/mpo --problems data/train.jsonl --prm run/prm --out run/grpo",
+        ),
         "doctor": Command(
             "recipes.training.doctor",
             "doctor",

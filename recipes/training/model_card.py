@@ -67,6 +67,33 @@ def write_policy_card(folder: Path, fingerprint: Mapping[str, Any], counts: Mapp
     _write(folder, parts, fingerprint, trainer, base=base, tags=["mpo", "dpo", "preference"])
 
 
+def write_grpo_card(
+    folder: Path, fingerprint: Mapping[str, Any], counts: Mapping[str, Any], trainer: Any, account: Mapping[str, Any]
+) -> None:
+    """The card of a policy that TRL's `GRPOTrainer` trained; `account` is the stage's, of its training."""
+    args, base = trainer.args, fingerprint["sources"]["policy"]
+    named = zip(trainer.reward_func_names, args.reward_weights, strict=True)
+    stopped = account["stopped"]
+    settings = [
+        ("algorithm", fingerprint["settings"]["algorithm"]),
+        ("rewards and their weights", ", ".join(f"{name} {weight:g}" for name, weight in named)),
+        ("responses per problem", args.num_generations),
+        ("β", args.beta),
+        ("optimizer steps", account["steps"]),
+        ("stopped by the guard", f"{stopped['reason']}: {stopped['words']}" if stopped else "no"),
+        ("learning rate", f"{args.learning_rate:g}"),
+        ("seed", args.seed),
+    ]
+    parts = [
+        f"# {short(base)} after online reinforcement learning\n\nTrained with `mpo train-grpo`, which is TRL's "
+        "`GRPOTrainer` with the verifier and the process reward model of this project as rewards.",
+        "## How to load it\n\n" + fenced(_LOAD_POLICY, "python"),
+        table("Settings", ("", "value"), settings),
+        _data("problems", counts),
+    ]
+    _write(folder, parts, fingerprint, trainer, base=base, tags=["grpo", "reinforcement-learning"])
+
+
 def write_prm_card(
     folder: Path, fingerprint: Mapping[str, Any], counts: Mapping[str, Any], trainer: Any, prm_format: PRMFormat
 ) -> None:

@@ -15,14 +15,14 @@ from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import read_json, write_atomic
 from mpo.multimodal.hub import hub_name
 from mpo.multimodal.loading import load_merged, load_model, stored_dtype
-from recipes.config import ModelTraining, TrainMPOConfig
+from recipes.config import TrainGRPOConfig, TrainMPOConfig, WeightTraining
 from recipes.stage.folder import is_first_process
 
 ADAPTER = "adapter"  # folder in a stage's folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def run_dtype(config: ModelTraining, source: Path) -> torch.dtype:
+def run_dtype(config: WeightTraining, source: Path) -> torch.dtype:
     """The number type that the forward pass runs in, and that the result is written in.
 
     Args:
@@ -42,13 +42,15 @@ def run_dtype(config: ModelTraining, source: Path) -> torch.dtype:
     return DTYPES[config.dtype]
 
 
-def load_policy(config: TrainMPOConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, LoraConfig | None]:
+def load_policy(
+    config: TrainMPOConfig | TrainGRPOConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, LoraConfig | None]:
     """The policy, frozen where it is not trained, and its adapters."""
     model = load_model(config.policy, dtype=weights_dtype(config, dtype))
     return model, choose_trained(model, config)
 
 
-def weights_dtype(config: ModelTraining, dtype: torch.dtype) -> torch.dtype:
+def weights_dtype(config: WeightTraining, dtype: torch.dtype) -> torch.dtype:
     """The number type of the weights while they are trained, of a pass in `dtype`.
 
     Weights that are trained are float32 whatever the pass runs in: at a learning rate of 1e-6, an Adam step is below
@@ -58,7 +60,7 @@ def weights_dtype(config: ModelTraining, dtype: torch.dtype) -> torch.dtype:
     return dtype if config.lora_rank or getattr(config, "master_weights", False) else torch.float32
 
 
-def choose_trained(model: Any, config: ModelTraining) -> LoraConfig | None:
+def choose_trained(model: Any, config: WeightTraining) -> LoraConfig | None:
     """Freeze in place what is not trained; the adapters to put around the model, if there are to be any.
 
     Raises:
@@ -74,7 +76,7 @@ def choose_trained(model: Any, config: ModelTraining) -> LoraConfig | None:
     return None
 
 
-def _adapters(model: Any, config: ModelTraining) -> LoraConfig:
+def _adapters(model: Any, config: WeightTraining) -> LoraConfig:
     all_linear = config.lora_targets == ["all-linear"]
     names = [f".{name}" for name, _ in model.named_modules()]
     unknown = [target for target in config.lora_targets if not any(name.endswith(f".{target}") for name in names)]
@@ -92,7 +94,7 @@ def _adapters(model: Any, config: ModelTraining) -> LoraConfig:
     )
 
 
-def save_policy(trainer: Any, config: TrainMPOConfig, out: Path, dtype: torch.dtype) -> None:
+def save_policy(trainer: Any, config: TrainMPOConfig | TrainGRPOConfig, out: Path, dtype: torch.dtype) -> None:
     """Write a whole model with its processor to `out`; adapters are merged into it, and kept in `out`/adapter too.
 
     All ranks call this. Merging reads the policy once more, on the first rank's CPU, so it works for shards as well.

@@ -24,15 +24,23 @@ class PRMReward:
     Args:
         prm: any, e.g. `ModelPRM.load(path)`, or `ServerPRM` for one behind a server.
         how: aggregation of step scores, a name of `rewards.scoring.aggregation.AGGREGATIONS` or a callable.
+        problems: id → problem, for rows with a column `problem_id`: the PRM is then shown the problem's bare question
+            and its own images, whatever template the policy's prompt was made with.
 
     Raises:
         ConfigError: `how` names no aggregation.
     """
 
-    def __init__(self, prm: ProcessRewardModel, *, how: str | Aggregator = "mean") -> None:
+    def __init__(
+        self,
+        prm: ProcessRewardModel,
+        *,
+        how: str | Aggregator = "mean",
+        problems: Mapping[str, Problem] | None = None,
+    ) -> None:
         if isinstance(how, str) and how not in AGGREGATIONS:
             raise ConfigError(f"unknown aggregation {how!r}: expected one of {', '.join(AGGREGATIONS)}, or a callable")
-        self.prm, self.how = prm, how
+        self.prm, self.how, self.problems = prm, how, problems
 
     def __call__(
         self,
@@ -41,6 +49,7 @@ class PRMReward:
         *,
         images: Sequence[Any] | None = None,
         image: Sequence[Any] | None = None,
+        problem_id: Sequence[str] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """One reward per completion, in order.
@@ -51,16 +60,29 @@ class PRMReward:
             completions: plain texts, or conversations of one assistant turn.
             images: the data set's column, a list of decoded images per row.
             image: the same for data sets with one image per row.
+            problem_id: the data set's column; read only if the object was given `problems`.
             **columns: TRL's other keywords; not read.
 
         Raises:
             DataError: a conversation of another shape, or images that do not match the image blocks.
         """
+        if self.problems is not None and problem_id is not None:
+            asked = [self.problems[id] for id in problem_id]
+            return self.rewards_of(asked, [text_of(completion) for completion in completions])
         if images is None:
             images = [None if one is None else [one] for one in image] if image is not None else [None] * len(prompts)
+        asked = [problem_of(prompt, own) for prompt, own in zip(prompts, images, strict=True)]
+        return self.rewards_of(asked, [text_of(completion) for completion in completions])
+
+    def rewards_of(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[float | None]:
+        """One reward per response, in order; `None` for one that the PRM cannot read.
+
+        Args:
+            problems: what each response answers.
+            texts: the responses.
+        """
         groups = [
-            RolloutGroup(problem_of(prompt, own), (Rollout(Completion(text_of(completion))),))
-            for prompt, completion, own in zip(prompts, completions, images, strict=True)
+            RolloutGroup(problem, (Rollout(Completion(text)),)) for problem, text in zip(problems, texts, strict=True)
         ]
         scored, _ = score_groups(groups, self.prm, how=self.how)
         return [group.rollouts[0].reward for group in scored]

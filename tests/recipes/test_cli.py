@@ -24,6 +24,7 @@ from recipes.data.convert_steps import READERS as STEP_READERS
 from recipes.data.import_forms import FORMS
 from recipes.loop.pipeline import ARMS
 from recipes.loop.settings import Settings
+from recipes.training.grpo_run import ALGORITHMS
 from recipes.training.tracking import PLACES
 from rewards.choosing.selection import CHOICES
 from rewards.choosing.votes import REWARD
@@ -107,6 +108,7 @@ def test_the_help_of_a_command(command, capsys, monkeypatch):
     ("kind", "table"),
     [
         (config.Aggregation, AGGREGATIONS),
+        (config.Algorithm, ALGORITHMS),
         (config.Arm, ARMS),
         (config.BenchmarkKind, READERS),
         (config.Budget, BUDGETS),
