@@ -105,5 +105,5 @@ def test_a_second_source(
     said = capsys.readouterr().err
     assert "9 in, 6 out, 3 rejected (no step has a label 3)" in said
     assert f"response not in the second source {missing}, sources disagree 3" in said
-    assert train(folder, policy_folder, out, "--consensus", str(folder)) == 2  # another second source
+    assert train(folder, policy_folder, out, "--consensus", str(folder)) == 4  # made with another one
     assert "consensus" in capsys.readouterr().err
