@@ -58,6 +58,7 @@ RejectedPart = Literal["full", "first_bad_step", "up_to_first_bad_step"]
 Role = Literal["policy", "model", "checkpoint"]
 Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
 Scored = Literal["solution", "thought", "both"]
+StepLoss = Literal["cross_entropy", "binomial"]
 Selector = Literal["prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority"]
 SpanSource = Literal["prm", "mc", "exact", "random"]
 Tracker = Literal["none", "wandb", "tensorboard", "trackio"]
@@ -907,8 +908,36 @@ class TrainPRMConfig(ModelTraining):
         default=False,
         metadata={"help": "train on mc itself, the share of right continuations, instead of mc > threshold"},
     )
+    loss: StepLoss = field(
+        default="cross_entropy",
+        metadata={
+            "help": "what is minimised per step: the cross-entropy of its label, or the binomial likelihood of its "
+            "count, right continuations of all that were drawn, which weighs a step by its draws"
+        },
+    )
+    concentration: Positive | None = field(
+        default=None,
+        metadata={
+            "help": "with --loss binomial: a Beta-Binomial of this concentration, for continuations of a step that "
+            "are alike; the smaller it is, the less more draws count"
+        },
+    )
     threshold: NotNegative = field(
         default=0.0, metadata={"help": "a step counts as right if mc, its share of right continuations, is above this"}
+    )
+    good_above: Share | None = field(
+        default=None,
+        metadata={"help": "with --bad_below: a step is right if mc is above this; steps between the two are ignored"},
+    )
+    bad_below: Share | None = field(
+        default=None, metadata={"help": "with --good_above: a step is wrong if mc is below this"}
+    )
+    consensus: Path | None = field(
+        default=None,
+        metadata={
+            "help": "folder of labels of the same responses from a second source; a step counts only where both agree, "
+            "and disagreements are listed in disagreements.jsonl"
+        },
     )
     until_first_error: bool = field(default=False, metadata={"help": "ignore steps after the first one with mc = 0"})
     text_weight: NotNegative = field(

@@ -29,6 +29,7 @@ from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.kept.calls import CallStore
 from rewards.prm.formats import find_format, format_files
 from rewards.prm.labelling.budgets import budget_named
+from rewards.prm.labelling.confidence import LEVEL, THRESHOLD, UNIFORM, decided_steps
 from rewards.prm.labelling.continuations import (
     CONTINUATIONS,
     KeptContinuations,
@@ -106,8 +107,10 @@ def label(config: LabelConfig) -> Path:
     }
     counts = {"in": total, "out": out, "rejected": dict(rejected), "steps": steps, "problems": str(problems)}
     right = sum(bool(count and count.correct) for group in labelled for r in group.rollouts for count in r.mc or ())
+    decided = decided_steps(rollout for group in labelled for rollout in group.rollouts)
+    counts["confidence"] = {"level": LEVEL, "threshold": THRESHOLD, "prior": UNIFORM, **asdict(decided)}
     note = f"{steps} steps, {right / steps:.1%} of them with a right continuation; {done.continuations} continuations"
-    return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn}, note=note)
+    return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn}, note=f"{note}; {decided}")
 
 
 def _estimated(config: LabelConfig, chosen: list[RolloutGroup], estimate: Estimate, calls: CallStore) -> CostEstimate:

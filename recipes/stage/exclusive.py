@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
+from recipes.stage.label_rule import one_way_to_label
 
 
 def one_policy(config: Any) -> None:
@@ -52,4 +53,5 @@ EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     one_length,
     a_local_engine,
     one_greedy_response,
+    one_way_to_label,
 )

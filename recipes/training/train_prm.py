@@ -17,27 +17,31 @@ from mpo.multimodal.messages import template_of
 from recipes.config import TrainPRMConfig
 from recipes.stage.folder import is_first_process, open_stage
 from recipes.stage.groups import read_groups
+from recipes.stage.label_rule import label_rule
 from recipes.training.arguments import has_checkpoint, large_model_training, training_account
 from recipes.training.model_card import write_prm_card
+from recipes.training.step_labels import in_words, label_groups, with_a_label
 from recipes.training.weights import choose_trained, run_dtype, weights_dtype, weights_to
-from rewards.errors import StepAlignmentError
 from rewards.prm.admission import admit_solutions
 from rewards.prm.formats import PRMFormat, find_format, format_files
 from rewards.prm.labelling.contrast import visual_contrasts
-from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution, LabelRule, class_weights, merged_counts
+from rewards.prm.labelling.labels import LabelledGroup, class_weights
 from rewards.prm.labelling.perturb import with_wrong_digit
-from rewards.prm.labelling.source import EXACT, require_estimates
 from rewards.prm.model_prm import load_weights
 from rewards.prm.released import check_released
+from rewards.prm.step_losses import Likelihood
 from rewards.prm.trainer import PRMTrainer
-from rewards.steps import split_into
-from rewards.types import Rollout, RolloutGroup
+from rewards.types import RolloutGroup
+
+NO_LABEL = "no step has a label"
 
 
 def train_prm(config: TrainPRMConfig) -> Path:
     """Train from `config.model`; write weights, processor and the contract `prm.json`."""
     saved = has_checkpoint(config.out) if config.save_steps else None
-    inputs = [config.groups, config.model, *format_files(config.prm_format)]
+    rule = label_rule(config)
+    second = [config.consensus] if config.consensus else []
+    inputs = [config.groups, config.model, *second, *format_files(config.prm_format)]
     stage = open_stage("train-prm", config, inputs=inputs, work=saved)
     if stage.complete:
         return stage.out
@@ -49,12 +53,19 @@ def train_prm(config: TrainPRMConfig) -> Path:
         raise ConfigError(f"--num_problems must be 0 for all, or a number of problems; got {config.num_problems}")
     dtype = run_dtype(config, config.model)
     read = read_groups(config.groups)[: config.num_problems or None]
-    groups = labelled_groups(read, config, prm_format.max_steps)
+    labels = label_groups(
+        read, rule, max_steps=prm_format.max_steps, second=read_groups(config.consensus) if config.consensus else None
+    )
+    groups, unlabelled = with_a_label(labels.groups)
+    if not groups:
+        raise DataError(f"no step of {config.groups} has a label; without one: {dict(labels.reasons)}")
     processor = load_processor(config.model)
     template_of(processor)  # or an error, before weights load
     groups, rejected = admit_solutions(groups, processor, prm_format, max_length=config.max_length)
     if not groups:
         raise DataError(f"no response of {config.groups} can be trained on; rejected: {rejected}")
+    rejected |= {NO_LABEL: unlabelled} if unlabelled else {}
+    steps = labels.account(groups)
     groups = [
         with_injected_errors(group, config.injected, random.Random(f"{config.seed}:{i}"))
         for i, group in enumerate(groups)
@@ -72,6 +83,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
         groups,
         text_weight=config.text_weight,
         class_weights=class_weights(groups) if config.balance_classes else None,
+        likelihood=Likelihood(config.concentration) if rule.binomial else None,
         as_released=config.as_released,
         peft_config=choose_trained(model, config),
         jpeg_augmentation=config.jpeg_augmentation,
@@ -81,29 +93,19 @@ def train_prm(config: TrainPRMConfig) -> Path:
         weights_to(trainer, dtype)
     trainer.save_model(str(stage.out))
     total = sum(len(group.rollouts) for group in read)
-    counts = {"in": total, "out": total - sum(rejected.values()), "rejected": rejected}
+    counts = {"in": total, "out": total - sum(rejected.values()), "rejected": rejected, "steps": steps}
     if is_first_process():
+        labels.write(stage.out)
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
         write_prm_card(stage.out, stage.provenance(), counts, trainer, prm_format)
     account, words = training_account(trainer)
     counts |= {"visual contrasts": sum(len(group.solutions) for group in contrasts), "training": account}
-    return stage.finish(counts, note=words)
+    return stage.finish(counts, note=words + in_words(steps, groups))
 
 
 def labelled_groups(groups: Sequence[RolloutGroup], config: TrainPRMConfig, max_steps: int) -> list[LabelledGroup]:
-    """Counts → labels; a response with more steps than the format takes is merged, as in labelling and scoring.
-
-    A format of one step (an outcome reward model) takes the whole response with its last count.
-    """
-    rule = LabelRule(config.soft_labels, config.threshold, config.until_first_error, config.max_doubt, config.advantage)
-    if rule.needs:
-        require_estimates((rollout for group in groups for rollout in group.rollouts), use=rule.needs)
-    labelled = []
-    for group in groups:
-        solutions = tuple(_labelled(group, rollout, rule, max_steps=max_steps) for rollout in group.rollouts)
-        if solutions:
-            labelled.append(LabelledGroup(group.problem, solutions))
-    return labelled
+    """Counts → labels by the settings of the stage; see `label_groups`."""
+    return label_groups(groups, label_rule(config), max_steps=max_steps).groups
 
 
 def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -> LabelledGroup:
@@ -111,16 +113,6 @@ def with_injected_errors(group: LabelledGroup, count: int, rng: random.Random) -
     right = [solution for solution in group.solutions if solution.ends_right]
     copies = [with_wrong_digit(solution, rng) for solution in rng.sample(right, min(count, len(right)))]
     return replace(group, solutions=(*group.solutions, *(copy for copy in copies if copy)))
-
-
-def _labelled(group: RolloutGroup, rollout: Rollout, rule: LabelRule, *, max_steps: int) -> LabelledSolution:
-    if rollout.mc is None:
-        raise StepAlignmentError(
-            f"problem {group.problem.id!r} has a rollout without step labels; run `mpo label-steps`"
-        )
-    counted = split_into(rollout.completion.text, len(rollout.mc))
-    steps, counts = merged_counts(counted, rollout.mc, max_steps=max_steps)
-    return LabelledSolution(steps, rule.labels(counts, exact=rollout.label_source == EXACT))
 
 
 def _check_advantage(config: TrainPRMConfig, prm_format: PRMFormat) -> None:

@@ -49,7 +49,8 @@ class PRMCollator:
 
     def __call__(self, groups: Sequence[LabelledGroup]) -> dict[str, Any]:
         """Returns `inputs` (model inputs), `positions` (a list for each row), for each position `step_labels`,
-        `problems` and `step_groups` (its group's place in the batch), and for each response `solution_groups`.
+        `step_counts` (None without one), `problems` and `step_groups` (its group's place in the batch), and for each
+        response `solution_groups`.
 
         With `with_text`, the inputs' `labels` mark the text of the responses that end right.
         """
@@ -64,6 +65,7 @@ class PRMCollator:
             "inputs": inputs,
             "positions": positions,
             "step_labels": [label for _, solution in placed for label in solution.labels],
+            "step_counts": [count for _, some in placed for count in some.counts or [None] * len(some.labels)],
             "problems": [groups[place].problem.id for place in step_groups],
             "step_groups": step_groups,
             "solution_groups": [place for place, _ in placed],

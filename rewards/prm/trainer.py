@@ -5,6 +5,8 @@ L_step = −Σ_steps [m·log P(+) + (1−m)·log P(−)] / number of labelled st
 the label of a step: 1 or 0 (hard, VisualPRM: m = [mc > 0], arXiv 2503.10291 §3.2), or mc itself (soft). A step
 without a label counts nothing, e.g. one after the first error (as in PRM800K, arXiv 2305.20050).
 With class weights (w₊, w₋) the two terms are w₊·m·log P(+) and w₋·(1−m)·log P(−).
+With `likelihood` a step is learned from its count, k of n: L_step = −Σ_steps log P(k | n, P(+)) / Σ n, up to a constant
+(`rewards/prm/step_losses.py`). At equal n this is the loss of soft labels.
 With three labels (advantage, m in {1, ½, 0}) a term is −log P(the label's own token), P over the three.
 L_text = mean −log p of the tokens of the responses that end right: the model keeps learning to answer while it learns
 to judge, which keeps a reward model's hidden states general (GRM, arXiv 2406.10216). w = 0 by default, as in VisualPRM.
@@ -44,6 +46,8 @@ from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
 from rewards.prm.released import check_released
 from rewards.prm.rows import check_sharing, prepare_sharing, unshared
+from rewards.prm.step_losses import Likelihood, check_counts
+from rewards.types import MonteCarloCount
 
 logger = logging.get_logger(__name__)
 
@@ -65,6 +69,8 @@ class PRMTrainer(WholeStepTrainer):
         train_groups: labelled groups.
         text_weight: w of L_text, at least 0; a label head has no text to learn.
         class_weights: w₊ and w₋, e.g. of `rewards.prm.labelling.labels.class_weights`; None is 1 and 1.
+        likelihood: learn each step's count by its likelihood; every labelled step then has one
+            (`LabelledSolution.counts`). None learns the labels.
         as_released: train on the rows of the VisualPRM release (`rewards/prm/released.py`): L_step is the mean −log p,
             over the vocabulary, of the labels' own signs and the ends of their turns. Steps are not judged: no metrics.
         eval_dataset: labelled groups, or several lists of them by name: `eval_loss` and the metrics of their steps,
@@ -76,7 +82,7 @@ class PRMTrainer(WholeStepTrainer):
 
     Raises:
         ConfigError: a negative `text_weight`, or one with a label head; either weight with three labels; adapters under
-            FSDP or DeepSpeed.
+            FSDP or DeepSpeed; `likelihood` with class weights, three labels, released rows, or steps without counts.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class PRMTrainer(WholeStepTrainer):
         *,
         text_weight: float = 0.0,
         class_weights: tuple[float, float] | None = None,
+        likelihood: Likelihood | None = None,
         as_released: bool = False,
         peft_config: PeftConfig | None = None,
         jpeg_augmentation: Jpeg = "marked",
@@ -103,11 +110,18 @@ class PRMTrainer(WholeStepTrainer):
                 "text_weight and class_weights cannot be used with advantage labels, which do not say whether a step "
                 "is right"
             )
+        if likelihood is not None:
+            check_counts(train_groups, kwargs.get("eval_dataset"))
+            if prm_format.neutral or class_weights or as_released:
+                raise ConfigError(
+                    "a likelihood of counts needs two labels, and neither class_weights nor as_released: it weighs "
+                    f"each step by its draws; got the format {prm_format.name!r}, {class_weights} and {as_released}"
+                )
         if as_released:
             check_released(prm_format, text_weight=text_weight, class_weights=class_weights)
             enable_chunked_logps(model)
         self.prm_format, self.text_weight, self.as_released = prm_format, text_weight, as_released
-        self.class_weights = class_weights
+        self.class_weights, self.likelihood = class_weights, likelihood
         self._per_step = 2 if as_released else 1  # tokens that L_step counts for a labelled step: sign and end of turn
         self._label_ids = prm_format.label_ids(processor.tokenizer)
         self._judged: dict[str, list[Judged]] = {"train": [], "eval": []}  # since the last log, or of this evaluation
@@ -183,6 +197,8 @@ class PRMTrainer(WholeStepTrainer):
         right = 0.5 if self.prm_format.neutral else math.nextafter(0.5, 1.0)  # the least label that is not wrong
         mode = "train" if model.training else "eval"
         self._judged[mode] += [(p, m >= right, problems[i]) for p, m, i in judged if math.isfinite(p)]
+        if self.likelihood is not None:
+            return self._count_terms(read, [inputs["step_counts"][i] for i in labelled]), -text.sum().to(logits.device)
         return self._step_terms(read, targets), -text.sum().to(logits.device)
 
     def _as_read(self, model: Any, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Sequence[int]]]:
@@ -204,8 +220,10 @@ class PRMTrainer(WholeStepTrainer):
         return (inputs, positions) if self._shares else unshared(inputs, positions)
 
     def _counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
-        """Labelled steps and tokens of L_text of these micro-batches, int64 (2,)."""
-        steps = sum(label is not None for batch in batches for label in batch["step_labels"]) * self._per_step
+        """Labelled steps (or their draws) and tokens of L_text of these micro-batches, int64 (2,)."""
+        steps = sum(
+            self._weight(*pair) for b in batches for pair in zip(b["step_labels"], b["step_counts"], strict=True)
+        )
         tokens = [text_tokens(batch["inputs"], self._label_ids) for batch in batches if self.text_weight > 0]
         return torch.tensor([steps, sum(map(int, tokens))], device=device)
 
@@ -213,12 +231,23 @@ class PRMTrainer(WholeStepTrainer):
         return self._counts(batches, self.args.device)
 
     def _counts_of_rows(self, rows: Sequence[int]) -> Tensor | None:
-        """Labelled steps; how many tokens of text a group has, only its rendered rows tell."""
+        """Labelled steps, or their draws; how many tokens of text a group has, only its rendered rows tell."""
         if self.text_weight > 0:
             return None
         groups: Any = self.train_dataset
-        steps = sum(m is not None for row in rows for some in groups[row].solutions for m in some.labels)
-        return torch.tensor([steps * self._per_step, 0])
+        steps = sum(
+            self._weight(*pair)
+            for row in rows
+            for some in groups[row].solutions
+            for pair in zip(some.labels, some.counts or [None] * len(some.labels), strict=True)
+        )
+        return torch.tensor([steps, 0])
+
+    def _weight(self, label: float | None, count: MonteCarloCount | None) -> int:
+        """What a step adds to the denominator of L_step: 1, the 2 tokens of a released row, or its draws."""
+        if label is None:
+            return 0
+        return self._per_step if self.likelihood is None or count is None else count.total
 
     def _over_ranks(self, counts: Tensor, device: torch.device) -> Tensor:
         return self._sum_over_ranks(counts.to(device))
@@ -237,6 +266,14 @@ class PRMTrainer(WholeStepTrainer):
         right, wrong = self.class_weights
         ratio = margin.new_tensor(right / wrong)
         return wrong * binary_cross_entropy_with_logits(margin, targets, pos_weight=ratio, reduction="sum")
+
+    def _count_terms(self, logits: Tensor, counts: Sequence[MonteCarloCount]) -> Tensor:
+        """−Σ log P(k | n, P(+)), up to a constant."""
+        assert self.likelihood is not None
+        correct, total = (
+            logits.new_tensor([getattr(count, name) for count in counts]) for name in ("correct", "total")
+        )
+        return self.likelihood(logits[:, 0] - logits[:, 1], correct, total).sum()
 
     # Evaluation and logging.
 
@@ -276,13 +313,17 @@ class PRMTrainer(WholeStepTrainer):
     def _run_settings(self) -> dict[str, Any]:
         own: dict[str, Any] = {"text_weight": self.text_weight, "class_weights": self.class_weights}
         own |= {"as_released": True} if self.as_released else {}
+        own |= {"likelihood": repr(self.likelihood)} if self.likelihood is not None else {}
         return {**super()._run_settings(), **own, "prm_format": self.prm_format.to_dict()}
 
     def _row_contents(self) -> Iterator[Any]:
         """Texts and labels; images are not decoded."""
         groups: Any = self.train_dataset
         for group in groups:
-            solutions = [[[step.text for step in some.steps], some.labels] for some in group.solutions]
+            solutions = [
+                [[step.text for step in some.steps], some.labels, *([some.counts] if some.counts else [])]
+                for some in group.solutions
+            ]
             yield [group.problem.id, group.problem.question, solutions]
 
     def _read_weights(self, checkpoint: str) -> Any:

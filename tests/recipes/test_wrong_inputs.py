@@ -73,7 +73,15 @@ def test_numbers_that_cannot_be(command: str, good: Good, tmp_path: Path, capsys
 
 
 SAMPLE, TRAIN = "sample --problems {problems} --out {out}", "train-mpo --policy {model} --pairs {pairs} --out {out}"
+TRAIN_PRM = "train-prm --groups {model} --model {model} --out {out}"
 TOGETHER = {
+    "counts and soft labels": TRAIN_PRM + " --loss binomial --soft_labels",
+    "counts and a threshold": TRAIN_PRM + " --loss binomial --threshold 0.5",
+    "counts and class weights": TRAIN_PRM + " --loss binomial --balance_classes",
+    "a concentration of labels": TRAIN_PRM + " --concentration 8",
+    "one of two thresholds": TRAIN_PRM + " --good_above 0.6",
+    "thresholds in the wrong order": TRAIN_PRM + " --good_above 0.4 --bad_below 0.6",
+    "two thresholds and one": TRAIN_PRM + " --good_above 0.6 --bad_below 0.4 --threshold 0.5",
     "two policies": SAMPLE + " --policy {model} --base_url http://127.0.0.1:1/v1 --model m",
     "no policy": SAMPLE,
     "a server without its model": SAMPLE + " --base_url http://127.0.0.1:1/v1",

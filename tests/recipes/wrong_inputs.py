@@ -80,7 +80,7 @@ CALLS: dict[str, dict[str, str]] = {
     "continue": {"groups": GROUPS, "policy": MODEL, "out": OUT},
     "pairs": {"groups": GROUPS, "out": OUT},
     "convert-data": {"source_format": "=trl", "target_format": "=mmpr", "source": PAIRS, "out": OUT},
-    "train-prm": {"groups": GROUPS, "model": MODEL, "out": OUT, "prm_format": "=step_end"},
+    "train-prm": {"groups": GROUPS, "model": MODEL, "out": OUT, "consensus": GROUPS, "prm_format": "=step_end"},
     "train-mpo": {"policy": MODEL, "pairs": PAIRS, "out": OUT},
     "train-grpo": {"policy": MODEL, "problems": PROBLEMS, "prm": PRM, "guard": GUARD, "out": OUT},
     "doctor": {"policy": MODEL, "pairs": PAIRS, "out": OUT},

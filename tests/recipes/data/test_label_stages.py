@@ -61,9 +61,13 @@ def test_a_budget_is_estimated_drawn_and_named(
     assert counts["drawn"]["continuations"] == drawn
     assert counts["estimate"]["at_most"] == drawn
     assert counts["estimate"]["expected"] == expected
-    assert (
-        f"label-steps, budget {budget}: 16 steps to continue; at most {drawn} continuations" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"label-steps, budget {budget}: 16 steps to continue; at most {drawn} continuations" in said
+    decided, confidence = {"bisect": (0, "none of 16 continued steps has a posterior")}.get(
+        budget, (16, "16 of 16 continued steps decided at 95% (0 above mc 0.5, 16 below)")
     )
+    assert confidence in said
+    assert (counts["confidence"]["below"], counts["confidence"]["not_drawn"]) == (decided, 16 - decided)
     rollouts = [rollout for group in read_groups(out) for rollout in group.rollouts]
     assert {rollout.label_source for rollout in rollouts} == {f"mc:{budget}:4"}
     right = next(rollout for rollout in rollouts if rollout.verdict is Verdict.CORRECT)

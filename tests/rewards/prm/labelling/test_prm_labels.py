@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution, LabelR
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.trainer import PRMTrainer
 from rewards.steps import split_on_blank_lines
-from rewards.types import MonteCarloCount, Problem
+from rewards.types import Completion, MonteCarloCount, Problem, Rollout
 
 PROBLEM = Problem("p", "What is the sum of the digits?")
 TEXTS = ["Red is 3\n\nRed is 4\n\nBlue is 5", "Blue is 3\n\nBlue is 4"]
@@ -147,3 +148,57 @@ def test_advantage_labels_and_their_loss_by_hand(tmp_path: Path, policy_folder: 
     assert scores.values == pytest.approx((shares[:, 0] + shares[:, 2] / 2).tolist(), abs=1e-5)
     with pytest.raises(ConfigError, match="cannot be used with advantage labels"):
         PRMTrainer(model, processor, VISUALPRM_ADVANTAGE, arguments(tmp_path), [made], class_weights=(1.0, 2.0))
+
+
+def test_two_thresholds_ignore_the_middle_and_say_why() -> None:
+    """Right above 0.6, wrong below 0.4: both thresholds themselves are in the middle."""
+    counts = [*(MonteCarloCount(n, 10) for n in (10, 7, 6, 5, 4, 3, 0)), None, MonteCarloCount(9, 10)]
+    rule = LabelRule(good_above=0.6, bad_below=0.4)
+    assert rule.labels(counts) == (1.0, 1.0, None, None, None, 0.0, 0.0, None, 1.0)
+    assert rule.reasons(counts) == (*[None] * 2, *["between the thresholds"] * 3, None, None, "not counted", None)
+    assert LabelRule(good_above=0.5, bad_below=0.5).labels(counts[2:5]) == (1.0, None, 0.0)
+    after = replace(rule, until_first_error=True).reasons(counts)
+    assert after[6:] == (None, "after the first error", "after the first error")
+    assert LabelRule(advantage=0.05).reasons(counts)[0] == "no count before it"
+    assert LabelRule(threshold=0.5, max_doubt=0.05).reasons(counts)[2] == "in doubt"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"good_above": 0.6}, "expected good_above and bad_below together"),
+        ({"bad_below": 0.6}, "expected good_above and bad_below together"),
+        ({"good_above": 0.4, "bad_below": 0.6}, "0 < bad_below <= good_above < 1"),
+        ({"good_above": 0.4, "bad_below": 0.0}, "0 < bad_below <= good_above < 1"),
+        ({"good_above": 0.6, "bad_below": 0.4, "threshold": 0.5}, "cannot be combined with threshold"),
+        ({"binomial": True, "max_doubt": 0.1, "threshold": 0.5}, "cannot be combined with threshold"),
+        ({"binomial": True, "soft": True}, "soft labels and binomial are different ways"),
+        ({"binomial": True, "good_above": 0.6, "bad_below": 0.4}, "different ways"),
+        ({"advantage": 0.1, "binomial": True}, "different ways"),
+    ],
+)
+def test_ways_to_label_exclude_each_other(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LabelRule(**change)
+
+
+def test_which_counts_a_way_to_label_takes() -> None:
+    """A likelihood takes counts whose drawing stopped at a success; thresholds take estimates alone."""
+    rollouts = {
+        name: [Rollout(Completion("a"), label_source=f"mc:{name}:4")] for name in ("full", "sequential", "bisect")
+    }
+    taken = {
+        (rule.binomial, name)
+        for rule in (LabelRule(binomial=True), LabelRule(good_above=0.6, bad_below=0.4))
+        for name, some in rollouts.items()
+        if _takes(rule, some)
+    }
+    assert taken == {(True, "full"), (True, "sequential"), (False, "full")}
+
+
+def _takes(rule: LabelRule, rollouts: list[Rollout]) -> bool:
+    try:
+        rule.check_sources(rollouts)
+    except ConfigError:
+        return False
+    return True
