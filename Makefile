@@ -14,13 +14,15 @@ INSTALLED := .venv/.installed
 VLLM := .venv-vllm/.installed
 TORCH_MIN := .venv-torch-min/.installed
 SEEDS ?= 0 1 2
+SIGNALS ?= 100
+MINUTES ?= 60
 
 # TRL sends a usage ping when a trainer is built; these runs send none unless you ask for it.
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 # The recipes train on one device; several visible ones would be wrapped in nn.DataParallel.
 export CUDA_VISIBLE_DEVICES ?= 0
 
-.PHONY: help demo evidence test test-vllm test-torch-min test-kill fuzz check gpu bench docs clean
+.PHONY: help demo evidence test test-vllm test-torch-min test-kill test-storm fuzz soak audit check gpu bench docs clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,8 +48,22 @@ test-torch-min: $(TORCH_MIN)  ## attention, training and scoring under the oldes
 test-kill: $(INSTALLED)  ## every data stage killed at every failpoint and, 25 runs, at random moments; 10 to 40 minutes
 	$(BIN)/python tests/recipes/kill_pipeline.py --runs 25
 
+test-storm: $(INSTALLED)  ## Ctrl-C at SIGNALS (100) random moments over all stages, each resumed; 20 to 60 minutes
+	PYTHONPATH=. $(BIN)/python tests/recipes/signal_storm.py --signals $(SIGNALS)
+
 fuzz: $(INSTALLED)  ## every decoder with damaged input, FUZZ_SECONDS (600) each; FUZZ="pairs groups" picks some
 	PYTHONPATH=. $(BIN)/python tests/fuzzing.py $(FUZZ)
+
+soak: $(INSTALLED)  ## MINUTES (60) of small work with random faults: memory, descriptors, threads and processes per minute
+	PYTHONPATH=. $(BIN)/python -m tests.recipes.soak_faults --minutes $(MINUTES)
+
+# Into an environment of its own, so that what is audited stays what is tested. It asks PyPI about every line.
+audit: $(INSTALLED)  ## known vulnerabilities of the versions in constraints.txt, with pip-audit in .venv-audit; needs PyPI
+	@.venv-audit/bin/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv-audit
+	@.venv-audit/bin/python -m pip install -q --disable-pip-version-check pip-audit || { echo "make audit: pip-audit could not be" \
+		"installed, see above, so nothing was audited" >&2; exit 1; }
+	@.venv-audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt || { echo "make audit: pip-audit found something, or" \
+		"could not ask PyPI, see above" >&2; exit 1; }
 
 check: $(INSTALLED)  ## format, lint, types, tests and the site (one of the tests builds it): what CI runs
 	$(BIN)/ruff format --check .
@@ -69,7 +85,7 @@ docs: $(INSTALLED)  ## the documentation site, into site/; every warning is an e
 	@echo "Open $(CURDIR)/site/index.html; for the search: $(BIN)/python -m http.server --bind 127.0.0.1 -d site"
 
 clean:  ## remove the environments, caches and build leftovers; runs/ stays
-	rm -rf .venv .venv-vllm .venv-torch-min build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-torch-min .venv-audit build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . \( -path ./.git -o -path ./runs \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted install is taken up again; a changed pyproject.toml or constraints.txt reinstalls.

@@ -33,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `mpo --help | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:  # before the settings are read, or while a refused command is tidied up
+        from recipes.stage.processes import INTERRUPTED
+
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
     return code
 
 

@@ -162,7 +162,7 @@ def main() -> int:
     parser.add_argument("--verifier", default="math", help="of `mpo verify`")
     args = parser.parse_args()
 
-    _import_what_stages_need()
+    import_what_stages_need()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         given = args.given or folder / "given"
@@ -205,7 +205,8 @@ def _counts(folder: Path) -> dict[str, Any]:
     return counts
 
 
-def _import_what_stages_need() -> None:
+def import_what_stages_need() -> None:
+    """So that a forked stage starts at once."""
     import torch
 
     import recipes.data.convert_data

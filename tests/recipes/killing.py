@@ -20,7 +20,14 @@ KILLED = -signal.SIGKILL
 STORES = {"samples.sqlite": "samples", "calls.sqlite": "calls"}  # file of a stage → the table of its work
 
 
-def start(arguments: Sequence[str], *, failpoint: str = "", pause: float = 0.0, log: Path | None = None) -> int:
+def start(
+    arguments: Sequence[str],
+    *,
+    failpoint: str = "",
+    pause: float = 0.0,
+    log: Path | None = None,
+    ready: int | None = None,
+) -> int:
     """Run `mpo ARGUMENTS` in a forked child; its pid.
 
     Args:
@@ -28,6 +35,7 @@ def start(arguments: Sequence[str], *, failpoint: str = "", pause: float = 0.0, 
         failpoint: value of MPO_FAILPOINT in the child.
         pause: seconds that the child rests after each commit, so that on a busy machine too the parent gets its turn.
         log: file for what the child prints.
+        ready: file descriptor to which the child writes a byte when its command begins.
     """
     child = os.fork()
     if child:
@@ -43,6 +51,8 @@ def start(arguments: Sequence[str], *, failpoint: str = "", pause: float = 0.0, 
             _rest_after_commits(pause)
         from recipes.cli import main
 
+        if ready is not None:
+            os.write(ready, b".")
         code = main(list(arguments))
     finally:  # the child must never return into the parent's loop
         sys.stderr.flush()

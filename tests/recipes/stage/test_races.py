@@ -16,6 +16,7 @@ import pytest
 from mpo.multimodal.errors import StageError
 from recipes.stage.folder import MANIFEST, faults_of, open_stage
 from recipes.stage.lock import LOCK
+from recipes.stage.processes import INTERRUPTED
 from tests.recipes.stage.test_run import Config, finished
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -70,6 +71,13 @@ with ends_promptly():
             time.sleep(600)
         except KeyboardInterrupt:
             pass
+"""
+# Ctrl-C before any setting is read, when no handler of ours is there yet.
+EARLY = """
+import os, signal, sys
+from recipes import cli
+cli.find_spec = lambda name: os.kill(os.getpid(), signal.SIGINT)
+sys.exit(cli.main(["verify"]))
 """
 
 
@@ -163,3 +171,10 @@ def test_a_process_that_swallows_the_interrupt_ends_all_the_same() -> None:
             assert process.returncode == 130
             assert "interrupted; finished stages" in told
             assert signals == 1 or time.monotonic() - started < 3
+
+
+def test_an_interrupt_before_the_settings_are_read_is_one_too() -> None:
+    with python(EARLY) as process:
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told == f"{INTERRUPTED}\n"
