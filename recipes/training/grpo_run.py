@@ -183,7 +183,7 @@ def build_trainer(
     return trainer
 
 
-class ResumableGRPOTrainer(CheckpointedTrainer, GRPOTrainer):  # type: ignore[misc]
+class ResumableGRPOTrainer(CheckpointedTrainer, GRPOTrainer):
     """TRL's trainer, unchanged but for what is saved and loaded: checkpoints are complete or skipped.
 
     transformers' own resume reads a full checkpoint by the names of the file. For an InternVL none of them matches, and

@@ -64,7 +64,7 @@ def train_grpo(config: TrainGRPOConfig) -> Path:
     watched = every if config.guard is None else _read(config, config.guard, Quarantine())
     by_id = {problem.id: problem for problem in every}
     prm = prm_of(config.prm) if config.prm is not None and config.prm_weight else None
-    checks = {"verifier": config.verifier, "workers": config.workers, "timeout_s": config.timeout_s}
+    checks: dict[str, Any] = {"verifier": config.verifier, "workers": config.workers, "timeout_s": config.timeout_s}
     with (
         AnswerChecker(by_id, **checks) as checker,
         AnswerChecker({problem.id: problem for problem in watched}, **checks) as watching,

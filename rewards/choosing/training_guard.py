@@ -75,7 +75,8 @@ class Look:
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Look:
         """From a JSON object."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+        values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in kept.items()}
+        return cls(**values)
 
     def numbers(self) -> dict[str, float]:
         """What is logged."""
