@@ -52,7 +52,7 @@ def beta_binomial_loss(margin: Tensor, correct: Tensor, total: Tensor, *, concen
     differences of `lgamma`, and the first term is log σ, which is finite where p rounds to 0.
 
     Args:
-        margin: (S,) float, log P(+) − log P(−), S at least 1.
+        margin: (S,) float, log P(+) − log P(−).
         correct: (S,) float, k in [0, n], a whole number.
         total: (S,) float, n, at least 1, a whole number.
         concentration: κ, above 0.
@@ -67,7 +67,8 @@ def beta_binomial_loss(margin: Tensor, correct: Tensor, total: Tensor, *, concen
         >>> beta_binomial_loss(torch.zeros(1), two, two, concentration=2.0).exp()
         tensor([3.])
     """
-    rising = torch.arange(1, max(1, int(total.max())), device=margin.device, dtype=margin.dtype) / concentration
+    most = int(total.max()) if len(total) else 1  # a micro-batch may hold no labelled step
+    rising = torch.arange(1, max(1, most), device=margin.device, dtype=margin.dtype) / concentration
 
     def successes(margin: Tensor, number: Tensor) -> Tensor:
         """Σ_{i<number} log(σ(margin) + i/κ), the first term from log σ."""

@@ -101,6 +101,14 @@ def test_gradients_are_finite_and_right_where_the_prm_is_certain(likelihood: Lik
     assert torch.autograd.gradcheck(lambda m: likelihood(m, correct.double(), total.double()), near)
 
 
+@pytest.mark.parametrize("likelihood", [Likelihood(), Likelihood(0.5)])
+def test_a_micro_batch_may_hold_no_labelled_step(likelihood: Likelihood) -> None:
+    margin, none = torch.zeros(0, requires_grad=True), torch.zeros(0)
+    loss = likelihood(margin, none, none).sum()
+    loss.backward()
+    assert loss.item() == 0.0
+
+
 def test_alike_continuations_tell_less() -> None:
     """The gradient at p = ½ after 16 of 16: 8 for the binomial, less the smaller κ is; of one draw all are alike."""
     pulls = {}
