@@ -55,7 +55,7 @@ def test_arms_that_cannot_run_are_refused(tmp_path):
 def test_the_evidence_gives_every_arm_the_same_budget():
     evidence = Settings(CONFIGS / "digits.yaml")
     check_arms([*ARMS], evidence, development=True)
-    assert {len(evidence.arms[arm]) for arm in ARMS} == {4}
+    assert {len(evidence.arms[arm]) for arm in ARMS} == {2}
 
 
 def test_every_arm_has_pairs_and_a_name():
