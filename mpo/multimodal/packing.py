@@ -41,7 +41,7 @@ class PackedLayout:
             shown that it must not.
         derived: what attention has worked out from the layout, for the layers that follow.
         kept: keys and values of the prefix by layer, of a row that is read in several passes (`passes.py`); else None.
-        begins: where each row begins if all of them stand in one row without padding (`unpadded.py`); else None.
+        begins: where each row begins if all of them are one row without padding (`unpadded.py`); else None.
     """
 
     def __init__(self, prefixes: Sequence[int], ends: Sequence[Sequence[int]], per_token: Iterable[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Packed rows without their padding: for the model's call alone they stand in one row, one behind the other.
+"""Packed rows without their padding: for the model's call alone they are joined into one row.
 
 A micro-batch's rows are padded to the longest of them, and every linear layer computes the padding: a third of all
 tokens where rows with images are cut at random (`benchmarks/packing.py`). Attention knows from the layout where rows
@@ -28,7 +28,7 @@ class Unpadded(NamedTuple):
 
     Attributes:
         inputs: for the model; those of the padded rows where nothing is gained.
-        places: (N,) int64, where its tokens stand in the B·T of the padded rows; None: they are the padded rows.
+        places: (N,) int64, the places of its tokens among the B·T of the padded rows; None: they are the padded rows.
         shape: (B, T).
     """
 
