@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ from rewards.verifying.equality_classes import EqualityClasses, numbered
 from rewards.verifying.finished import verify_completions
 from rewards.verifying.math_verifier import MathVerifier
 from rewards.verifying.reading import read_answer
-from rewards.verifying.verification import VERIFIERS, faults_of, verify_many
+from rewards.verifying.verification import VERIFIERS, faults_of, own_verifier, verify_many
 from rewards.verifying.workers import WorkerVerifier
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def verify(config: VerifyConfig) -> Path:
     continues. A response that was cut before it stated an answer is `unparsable`, whatever its unfinished work says
     last. At the end one line says what was found, and a warning what could not be read.
     """
-    own = {name: found for name in _names(config) if (found := _imported(name)) is not None}
+    own = {name: found for name in _names(config) if (found := own_verifier(name)) is not None}
     stage = open_stage("verify", config, inputs=[config.groups])
     if stage.complete:
         return stage.out
@@ -266,24 +265,6 @@ def _names(config: VerifyConfig) -> list[str]:
 def _second_of(config: VerifyConfig) -> str:
     """The second verifier; a judge is always compared with the rules."""
     return config.second_verifier or ("auto" if config.verifier == JUDGE else "")
-
-
-def _imported(name: str) -> Verifier | None:
-    """The user's callable of that name; None for one of ours.
-
-    Raises:
-        ConfigError: it cannot be imported, or is no callable.
-    """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        return None
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"verifier {name!r} cannot be imported: {error}; expected package.module:function") from error
-    if not callable(found):
-        raise ConfigError(f"verifier {name!r} is a {type(found).__name__}; expected a callable (problem, text)")
-    return found
 
 
 def _ready(name: str, *, own: Mapping[str, Verifier], config: VerifyConfig, stack: ExitStack) -> Any:

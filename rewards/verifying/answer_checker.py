@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from mpo.multimodal.errors import ConfigError
 from rewards.types import Completion, FinishReason, Problem, Verdict
-from rewards.verifying.verification import VERIFIERS
+from rewards.verifying.verification import VERIFIERS, own_verifier
 from rewards.verifying.workers import Workers
 
 PRELOAD = "rewards.verifying.in_worker"
@@ -113,18 +113,7 @@ def check_name(verifier: str) -> None:
     """Raise ConfigError for a verifier that a training run cannot use."""
     if verifier == "judge":
         raise ConfigError("verifier judge is not supported in training: a server's reply can hang; verify afterwards")
-    if ":" not in verifier:
-        if verifier not in VERIFIERS:
-            raise ConfigError(
-                f"unknown verifier {verifier!r}: expected one of {', '.join(VERIFIERS)}, or package.module:function"
-            )
-        return
-    module, _, attribute = verifier.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    if own_verifier(verifier) is None and verifier not in VERIFIERS:
         raise ConfigError(
-            f"verifier {verifier!r} cannot be imported: {error}; expected package.module:function"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"verifier {verifier!r} is a {type(found).__name__}; expected a callable (problem, text)")
+            f"unknown verifier {verifier!r}: expected one of {', '.join(VERIFIERS)}, or package.module:function"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import math_verify  # noqa: F401  (imported here so that no check's time pays for it)
@@ -16,7 +15,7 @@ from rewards.verifying.auto import AutoVerifier
 from rewards.verifying.finished import cut_before_its_answer
 from rewards.verifying.math_verifier import MathVerifier, compare
 from rewards.verifying.reading import stated_answer
-from rewards.verifying.verification import VERIFIERS
+from rewards.verifying.verification import VERIFIERS, own_verifier
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
@@ -73,10 +72,8 @@ WORK: dict[str, Callable[..., Verdict]] = {
 @cache
 def verifier_of(name: str) -> Verifier:
     """A verifier all of whose work is done in this process."""
-    module, own, attribute = name.partition(":")
-    if own:
-        found: Verifier = getattr(import_module(module), attribute)
-        return found
+    if own := own_verifier(name):
+        return own
     math = MathVerifier()
     vars(math)["_workers"] = _InThisProcess()
     if name == "math":

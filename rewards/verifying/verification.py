@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from importlib import import_module
 
+from mpo.multimodal.errors import ConfigError
 from rewards.types import Problem, Verdict, Verifier
 from rewards.verifying.answers import canonical_answer, extract_final_answer
 from rewards.verifying.auto import AutoVerifier
@@ -40,6 +42,7 @@ __all__ = [
     "extract_final_answer",
     "faults_of",
     "number_verifier",
+    "own_verifier",
     "relaxed_verifier",
     "verify_many",
     "vqa_accuracy",
@@ -68,6 +71,24 @@ VERIFIERS: dict[str, Verifier] = {
     "auto": AutoVerifier(math=_math),
     "auto_rounded": AutoVerifier(math=_math, rounded=True),
 }
+
+
+def own_verifier(name: str) -> Verifier | None:
+    """The user's callable of the name `package.module:function`; None for a name without a colon, one of ours.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no callable.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        return None
+    try:
+        found: Verifier = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"verifier {name!r} cannot be imported: {error}; expected package.module:function") from error
+    if not callable(found):
+        raise ConfigError(f"verifier {name!r} is a {type(found).__name__}; expected a callable (problem, text)")
+    return found
 
 
 def verify_many(verifier: Verifier, pairs: Sequence[tuple[Problem, str]]) -> list[Verdict]:
