@@ -20,7 +20,7 @@ from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_processor
 from mpo.multimodal.messages import end_of_turn_id, sanitised
 from recipes.config import TrainGRPOConfig
-from recipes.training.arguments import micro_batches, training_defaults
+from recipes.training.arguments import CHECKPOINTS, micro_batches, training_defaults
 from recipes.training.weights import load_policy, run_dtype
 from rewards.prm.reward_function import PRMReward
 from rewards.sampling.prompts import messages_of
@@ -150,7 +150,7 @@ def grpo_config(config: TrainGRPOConfig, out: Path, weights: Sequence[float], **
         server = {"vllm_mode": "server", "vllm_server_base_url": config.vllm_base_url}
         settings |= {"use_vllm": True, **server}
     if config.save_steps:
-        settings |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": 2}
+        settings |= {"save_strategy": "steps", "save_steps": config.save_steps, "save_total_limit": CHECKPOINTS}
     return GRPOConfig(**(settings | changes))
 
 
