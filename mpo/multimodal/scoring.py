@@ -90,8 +90,7 @@ def logits_at(
     Returns:
         For each row, float32 logits (S, K).
     """
-    unlabelled = {key: value for key, value in inputs.items() if key != "labels"}
-    batch = without_padding(innermost(model), _with_positions(model, unlabelled))
+    batch = without_padding(innermost(model), _with_positions(model, inputs))
     places = batch.positions(positions)
     wanted = sorted({position for row in places for position in row})
     with _head_rows(innermost(model).get_output_embeddings(), token_ids) as only:

@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -200,15 +200,42 @@ class _Flat:
     places: Tensor  # of their tokens in the B·T or B·K of the batch, int64
     ends: Tensor  # where each sequence ends, from 0, int32
     longest: int
-    once: Tensor  # of keys: which of the S belong to one sequence alone, int64
-    repeated: list[tuple[slice, Tensor]]  # of keys: a prefix in the B·K, and its copies among the S, (copies, tokens)
+
+
+@dataclass(frozen=True)
+class _Keys(_Flat):
+    """The keys of the sequences, S in all; what only gradients need is worked out when they are."""
+
+    prefixes: list[
+        tuple[int, int, list[int]]
+    ]  # where it begins in the B·K, its tokens, where its copies begin in the S
+
+    @cached_property
+    def copies(self) -> list[tuple[slice, Tensor]]:
+        """Each prefix in the B·K, and the places of its copies among the S, (copies, tokens) int64."""
+        return [
+            (
+                slice(first, first + length),
+                (torch.tensor(starts)[:, None] + torch.arange(length)).to(self.places.device),
+            )
+            for first, length, starts in self.prefixes
+        ]
+
+    @cached_property
+    def once(self) -> Tensor:
+        """Which of the S are of no prefix and so belong to one sequence alone, int64."""
+        alone = torch.ones(len(self.places), dtype=torch.bool)
+        for _, length, starts in self.prefixes:
+            for start in starts:
+                alone[start : start + length] = False
+        return alone.nonzero().flatten().to(self.places.device)
 
 
 class _Repeated(torch.autograd.Function):
     """(B·K, H', D) keys or values → those of all sequences, (S, H', D); the gradients of copies add up in float32."""
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, keys: _Flat) -> Tensor:
+    def forward(ctx: Any, flat: Tensor, keys: _Keys) -> Tensor:
         ctx.keys, ctx.shape = keys, flat.shape
         return flat[keys.places]
 
@@ -217,12 +244,12 @@ class _Repeated(torch.autograd.Function):
         (gradient,), keys = gradients, ctx.keys
         out = gradient.new_zeros(ctx.shape)
         out[keys.places[keys.once]] = gradient[keys.once]
-        for prefix, copies in keys.repeated:
+        for prefix, copies in keys.copies:
             out[prefix] = gradient[copies].sum(dim=0, dtype=torch.float32)
         return out, None
 
 
-def _sequences(layout: PackedLayout, width: int, seen: int, device: torch.device) -> tuple[_Flat, _Flat]:
+def _sequences(layout: PackedLayout, width: int, seen: int, device: torch.device) -> tuple[_Flat, _Keys]:
     """The queries of each sequence, and its keys.
 
     Where the prefix stands before the tokens, read by an earlier pass, it has keys and no queries.
@@ -230,7 +257,7 @@ def _sequences(layout: PackedLayout, width: int, seen: int, device: torch.device
     left_out = seen - width
     queries: list[list[Tensor]] = []
     keys: list[list[Tensor]] = []
-    repeated, once, behind = [], [], 0
+    prefixes, behind = [], 0
     begins = layout.begins or [row * width for row in range(len(layout.prefixes))]  # of the queries
     for row, (prefix, begin) in enumerate(zip(layout.prefixes, begins, strict=True)):
         first = begin + row * left_out  # of the keys
@@ -245,18 +272,14 @@ def _sequences(layout: PackedLayout, width: int, seen: int, device: torch.device
             queries.append([torch.arange(begin + start - left_out, begin + end - left_out)])
             keys.append([before, torch.arange(first + start, first + end)])
             starts.append(behind)
-            once.append(torch.arange(behind + prefix, behind + prefix + end - start))
             behind += prefix + end - start
-        copies = torch.tensor(starts)[:, None] + torch.arange(prefix)
-        repeated.append((slice(first, first + prefix), copies.to(device)))
-    alone = torch.cat(once).to(device) if once else torch.empty(0, dtype=torch.int64, device=device)
-    return _flat(queries, alone, [], device), _flat(keys, alone, repeated, device)
+        prefixes.append((first, prefix, starts))
+    return _Flat(*_flat(queries, device)), _Keys(*_flat(keys, device), prefixes)
 
 
-def _flat(
-    sequences: list[list[Tensor]], once: Tensor, repeated: list[tuple[slice, Tensor]], device: torch.device
-) -> _Flat:
+def _flat(sequences: list[list[Tensor]], device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """All places in one tensor, int64; where each sequence ends, from 0, int32; the longest one's length."""
     lengths = [sum(map(len, parts)) for parts in sequences]
     places = torch.cat([part for parts in sequences for part in parts])
     ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    return _Flat(places.to(device), ends.to(device), max(lengths), once, repeated)
+    return places.to(device), ends.to(device), max(lengths)

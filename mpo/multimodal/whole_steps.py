@@ -130,10 +130,11 @@ class WholeStepTrainer(CheckpointedTrainer, ABC):
                 self._end_workers()
 
     def _with_workers(self, loader: Any) -> Any:
-        """A loader that is about to fork its workers, noted."""
-        if self.args.dataloader_num_workers:
+        """A loader that is about to fork its workers, noted; one that an earlier evaluation made has them."""
+        inner = getattr(loader, "base_dataloader", loader)
+        if self.args.dataloader_num_workers and inner not in self._loaders:
             free_leftovers()
-            self._loaders.append(getattr(loader, "base_dataloader", loader))
+            self._loaders.append(inner)
         return loader
 
     def _end_workers(self) -> None:
