@@ -14,7 +14,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.images import load_image
-from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
+from recipes.training.policy_samples import drawn_in_training
+from rewards.sampling.generator import SamplingParams
 from rewards.types import Completion, Problem
 from rewards.verifying.degeneration import REASONS, degeneration_faults
 
@@ -100,16 +101,8 @@ class SampleMonitor(TrainerCallback):
         control.should_log = due
 
     def _answers(self, temperature: float) -> list[Completion]:
-        model = self.trainer.model  # not `model_wrapped`: DDP's forward would wait for the other ranks
         params = SamplingParams(temperature=temperature, max_new_tokens=self.max_new_tokens)
-        generator = TransformersGenerator(model, self.trainer.processing_class, params)
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            return [completion for (completion,) in generator.generate(self.problems, 1, seed=self.seed)]
-        finally:
-            for module, training in modes:
-                module.training = training
+        return [one for (one,) in drawn_in_training(self.trainer, self.problems, 1, params, seed=self.seed)]
 
 
 def rates(samples: Sequence[Sample], draw: str) -> dict[str, float]:

@@ -15,13 +15,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
+from recipes.training.policy_samples import drawn_in_training
 from rewards.choosing.round_guard import measure_round
 from rewards.choosing.training_guard import Limits, Look, Stop, mean_dependence, remaining_share, stop_reason
-from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
+from rewards.sampling.generator import SamplingParams
 from rewards.scoring.groups import score_groups, score_unseen
 from rewards.scoring.other_images import blanked
 from rewards.scoring.process_reward_model import ProcessRewardModel
-from rewards.types import Completion, Problem, Rollout, RolloutGroup, Verdict
+from rewards.types import Problem, Rollout, RolloutGroup, Verdict
 from rewards.verifying.answer_checker import AnswerChecker
 from rewards.verifying.degeneration import degeneration_faults
 
@@ -149,7 +150,8 @@ class TrainingGuard(TrainerCallback):
 
     def _groups(self, problems: Sequence[Problem]) -> list[RolloutGroup]:
         """Responses of the policy to these problems, with verdicts."""
-        drawn = self._drawn(problems)
+        params = SamplingParams(temperature=1.0, max_new_tokens=self.max_new_tokens)
+        drawn = drawn_in_training(self.trainer, problems, RESPONSES, params, seed=self.seed)
         ids = [problem.id for problem, texts in zip(problems, drawn, strict=True) for _ in texts]
         flat = [one for texts in drawn for one in texts]
         verdicts = iter(self.checker.verdicts(ids, flat) if self.checker else [None] * len(flat))
@@ -157,18 +159,6 @@ class TrainingGuard(TrainerCallback):
             RolloutGroup(problem, tuple(Rollout(one, next(verdicts)) for one in texts))
             for problem, texts in zip(problems, drawn, strict=True)
         ]
-
-    def _drawn(self, problems: Sequence[Problem]) -> list[list[Completion]]:
-        model = self.trainer.model  # not `model_wrapped`: DDP's forward would wait for the other ranks
-        params = SamplingParams(temperature=1.0, max_new_tokens=self.max_new_tokens)
-        generator = TransformersGenerator(model, self.trainer.processing_class, params)
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            return [list(texts) for texts in generator.generate(problems, RESPONSES, seed=self.seed)]
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 def _write(path: Path, looks: Sequence[Look]) -> None:
