@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpo.multimodal.errors import ImageError
 from mpo.multimodal.images import image_sha256, load_image
 from rewards.types import MonteCarloCount, Problem, Rollout, RolloutGroup, Step
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rewards.types import ImageLike
 
 # Why a step that the first source labels has no label.
+NO_IMAGE = "image cannot be read"
 NO_RESPONSE = "response not in the second source"
 NO_STEP = "step not in the second source"
 NO_LABEL = "no label in the second source"
@@ -52,7 +54,7 @@ class Consensus:
     def __post_init__(self) -> None:
         self._second: dict[Hashable, Rollout] = {}
         for group in self.groups:
-            problem = content_of(group.problem)
+            problem = _readable_content(group.problem)
             for rollout in group.rollouts:
                 if rollout.mc is not None:
                     self._second.setdefault((problem, rollout.completion.text), rollout)
@@ -67,9 +69,10 @@ class Consensus:
             rollout: of the first source, labelled.
         """
         steps, counts, labels = self.label(rollout)
-        second = self._second.get((content_of(problem), rollout.completion.text))
+        content = _readable_content(problem)
+        second = self._second.get((content, rollout.completion.text)) if content else None
         if second is None:
-            self.reasons[NO_RESPONSE] += sum(label is not None for label in labels)
+            self.reasons[NO_RESPONSE if content else NO_IMAGE] += sum(label is not None for label in labels)
             return tuple(label is None for label in labels)
         found = {step.end: said for step, *said in zip(*self.label(second), strict=True)}
         kept = []
@@ -106,6 +109,14 @@ def content_of(problem: Problem) -> Hashable:
         True
     """
     return problem.question, problem.answer, tuple(map(_pixels, problem.images))
+
+
+def _readable_content(problem: Problem) -> Hashable | None:
+    """`content_of`; None if an image cannot be read, which equals nothing."""
+    try:
+        return content_of(problem)
+    except ImageError:
+        return None
 
 
 def _pixels(image: ImageLike) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from recipes.training.step_labels import LEFT_OUT, in_words, label_groups, number_labelled, with_a_label
-from rewards.prm.labelling.consensus import DISAGREE, NO_LABEL, NO_RESPONSE, NO_STEP, content_of
+from rewards.prm.labelling.consensus import DISAGREE, NO_IMAGE, NO_LABEL, NO_RESPONSE, NO_STEP, content_of
 from rewards.prm.labelling.labels import BETWEEN, NOT_COUNTED, LabelRule
 from rewards.types import Completion, MonteCarloCount, Problem, Rollout, RolloutGroup
 
@@ -47,6 +47,16 @@ def test_a_step_counts_where_both_agree() -> None:
     assert in_words(account, made.groups) == (
         "; 2 of 4 steps have a label (without: sources disagree 1, no label in the second source 1)"
     )
+
+
+def test_an_image_that_cannot_be_read_costs_its_own_steps_alone(tmp_path: Path) -> None:
+    """In either source; one bad row used to stop the stage."""
+    gone = (str(tmp_path / "gone.png"),)
+    counts: Pairs = [(4, 4)] * 4
+    first = [group(rollout(TEXT, counts)), group(rollout(TEXT, counts), id="bad", images=gone)]
+    made = label_groups(first, LabelRule(), max_steps=12, second=[first[1], first[0]])
+    assert [one.solutions[0].labels for one in made.groups] == [(1.0,) * 4, (None,) * 4]
+    assert made.reasons == {NO_IMAGE: 4}
 
 
 def test_responses_and_steps_that_the_second_source_lacks() -> None:
