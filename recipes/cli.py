@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
@@ -81,6 +82,8 @@ def _run(arguments: list[str]) -> int:
             forget_folders()
             if computes(arguments[0]) and is_first_process():
                 print(choose_threads(), file=sys.stderr)
+            if getattr(config, "json", False):
+                _import_transformers_unheard()
             _function(arguments[0])(config)
     except FingerprintError as error:
         return _refuse(str(error), code=4)
@@ -100,6 +103,13 @@ def _run(arguments: list[str]) -> int:
         remove_unused()
         return _refuse(f"{arguments[0]}: {type(error).__name__}: {error}")
     return 0
+
+
+def _import_transformers_unheard() -> None:
+    """With WANDB_MODE=offline, transformers prints a line to stdout when it is imported; --json promises JSON alone."""
+    if os.environ.get("WANDB_MODE") == "offline":
+        with redirect_stdout(sys.stderr):
+            import_module("transformers.integrations.integration_utils")
 
 
 def _parsed(arguments: Sequence[str]) -> Any:

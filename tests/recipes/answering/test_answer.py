@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from recipes.worlds.digits.world import scenes, to_problem
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import save_format
 from tests.model_server import ModelServer
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -35,10 +40,19 @@ def scan(tmp_path: Path) -> Path:
 def test_one_command(policy_folder: Path, prm_folder: Path, scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--policy", str(policy_folder), "--prm", str(prm_folder), "--image", str(scan), "--question", "The sum?"]
     assert main(["answer", *flags, "--n", "4", "--max_new_tokens", "8", "--json", "true"]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = json.loads(capsys.readouterr().out)
     assert len(found["candidates"]) == len(found["rewards"]) == 4
     assert found["text"] == found["candidates"][found["index"]]
     assert found["tokens"] > 0
+
+
+def test_stdout_is_json_alone_with_an_offline_tracker(policy_folder: Path, scan: Path) -> None:
+    """transformers says on stdout that wandb is offline, when a process imports it."""
+    flags = ["--policy", str(policy_folder), "--image", str(scan), "--question", "The sum?", "--selector", "majority"]
+    environment = os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "recipes.cli", "answer", *flags, "--n", "2", "--max_new_tokens", "8", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert len(json.loads(done.stdout)["candidates"]) == 2
 
 
 def test_a_server_answers_and_a_table_is_shown(prm_folder: Path) -> None:

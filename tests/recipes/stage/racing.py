@@ -1,8 +1,9 @@
 """`racing.py FOLDER`: every stage's command once alone, then by two processes that start together in one folder.
 
-A JSON line per command: exit codes, what the losing process said, and what differs from the run that was alone. The
-parent imports what the commands need and forks the processes, so that a race costs no start. The inputs are those of
-`wrong_inputs.py`, so a new command races as soon as it has a row there, which a test of that matrix asks for.
+A JSON line per command in FOLDER/races.jsonl (libraries print to stdout as they like): exit codes, what the losing
+process said, and what differs from the run that was alone. The parent imports what the commands need and forks the
+processes, so that a race costs no start. The inputs are those of `wrong_inputs.py`, so a new command races as soon as
+it has a row there, which a test of that matrix asks for.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.recipes.killing import STORES, ended, start
 from tests.recipes.run_folders import make_groups, make_problems, stating, write_stage
 from tests.recipes.wrong_inputs import CALLS, OUT, Good, make_good, words_of
 
+RACES = "races.jsonl"
 # Made of other stages, each with its own folder; `test_two_processes.py` tries their first one.
 COMPOSED = {"pipeline", "evidence", "rounds", "evaluate"}
 NO_STAGE = {"doctor"}  # it prints, and writes nothing
@@ -118,9 +120,10 @@ def main(folder: Path, commands: list[str]) -> None:
         import_module(module)
     torch.set_num_threads(1)
     good, better = make_inputs(folder)
-    for name in commands or stages():
-        if name not in COMPOSED:
-            print(json.dumps(raced(name, good, folder / "runs", **better.get(name, {}))), flush=True)
+    with (folder / RACES).open("w") as file:
+        for name in commands or stages():
+            if name not in COMPOSED:
+                print(json.dumps(raced(name, good, folder / "runs", **better.get(name, {}))), file=file, flush=True)
 
 
 if __name__ == "__main__":
