@@ -41,6 +41,17 @@ def lock(out: Path, *, stage: str) -> None:
         left.unlink(missing_ok=True)
 
 
+def holds(out: Path) -> bool:
+    """Whether this process keeps others out of the folder."""
+    return os.path.realpath(out) in _held
+
+
+def drop(out: Path) -> None:
+    """Give up the lock of a folder that is gone."""
+    if held := _held.pop(os.path.realpath(out), None):
+        held.release()
+
+
 def unlock(out: Path) -> None:
     """Let the next process in."""
     if held := _held.pop(os.path.realpath(out), None):

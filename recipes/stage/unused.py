@@ -1,6 +1,7 @@
 """A command that is refused leaves nothing behind: folders that it made go again, if no work lies in them.
 
-Work is a finished stage, a whole checkpoint, or a row in a store. A folder that was there before is never touched.
+Work is a finished stage, a whole checkpoint, or a row in a store. A folder that was there before is never touched, nor
+one in which another process works by now: two commands that start together both find no folder, and one is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from recipes.stage.lock import unlock
+from recipes.stage.lock import drop, holds
 
 FINISHED = ("manifest.json", "complete.json")  # of a stage, and of a checkpoint
 WORK = ("samples", "failures", "calls", "continuations")  # tables of the stores
@@ -32,11 +33,11 @@ def forget_folders() -> None:
 
 
 def remove_unused() -> None:
-    """Remove the folders that were made since `forget_folders`, if no work lies in any of them."""
+    """Remove the folders that were made since `forget_folders` and are locked by us, if no work lies in any of them."""
     for out, highest in reversed(_made):
-        if out.exists() and not any(map(_is_work, out.rglob("*"))):
-            unlock(out)
-            shutil.rmtree(out)
+        if holds(out) and out.exists() and not any(map(_is_work, out.rglob("*"))):
+            shutil.rmtree(out)  # under the lock, so that nobody begins to work in it meanwhile
+            drop(out)
             for folder in out.parents:
                 if not folder.is_relative_to(highest) or any(folder.iterdir()):
                     break

@@ -100,9 +100,13 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def _faults(out: Path) -> list[str]:
+    from mpo.multimodal.errors import StageError
     from recipes.stage.folder import faults_of
 
-    return faults_of(out)
+    try:
+        return faults_of(out)
+    except StageError as error:  # neither has finished it
+        return [str(error)]
 
 
 def _policy(folder: Path) -> Path:

@@ -15,8 +15,9 @@ import pytest
 
 from mpo.multimodal.errors import StageError
 from recipes.stage.folder import MANIFEST, faults_of, open_stage
-from recipes.stage.lock import LOCK
+from recipes.stage.lock import LOCK, lock, unlock
 from recipes.stage.processes import INTERRUPTED
+from recipes.stage.unused import forget_folders, make_folder, remove_unused
 from tests.recipes.stage.test_run import Config, finished
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,12 +39,14 @@ from pathlib import Path
 from mpo.multimodal.errors import MPOError
 from mpo.multimodal.files import write_atomic
 from recipes.stage.folder import open_stage
+from recipes.stage.unused import forget_folders, remove_unused
 from tests.recipes.stage.test_run import Config
 print("ready", flush=True)
 sys.stdin.readline()
 wins = 0
 for number in range(40):
     out = Path(sys.argv[1]) / str(number)
+    forget_folders()
     try:
         stage = open_stage("made", Config(out, seed=int(sys.argv[2])), inputs=[])
         if not stage.complete:
@@ -51,7 +54,7 @@ for number in range(40):
             stage.finish({"seed": sys.argv[2]})
             wins += 1
     except MPOError:
-        pass
+        remove_unused()  # as the command line does
 print(wins, flush=True)
 """
 # As `mpo evidence` does it, with pages that are served for ever in place of seeds.
@@ -119,6 +122,30 @@ def test_a_complete_stage_is_read_while_nobody_may_write(tmp_path: Path) -> None
     (out / LOCK).unlink()
     assert open_stage("made", Config(out), inputs=[]).complete
     assert not (out / LOCK).exists()
+
+
+def test_a_refused_command_leaves_the_folder_of_the_one_that_works(tmp_path: Path) -> None:
+    """Both found no folder; this one made it, and the other was first to lock it."""
+    out = tmp_path / "run" / "out"
+    forget_folders()
+    make_folder(out)
+    with python(WORKING, out, 0) as working:
+        try:
+            assert said(working) == "started"
+            with pytest.raises(StageError, match="is being written by"):
+                open_stage("made", Config(out), inputs=[])
+            remove_unused()
+            assert (out / "half.1f.tmp").exists()
+        finally:
+            working.kill()
+    make_folder(out)
+    lock(out, stage="made")
+    make_folder(tmp_path / "run" / "other")
+    lock(tmp_path / "run" / "other", stage="made")
+    remove_unused()
+    assert out.exists()  # it was there before
+    assert not (tmp_path / "run" / "other").exists()
+    unlock(out)
 
 
 def test_of_two_that_start_together_one_does_the_work(tmp_path: Path) -> None:
