@@ -29,6 +29,9 @@ Arm = Literal[
     "mpo_random_span",
     "mpo_mc_span",
     "mpo_exact_span",
+    "grpo",
+    "mpo_grpo",
+    "rft_grpo",
 ]
 BenchmarkKind = Literal["visualprocessbench", "processbench", "groups"]
 Budget = Literal["full", "sequential", "bisect"]

@@ -1,15 +1,16 @@
 """The arms of a run: what is held against what, on the same samples, with the same steps.
 
-An arm is loss weights and a kind of pairs. The section `arms` of a settings file may give an arm candidates, e.g.
-`rft: [{learning_rate: 0.0002}, {learning_rate: 0.0006}]`: each is trained, and the best on the development problems is
-kept. All arms that are tuned must have as many candidates: none is better for having been tried more often.
+An arm is loss weights and a kind of pairs; those of `reinforced.py` go on with GRPO. The section `arms` of a settings
+file may give an arm candidates, e.g. `rft: [{learning_rate: 0.0002}, {learning_rate: 0.0006}]`: each is trained, and
+the best on the development problems is kept. All arms that are tuned must have as many candidates: none is better for
+having been tried more often.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from recipes import config as stages
+from recipes.loop.reinforced import REINFORCED, check_reinforced
 from recipes.loop.settings import Settings
 from rewards.types import correctness_of
 
@@ -77,11 +79,13 @@ def check_arms(names: Sequence[str], settings: Settings, *, development: bool) -
         development: whether there are development problems.
 
     Raises:
-        ConfigError: an unknown arm, exact labels outside the digits world, or candidates that cannot be told apart
-            fairly.
+        ConfigError: an unknown arm, exact labels outside the digits world, GRPO without its settings, or candidates
+            that cannot be told apart fairly.
     """
-    if unknown := sorted(({*names} | {*settings.arms}) - set(ARMS)):
-        raise ConfigError(f"unknown arm {unknown[0]!r}: expected some of {', '.join(ARMS)}")
+    known = [*ARMS, *REINFORCED]
+    if unknown := sorted(({*names} | {*settings.arms}) - {*known}):
+        raise ConfigError(f"unknown arm {unknown[0]!r}: expected some of {', '.join(known)}")
+    check_reinforced(names, settings)
     if "mpo_exact_span" in names and settings.world != "world":
         raise ConfigError("arm mpo_exact_span needs exact step labels, which only the digits world has; leave it out")
     tuned = {name: len(settings.arms[name]) for name in names if len(settings.arms.get(name, [])) > 1}
@@ -103,15 +107,29 @@ def pairs_of(do: Do, settings: Settings, start: Start, run: Path, kind: str, prm
     return do("pairs", pairing, f"chosen and rejected, as {kind.removeprefix('pairs_')} has them")
 
 
-def train_arm(do: Do, settings: Settings, start: Start, run: Path, arm: str, made: Path, seed: int) -> Path:
-    """The trained policy of an arm, in the run's folder of that name; of several candidates, the best."""
+def train_arm(
+    do: Do,
+    settings: Settings,
+    start: Start,
+    run: Path,
+    arm: str,
+    train: Callable[[Path, dict[str, Any]], Path],
+    seed: int,
+) -> Path:
+    """The trained policy of an arm, in the run's folder of that name; of several candidates, the best.
+
+    Args:
+        do, settings, start, run, seed: of the loop.
+        arm: its name.
+        train: a folder and a candidate's changes → the policy trained there.
+    """
     candidates = settings.arms.get(arm) or [{}]
     if len(candidates) == 1:
-        return _trained(do, settings, start, run / arm, arm, candidates[0], made, seed)
+        return train(run / arm, candidates[0])
     folder = run / "tuning" / arm
     found = []
     for index, candidate in enumerate(candidates):
-        model = _trained(do, settings, start, folder / str(index), arm, candidate, made, seed)
+        model = train(folder / str(index), candidate)
         found.append(_on_development(do, settings, start, folder / f"{index}_development", model, seed))
     if do.planning:
         return run / arm
@@ -121,9 +139,10 @@ def train_arm(do: Do, settings: Settings, start: Start, run: Path, arm: str, mad
     return _linked(run / arm, folder / str(best))
 
 
-def _trained(
-    do: Do, settings: Settings, start: Start, out: Path, arm: str, candidate: dict[str, Any], made: Path, seed: int
+def prefer(
+    do: Do, settings: Settings, start: Start, arm: str, made: Path, seed: int, out: Path, candidate: dict[str, Any]
 ) -> Path:
+    """A policy trained on pairs with the arm's loss weights."""
     names = ("preference_weight", "quality_weight", "generation_weight")
     weights = dict(zip(names, ARMS[arm].weights, strict=True))
     config = settings.build("train_mpo", policy=start.policy, pairs=made, out=out, seed=seed, **weights)

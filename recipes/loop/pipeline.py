@@ -10,19 +10,22 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.multimodal.files import read_json
 from recipes.config import EvidenceArguments, PipelineArguments
-from recipes.loop.arms import ARMS, check_arms, pairs_of, train_arm
+from recipes.loop.arms import ARMS, check_arms, pairs_of, prefer, train_arm
 from recipes.loop.chains import Do, paired, scored
+from recipes.loop.reinforced import REINFORCED, reinforce, with_origins
 from recipes.loop.settings import Settings
 from recipes.loop.stages import Plan, Stages
 from recipes.loop.start import Start, own_start, world_start
 from recipes.stage.processes import run_together
 
-BASELINE_SAMPLES = 4  # a problem, for arms of which only pass@1 is shown
+HEADLINE = ("policy", "mpo")  # the arms that are sampled and reranked up to the largest k, with another image as well
+OTHER_SAMPLES = 8  # per problem, for the other arms
 
 
 def pipeline(arguments: PipelineArguments) -> Path:
@@ -44,12 +47,16 @@ def loop(do: Do, settings: Settings, run: Path, seed: int, arms: Sequence[str], 
     made = {"pairs": paired(do, settings, run / "preference", run / "pairs", policy, prm, seed, **preference)}
 
     trained = {"policy": policy}
-    for arm in arms:
-        kind = ARMS[arm].pairs
-        made[kind] = made.get(kind) or pairs_of(do, settings, start, run, kind, prm, seed)
-        trained[arm] = train_arm(do, settings, start, run, arm, made[kind], seed)
+    for arm in with_origins(arms):
+        if arm in REINFORCED:
+            train = partial(reinforce, do, settings, start, arm, trained[REINFORCED[arm]], prm, seed)
+        else:
+            kind = ARMS[arm].pairs
+            made[kind] = made.get(kind) or pairs_of(do, settings, start, run, kind, prm, seed)
+            train = partial(prefer, do, settings, start, arm, made[kind], seed)
+        trained[arm] = train_arm(do, settings, start, run, arm, train, seed)
     for arm, model in trained.items():
-        answer(do, settings, start, run / "test" / arm, model, prm, seed, rerank=arm in ("policy", "mpo"))
+        answer(do, settings, start, run / "test" / arm, model, prm, seed, headline=arm in HEADLINE)
 
 
 def _trained_prm(do: Do, settings: Settings, start: Start, run: Path, seed: int) -> Path:
@@ -66,34 +73,32 @@ def _trained_prm(do: Do, settings: Settings, start: Start, run: Path, seed: int)
 
 
 def answer(
-    do: Do, settings: Settings, start: Start, out: Path, model: Path, prm: Path, seed: int, *, rerank: bool
+    do: Do, settings: Settings, start: Start, out: Path, model: Path, prm: Path, seed: int, *, headline: bool
 ) -> None:
-    """Greedy, sampled and blind answers of one policy; with `rerank`, the PRM's choice among the samples."""
+    """Greedy, sampled and blind answers of one policy, and the PRM's choice among the samples."""
     given = {"policy": model, "seed": seed, **start.asking(start.test)}
-    greedy = settings.build("test_sample", out=out / "greedy_samples", **given)
-    greedy = replace(greedy, temperature=0.0, num_samples=1)
+    drawn = settings.build("test_sample", out=out / "samples", **given)
+    greedy = replace(drawn, out=out / "greedy_samples", temperature=0.0, num_samples=1)
     swapped = replace(greedy, out=out / "swapped_samples", swap_images=True)
     whose = f"responses of {out.name} to the test problems"
     for name, drawing in (("greedy", greedy), ("swapped", swapped)):
         told = f"greedy {whose}" + ", asked with another problem's image" * (name == "swapped")
         verifying = settings.build("verify", groups=do("sample", drawing, told), out=out / name)
         do("verify", verifying, told)
-    drawn = settings.build("test_sample", out=out / "samples", **given)
-    if rerank:
-        groups = scored(do, settings, out, drawn, prm, f"sampled {whose}", visual_dependence=True)
-        measuring = settings.build("best_of_n", groups=groups, out=out / "best_of_n")
-        do("best-of-n", measuring, f"every selector on the sampled {whose}")
-    else:
-        drawn = replace(drawn, num_samples=min(drawn.num_samples, BASELINE_SAMPLES))
-        verifying = settings.build("verify", groups=do("sample", drawn, f"sampled {whose}"), out=out / "verified")
-        do("verify", verifying, f"sampled {whose}")
+    if not headline:
+        drawn = replace(drawn, num_samples=min(drawn.num_samples, OTHER_SAMPLES))
+    groups = scored(do, settings, out, drawn, prm, f"sampled {whose}", visual_dependence=headline)
+    measuring = settings.build("best_of_n", groups=groups, out=out / "best_of_n")
+    if ks := [k for k in measuring.ks if k <= drawn.num_samples]:
+        do("best-of-n", replace(measuring, ks=ks), f"every selector on the sampled {whose}")
 
 
 def evidence(arguments: EvidenceArguments) -> Path:
     """Every arm, every seed, one table; seeds run in their own processes, `jobs` at a time."""
     settings = Settings(arguments.settings)
     arms: Sequence[str] = arguments.arms or [
-        arm for arm in ARMS if arm != "mpo_exact_span" or settings.world == "world"
+        *(arm for arm in ARMS if arm != "mpo_exact_span" or settings.world == "world"),
+        *(REINFORCED if settings.sections["train_grpo"] else ()),
     ]
     check_arms(arms, settings, development=settings.world != "own")
     if arguments.jobs < 1 or len(set(arguments.seeds)) < len(arguments.seeds):

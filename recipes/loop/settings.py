@@ -12,6 +12,7 @@ from recipes import config as stages
 from recipes.commands.parse import build
 from recipes.commands.shipped import read_mapping
 from recipes.commands.words import did_you_mean
+from recipes.loop.reinforced import REINFORCED
 
 SECTIONS: dict[str, type] = {
     "world": stages.WorldConfig,
@@ -26,6 +27,7 @@ SECTIONS: dict[str, type] = {
     "continue": stages.ContinueConfig,
     "pairs": stages.PairsConfig,
     "train_mpo": stages.TrainMPOConfig,
+    "train_grpo": stages.TrainGRPOConfig,
     "test_sample": stages.SampleConfig,
     "verify": stages.VerifyConfig,
     "score": stages.ScoreConfig,
@@ -76,12 +78,16 @@ class Settings:
         return build(SECTIONS[section], values, where=lambda key: f"{self.path}: {section}.{key}")
 
     def _shared(self, section: str) -> dict[str, Any]:
-        """Steps are labelled in the format that the PRM will be trained in."""
-        found = self.sections["train_prm"].get("prm_format")
-        return {"prm_format": found} if section == "label_steps" and found else {}
+        """What one section says for another: the format of the steps that are labelled and trained on, and the prompt
+        of the policy that is sampled and rewarded."""
+        fields, source = {
+            "label_steps": (("prm_format",), "train_prm"),
+            "train_grpo": (("prompt", "system"), "preference_sample"),
+        }.get(section, ((), section))
+        return {name: value for name in fields if (value := self.sections[source].get(name))}
 
     def _candidates(self, arms: Any) -> dict[str, list[dict[str, Any]]]:
-        """Arm → the changes of `train_mpo` that may be tried for it (`recipes/loop/arms.py`)."""
+        """Arm → the changes of `train_mpo` or `train_grpo` that may be tried for it (`recipes/loop/arms.py`)."""
         expected = "a mapping of an arm to a list of settings of train_mpo, e.g. rft: [{learning_rate: 0.0002}]"
         if not isinstance(arms, Mapping):
             raise ConfigError(f"{self.path}: arms: expected {expected}, got {type(arms).__name__}")
@@ -89,11 +95,14 @@ class Settings:
             if not isinstance(candidates, list) or not all(isinstance(one, Mapping) for one in candidates):
                 raise ConfigError(f"{self.path}: arms.{arm}: expected {expected}, got {candidates!r:.80}")
             for candidate in candidates:
-                self._check_candidate(f"arms.{arm}", candidate)
+                self._check_candidate(arm, candidate)
         return {arm: [dict(candidate) for candidate in candidates] for arm, candidates in arms.items()}
 
-    def _check_candidate(self, section: str, candidate: Mapping[str, Any]) -> None:
-        paths = dict.fromkeys(("policy", "pairs", "out"), Path())
-        if set_twice := sorted({*paths, "seed"} & set(candidate)):
-            raise ConfigError(f"{self.path}: {section}: {set_twice[0]} is set by the loop; remove it")
-        build(stages.TrainMPOConfig, {**paths, **candidate}, where=lambda key: f"{self.path}: {section}.{key}")
+    def _check_candidate(self, arm: str, candidate: Mapping[str, Any]) -> None:
+        section, paths = (
+            ("train_grpo", ("problems", "prm", "guard")) if arm in REINFORCED else ("train_mpo", ("pairs",))
+        )
+        given = dict.fromkeys(("policy", "out", *paths), Path())
+        if set_twice := sorted({*given, "seed"} & set(candidate)):
+            raise ConfigError(f"{self.path}: arms.{arm}: {set_twice[0]} is set by the loop; remove it")
+        build(SECTIONS[section], {**given, **candidate}, where=lambda key: f"{self.path}: arms.{arm}.{key}")

@@ -33,7 +33,15 @@ from recipes.report.shown.figures import Chart, best_at_k_figure, training_chart
 from recipes.report.shown.pairs import yield_rows
 from recipes.report.shown.problems import ProblemView, problem_views
 from recipes.report.summary import BASELINE, TRAINED, label, runs_of, summarise
-from recipes.report.tables import SELECTOR_LABELS, caption, markdown_tables, verdict, warning_text
+from recipes.report.tables import (
+    SELECTOR_LABELS,
+    at_k_table,
+    caption,
+    in_full,
+    markdown_tables,
+    verdict,
+    warning_text,
+)
 from recipes.stage.numbers import change, columns, percent, points, real_minus
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -173,12 +181,13 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
         "selectors": SELECTOR_LABELS,
         "curves": _curve_figures(summary),
         "best_rows": _best_rows(summary, cell),
+        "at_k": at_k_table(summary, lambda estimate: estimate),
         **_claims([*summary["claims"], *summary["comparisons"]]),
-        "candidates": [(label(arm), _candidates(rows)) for arm, rows in summary["candidates"].items()],
+        "candidates": [(label(arm), _candidates(summary["candidates"][arm])) for arm in summary["in_full"]],
         "blind": [
             (row["label"], [(SELECTOR_LABELS[name], cell.get((row["arm"], name, k))) for name in ("prm", *BLIND)])
             for row in summary["arms"]
-            if (row["arm"], "prm", k) in cell
+            if row["arm"] in summary["in_full"]
         ],
         "pair_charts": pair_charts(runs),
         "yields": yield_rows(summary["pairs"]),
@@ -193,7 +202,7 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
 
 
 def _curve_figures(summary: Mapping[str, Any]) -> list[Chart]:
-    rows = [row for row in summary["best_of_n"] if row["selector"] not in ("first", "longest", "shortest")]
+    rows = [row for row in in_full(summary) if row["selector"] not in ("first", "longest", "shortest")]
     low = max(0.0, min((row["low"] for row in rows), default=0.0) - 0.02)
     high = max((row["high"] for row in rows), default=1.0) + 0.02
     charts = []
@@ -227,7 +236,7 @@ def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[st
 
 
 def _best_rows(summary: Mapping[str, Any], cell: Cells) -> list[tuple[str, str, list[Any]]]:
-    keys = dict.fromkeys((row["arm"], row["label"], row["selector"]) for row in summary["best_of_n"])
+    keys = dict.fromkeys((row["arm"], row["label"], row["selector"]) for row in in_full(summary))
     return [
         (name, SELECTOR_LABELS[s], [cell.get((arm, s, k)) for k in columns(summary["ks"])]) for arm, name, s in keys
     ]

@@ -38,6 +38,9 @@ ARM_LABELS = {
     "mpo_random_span": "MPO, random step (control)",
     "mpo_mc_span": "MPO, first error by counts",
     "mpo_exact_span": "MPO, first error by exact labels",
+    "grpo": "GRPO",
+    "mpo_grpo": "MPO → GRPO",
+    "rft_grpo": "RFT → GRPO",
 }
 BASELINE, TRAINED = "policy", "mpo"
 WORLD, WARM_START = "world", "warm start"  # a run with that folder starts from an embedded world, and a warm start
@@ -50,7 +53,12 @@ COMPARED = (
     ("rft_filter", "rft"),
     ("mpo_all_wrong", "rft_filter"),
     ("mpo_all_wrong", "rft_all_wrong"),
+    ("mpo_grpo", "mpo"),
+    ("mpo_grpo", "grpo"),
+    ("mpo_grpo", "rft_grpo"),
+    ("grpo", "rft"),
 )
+AFTER_TRAINED = ("grpo", "mpo_grpo", "rft_grpo")  # not held against MPO one by one: they have seen more responses
 Measures = dict[str, Measure]  # quantity → measure
 Curves = dict[str, dict[str, Measure]]  # selector → k → measure
 PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
@@ -84,7 +92,7 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
     _baseline.set(WARM_START if (runs[0] / WORLD).is_dir() else ARM_LABELS[BASELINE])
     arms = {arm: measures_of_arm(runs, arm) for arm in arm_names(runs)}
     curves = {arm: curves_of_arm(runs, arm) for arm in arms}
-    ks = [int(k) for k in next((curve["prm"] for curve in curves.values() if curve), {})]
+    ks = sorted({int(k) for curve in curves.values() if curve for k in curve["prm"]})
     k = max((k for k in ks if k <= LARGEST_CLAIM_K), default=None)
     sizes = [measures["samples"].averaged() for measures in arms.values() if "samples" in measures]
     return {
@@ -103,6 +111,7 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
         ],
         "candidates": {arm: rows for arm in arms if (rows := _candidates(runs, arm))},
         "prm": [row for arm, measures in arms.items() if (row := _prm(arm, measures))],
+        "in_full": [arm for arm, curve in curves.items() if curve and str(ks[-1]) in curve["prm"]],
         "best_selector": _best_selector(curves, k),
         "claims": _claims(arms, curves, k),
         "comparisons": _comparisons(arms),
@@ -233,7 +242,7 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
 
 def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:
     """MPO against each optional arm, and `COMPARED`; empty if there is only the first policy beside it."""
-    others = [arm for arm in arms if arm not in (BASELINE, TRAINED)] if TRAINED in arms else []
+    others = [arm for arm in arms if arm not in (BASELINE, TRAINED, *AFTER_TRAINED)] if TRAINED in arms else []
     both = [(TRAINED, other) for other in others] + [pair for pair in COMPARED if {*pair} <= arms.keys()]
     rows = [
         (f"{label(one)} > {label(other)} ({how})", arms[one].get(how), arms[other].get(how))

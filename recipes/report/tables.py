@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -37,6 +37,7 @@ SELECTOR_LABELS = {
     "random": "random (pass@1)",
     "oracle": "oracle (pass@k)",
 }
+AT_K = ("random", "majority", "prm", "vote_prod", "oracle")  # the columns of the table of all arms at one k
 _DEPENDENCES = ("dependence_right", "dependence_wrong")
 
 
@@ -52,16 +53,32 @@ def arms_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
 
 
 def best_of_n_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
-    """One row per arm and selector, one column per k, each with its interval."""
+    """One row per arm and selector, one column per k, each with its interval; arms that were sampled to the last k."""
     ks = columns(summary["ks"])
     header = ["arm", "selector", *(f"k = {k}" for k in ks)]
     cells: dict[tuple[str, str], dict[int, str]] = {}
-    for row in summary["best_of_n"]:
+    for row in in_full(summary):
         cells.setdefault((row["label"], row["selector"]), {})[row["k"]] = interval(row)
     rows = [
         [label, SELECTOR_LABELS[selector], *(by_k.get(k, "–") for k in ks)] for (label, selector), by_k in cells.items()
     ]
     return header, rows
+
+
+def in_full(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of best of k of the arms that were sampled up to the largest k."""
+    return [row for row in summary["best_of_n"] if row["arm"] in summary["in_full"]]
+
+
+def at_k_table(summary: Mapping[str, Any], cell: Callable[[Any], Any] = interval) -> tuple[Header, list[list[Any]]]:
+    """One row per arm: what the selectors choose among k responses; `cell` is how an estimate is shown."""
+    found = {(row["arm"], row["selector"]): row for row in summary["best_of_n"] if row["k"] == summary["k"]}
+    rows = [
+        [arm["label"], *(cell(found.get((arm["arm"], name))) for name in AT_K)]
+        for arm in summary["arms"]
+        if (arm["arm"], "prm") in found
+    ]
+    return ["arm", *(SELECTOR_LABELS[name] for name in AT_K)], rows
 
 
 def claims_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
@@ -124,8 +141,11 @@ def print_summary(summary: Mapping[str, Any], *, console: Console | None = None)
     """
     console = console or Console()
     console.print(rich_table("Accuracy", *_short_arms(summary)))
-    for label in dict.fromkeys(row["label"] for row in summary["best_of_n"]):
+    for label in dict.fromkeys(row["label"] for row in in_full(summary)):
         console.print(rich_table(f"Best of k, {label}", *_short_best_of_n(summary, label)))
+    header, rows = at_k_table(summary, short)
+    if len(rows) > len(summary["in_full"]):
+        console.print(rich_table(f"Chosen among {summary['k']} responses", header, rows))
     header, rows = claims_table(summary)
     if rows:
         console.print(
@@ -147,6 +167,7 @@ def _titled(summary: Mapping[str, Any]) -> list[tuple[str, tuple[Header, Rows]]]
     return [
         ("Accuracy of the arms", arms_table(summary)),
         ("Best of k", best_of_n_table(summary)),
+        (f"Chosen among {summary['k']} responses", at_k_table(summary)),
         ("Claims, in percentage points", claims_table(summary)),
         ("Process reward model", prm_table(summary)),
     ]

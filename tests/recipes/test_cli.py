@@ -22,7 +22,7 @@ from recipes.commands.table import COMMANDS, GROUPS
 from recipes.data.convert_data import PAIR_FORMATS
 from recipes.data.convert_steps import READERS as STEP_READERS
 from recipes.data.import_forms import FORMS
-from recipes.loop.pipeline import ARMS
+from recipes.loop.pipeline import ARMS, REINFORCED
 from recipes.loop.settings import Settings
 from recipes.training.grpo_run import ALGORITHMS
 from recipes.training.tracking import PLACES
@@ -109,7 +109,7 @@ def test_the_help_of_a_command(command, capsys, monkeypatch):
     [
         (config.Aggregation, AGGREGATIONS),
         (config.Algorithm, ALGORITHMS),
-        (config.Arm, ARMS),
+        (config.Arm, [*ARMS, *REINFORCED]),
         (config.BenchmarkKind, READERS),
         (config.Budget, BUDGETS),
         (config.DataFormat, {*PAIR_FORMATS, *STEP_READERS}),

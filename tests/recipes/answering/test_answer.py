@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,6 @@ from recipes.worlds.digits.world import scenes, to_problem
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import save_format
 from tests.model_server import ModelServer
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -46,13 +42,17 @@ def test_one_command(policy_folder: Path, prm_folder: Path, scan: Path, capsys: 
     assert found["tokens"] > 0
 
 
-def test_stdout_is_json_alone_with_an_offline_tracker(policy_folder: Path, scan: Path) -> None:
-    """transformers says on stdout that wandb is offline, when a process imports it."""
+def test_stdout_is_json_alone_with_an_offline_tracker(
+    policy_folder: Path, scan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers says on stdout that wandb is offline, when a process imports it, as this one does anew."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delitem(sys.modules, "transformers.integrations.integration_utils", raising=False)
     flags = ["--policy", str(policy_folder), "--image", str(scan), "--question", "The sum?", "--selector", "majority"]
-    environment = os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "recipes.cli", "answer", *flags, "--n", "2", "--max_new_tokens", "8", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert len(json.loads(done.stdout)["candidates"]) == 2
+    assert main(["answer", *flags, "--n", "2", "--max_new_tokens", "8", "--json"]) == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["candidates"]) == 2
+    assert "Running in WANDB offline mode" in said.err
 
 
 def test_a_server_answers_and_a_table_is_shown(prm_folder: Path) -> None:

@@ -6,8 +6,10 @@ import pytest
 
 from mpo.multimodal.errors import ConfigError
 from recipes.loop.arms import ARMS, PAIRS, _linked, check_arms
+from recipes.loop.reinforced import REINFORCED, reinforce
 from recipes.loop.settings import Settings
-from recipes.report.summary import ARM_LABELS, COMPARED
+from recipes.loop.start import Start
+from recipes.report.summary import AFTER_TRAINED, ARM_LABELS, COMPARED
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
 
@@ -52,16 +54,47 @@ def test_arms_that_cannot_run_are_refused(tmp_path):
         check_arms(["mpo_exact_span"], easy, development=True)
 
 
+def test_grpo_without_its_settings_or_with_those_of_pairs_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="arm mpo_grpo needs a section train_grpo"):
+        check_arms(["mpo", "mpo_grpo"], settings(tmp_path, "arms: {}\n"), development=True)
+    given = settings(tmp_path, "train_grpo: {max_steps: 3}\narms: {grpo: [{learning_rate: 0.1}]}\n")
+    check_arms(["mpo", "mpo_grpo", "grpo"], given, development=True)
+    for candidate, message in (("beta_: 1", "arms.grpo.beta_"), ("problems: x", "problems is set by the loop")):
+        with pytest.raises(ConfigError, match=message):
+            settings(tmp_path, f"arms: {{grpo: [{{{candidate}}}]}}\n")
+
+
+def test_grpo_alone_generates_as_many_responses_more_as_pairs_are_made_of(tmp_path):
+    (tmp_path / "preference.jsonl").write_text("{}\n" * 12)
+    start = Start(tmp_path, tmp_path / "preference.jsonl", tmp_path / "test.jsonl")
+    text = "preference_sample: {num_samples: 8}\ntrain_grpo: {max_steps: 5, batch_size: 32}\n"
+    for changes, steps in (({}, 8), ({"updates_per_generation": 2}, 11), ({"batch_size": 40}, 8)):
+        asked = []
+
+        def do(name, config, about, asked=asked):
+            asked.append(config)
+            return config.out
+
+        do.planning = False
+        given = settings(tmp_path, text)
+        for arm in ("grpo", "mpo_grpo"):
+            reinforce(do, given, start, arm, tmp_path, tmp_path / "prm", 0, tmp_path / arm, changes)
+        assert [config.max_steps for config in asked] == [steps, 5]
+
+
 def test_the_evidence_gives_every_arm_the_same_budget():
     evidence = Settings(CONFIGS / "digits.yaml")
-    check_arms([*ARMS], evidence, development=True)
-    assert {len(evidence.arms[arm]) for arm in ARMS} == {2}
+    every = [*ARMS, *REINFORCED]
+    check_arms(every, evidence, development=True)
+    assert len({len(evidence.arms.get(arm, [{}])) for arm in every}) == 1
 
 
 def test_every_arm_has_pairs_and_a_name():
     assert {arm.pairs for arm in ARMS.values()} == set(PAIRS)
-    assert set(ARM_LABELS) == {"policy", *ARMS}
-    assert {name for both in COMPARED for name in both} <= set(ARMS)
+    every = {*ARMS, *REINFORCED}
+    assert set(ARM_LABELS) == {"policy", *every}
+    assert {name for both in COMPARED for name in both} <= every
+    assert set(AFTER_TRAINED) == set(REINFORCED)
 
 
 def test_the_link_follows_the_choice(tmp_path):

@@ -19,12 +19,13 @@ from rewards.prm.model_prm import ModelPRM
 from rewards.scoring.other_images import blanked
 
 SETTINGS = Path(__file__).parents[1] / "digits_tiny.yaml"
+ARMS = ["rft", "mpo_grpo"]  # MPO → GRPO needs MPO, which is trained as well
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("loop") / "run"
-    assert main(["pipeline", "--settings", str(SETTINGS), "--run_dir", str(folder), "--arms", "mpo", "rft"]) == 0
+    assert main(["pipeline", "--settings", str(SETTINGS), "--run_dir", str(folder), "--arms", *ARMS]) == 0
     return folder
 
 
@@ -106,20 +107,34 @@ def test_the_better_candidate_of_an_arm_is_kept(run):
     assert (paper["rejected_span"], paper["min_step_score"]) == ("full", 0.0)
 
 
+def test_grpo_goes_on_from_mpo(run):
+    """With the run's own PRM, and the prompt that the preference samples were asked with."""
+    manifest = manifest_of(run / "mpo_grpo")
+    assert manifest["sources"]["policy"][1] == str(run / "mpo")
+    assert manifest["sources"]["prm"][1] == str(run / "prm")
+    assert manifest["fingerprint"]["settings"]["prompt"] == "direct"
+    account = manifest["counts"]["training"]
+    assert account["steps"] == 2
+    assert set(account["rewards"]) == {"verifier", "prm", "format"}
+    assert (run / "mpo_grpo" / "model.safetensors").read_bytes() != (run / "mpo" / "model.safetensors").read_bytes()
+
+
 def test_the_page_and_the_summary_are_there(run):
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["arms"]
+    assert [arm["arm"] for arm in summary["arms"]] == ["policy", "mpo", "rft", "mpo_grpo"]
+    assert {row["arm"] for row in summary["best_of_n"]} == {"policy", "mpo", "rft", "mpo_grpo"}
+    assert "MPO → GRPO > MPO (sampled)" in {claim["name"] for claim in summary["comparisons"]}
     assert "<html" in (run / "report.html").read_text()[:500]
 
 
 def test_running_again_does_nothing_and_other_settings_are_refused(run, tmp_path, capsys):
     before = manifests(run)
-    assert main(["pipeline", "--settings", str(SETTINGS), "--run_dir", str(run), "--arms", "mpo", "rft"]) == 0
+    assert main(["pipeline", "--settings", str(SETTINGS), "--run_dir", str(run), "--arms", *ARMS]) == 0
     assert manifests(run) == before
     changed = tmp_path / "changed.yaml"
     changed.write_text(SETTINGS.read_text().replace("max_pairs: 2", "max_pairs: 1"))
     capsys.readouterr()
-    assert main(["pipeline", "--settings", str(changed), "--run_dir", str(run), "--arms", "mpo", "rft"]) == 4
+    assert main(["pipeline", "--settings", str(changed), "--run_dir", str(run), "--arms", *ARMS]) == 4
     assert "max_pairs (2 then, 1 now)" in capsys.readouterr().err
 
 

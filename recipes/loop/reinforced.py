@@ -1,0 +1,71 @@
+"""Arms that end with GRPO: which policy each goes on from, and for how many steps.
+
+An arm that goes on from a trained policy has that policy's responses behind it already: the samples that its pairs were
+made of. GRPO from the first policy gets as many responses more, so that all these arms have generated equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpo.multimodal.errors import ConfigError
+from recipes import config as stages
+
+if TYPE_CHECKING:
+    from recipes.loop.chains import Do
+    from recipes.loop.settings import Settings
+    from recipes.loop.start import Start
+
+FIRST = "policy"
+# arm → the arm whose policy it goes on from; the cascade MPO → GRPO is InternVL3.5's (arXiv 2508.18265) and
+# Skywork R1V2's (arXiv 2504.16656)
+REINFORCED = {"grpo": FIRST, "mpo_grpo": "mpo", "rft_grpo": "rft"}
+
+
+def with_origins(arms: Sequence[str]) -> list[str]:
+    """The arms, each after the one that it goes on from, which is trained as well.
+
+    >>> with_origins(["rft", "mpo_grpo", "grpo"])
+    ['rft', 'mpo', 'mpo_grpo', 'grpo']
+    """
+    chained = [name for arm in arms for name in (REINFORCED.get(arm, arm), arm) if name != FIRST]
+    return list(dict.fromkeys(chained))
+
+
+def check_reinforced(arms: Sequence[str], settings: Settings) -> None:
+    """Refuse GRPO with the defaults of a large model.
+
+    Raises:
+        ConfigError: there is such an arm, and no section `train_grpo`.
+    """
+    asked = [arm for arm in arms if arm in REINFORCED]
+    if asked and not settings.sections["train_grpo"]:
+        raise ConfigError(
+            f"{settings.path}: arm {asked[0]} needs a section train_grpo, e.g. train_grpo: {{max_steps: 100, "
+            "batch_size: 64, learning_rate: 1.0e-6}; add it, or leave the arm out"
+        )
+
+
+def reinforce(
+    do: Do, settings: Settings, start: Start, arm: str, model: Path, prm: Path, seed: int,
+    out: Path, candidate: dict[str, Any],
+) -> Path:  # fmt: skip
+    """A policy that goes on from `model`, rewarded on the preference problems; development problems guard it."""
+    given: dict[str, Any] = {"policy": model, "prm": prm, "guard": start.development, "out": out, "seed": seed}
+    config = replace(settings.build("train_grpo", **given, **start.asking(start.preference)), **candidate)
+    if REINFORCED[arm] == FIRST and not do.planning:
+        config = replace(config, max_steps=config.max_steps + _steps_of_samples(settings, start, config))
+    tried = f", candidate {out.name}: {candidate}" if candidate else ""
+    return do("train-grpo", config, f"{arm}{tried}")
+
+
+def _steps_of_samples(settings: Settings, start: Start, config: stages.TrainGRPOConfig) -> int:
+    """Optimizer steps in which GRPO generates as many responses as pairs are made of."""
+    per_problem = settings.sections["preference_sample"].get("num_samples", stages.SampleConfig.num_samples)
+    with start.preference.open("rb") as file:
+        responses = per_problem * sum(1 for line in file if line.strip())
+    return ceil(responses * config.updates_per_generation / config.batch_size)
