@@ -28,10 +28,12 @@ LOADING_FILE = "mpo/multimodal/loading.py"
 IMAGE_FILE = "mpo/multimodal/images.py"
 TORCH_ONLY = ["mpo/losses.py", "mpo/metrics.py", "mpo/types.py"]
 TORCH_FREE_NAMED = [
+    "mpo/multimodal/checkpoint_files.py",
     "mpo/multimodal/errors.py",
     "mpo/multimodal/hub.py",
     "mpo/multimodal/images.py",
     "mpo/multimodal/messages.py",
+    "recipes/report/check.py",  # and so all that `mpo check` imports
     "rewards/prm/evaluating/benchmark.py",
     "rewards/prm/evaluating/benchmark_metrics.py",
     "rewards/prm/evaluating/given_steps.py",

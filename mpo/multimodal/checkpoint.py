@@ -1,17 +1,15 @@
-"""Checkpoints that are either complete or absent: a manifest is written last, and a resume trusts nothing else.
+"""A trainer whose checkpoints are either complete or absent, and which resumes only the run that it was.
 
 A run that is killed inside a save leaves a folder without `complete.json`; such a folder, or one whose files do not
-match, is named and skipped. Old checkpoints are deleted only after a newer one is complete.
+match, is named and skipped (`checkpoint_files.py`). Old checkpoints are deleted only after a newer one is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,10 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from mpo.multimodal.checkpoint_files import MANIFEST, checkpoints, faults_of, newest_complete, write_manifest
 from mpo.multimodal.errors import ConfigError, StageError
-from mpo.multimodal.files import write_atomic
 from mpo.multimodal.finite import FiniteTrainer
 from mpo.multimodal.loading import load_model
-
-MANIFEST = "complete.json"
 
 # What decides the updates, whatever is trained. A resumed run in which one of these differs is another run.
 DECISIVE = (
@@ -35,53 +31,6 @@ DECISIVE = (
 )
 
 logger = logging.get_logger(__name__)
-
-
-def write_manifest(folder: Path, settings: Mapping[str, Any], *, ranks: int = 1) -> None:
-    """Vouch for every file that is in a checkpoint now: its size and SHA-256, flushed to the disk before the manifest.
-
-    Args:
-        folder: a checkpoint that is written out, by all ranks.
-        settings: what the run was told, as plain data.
-        ranks: how many processes wrote it.
-    """
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    manifest = {"files": files, "settings": dict(settings), "ranks": ranks}
-    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1))
-
-
-def faults_of(folder: Path) -> list[str]:
-    """Why a checkpoint cannot be used; empty for a complete one. Every file is read: about one second per gigabyte."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"].items()
-    except FileNotFoundError:
-        return [f"no {MANIFEST}: the save did not finish, or this package did not write the checkpoint"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} cannot be read: {error}"]
-    return [f"{name} {fault}" for name, expected in files if (fault := _fault(folder / name, expected))]
-
-
-def newest_complete(output_dir: str | Path) -> Path:
-    """The complete checkpoint with the most steps; every later one that is not complete is named in a warning.
-
-    Raises:
-        StageError: there is none; the message says what is wrong with each.
-    """
-    wrong = []
-    for _, path in sorted(_checkpoints(Path(output_dir)), reverse=True):
-        faults = faults_of(path)
-        if not faults:
-            return path
-        wrong.append(f"{path.name}: {faults[0]}")
-        logger.warning("skipping %s: %s", path, "; ".join(faults))
-    reasons = "; ".join(wrong) or "it holds no checkpoint"
-    raise StageError(f"nothing to resume in {output_dir}: {reasons}; start without resume_from_checkpoint")
 
 
 class CheckpointedTrainer(FiniteTrainer):
@@ -137,7 +86,7 @@ class CheckpointedTrainer(FiniteTrainer):
 
         Later steps than this one are of a checkpoint that was damaged and is on its way to be written again.
         """
-        found = sorted(pair for pair in _checkpoints(output_dir) if pair[0] <= self.state.global_step)
+        found = sorted(pair for pair in checkpoints(output_dir) if pair[0] <= self.state.global_step)
         for _, path in found[:-keep] if keep and keep > 0 else ():
             if str(path) != str(self.state.best_model_checkpoint):
                 shutil.rmtree(path)
@@ -224,20 +173,3 @@ class CheckpointedTrainer(FiniteTrainer):
         for content in self._row_contents():
             digest.update(json.dumps(content, sort_keys=True, default=str).encode())
         return f"{len(self.train_dataset)} rows, {digest.hexdigest()[:16]}"
-
-
-def _fault(path: Path, expected: Mapping[str, Any]) -> str | None:
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != expected["bytes"]:
-        return f"has {path.stat().st_size} bytes, expected {expected['bytes']}"
-    with path.open("rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == expected["sha256"]
-    return None if same else "does not match its SHA-256"
-
-
-def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every checkpoint that is there, whole or not."""
-    folders = [path for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
-    named = [(re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name), path) for path in folders]
-    return [(int(match[1]), path) for match, path in named if match]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.files import write_atomic
 from recipes import config as stages
-from recipes.loop.reinforced import REINFORCED, check_reinforced
+from recipes.loop.reinforced import REINFORCED, check_reinforced, words_of
 from recipes.loop.settings import Settings
 from rewards.types import correctness_of
 
@@ -146,8 +146,7 @@ def prefer(
     names = ("preference_weight", "quality_weight", "generation_weight")
     weights = dict(zip(names, ARMS[arm].weights, strict=True))
     config = settings.build("train_mpo", policy=start.policy, pairs=made, out=out, seed=seed, **weights)
-    tried = f", candidate {out.name}: {candidate}" if candidate else ""
-    return do("train-mpo", replace(config, **candidate), f"{arm}{tried}")
+    return do("train-mpo", replace(config, **candidate), f"{arm}{words_of(candidate, out, arm)}")
 
 
 def _on_development(do: Do, settings: Settings, start: Start, out: Path, model: Path, seed: int) -> float:

@@ -6,7 +6,7 @@ made of. GRPO from the first policy gets as many responses more, so that all the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -59,8 +59,17 @@ def reinforce(
     config = replace(settings.build("train_grpo", **given, **start.asking(start.preference)), **candidate)
     if REINFORCED[arm] == FIRST and not do.planning:
         config = replace(config, max_steps=config.max_steps + _steps_of_samples(settings, start, config))
-    tried = f", candidate {out.name}: {candidate}" if candidate else ""
-    return do("train-grpo", config, f"{arm}{tried}")
+    return do("train-grpo", config, f"{arm}{words_of(candidate, out, arm)}")
+
+
+def words_of(candidate: Mapping[str, Any], out: Path, arm: str) -> str:
+    """What an arm is trained with beside its section, in words.
+
+    >>> words_of({"learning_rate": 0.1}, Path("run/rft"), "rft"), words_of({}, Path("run/tuning/rft/0"), "rft")
+    (' with learning_rate 0.1', ', candidate 0')
+    """
+    changes = ", ".join(f"{name} {value}" for name, value in candidate.items())
+    return f", candidate {out.name}" * (out.name != arm) + f" with {changes}" * bool(changes)
 
 
 def _steps_of_samples(settings: Settings, start: Start, config: stages.TrainGRPOConfig) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from mpo.multimodal import checkpoint
+from mpo.multimodal import checkpoint_files
 from mpo.multimodal.errors import MPOError, StageError
 from mpo.multimodal.text import one_line
 from recipes.config import CheckConfig
@@ -51,7 +51,7 @@ def _faults(folder: Path) -> Iterator[str]:
     except StageError as error:
         yield str(error)
     for saved in sorted(folder.glob("checkpoint-*")):
-        yield from (f"{saved.name}: {fault}" for fault in checkpoint.faults_of(saved))
+        yield from (f"{saved.name}: {fault}" for fault in checkpoint_files.faults_of(saved))
     for store in sorted(folder.glob("*.sqlite")):
         yield from _store_faults(store)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpo.multimodal.checkpoint_files import fault_of
 from recipes.stage.identity import ASIDE_ENDINGS, file_digest
 
 OWN = ("manifest.json", "started.json")  # what speaks of the files, and is none of them
@@ -33,7 +34,7 @@ def vouched(out: Path) -> dict[str, dict[str, Any]]:
 
 def faults(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is wrong with the files of a folder, one line for each; every file is read, a second a gigabyte or so."""
-    return [f"{name} {fault}" for name, kept in files.items() if (fault := _fault(folder / name, kept))]
+    return [f"{name} {fault}" for name, kept in files.items() if (fault := fault_of(folder / name, kept))]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -44,11 +45,3 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(path)
         elif path.is_file() and (path.suffix == ".md" or not path.name.endswith(ASIDE_ENDINGS)):
             yield path
-
-
-def _fault(path: Path, kept: Mapping[str, Any]) -> str | None:
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != kept["bytes"]:
-        return f"has {path.stat().st_size} bytes, expected {kept['bytes']}"
-    return None if file_digest(path) == kept["sha256"] else "does not match its SHA-256"

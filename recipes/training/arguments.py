@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
+from mpo.multimodal.checkpoint_files import MANIFEST as COMPLETE
 from mpo.multimodal.errors import ConfigError
 from recipes.config import ModelTraining
 from recipes.stage.exclusive import one_length

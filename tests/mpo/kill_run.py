@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tiny import preference_rows, tiny_config, tiny_internvl
 
-from mpo.multimodal.checkpoint import MANIFEST, faults_of
+from mpo.multimodal.checkpoint_files import MANIFEST, faults_of
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
 
 STEPS, KILLS = 40, 20

@@ -13,8 +13,9 @@ from typing import Any
 import kill_run
 import pytest
 from safetensors.torch import load_file
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mpo.multimodal.checkpoint import MANIFEST, faults_of, newest_complete, write_manifest
+from mpo.multimodal.checkpoint_files import MANIFEST, PREFIX, faults_of, newest_complete, write_manifest
 from mpo.multimodal.errors import ConfigError, StageError
 from mpo.trainer import REWARD_SHIFT_FILE, MPOTrainer
 from tests.mpo.kill_run import KILLS, STEPS, train
@@ -198,3 +199,7 @@ def test_a_damaged_later_checkpoint_does_not_cost_the_good_ones(run: Path) -> No
     trainer.train(resume_from_checkpoint=True)
     assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-3"}
     assert faults_of(run / "checkpoint-3") == []
+
+
+def test_the_folders_have_the_name_that_transformers_gives_them() -> None:
+    assert PREFIX == PREFIX_CHECKPOINT_DIR

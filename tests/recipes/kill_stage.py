@@ -15,7 +15,7 @@ from killing import killed_until_done, stored
 
 def newest_checkpoint(out: Path) -> int:
     """Step of the newest whole checkpoint."""
-    from mpo.multimodal.checkpoint import MANIFEST
+    from mpo.multimodal.checkpoint_files import MANIFEST
 
     return max((int(path.parent.name.split("-")[1]) for path in out.glob(f"checkpoint-*/{MANIFEST}")), default=0)
 

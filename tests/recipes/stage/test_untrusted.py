@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mpo.collator import PreferenceCollator
-from mpo.multimodal.checkpoint import write_manifest
+from mpo.multimodal.checkpoint_files import write_manifest
 from mpo.multimodal.errors import ConfigError, DataError, ImageError
 from mpo.multimodal.images import load_image, png_bytes
 from mpo.multimodal.loading import load_model, load_processor

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpo.multimodal.checkpoint import MANIFEST as COMPLETE
+from mpo.multimodal.checkpoint_files import MANIFEST as COMPLETE
 from mpo.multimodal.errors import FingerprintError
 from mpo.multimodal.loading import load_model
 from recipes.config import TrainPRMConfig
