@@ -16,6 +16,8 @@ TORCH_MIN := .venv-torch-min/.installed
 SEEDS ?= 0 1 2
 SIGNALS ?= 100
 MINUTES ?= 60
+# A process per core, at most four; a file's tests stay in one, which keeps what they share. `make test TOGETHER=` has one process.
+TOGETHER ?= -n auto --maxprocesses 4 --dist loadfile
 
 # TRL sends a usage ping when a trainer is built; these runs send none unless you ask for it.
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -35,7 +37,7 @@ evidence: $(INSTALLED)  ## three seeds and every arm of the digits world, into r
 	$(BIN)/mpo evidence --settings recipes/configs/digits.yaml --run_dir runs/evidence --seeds $(SEEDS) --jobs 2
 
 test: $(INSTALLED)  ## the tests, doctests included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 test-vllm: $(INSTALLED) $(VLLM)  ## policy and PRM behind a real vLLM on the CPU, which it installs into .venv-vllm and starts
 	$(BIN)/python -m pytest -m vllm tests/with_vllm
@@ -62,14 +64,14 @@ audit: $(INSTALLED)  ## known vulnerabilities of the versions in constraints.txt
 	@.venv-audit/bin/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv-audit
 	@.venv-audit/bin/python -m pip install -q --disable-pip-version-check pip-audit || { echo "make audit: pip-audit could not be" \
 		"installed, see above, so nothing was audited" >&2; exit 1; }
-	@.venv-audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt || { echo "make audit: pip-audit found something, or" \
-		"could not ask PyPI, see above" >&2; exit 1; }
+	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { echo "make audit: pip-audit found something," \
+		"or could not ask PyPI about every line, see above" >&2; exit 1; }
 
 check: $(INSTALLED)  ## format, lint, types, tests and the site (one of the tests builds it): what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 gpu: $(INSTALLED)  ## on a machine with a GPU: its tests, then every figure that only it can give, into runs/gpu.json; 10 minutes
 	$(BIN)/python -m pytest -m gpu tests/gpu
