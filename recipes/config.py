@@ -922,7 +922,15 @@ class TrainPRMConfig(ModelTraining):
         default=None,
         metadata={
             "help": "with --loss binomial: a Beta-Binomial of this concentration, for continuations of a step that "
-            "are alike; the smaller it is, the less more draws count"
+            "are alike; the smaller it is, the less more draws count. With --concentration_head: of every step before "
+            "training"
+        },
+    )
+    concentration_head: bool = field(
+        default=False,
+        metadata={
+            "help": "with --loss binomial: train a small head that predicts the concentration of each step; the PRM "
+            "then tells the spread of its step scores"
         },
     )
     threshold: NotNegative = field(

@@ -24,6 +24,7 @@ from mpo.multimodal.loading import best_device, load_model, load_processor, stor
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.scoring import logits_at
+from rewards.prm.concentration import FILE, KEY, ConcentrationHead, save_head
 from rewards.prm.formats import CONTRACT, FORMATS, PRMFormat, find_format, validated
 from rewards.prm.label_head import check_head, load_label_head
 from rewards.prm.readout import label_softmax
@@ -138,9 +139,16 @@ class ModelPRM(StepPRM):
             logger.warning("each response is read with a prompt of its own: %s", found.reason)
 
 
-def save_format(path: str | Path, prm_format: PRMFormat) -> None:
-    """Write the contract beside the weights."""
-    (Path(path) / CONTRACT).write_text(json.dumps(prm_format.to_dict(), indent=2) + "\n")
+def save_format(path: str | Path, prm_format: PRMFormat, *, head: ConcentrationHead | None = None) -> None:
+    """Write the contract beside the weights, and a concentration head, which the contract then names."""
+    if head is not None:
+        save_head(path, head)
+    (Path(path) / CONTRACT).write_text(json.dumps(contract_of(prm_format, head), indent=2) + "\n")
+
+
+def contract_of(prm_format: PRMFormat, head: ConcentrationHead | None = None) -> dict[str, Any]:
+    """What `prm.json` holds: the format's fields, and the name of the head's file."""
+    return {**prm_format.to_dict(), **({} if head is None else {KEY: FILE})}
 
 
 def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
@@ -158,16 +166,35 @@ def load_format(path: str | Path, given: str | None = None) -> PRMFormat:
                 f"someone else's PRM add --prm_format, one of {', '.join(FORMATS)} or a YAML file"
             )
         return find_format(given)
-    try:
-        fields = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is not a PRM contract: {error}") from error
-    contract = validated(fields, str(file))
+    contract = validated({key: value for key, value in _fields(file).items() if key != KEY}, str(file))
     if given is not None and find_format(given) != contract:
         raise ConfigError(
             f"{file} defines how this PRM is prompted, and prm_format={given} differs from it; leave it out"
         )
     return contract
+
+
+def has_head(path: str | Path) -> bool:
+    """Whether the contract of a PRM folder names a concentration head.
+
+    Raises:
+        ConfigError: a damaged contract, or one that names another file.
+    """
+    file = model_folder(path) / CONTRACT
+    named = _fields(file).get(KEY) if file.exists() else None
+    if named not in (None, FILE):
+        raise ConfigError(f"{file}: expected {KEY} to be {FILE!r}, or nothing of that name; got {named!r:.80}")
+    return named is not None
+
+
+def _fields(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not a PRM contract: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{file} is not a PRM contract: expected a JSON object, got {type(fields).__name__}")
+    return fields
 
 
 def load_weights(path: str | Path, prm_format: PRMFormat, *, dtype: torch.dtype = torch.float32) -> Any:

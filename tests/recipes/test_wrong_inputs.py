@@ -79,6 +79,7 @@ TOGETHER = {
     "counts and a threshold": TRAIN_PRM + " --loss binomial --threshold 0.5",
     "counts and class weights": TRAIN_PRM + " --loss binomial --balance_classes",
     "a concentration of labels": TRAIN_PRM + " --concentration 8",
+    "a concentration head of labels": TRAIN_PRM + " --concentration_head",
     "one of two thresholds": TRAIN_PRM + " --good_above 0.6",
     "thresholds in the wrong order": TRAIN_PRM + " --good_above 0.4 --bad_below 0.6",
     "two thresholds and one": TRAIN_PRM + " --good_above 0.6 --bad_below 0.4 --threshold 0.5",
