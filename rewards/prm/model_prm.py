@@ -24,7 +24,7 @@ from mpo.multimodal.loading import best_device, load_model, load_processor, stor
 from mpo.multimodal.packing import LAYOUT
 from mpo.multimodal.positions import RowPositions
 from mpo.multimodal.scoring import logits_at
-from rewards.prm.concentration import FILE, KEY, ConcentrationHead, save_head
+from rewards.prm.concentration import FILE, KEY, ConcentrationHead, load_head, save_head
 from rewards.prm.formats import CONTRACT, FORMATS, PRMFormat, find_format, validated
 from rewards.prm.label_head import check_head, load_label_head
 from rewards.prm.readout import label_softmax
@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 
 
 class ModelPRM(StepPRM):
-    """Scores every step of a response with P(correct up to this step).
+    """Scores every step of a response with P(correct up to this step), and with its spread where it was trained to.
 
     The responses to one problem share its prompt: question and images go through the model once for all of them
     (`mpo.multimodal.packing`), where the model can read such rows; else each response is a row of its own.
@@ -50,6 +50,8 @@ class ModelPRM(StepPRM):
         max_pass_tokens: responses that share a prompt and hold more tokens are read in several passes; the prompt is
             read in the first, and its keys and values are kept for the others. None: 4,096 on a CPU, where short
             passes are faster, and 65,536 elsewhere, which bounds the memory.
+        concentration: a head of this model, on its device (`rewards/prm/concentration.py`): `StepScores.spreads` then
+            has the standard deviation of each step's Beta. None: scores have no spread.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class ModelPRM(StepPRM):
         *,
         batch_rows: int = 32,
         max_pass_tokens: int | None = None,
+        concentration: ConcentrationHead | None = None,
     ) -> None:
         super().__init__(processor, prm_format)
-        self.model = model
+        self.model, self.concentration = model, concentration
         self.batch_rows = batch_rows
         self.max_pass_tokens = max_pass_tokens or (4096 if model.device.type == "cpu" else 65_536)
         self._labels = prm_format.label_ids(processor.tokenizer)
@@ -81,14 +84,16 @@ class ModelPRM(StepPRM):
 
         Raises:
             StageError: the folder has no `prm.json` and no format is given.
-            ConfigError: both are there and differ, or the weights are not those of such a PRM.
+            ConfigError: both are there and differ, or the weights, or the head that `prm.json` names, are not those of
+                such a PRM.
         """
         contract = load_format(path, prm_format)
         folder = model_folder(path)  # of one commit, should the hub's branch move meanwhile
         processor = load_processor(folder)
         contract.check_tokens(processor.tokenizer)
         model: Any = load_weights(folder, contract, dtype=stored_dtype(folder))
-        return cls(model.to(best_device()).eval(), processor, contract, batch_rows=batch_rows)
+        head = load_head(folder, model).to(best_device()) if has_head(folder) else None
+        return cls(model.to(best_device()).eval(), processor, contract, batch_rows=batch_rows, concentration=head)
 
     def _scores(self, items: Sequence[CutResponse], describe: str) -> list[StepScores]:
         """Tokens of a batch are made in a thread while the model reads the one before it."""
@@ -107,19 +112,23 @@ class ModelPRM(StepPRM):
         ]
 
     def _read(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[StepScores]:
-        logits = torch.cat(self._logits(rendered))  # (all steps, labels)
+        logits = torch.cat(self._logits(rendered))  # (all steps, labels), and log κ behind them with a head
         steps_each = [len(solution.read_positions) for some in rendered for solution in some]
-        return [label_softmax(own) for own in logits.split(steps_each)]
+        if self.concentration is None:
+            return [label_softmax(own) for own in logits.split(steps_each)]
+        return [label_softmax(own[:, :-1], own[:, -1]) for own in logits.split(steps_each)]
 
     @torch.inference_mode()
     def _logits(self, rendered: Sequence[Sequence[RenderedSolution]]) -> list[Tensor]:
-        """Label logits of the steps of several problems' responses, in order: (steps of a row, labels) each."""
+        """Label logits of the steps of several problems' responses, in order: (steps of a row, labels) each, with log κ
+        behind them if there is a head."""
         if self.shares and self._kernel is None:
             self._check(rendered[0])
         inputs, positions = self._rows(rendered)
         if LAYOUT in inputs and len(rendered) > 1 and inputs["input_ids"].numel() > self.max_pass_tokens:
             return [logits for some in rendered for logits in self._logits([some])]
-        return logits_at(self.model, inputs, positions, self._labels, max_tokens=self.max_pass_tokens)
+        beside, most = self.concentration, self.max_pass_tokens
+        return logits_at(self.model, inputs, positions, self._labels, beside=beside, max_tokens=most)
 
     def _rows(self, rendered: Sequence[Sequence[RenderedSolution]]) -> tuple[dict[str, Any], list[list[int]]]:
         inputs, positions = rows_of(rendered, self.processor, shared=self.shares, positions=self._positions)

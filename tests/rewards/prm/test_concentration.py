@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.special import comb
 from scipy.stats import betabinom
 from transformers import Qwen2Config, TrainingArguments
@@ -19,16 +21,17 @@ from transformers import Qwen2Config, TrainingArguments
 from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.packing import LAYOUT
+from rewards.errors import StepAlignmentError
 from rewards.prm.concentration import BIAS, FILE, LEAST, MOST, START, WEIGHT, ConcentrationHead, attach_head
 from rewards.prm.formats import CONTRACT, STEP_END
 from rewards.prm.label_head import Qwen2ProcessRewardModel
 from rewards.prm.labelling.labels import LabelledGroup, LabelledSolution, LabelRule
-from rewards.prm.model_prm import has_head, load_format
+from rewards.prm.model_prm import ModelPRM, has_head, load_format
 from rewards.prm.rendering import render
 from rewards.prm.step_losses import Likelihood, beta_binomial_loss
 from rewards.prm.trainer import PRMTrainer
 from rewards.steps import split_on_blank_lines
-from rewards.types import MonteCarloCount, Problem
+from rewards.types import MonteCarloCount, Problem, StepScores
 from tests.rewards.prm.test_step_losses import groups
 
 COUNTS = [(0, 1), (1, 1), (0, 16), (16, 16), (5, 16), (2, 3), (1, 64)]
@@ -231,3 +234,84 @@ def test_a_model_without_an_lm_head_has_no_place_for_it() -> None:
     with pytest.raises(ConfigError, match="Qwen2ProcessRewardModel has none: use a format that reads label tokens"):
         attach_head(model)
     assert not hasattr(model, "concentration_head")
+
+
+@pytest.fixture(scope="module")
+def prm_folder(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> Path:
+    """A PRM with a head that says something else of every hidden state, as `PRMTrainer` saves it."""
+    folder = tmp_path_factory.mktemp("prm")
+    trainer = trainer_for(folder / "run", policy_folder)
+    at_random(trainer)
+    trainer.save_model(str(folder / "prm"))
+    return folder / "prm"
+
+
+def test_a_loaded_prm_tells_the_spread_of_each_step(prm_folder: Path) -> None:
+    """√(p·(1 − p) / (κ + 1)) with κ from the hidden states of each response alone, against packed rows in passes."""
+    prm = ModelPRM.load(prm_folder)
+    assert prm.concentration is not None
+    responses = ["Red is 3\n\nRed is 4\n\nBlue is 5", "Blue is 3\n\nBlue is 4", "Red is 7"]
+    problem = Problem("p", "How many?")
+    found = prm.score(problem, responses)
+    short = ModelPRM(prm.model, prm.processor, STEP_END, max_pass_tokens=8, concentration=prm.concentration)
+    for response, scores in zip(responses, found, strict=True):
+        row = render(prm.processor, STEP_END, problem, [prm.steps(response)], [])[0]
+        ids = torch.tensor([[*row.prompt.input_ids.tolist(), *row.continuation]])
+        with torch.no_grad():
+            hidden = prm.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, list(row.read_positions)]
+            kappas = prm.concentration(hidden)[:, 0].exp().tolist()
+        assert scores.spreads is not None
+        expected = [(p * (1 - p) / (kappa + 1)) ** 0.5 for p, kappa in zip(scores.values, kappas, strict=True)]
+        assert scores.spreads == pytest.approx(expected, rel=1e-3)
+    assert len({round(spread, 4) for scores in found for spread in scores.spreads or ()}) > 3
+    for scores, again in zip(found, short.score(problem, responses), strict=True):
+        assert again.spreads == pytest.approx(scores.spreads, rel=1e-3)
+    merged = ModelPRM(prm.model, prm.processor, replace(STEP_END, max_steps=2), concentration=prm.concentration)
+    (four,) = merged.score_steps([(problem, ["Red is 3", "Red is 4", "Blue is 5", "Blue is 6"])])
+    assert isinstance(four, StepScores)
+    assert four.spreads is not None
+    assert four.spreads[0] == four.spreads[1] != four.spreads[2] == four.spreads[3]
+    without = ModelPRM(prm.model, prm.processor, STEP_END).score(problem, responses)
+    assert [scores.spreads for scores in without] == [None] * 3
+    assert [scores.values for scores in without] == [scores.values for scores in found]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", "names concentration_head.safetensors, which is not there: copy it too"),
+        ("other tensors", r"expected finite concentration_head.weight \(1, 32\) and concentration_head.bias \(1,\)"),
+        ("wrong shape", r"got .*\(1, 31\)"),
+        ("NaN", "expected finite"),
+        ("damaged", "concentration_head.safetensors cannot be read"),
+        ("another name", "expected concentration_head to be 'concentration_head.safetensors', or nothing of that name"),
+    ],
+)
+def test_a_head_is_whole_or_refused(prm_folder: Path, tmp_path: Path, damage: str, message: str) -> None:
+    folder = tmp_path / "prm"
+    shutil.copytree(prm_folder, folder)
+    whole = load_file(folder / FILE)
+    wrong = {
+        "other tensors": {WEIGHT: whole[WEIGHT]},
+        "wrong shape": {**whole, WEIGHT: torch.zeros(1, 31)},
+        "NaN": {**whole, BIAS: torch.tensor([math.nan])},
+    }
+    if damage in wrong:
+        save_file(wrong[damage], folder / FILE)
+    elif damage == "missing":
+        (folder / FILE).unlink()
+    elif damage == "damaged":
+        (folder / FILE).write_bytes(b"\x00" * 40)
+    else:
+        contract = json.loads((folder / CONTRACT).read_text())
+        (folder / CONTRACT).write_text(json.dumps(contract | {"concentration_head": "../other.safetensors"}))
+    with pytest.raises(ConfigError, match=message):
+        ModelPRM.load(folder)
+
+
+def test_spreads_are_one_per_step_and_in_range() -> None:
+    with pytest.raises(StepAlignmentError, match="expected one spread per step, got 1 for 2"):
+        StepScores((0.5, 0.5), spreads=(0.1,))
+    for spread in (-0.1, 0.6, math.nan):
+        with pytest.raises(StepAlignmentError, match="the spread of a step must be in"):
+            StepScores((0.5,), spreads=(spread,))
