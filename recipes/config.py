@@ -62,7 +62,7 @@ Role = Literal["policy", "model", "checkpoint"]
 Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
 Scored = Literal["solution", "thought", "both"]
 StepLoss = Literal["cross_entropy", "binomial"]
-Selector = Literal["prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority"]
+Selector = Literal["prm", "lower_bound", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority"]
 SpanSource = Literal["prm", "mc", "exact", "random"]
 Tracker = Literal["none", "wandb", "tensorboard", "trackio"]
 VoteBy = Literal["reward", "mean", "min", "prod", "last", "max"]
@@ -1197,6 +1197,16 @@ class BestOfNConfig:
     skip_unverified: bool = field(
         default=False, metadata={"help": "leave out problems that no verifier could check, instead of refusing them"}
     )
+    pessimism: NotNegative = field(
+        default=1.0,
+        metadata={"help": "for lower_bound: z, how many times its spread is taken off a response's score"},
+    )
+    aggregation: Aggregation | None = field(
+        default=None,
+        metadata={
+            "help": "for lower_bound: how step scores and their spreads become one number; default: as they were scored"
+        },
+    )
 
 
 @dataclass
@@ -1243,6 +1253,10 @@ class AnswerConfig(PromptConfig):
         metadata={"help": "for weighted_vote: what weighs a vote, the reward or the step scores in one number"},
     )
     vote_power: float = field(default=1.0, metadata={"help": "for weighted_vote: power of the weight"})
+    pessimism: NotNegative = field(
+        default=1.0,
+        metadata={"help": "for lower_bound: z, how many times its spread is taken off a response's score"},
+    )
     error: Share | None = field(
         default=None,
         metadata={

@@ -32,6 +32,17 @@ def a_prm_to_choose(config: Any) -> None:
         raise ConfigError(f"selector={config.selector} needs prm, the folder of a process reward model")
 
 
+def a_prm_with_spreads(config: Any) -> None:
+    """A lower bound reads spreads, which a server does not give; pessimism is of the lower bound."""
+    selector = getattr(config, "selector", None)
+    if selector == "lower_bound" and config.prm_base_url:
+        raise ConfigError(
+            "selector=lower_bound needs a PRM in this process: a server tells no spreads; leave prm_base_url out"
+        )
+    if selector not in (None, "lower_bound") and config.pessimism != 1.0:
+        raise ConfigError(f"pessimism is of selector lower_bound, not of {selector}")
+
+
 def a_local_engine(config: Any) -> None:
     """Workers are for a model in this process."""
     if getattr(config, "engine", "local") != "local" and getattr(config, "base_url", None):
@@ -49,6 +60,7 @@ def one_greedy_response(config: Any) -> None:
 
 EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     a_prm_to_choose,
+    a_prm_with_spreads,
     one_policy,
     one_length,
     a_local_engine,

@@ -89,6 +89,9 @@ TOGETHER = {
     "workers and a server": SAMPLE + " --base_url http://127.0.0.1:1/v1 --model m --engine ray",
     "many greedy responses": "answer --policy {model} --selector majority --question x --temperature 0 --n 4",
     "epochs and steps": TRAIN + " --epochs 1 --max_steps 5",
+    "spreads of a server": "answer --policy {model} --prm {model} --question x --selector lower_bound --prm_base_url "
+    "http://127.0.0.1:1/v1 --prm_model m",
+    "pessimism of another selector": "answer --policy {model} --prm {model} --question x --pessimism 2",
     "a choice without a PRM": "answer --policy {model} --question x",
     "a required flag": "train-mpo --policy {model}",
     "a wrong word": TRAIN + " --dtype float17",
