@@ -35,6 +35,7 @@ Arm = Literal[
 ]
 BenchmarkKind = Literal["visualprocessbench", "processbench", "groups"]
 Budget = Literal["full", "sequential", "bisect"]
+Choose = Literal["all", "middle", "mixed", "uncertain", "random"]
 DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "visualprm_conversations", "stepwise"]
 Engine = Literal["local", "ray"]
 Jpeg = Literal["none", "marked", "all"]
@@ -480,6 +481,17 @@ class LabelConfig(ContinuerConfig):
     )
     mixed_only: bool = field(
         default=True, metadata={"help": "skip problems whose responses are all right or all wrong"}
+    )
+    choose: Choose = field(
+        default="all",
+        metadata={
+            "help": "which problems to label: those that are right about half of the time (middle), with right and "
+            "wrong responses (mixed), whose scored steps the PRM is least sure of (uncertain), or, as a control, any"
+        },
+    )
+    choose_fraction: TopP | None = field(
+        default=None,
+        metadata={"help": "with --choose: share of the problems that could be labelled; the best are taken"},
     )
     temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
     max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a continuation"})

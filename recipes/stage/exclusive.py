@@ -49,6 +49,14 @@ def a_local_engine(config: Any) -> None:
         raise ConfigError("engine ray is for a model in this process; for a server, raise concurrency instead")
 
 
+def a_choice_has_a_size(config: Any) -> None:
+    """A rule that chooses problems to label is told how many."""
+    if hasattr(config, "choose_fraction"):
+        from rewards.prm.labelling.choice import check_choice
+
+        check_choice(config.choose, config.choose_fraction)
+
+
 def one_greedy_response(config: Any) -> None:
     """Greedy decoding gives one response, however often it is asked."""
     number = getattr(config, "num_samples", getattr(config, "n", None))
@@ -64,6 +72,7 @@ EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     one_policy,
     one_length,
     a_local_engine,
+    a_choice_has_a_size,
     one_greedy_response,
     one_way_to_label,
 )

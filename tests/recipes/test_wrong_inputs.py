@@ -89,6 +89,8 @@ TOGETHER = {
     "workers and a server": SAMPLE + " --base_url http://127.0.0.1:1/v1 --model m --engine ray",
     "many greedy responses": "answer --policy {model} --selector majority --question x --temperature 0 --n 4",
     "epochs and steps": TRAIN + " --epochs 1 --max_steps 5",
+    "a choice without a size": "label-steps --groups {model} --policy {model} --out {out} --choose middle",
+    "a size without a choice": "label-steps --groups {model} --policy {model} --out {out} --choose_fraction 0.5",
     "spreads of a server": "answer --policy {model} --prm {model} --question x --selector lower_bound --prm_base_url "
     "http://127.0.0.1:1/v1 --prm_model m",
     "pessimism of another selector": "answer --policy {model} --prm {model} --question x --pessimism 2",
