@@ -35,6 +35,7 @@ Arm = Literal[
 ]
 BenchmarkKind = Literal["visualprocessbench", "processbench", "groups"]
 Budget = Literal["full", "sequential", "bisect"]
+Choose = Literal["all", "middle", "mixed", "uncertain", "random"]
 DataFormat = Literal["trl", "mmpr", "groups", "visualprm", "visualprm_conversations", "stepwise"]
 Engine = Literal["local", "ray"]
 Jpeg = Literal["none", "marked", "all"]
@@ -62,7 +63,7 @@ Role = Literal["policy", "model", "checkpoint"]
 Rule = Literal["correctness", "correctness_and_prm", "prm_margin", "step_prefix", "dropout_ntp"]
 Scored = Literal["solution", "thought", "both"]
 StepLoss = Literal["cross_entropy", "binomial"]
-Selector = Literal["prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority"]
+Selector = Literal["prm", "lower_bound", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority"]
 SpanSource = Literal["prm", "mc", "exact", "random"]
 Tracker = Literal["none", "wandb", "tensorboard", "trackio"]
 VoteBy = Literal["reward", "mean", "min", "prod", "last", "max"]
@@ -480,6 +481,17 @@ class LabelConfig(ContinuerConfig):
     )
     mixed_only: bool = field(
         default=True, metadata={"help": "skip problems whose responses are all right or all wrong"}
+    )
+    choose: Choose = field(
+        default="all",
+        metadata={
+            "help": "which problems to label: those that are right about half of the time (middle), with right and "
+            "wrong responses (mixed), whose scored steps the PRM is least sure of (uncertain), or, as a control, any"
+        },
+    )
+    choose_fraction: TopP | None = field(
+        default=None,
+        metadata={"help": "with --choose: share of the problems that could be labelled; the best are taken"},
     )
     temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
     max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a continuation"})
@@ -922,7 +934,15 @@ class TrainPRMConfig(ModelTraining):
         default=None,
         metadata={
             "help": "with --loss binomial: a Beta-Binomial of this concentration, for continuations of a step that "
-            "are alike; the smaller it is, the less more draws count"
+            "are alike; the smaller it is, the less more draws count. With --concentration_head: of every step before "
+            "training"
+        },
+    )
+    concentration_head: bool = field(
+        default=False,
+        metadata={
+            "help": "with --loss binomial: train a small head that predicts the concentration of each step; the PRM "
+            "then tells the spread of its step scores"
         },
     )
     threshold: NotNegative = field(
@@ -1189,6 +1209,16 @@ class BestOfNConfig:
     skip_unverified: bool = field(
         default=False, metadata={"help": "leave out problems that no verifier could check, instead of refusing them"}
     )
+    pessimism: NotNegative = field(
+        default=1.0,
+        metadata={"help": "for lower_bound: z, how many times its spread is taken off a response's score"},
+    )
+    aggregation: Aggregation | None = field(
+        default=None,
+        metadata={
+            "help": "for lower_bound: how step scores and their spreads become one number; default: as they were scored"
+        },
+    )
 
 
 @dataclass
@@ -1235,6 +1265,10 @@ class AnswerConfig(PromptConfig):
         metadata={"help": "for weighted_vote: what weighs a vote, the reward or the step scores in one number"},
     )
     vote_power: float = field(default=1.0, metadata={"help": "for weighted_vote: power of the weight"})
+    pessimism: NotNegative = field(
+        default=1.0,
+        metadata={"help": "for lower_bound: z, how many times its spread is taken off a response's score"},
+    )
     error: Share | None = field(
         default=None,
         metadata={

@@ -151,6 +151,8 @@ class StepScores:
         bounds: where a server told only a part of what a score is made of, the interval that it lies in, one per step;
             an exact score has two equal ends. `None`: all scores are exact.
         part: of the response whose steps these are: "solution", "thought" or "both" (`rewards/verifying/thoughts.py`).
+        spreads: how far mc may lie from each score, as a standard deviation in [0, ½]; one per step, from a PRM that
+            tells it (`rewards/prm/concentration.py`). `None`: it told none, which is not a spread of 0.
 
     Example:
         >>> StepScores((0.9, 0.5)).values
@@ -164,12 +166,18 @@ class StepScores:
     values: tuple[float, ...]
     bounds: tuple[tuple[float, float], ...] | None = None
     part: str = field(default="solution", repr=False)
+    spreads: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.values:
             raise StepAlignmentError("a response has no step scores: expected at least one step")
         if self.bounds is not None and len(self.bounds) != len(self.values):
             raise StepAlignmentError(f"expected one interval per step, got {len(self.bounds)} for {len(self.values)}")
+        if self.spreads is not None and len(self.spreads) != len(self.values):
+            raise StepAlignmentError(f"expected one spread per step, got {len(self.spreads)} for {len(self.values)}")
+        for index, spread in enumerate(self.spreads or ()):
+            if not 0.0 <= spread <= 0.5:
+                raise StepAlignmentError(f"the spread of a step must be in [0, 0.5], got {spread} at step {index}")
         for index, value in enumerate(self.values):
             if not (math.isfinite(value) and 0.0 <= value <= 1.0):
                 raise StepAlignmentError(f"step scores must be finite and in [0, 1], got {value} at step {index}")

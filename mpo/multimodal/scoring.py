@@ -73,6 +73,7 @@ def logits_at(
     positions: Sequence[Sequence[int]],
     token_ids: Sequence[int],
     *,
+    beside: nn.Module | None = None,
     max_tokens: float = math.inf,
 ) -> list[Tensor]:
     """Logits of a few tokens at a few positions of each row.
@@ -84,23 +85,31 @@ def logits_at(
         inputs: from `stack_rows` or `pack_rows`; `labels` are ignored.
         positions: for each of the B rows, the S positions to read, ascending.
         token_ids: the K tokens to read, e.g. the ids of `+` and `-`.
+        beside: a small head that reads the hidden states which the LM head reads, (…, H) → (…, J); it runs inside the
+            model's own forward pass.
         max_tokens: a single packed row that is longer is read in several passes (`mpo/multimodal/passes.py`), which
             is for scoring: the prefix gets no gradients from the later ones.
 
     Returns:
-        For each row, float32 logits (S, K).
+        For each row, float32 logits (S, K), or (S, K + J) with what `beside` gives behind them.
     """
     batch = without_padding(innermost(model), _with_positions(model, inputs))
     places = batch.positions(positions)
     wanted = sorted({position for row in places for position in row})
-    with _head_rows(innermost(model).get_output_embeddings(), token_ids) as only:
+    head = innermost(model).get_output_embeddings()
+    with _head_rows(head, token_ids) as only, _read_beside(head, beside) as more:
         logits = _logits(model, batch.inputs, wanted, max_tokens)  # (B, len(wanted), K or V)
-    read = logits if only else logits[:, :, list(token_ids)]
-    return _of_rows(_rows(read.float(), wanted, places), positions)
+    read = _joined(logits if only else logits[:, :, list(token_ids)], more)
+    return _of_rows(_rows(read, wanted, places), positions)
 
 
 def logits_and_text_logps(
-    model: Any, inputs: Mapping[str, Any], positions: Sequence[Sequence[int]], token_ids: Sequence[int]
+    model: Any,
+    inputs: Mapping[str, Any],
+    positions: Sequence[Sequence[int]],
+    token_ids: Sequence[int],
+    *,
+    beside: nn.Module | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """What `logits_at` gives, and the log-probability of every labelled text token, from one forward pass.
 
@@ -110,10 +119,10 @@ def logits_and_text_logps(
     followed by a softcap or is sharded (FSDP, ZeRO-3), they do exist.
 
     Args:
-        model, inputs, positions, token_ids: as in `logits_at`; `labels` (B, T) mark the text.
+        model, inputs, positions, token_ids, beside: as in `logits_at`; `labels` (B, T) mark the text.
 
     Returns:
-        For each row, float32 logits (S, K); log-probs of all labelled tokens together, float32 (N,).
+        For each row what `logits_at` gives; log-probs of all labelled tokens together, float32 (N,).
     """
     batch = without_padding(innermost(model), _with_positions(model, inputs))
     places = batch.positions(positions)
@@ -123,13 +132,14 @@ def logits_and_text_logps(
     targets = labels.new_full((len(labels), len(wanted)), IGNORED)  # (B, len(wanted)), of the text
     place = {position: index for index, position in enumerate(wanted)}
     targets[:, [place[position] for position in predicted]] = labels[:, [position + 1 for position in predicted]]
-    with _text_head(model, token_ids, targets) as in_parts:
+    head = innermost(model).get_output_embeddings()
+    with _text_head(model, token_ids, targets) as in_parts, _read_beside(head, beside) as more:
         logits = _logits(model, batch.inputs, wanted)  # (B, len(wanted), K + 1, the text's log-probs last, or V)
     scored = targets != IGNORED
     if in_parts:
-        return _of_rows(_rows(logits[:, :, :-1], wanted, places), positions), logits[:, :, -1][scored]
+        return _of_rows(_rows(_joined(logits[:, :, :-1], more), wanted, places), positions), logits[:, :, -1][scored]
     text = _masked_logps(logits[scored], targets[scored], _ids(token_ids, inputs))
-    return _of_rows(_rows(logits[:, :, list(token_ids)].float(), wanted, places), positions), text
+    return _of_rows(_rows(_joined(logits[:, :, list(token_ids)], more), wanted, places), positions), text
 
 
 def _masked_logps(logits: Tensor, targets: Tensor, without: Tensor) -> Tensor:
@@ -227,6 +237,25 @@ def _head_rows(head: Any, token_ids: Sequence[int]) -> Iterator[bool]:
 
     with patch.object(head, "forward", few):  # inside the module's call, where FSDP and ZeRO have gathered its weight
         yield True
+
+
+@contextmanager
+def _read_beside(head: Any, beside: nn.Module | None) -> Iterator[list[Tensor]]:
+    """While this lasts, what the LM head reads goes through `beside` too; yields what it gives, pass after pass."""
+    found: list[Tensor] = []
+    if beside is None:
+        yield found
+        return
+    handle = head.register_forward_hook(lambda _, given, __: found.append(beside(given[0])))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _joined(logits: Tensor, more: Sequence[Tensor]) -> Tensor:
+    """Logits (B, S, K), float32, and behind them what was read beside them, (B, S, J)."""
+    return torch.cat([logits.float(), torch.cat(list(more), dim=1)], dim=-1) if more else logits.float()
 
 
 def _rows(read: Tensor, columns: Sequence[int], positions: Sequence[Sequence[int]]) -> list[Tensor]:

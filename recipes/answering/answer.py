@@ -12,12 +12,13 @@ from rich.table import Table
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import AnswerConfig, SampleConfig
-from recipes.stage.exclusive import a_prm_to_choose
+from recipes.stage.exclusive import a_prm_to_choose, a_prm_with_spreads
 from recipes.stage.policies import checked_params, generator_of
 from recipes.stage.prms import prm_of
 from rewards.choosing.best_of_n import Answer, BestOfN
 from rewards.choosing.selection import CHOICES
 from rewards.choosing.votes import BY_REWARD, VoteWeight
+from rewards.prm.model_prm import has_head
 from rewards.sampling.prompts import prompt_of
 from rewards.scoring.aggregation import AGGREGATIONS
 
@@ -37,6 +38,12 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
     if weight != BY_REWARD and config.selector != "weighted_vote":
         raise ConfigError(f"vote_weight and vote_power are of selector weighted_vote, not of {config.selector}")
     a_prm_to_choose(config)
+    a_prm_with_spreads(config)
+    if config.selector == "lower_bound" and config.prm is not None and not has_head(config.prm):
+        raise ConfigError(
+            f"selector lower_bound needs a PRM that tells the spread of its scores, and {config.prm} has no "
+            "concentration head: choose by prm, or train one with `mpo train-prm --loss binomial --concentration_head`"
+        )
     prompt = prompt_of(config.prompt, system=config.system)
     sampling = SampleConfig(
         problems=Path(),
@@ -55,7 +62,13 @@ def answer(config: AnswerConfig, *, console: Console | None = None) -> Answer:
     if config.prm is not None:
         prm = prm_of(config.prm, base_url=config.prm_base_url, model=config.prm_model, read=config.prm_read)
     chooser = BestOfN(
-        generator, prm, aggregation=config.aggregation, vote_weight=weight, wave=config.wave, prompt=prompt
+        generator,
+        prm,
+        aggregation=config.aggregation,
+        vote_weight=weight,
+        pessimism=config.pessimism,
+        wave=config.wave,
+        prompt=prompt,
     )
     found = chooser.answer(
         config.image, config.question, config.n, selector=config.selector, error=config.error, seed=config.seed

@@ -2,7 +2,8 @@
 
 Everything is an expectation over random k-subsets of a problem's N rollouts. A rollout that the PRM could not read
 (control tokens, empty text) has no reward. It can still be chosen: it is ranked last (reward −∞) by `prm` and `orm`,
-has weight 0 in weighted votes, is a full voter in the majority, and is counted as `unscored`.
+has weight 0 in weighted votes, is a full voter in the majority, and is counted as `unscored`. Where the PRM told
+spreads, `lower_bound` chooses too; a rollout without them is ranked last by it and counted as `without_spread`.
 
 At the end it prints what speaks against the PRM's choices (`rewards/choosing/selector_warnings.py`); `results.json`
 keeps it as `warnings`.
@@ -21,9 +22,11 @@ from typing import Any
 
 from mpo.multimodal.files import write_atomic
 from recipes.config import BestOfNConfig
-from recipes.stage.folder import RESULTS, open_stage
+from recipes.stage.folder import RESULTS, manifest_of, open_stage
 from recipes.stage.groups import problems_of, read_groups
 from rewards.choosing.evaluation import evaluate
+from rewards.choosing.lower_bound import LowerBound
+from rewards.scoring.aggregation import AGGREGATIONS
 from rewards.types import RolloutGroup
 
 
@@ -41,24 +44,34 @@ def best_of_n(config: BestOfNConfig) -> Path:
         return stage.out
     every = read_groups(config.groups)
     groups = [group for group in every if not config.skip_unverified or _is_verified(group)]
-    results = evaluate(groups, config.ks, scored=config.scored, where=str(config.groups))
+    bound = LowerBound(config.aggregation or _aggregation_of(config.groups), config.pessimism)
+    results = evaluate(groups, config.ks, scored=config.scored, where=str(config.groups), bound=bound)
     write_atomic(stage.out / RESULTS, json.dumps(results) + "\n")
     for warning in results.get("warnings", ()):
         print(f"warning: {config.groups}: {warning['message']}", file=sys.stderr)
     total, out = (sum(len(group.rollouts) for group in some) for some in (every, groups))
     counts = {"in": total, "out": out, "rejected": {"unverified": total - out} if total > out else {}}
     unscored = {"unscored": results["unscored"]} if config.scored else {}
-    note = _note(results, scored=config.scored)
+    if "lower_bound" in results:
+        unscored["without_spread"] = results["lower_bound"]["without_spread"]
+    note = _note(results)
     return stage.finish({**counts, **unscored, "problems": str(problems_of(config.groups))}, note=note)
+
+
+def _aggregation_of(groups: Path) -> str:
+    """How `mpo score` made rewards of the step scores; the mean where another stage made them."""
+    how = manifest_of(groups)["fingerprint"]["settings"].get("aggregation")
+    return how if how in AGGREGATIONS else "mean"
 
 
 def _is_verified(group: RolloutGroup) -> bool:
     return bool(group.rollouts) and all(rollout.verdict is not None for rollout in group.rollouts)
 
 
-def _note(results: Mapping[str, Any], *, scored: bool) -> str:
-    """The accuracy at the largest k, of the PRM, the vote and a random response."""
+def _note(results: Mapping[str, Any]) -> str:
+    """The accuracy at the largest k, of the PRM, its lower bound, the vote and a random response."""
     k = str(max(results["ks"]))
-    names = {**({"PRM": "prm"} if scored else {}), "vote": "majority", "one response": "random"}
-    shown = {name: fmean(results["values"][selector][k]) for name, selector in names.items()}
+    names = {"PRM": "prm", "lower bound": "lower_bound", "vote": "majority", "one response": "random"}
+    values = results["values"]
+    shown = {name: fmean(values[selector][k]) for name, selector in names.items() if selector in values}
     return f"right at k = {k}, per cent: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())

@@ -18,7 +18,7 @@ from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.loading import load_processor
 from recipes.config import LabelConfig
 from recipes.stage.engine import engine
-from recipes.stage.exclusive import a_local_engine, one_policy
+from recipes.stage.exclusive import a_choice_has_a_size, a_local_engine, one_policy
 from recipes.stage.folder import Stage, open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
@@ -29,6 +29,7 @@ from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.kept.calls import CallStore
 from rewards.prm.formats import find_format, format_files
 from rewards.prm.labelling.budgets import budget_named
+from rewards.prm.labelling.choice import Choice, choose_problems
 from rewards.prm.labelling.confidence import LEVEL, THRESHOLD, UNIFORM, decided_steps
 from rewards.prm.labelling.continuations import (
     CONTINUATIONS,
@@ -46,11 +47,12 @@ from rewards.steps import scored_steps
 from rewards.types import RolloutGroup
 
 Draw = Callable[[list[RolloutGroup], Callable[[int], object]], Labelled]  # with what is told of each draw
+NOT_CHOSEN = "problem not chosen"
 Estimate = Callable[[list[RolloutGroup]], CostEstimate]
 
 
 def label(config: LabelConfig) -> Path:
-    """Choose responses, estimate the cost, continue from the ends of their steps, count right answers.
+    """Choose problems and responses, estimate the cost, continue from the ends of their steps, count right answers.
 
     A response with more steps than the PRM will take is merged first, as it will be in training and scoring.
     Writes `groups.jsonl` and the same labels as `visualprm400k.jsonl`, whose images are paths below the root.
@@ -71,6 +73,7 @@ def label(config: LabelConfig) -> Path:
     chosen, rejected = choose_responses(
         groups, processor, responses=config.responses, mixed_only=config.mixed_only, seed=config.seed
     )
+    chosen, choice = _choose(config, groups, chosen, rejected)
     aside: dict[str, str] = {}
     with (
         open_calls(stage) as calls,
@@ -110,7 +113,23 @@ def label(config: LabelConfig) -> Path:
     decided = decided_steps(rollout for group in labelled for rollout in group.rollouts)
     counts["confidence"] = {"level": LEVEL, "threshold": THRESHOLD, "prior": UNIFORM, **asdict(decided)}
     note = f"{steps} steps, {right / steps:.1%} of them with a right continuation; {done.continuations} continuations"
+    if choice is not None:
+        counts["chosen"], note = asdict(choice), f"{choice}; {note}"
     return stage.finish({**counts, "estimate": asdict(cost), "drawn": drawn}, note=f"{note}; {decided}")
+
+
+def _choose(
+    config: LabelConfig, groups: list[RolloutGroup], responses: list[RolloutGroup], rejected: Counter[str]
+) -> tuple[list[RolloutGroup], Choice | None]:
+    """The problems to label of those that could be, and the account; the responses to the others are counted."""
+    if config.choose_fraction is None:
+        return responses, None
+    chosen, choice = choose_problems(
+        groups, responses, rule=config.choose, fraction=config.choose_fraction, seed=config.seed
+    )
+    before, after = (sum(len(group.rollouts) for group in some) for some in (responses, chosen))
+    rejected += Counter({NOT_CHOSEN: before - after})
+    return chosen, choice
 
 
 def _estimated(config: LabelConfig, chosen: list[RolloutGroup], estimate: Estimate, calls: CallStore) -> CostEstimate:
@@ -127,6 +146,7 @@ def _check(config: LabelConfig) -> None:
     budget_named(config.budget, config.num_continuations)
     one_policy(config)
     a_local_engine(config)
+    a_choice_has_a_size(config)
     if config.max_tokens_total < 0 or not 0 <= config.price_per_million_tokens < float("inf"):
         raise ConfigError(
             "expected max_tokens_total and price_per_million_tokens of at least 0, "

@@ -58,8 +58,12 @@ def score(config: ScoreConfig) -> Path:
         _log.warning(
             "%d of %d responses have scores that are only bounds; --read token_ids gives exact scores", bounded, total
         )
+    if spreads := _spreads(scored):
+        counts["steps_with_spread"] = len(spreads)
+        counts["steps_without_spread"] = sum(map(_steps, scored)) - len(spreads)
     rewards = [rollout.reward for group in scored for rollout in group.rollouts if rollout.reward is not None]
     note = f"mean reward {fmean(rewards):.3f}" if rewards else "no response scored"
+    note += f", mean spread of a step {fmean(spreads):.3f}" if spreads else ""
     note += f", {total - len(rewards)} unscored ({', '.join(unscored)})" if unscored else ""
     return stage.finish({**counts, "problems": str(problems_of(config.groups))}, note=note)
 
@@ -92,6 +96,17 @@ def _scored(
         scored, reasons = score_unseen(scored, stored, image=image, how=config.aggregation, describe=describe)
         lacking |= reasons  # a response without an image lacks both
     return scored, unscored, lacking
+
+
+def _spreads(groups: list[RolloutGroup]) -> list[float]:
+    """The spreads of all steps that have one."""
+    scores = [rollout.step_scores for group in groups for rollout in group.rollouts]
+    return [spread for found in scores if found is not None for spread in found.spreads or ()]
+
+
+def _steps(group: RolloutGroup) -> int:
+    """Scored steps of a problem's responses."""
+    return sum(len(rollout.step_scores.values) for rollout in group.rollouts if rollout.step_scores)
 
 
 def _bounded(groups: list[RolloutGroup]) -> int:

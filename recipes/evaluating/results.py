@@ -153,6 +153,11 @@ def _measured(part: Part, critic: Critic, problems: Mapping[str, Problem]) -> Me
     """The critic's values, of those problems that are the benchmark's."""
     folder = part.chosen.get(critic.name) or part.votes
     found = read_json(folder / RESULTS)
+    if critic.selector not in found["values"]:
+        raise DataError(
+            f"{critic.name} selects by {critic.selector}, and its PRM told no spread of any score of {part.policy} on "
+            f"{part.entry.row.name}: train a PRM with --concentration_head, or select by prm"
+        )
     kept = [place for place, id in enumerate(found["problem_ids"]) if id in problems]
     if not kept:
         raise DataError(

@@ -26,6 +26,7 @@ from rewards.statistics import Difference, paired_difference
 
 SELECTORS = {
     "prm": "PRM best",
+    "lower_bound": "PRM lower bound",
     "weighted_vote": "vote by reward",
     "vote_prod": "vote by product",
     "majority": "majority",

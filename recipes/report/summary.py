@@ -63,7 +63,8 @@ Measures = dict[str, Measure]  # quantity → measure
 Curves = dict[str, dict[str, Measure]]  # selector → k → measure
 PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
 LARGEST_CLAIM_K = 8
-CHOOSING = ("prm", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority", "orm")  # need no reference
+# Selectors that need no reference answer.
+CHOOSING = ("prm", "lower_bound", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority", "orm")
 
 
 def runs_of(folder: str | Path) -> list[Path]:
@@ -180,7 +181,7 @@ def curves_of_arm(runs: Sequence[Path], arm: str) -> Curves:
     same_problems({seed: dict.fromkeys(r["problem_ids"]) for seed, r in results.items()}, f"test/{arm}/best_of_n")
     ks = [k for k in map(str, next(iter(results.values()))["ks"]) if all(int(k) in r["ks"] for r in results.values())]
     curves: Curves = {}
-    for name in SELECTORS:
+    for name in [name for name in SELECTORS if all(name in r["values"] for r in results.values())]:
         for k in ks:
             by_seed = {s: dict(zip(r["problem_ids"], r["values"][name][k], strict=True)) for s, r in results.items()}
             curves.setdefault(name, {})[k] = Measure(by_seed)
@@ -231,6 +232,8 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
         (f"MPO + PRM best@{k} > MPO pass@1", at_k(mpo, "prm"), at_k(mpo, "random")),
         (f"PRM best@{k} > majority@{k} ({first})", at_k(base, "prm"), at_k(base, "majority")),
         (f"PRM best@{k} > majority@{k} (MPO)", at_k(mpo, "prm"), at_k(mpo, "majority")),
+        (f"PRM lower bound@{k} > PRM best@{k} ({first})", at_k(base, "lower_bound"), at_k(base, "prm")),
+        (f"PRM lower bound@{k} > PRM best@{k} (MPO)", at_k(mpo, "lower_bound"), at_k(mpo, "prm")),
         (f"weighted vote@{k} > majority@{k} ({first})", at_k(base, "weighted_vote"), at_k(base, "majority")),
         (f"weighted vote@{k} > majority@{k} (MPO)", at_k(mpo, "weighted_vote"), at_k(mpo, "majority")),
         (f"vote by product@{k} > majority@{k} ({first})", at_k(base, "vote_prod"), at_k(base, "majority")),

@@ -25,6 +25,7 @@ from rewards.statistics import verdict_of
 
 SELECTOR_LABELS = {
     "prm": "PRM best of k",
+    "lower_bound": "PRM lower bound, best of k",
     "weighted_vote": "vote weighted by reward",
     "vote_prod": "vote weighted by product of steps",
     "vote_min": "vote weighted by lowest step",

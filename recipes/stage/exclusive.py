@@ -32,10 +32,29 @@ def a_prm_to_choose(config: Any) -> None:
         raise ConfigError(f"selector={config.selector} needs prm, the folder of a process reward model")
 
 
+def a_prm_with_spreads(config: Any) -> None:
+    """A lower bound reads spreads, which a server does not give; pessimism is of the lower bound."""
+    selector = getattr(config, "selector", None)
+    if selector == "lower_bound" and config.prm_base_url:
+        raise ConfigError(
+            "selector=lower_bound needs a PRM in this process: a server tells no spreads; leave prm_base_url out"
+        )
+    if selector not in (None, "lower_bound") and config.pessimism != 1.0:
+        raise ConfigError(f"pessimism is of selector lower_bound, not of {selector}")
+
+
 def a_local_engine(config: Any) -> None:
     """Workers are for a model in this process."""
     if getattr(config, "engine", "local") != "local" and getattr(config, "base_url", None):
         raise ConfigError("engine ray is for a model in this process; for a server, raise concurrency instead")
+
+
+def a_choice_has_a_size(config: Any) -> None:
+    """A rule that chooses problems to label is told how many."""
+    if hasattr(config, "choose_fraction"):
+        from rewards.prm.labelling.choice import check_choice
+
+        check_choice(config.choose, config.choose_fraction)
 
 
 def one_greedy_response(config: Any) -> None:
@@ -49,9 +68,11 @@ def one_greedy_response(config: Any) -> None:
 
 EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     a_prm_to_choose,
+    a_prm_with_spreads,
     one_policy,
     one_length,
     a_local_engine,
+    a_choice_has_a_size,
     one_greedy_response,
     one_way_to_label,
 )

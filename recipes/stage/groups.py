@@ -60,6 +60,7 @@ class _RolloutRow(BaseModel):
     vote: int | None = None
     step_scores: list[float] | None = None
     step_score_bounds: list[tuple[float, float]] | None = None  # of scores that a server told in part
+    step_score_spreads: list[float] | None = None  # of a PRM that tells how sure it is
     scored_part: str = "solution"  # of a response with a thought, whose steps were scored
     reward: float | None = None
     mc: list[tuple[int, int] | None] | None = None
@@ -273,7 +274,8 @@ def _step_scores(row: _RolloutRow) -> StepScores | None:
     if row.step_scores is None:
         return None
     bounds = tuple(row.step_score_bounds) if row.step_score_bounds else None
-    return StepScores(tuple(row.step_scores), bounds, row.scored_part)
+    spreads = None if row.step_score_spreads is None else tuple(row.step_score_spreads)
+    return StepScores(tuple(row.step_scores), bounds, row.scored_part, spreads)
 
 
 def _row(rollout: Rollout) -> Mapping[str, Any]:
@@ -289,6 +291,7 @@ def _row(rollout: Rollout) -> Mapping[str, Any]:
         "vote": rollout.vote,
         "step_scores": list(scored.values) if scored else None,
         "step_score_bounds": scored.bounds if scored else None,
+        "step_score_spreads": scored.spreads if scored else None,
         "scored_part": scored.part if scored and scored.part != "solution" else None,
         "reward": rollout.reward,
         "mc": [(count.correct, count.total) if count else None for count in rollout.mc] if rollout.mc else None,

@@ -19,8 +19,9 @@ def label_rule(config: Any) -> LabelRule:
     from rewards.prm.labelling.labels import LabelRule
 
     binomial = config.loss == "binomial"
-    if config.concentration is not None and not binomial:
-        raise ConfigError("concentration belongs to the likelihood of counts: add --loss binomial, or leave it out")
+    for name in ("concentration", "concentration_head"):
+        if getattr(config, name) and not binomial:
+            raise ConfigError(f"{name} belongs to the likelihood of counts: add --loss binomial, or leave it out")
     others = ("balance_classes", "as_released", "injected", "visual_contrasts")
     if binomial and (given := [name for name in others if getattr(config, name)]):
         raise ConfigError(

@@ -18,6 +18,7 @@ from mpo.multimodal.files import write_atomic
 from mpo.multimodal.hub import NAME
 from recipes.stage.cards import CARD, code, fenced, provenance, short, table
 from rewards.prm.formats import PRMFormat
+from rewards.prm.model_prm import contract_of
 
 _HERE = "path/to/this/folder"
 _LOAD_POLICY = f"""from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -99,7 +100,7 @@ def write_prm_card(
 ) -> None:
     """The card of a process reward model that `PRMTrainer` trained; arguments as above, and its format."""
     base = fingerprint["sources"]["model"]
-    contract = {key: value for key, value in prm_format.to_dict().items() if value != ""}
+    contract = {key: value for key, value in contract_of(prm_format, trainer.concentration_head).items() if value != ""}
     parts = [
         f"# A process reward model from {short(base)}\n\nIt gives each step of a response the probability that all is "
         "right up to it. Trained with `mpo train-prm`.",

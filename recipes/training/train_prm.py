@@ -83,7 +83,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
         groups,
         text_weight=config.text_weight,
         class_weights=class_weights(groups) if config.balance_classes else None,
-        likelihood=Likelihood(config.concentration) if rule.binomial else None,
+        likelihood=Likelihood(config.concentration, config.concentration_head) if rule.binomial else None,
         as_released=config.as_released,
         peft_config=choose_trained(model, config),
         jpeg_augmentation=config.jpeg_augmentation,

@@ -6,7 +6,8 @@ all N has another final answer than the choice now; drawing stops where it is at
 - Votes: all m votes go to the two leading answers, to each with probability ½, and the runner-up overtakes if
   v₂ + X ≥ v₁ + (m − X), X ~ Binomial(m, ½). The flat prior of Adaptive-Consistency (arXiv 2305.11860) stops earlier,
   but too early where two answers are about as frequent as each other.
-- PRM: a later sample must have the highest reward of all N, which has probability m / N for exchangeable samples, and
+- PRM, by reward or by its lower bound: a later sample must have the highest one of all N, which has probability m / N
+  for exchangeable samples, whatever number of its own each is ranked by, and
   another answer. How often that is, is read off the better half of the samples: t of them, of which d disagree with
   the best one, which is no observation of itself. One more that disagrees is assumed: (d + 1) / t.
 
@@ -29,13 +30,18 @@ from scipy.special import bdtrc
 
 from mpo.multimodal.errors import ConfigError
 from rewards.choosing.curves import ranking
-from rewards.choosing.selection import CHOICES
+from rewards.choosing.lower_bound import BOUND, LowerBound
+from rewards.choosing.selection import CHOICES, GroupSelector, best_bound
 from rewards.choosing.votes import BY_REWARD, WEIGHTED_VOTES, VoteWeight
 from rewards.statistics import mean_with_interval, paired_difference
-from rewards.types import RolloutGroup, correctness_of
+from rewards.types import Rollout, RolloutGroup, correctness_of
 from rewards.verifying.equality_classes import votes_of, with_votes
 
 ERROR = 0.05
+
+
+def _reward(rollout: Rollout) -> float | None:
+    return rollout.reward
 
 
 def vote_may_change(group: RolloutGroup, remaining: int) -> float:
@@ -48,8 +54,15 @@ def weighted_vote_may_change(group: RolloutGroup, remaining: int, *, weight: Vot
     return _overtaking(group, remaining, weights=[weight.of(rollout) for rollout in group.rollouts])
 
 
-def best_may_change(group: RolloutGroup, remaining: int) -> float:
+def best_may_change(
+    group: RolloutGroup, remaining: int, *, value_of: Callable[[Rollout], float | None] = _reward
+) -> float:
     """Probability that a later sample is the PRM's choice and has another final answer; 1 while none is scored.
+
+    Args:
+        group: the samples so far.
+        remaining: samples that are left, at least 0.
+        value_of: what a sample is ranked by, such as `LowerBound.of`; one without the value is never chosen.
 
     Example:
         >>> from rewards.types import Completion, Problem, Rollout
@@ -59,17 +72,19 @@ def best_may_change(group: RolloutGroup, remaining: int) -> float:
         0.25
     """
     votes = zip(group.rollouts, votes_of(group), strict=True)
-    scored = [(rollout.reward, vote) for rollout, vote in votes if rollout.reward is not None]
+    scored = [(value, vote) for rollout, vote in votes if (value := value_of(rollout)) is not None]
     if not scored or remaining == 0:
         return float(remaining > 0)
-    order = ranking([reward for reward, _ in scored])
+    order = ranking([value for value, _ in scored])
     best, *others = (scored[index][1] for index in order[: math.ceil(len(scored) / 2)])
     disagree = sum(answer != best for answer in others)
     return (disagree + 1) / (len(others) + 1) * remaining / (len(scored) + remaining)
 
 
-MAY_CHANGE: dict[str, Callable[[RolloutGroup, int], float]] = {
+MayChange = Callable[[RolloutGroup, int], float]
+MAY_CHANGE: dict[str, MayChange] = {
     "prm": best_may_change,
+    "lower_bound": partial(best_may_change, value_of=BOUND.of),
     **{name: partial(weighted_vote_may_change, weight=weight) for name, weight in WEIGHTED_VOTES.items()},
     "majority": vote_may_change,
 }
@@ -148,17 +163,20 @@ def replay(
     wave: int = 2,
     orders: int = 8,
     seed: int = 0,
+    bound: LowerBound = BOUND,
 ) -> Replay:
     """Answer every problem as if its samples came one by one, in random orders.
 
     Args:
-        groups: verified groups of at least n rollouts, scored unless `selector` is "majority".
+        groups: verified groups of at least n rollouts, scored unless `selector` is "majority", with spreads for
+            "lower_bound".
         n: largest number of samples.
         selector: a row of `rewards.choosing.selection.CHOICES`.
         error: probability of another final answer at which to stop, in (0, 1).
         wave: samples between two looks.
         orders: random orders per problem.
         seed: of the orders.
+        bound: of the selector "lower_bound".
 
     Raises:
         ConfigError: a group has fewer than n rollouts, or an argument is outside its range.
@@ -168,22 +186,32 @@ def replay(
     if orders < 1 or any(len(group.rollouts) < n for group in groups):
         raise ConfigError(f"expected orders >= 1 and groups of at least n={n} rollouts; got orders={orders}")
     rng = np.random.default_rng(seed)
+    choose, may_change = CHOICES[selector], MAY_CHANGE[selector]
+    if selector == "lower_bound":
+        choose, may_change = partial(best_bound, bound=bound), partial(best_may_change, value_of=bound.of)
     rows = []
     for group in map(with_votes, groups):
         permutations = [rng.permutation(len(group.rollouts))[:n].tolist() for _ in range(orders)]
-        outcomes = [_one_order(group, order, selector, error, wave) for order in permutations]
+        outcomes = [_one_order(group, order, choose, may_change, error, wave) for order in permutations]
         rows.append(np.mean(outcomes, axis=0).tolist())
     return Replay(n, *(tuple(column) for column in zip(*rows, strict=True)))
 
 
-def _one_order(group: RolloutGroup, order: Sequence[int], selector: str, error: float, wave: int) -> tuple[float, ...]:
+def _one_order(
+    group: RolloutGroup,
+    order: Sequence[int],
+    choose: GroupSelector,
+    may_change: MayChange,
+    error: float,
+    wave: int,
+) -> tuple[float, ...]:
     """The fields of `Replay` after `n`, for one order of one problem."""
-    correct, choose = correctness_of(group), CHOICES[selector]
+    correct = correctness_of(group)
     tokens = [group.rollouts[index].completion.num_tokens for index in order]
     drawn = group
     for count in looks(len(order), wave):
         drawn = RolloutGroup(group.problem, tuple(group.rollouts[index] for index in order[:count]))
-        if MAY_CHANGE[selector](drawn, len(order) - count) <= error:
+        if may_change(drawn, len(order) - count) <= error:
             break
     count = len(drawn.rollouts)
     whole = RolloutGroup(group.problem, tuple(group.rollouts[index] for index in order))

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import load_image
-from rewards.choosing.adaptive import MAY_CHANGE, check_stopping, looks, weighted_vote_may_change
-from rewards.choosing.selection import CHOICES, vote_of_scored
+from rewards.choosing.adaptive import MAY_CHANGE, best_may_change, check_stopping, looks, weighted_vote_may_change
+from rewards.choosing.lower_bound import LowerBound, Z, has_spread
+from rewards.choosing.selection import CHOICES, best_bound, vote_of_scored
 from rewards.choosing.votes import BY_REWARD, VoteWeight
 from rewards.sampling.generator import Generator, SamplingParams
 from rewards.scoring.aggregation import aggregate
@@ -69,6 +70,7 @@ class BestOfN:
         params: sampling settings of a policy that is loaded from a folder; a generator has its own.
         aggregation: a name of `rewards.scoring.aggregation.AGGREGATIONS`, or a callable of its shape.
         vote_weight: of the selector `weighted_vote`; by the reward, as aggregated, unless you say otherwise.
+        pessimism: z of the selector `lower_bound` (`rewards.choosing.lower_bound`), at least 0.
         prompt: how the policy is asked (`rewards.sampling.prompts.PROMPTS`); the PRM sees the bare question.
         wave: with adaptive N, samples drawn between two looks. A `TransformersGenerator` of your own needs
             `rows_a_problem=wave`, else every wave draws the earlier ones again.
@@ -88,6 +90,7 @@ class BestOfN:
         params: SamplingParams | None = None,
         aggregation: str | Aggregator = "mean",
         vote_weight: VoteWeight = BY_REWARD,
+        pessimism: float = Z,
         prompt: Prompt = Prompt(),  # noqa: B008
         wave: int = 4,
     ) -> None:
@@ -98,6 +101,10 @@ class BestOfN:
         self.aggregation, self.prompt, self.wave = aggregation, prompt, wave
         self._choices = CHOICES | {"weighted_vote": partial(vote_of_scored, weight=vote_weight)}
         self._may_change = MAY_CHANGE | {"weighted_vote": partial(weighted_vote_may_change, weight=vote_weight)}
+        if isinstance(aggregation, str):
+            bound = LowerBound(aggregation, pessimism)
+            self._choices["lower_bound"] = partial(best_bound, bound=bound)
+            self._may_change["lower_bound"] = partial(best_may_change, value_of=bound.of)
 
     def answer(
         self,
@@ -115,7 +122,8 @@ class BestOfN:
             image: a path or PIL image, several, or `None`.
             question: what to ask.
             n: responses; with `error`, at most this many.
-            selector: a row of `rewards.choosing.selection.CHOICES`: prm, majority, or a weighted vote.
+            selector: a row of `rewards.choosing.selection.CHOICES`: prm, majority, a weighted vote, or lower_bound,
+                which needs a PRM that tells spreads.
             error: adaptive N (`rewards.choosing.adaptive`): stop when more samples would give another final answer
                 with at most this probability; the responses are the first of those that a fixed n draws, from a
                 policy in this process.
@@ -123,7 +131,7 @@ class BestOfN:
 
         Raises:
             ConfigError: an unknown selector, one that needs a PRM without one, or `error` outside (0, 1).
-            DataError: the generator refused the question, or the PRM can read no response.
+            DataError: the generator refused the question, or the PRM can read no response, or tells no spreads.
             ImageError: an image that cannot be read.
         """
         if selector not in CHOICES or (self.prm is None and selector != "majority"):
@@ -131,6 +139,8 @@ class BestOfN:
                 f"cannot choose by {selector!r}{'' if self.prm else ' without a PRM'}: expected one of "
                 f"{', '.join(CHOICES)}, of which majority alone needs no PRM"
             )
+        if selector == "lower_bound" and not isinstance(self.aggregation, str):
+            raise ConfigError("selector lower_bound needs the name of an aggregation, got a callable")
         if error is not None:
             check_stopping(selector, error)
         problem = Problem("question", question, _images(image), prompt=self.prompt)
@@ -143,6 +153,11 @@ class BestOfN:
                     break
         if selector != "majority" and all(rollout.reward is None for rollout in group.rollouts):
             raise DataError(f"the PRM can read none of the {len(group.rollouts)} responses; choose by majority instead")
+        if selector == "lower_bound" and not has_spread([group]):
+            raise DataError(
+                "the PRM tells no spread of its scores, which the selector lower_bound needs: choose by prm, or train "
+                "one with `mpo train-prm --loss binomial --concentration_head`"
+            )
         index = self._choices[selector](group)
         text, counted = group.rollouts[index].completion.text, [r.completion.num_tokens for r in group.rollouts]
         tokens = sum(counted) if all(counted) else None

@@ -2,7 +2,8 @@
 
 All numbers are expectations over uniformly random k-subsets of a problem's N rollouts (`rewards/choosing/curves.py`). A
 rollout without a reward can still be chosen: ranked last by `prm` and `orm`, weight 0 in weighted votes, a full
-voter in the majority, and counted as `unscored`. `mpo best-of-n`, the tables, the page and `rewards.accuracy_at_k` all
+voter in the majority, and counted as `unscored`. `lower_bound` has a row where a PRM told spreads; it ranks a rollout
+without them last. `mpo best-of-n`, the tables, the page and `rewards.accuracy_at_k` all
 read from here, so a published cell can be recomputed by the library.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.choosing.adaptive import ERROR, MAY_CHANGE, replay
 from rewards.choosing.curves import pass_at_k, ranked_at_k, ranking, vote_at_k
+from rewards.choosing.lower_bound import BOUND, LowerBound, has_spread, without_spread
 from rewards.choosing.selector_warnings import image_drop, length_preference, selector_regret, trust_warnings
 from rewards.choosing.votes import WEIGHTED_VOTES
 from rewards.scoring.ranking import auc
@@ -30,7 +32,12 @@ ORDERS = 4  # in which each problem's samples are replayed for adaptive N
 
 
 def evaluate(
-    groups: Sequence[RolloutGroup], ks: Sequence[int], *, scored: bool = True, where: str = "the groups"
+    groups: Sequence[RolloutGroup],
+    ks: Sequence[int],
+    *,
+    scored: bool = True,
+    where: str = "the groups",
+    bound: LowerBound = BOUND,
 ) -> dict[str, Any]:
     """What `results.json` holds: `values[selector][k]` has one expected correctness per problem, as `problem_ids`.
 
@@ -39,10 +46,13 @@ def evaluate(
         ks: numbers of responses.
         scored: whether they have rewards; without, the selectors that read them are left out, and what is told of them.
         where: names the groups in messages.
+        bound: of the selector `lower_bound`.
     """
     samples = _check(groups, ks, where, scored=scored)
     groups = [with_votes(group) for group in groups]
-    selectors = {name: at_k for name, at_k in SELECTORS.items() if scored or name in UNSCORED}
+    left_out = () if scored and has_spread(groups) else OF_SPREADS
+    selectors = SELECTORS | {"lower_bound": _ranked(bound.of)}
+    selectors = {name: at for name, at in selectors.items() if name not in left_out and (scored or name in UNSCORED)}
     values = {name: {str(k): [at_k(group, k) for group in groups] for k in ks} for name, at_k in selectors.items()}
     return {
         "problems": len(groups),
@@ -55,7 +65,7 @@ def evaluate(
             for name, at in values.items()
         },
         **_of_responses(groups, ks),
-        **(_of_rewards(groups, ks, values, samples) if scored else {}),
+        **(_of_rewards(groups, ks, values, samples, bound) if scored else {}),
     }
 
 
@@ -70,9 +80,14 @@ def _of_responses(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str
 
 
 def _of_rewards(
-    groups: Sequence[RolloutGroup], ks: Sequence[int], values: Mapping[str, Mapping[str, Any]], samples: int
+    groups: Sequence[RolloutGroup],
+    ks: Sequence[int],
+    values: Mapping[str, Mapping[str, Any]],
+    samples: int,
+    bound: LowerBound,
 ) -> dict[str, Any]:
     """What the rewards are worth, and what speaks against them."""
+    spreads = {"lower_bound": asdict(bound) | {"without_spread": without_spread(groups)}}
     aucs = list(within_problem_aucs(groups).values())
     prm, vote, oracle = ({k: values[name][str(k)] for k in ks} for name in ("prm", "majority", "oracle"))
     return {
@@ -81,14 +96,16 @@ def _of_rewards(
         "length_preference": _as_dict(length_preference(groups)),
         "image_drop": _as_dict(image_drop(groups)),
         "warnings": [asdict(warning) for warning in trust_warnings(prm, vote, groups)],
-        "adaptive": adaptive(groups, samples),
+        "adaptive": adaptive(groups, samples, bound=bound),
+        **(spreads if "lower_bound" in values else {}),
         "within_problem_auc": asdict(mean_with_interval(aucs)) if aucs else None,
     }
 
 
-def adaptive(groups: Sequence[RolloutGroup], n: int) -> dict[str, Any]:
+def adaptive(groups: Sequence[RolloutGroup], n: int, *, bound: LowerBound = BOUND) -> dict[str, Any]:
     """Choice → what stopping early would save of n samples, and cost in accuracy (`rewards.choosing.adaptive`)."""
-    replays = {name: replay(groups, n, selector=name, orders=ORDERS) for name in MAY_CHANGE}
+    names = [name for name in MAY_CHANGE if name not in OF_SPREADS or has_spread(groups)]
+    replays = {name: replay(groups, n, selector=name, orders=ORDERS, bound=bound) for name in names}
     return {"error": ERROR, "orders": ORDERS} | {name: found.summary() for name, found in replays.items()}
 
 
@@ -145,7 +162,8 @@ def accuracy_at_k(group: RolloutGroup, selector: str, k: int) -> float:
     """Expected correctness of one problem if `selector` chooses among k random rollouts of the group.
 
     Args:
-        group: verified rollouts, N of them; `prm`, `orm` and weighted votes also read their scores.
+        group: verified rollouts, N of them; `prm`, `orm` and weighted votes also read their scores, and `lower_bound`
+            their spreads (the mean over steps minus 1 spread of it).
         selector: a row of `SELECTORS`.
         k: 1 ≤ k ≤ N.
 
@@ -201,6 +219,7 @@ def _random(group: RolloutGroup, k: int) -> float:
 
 SELECTORS: dict[str, Callable[[RolloutGroup, int], float]] = {
     "prm": _ranked(lambda rollout: rollout.reward),
+    "lower_bound": _ranked(BOUND.of),
     **{name: _vote(weight.of) for name, weight in WEIGHTED_VOTES.items()},
     "majority": _vote(lambda rollout: 1.0),
     "orm": _ranked(lambda rollout: rollout.step_scores.values[-1] if rollout.step_scores else None),
@@ -212,6 +231,7 @@ SELECTORS: dict[str, Callable[[RolloutGroup, int], float]] = {
 }
 
 UNSCORED = ("majority", "first", "longest", "shortest", "random", "oracle")  # selectors that read no reward
+OF_SPREADS = ("lower_bound",)  # selectors for groups that a PRM with spreads scored
 
 
 def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mpo.multimodal.errors import DataError
+from rewards.choosing.lower_bound import BOUND, LowerBound
 from rewards.choosing.votes import BY_REWARD, WEIGHTED_VOTES, VoteWeight
 from rewards.types import RolloutGroup
 from rewards.verifying.equality_classes import votes_of
@@ -87,9 +88,34 @@ def vote_of_scored(group: RolloutGroup, *, weight: VoteWeight = BY_REWARD) -> in
     return _vote(group, weights=[weight.of(rollout) for rollout in group.rollouts])
 
 
+def best_bound(group: RolloutGroup, *, bound: LowerBound = BOUND) -> int:
+    """The rollout with the highest lower bound; ties go to the lowest index, and index 0 where none has one.
+
+    Args:
+        group: at least one rollout; those without spreads have no lower bound and are not chosen beside others.
+        bound: the aggregation and z.
+
+    Raises:
+        DataError: the group is empty.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout, StepScores
+        >>> made = [((0.9,), (0.3,)), ((0.8,), (0.1,))]
+        >>> rollouts = [Rollout(Completion("…"), step_scores=StepScores(s, spreads=d), reward=s[0]) for s, d in made]
+        >>> best_bound(RolloutGroup(Problem("p", "?"), tuple(rollouts)))
+        1
+    """
+    _size(group)
+    found = [
+        (value, -index) for index, rollout in enumerate(group.rollouts) if (value := bound.of(rollout)) is not None
+    ]
+    return -max(found)[1] if found else 0
+
+
 # How a question is answered at test time, by the names that `mpo best-of-n` uses; needs no reference answer.
 CHOICES: dict[str, GroupSelector] = {
     "prm": scored_only(best_of_n),
+    "lower_bound": best_bound,  # of a PRM that tells spreads
     **{name: partial(vote_of_scored, weight=weight) for name, weight in WEIGHTED_VOTES.items()},
     "majority": majority,
 }

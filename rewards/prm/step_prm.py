@@ -68,7 +68,7 @@ class StepPRM(ProcessRewardModel):
         limit = self.format.max_steps
         found = self._readable(items, lambda own: merge_to_at_most(steps_of(own), max_steps=limit), describe)
         return [
-            outcome if isinstance(outcome, DataError) else _spread(outcome, len(texts), limit)
+            outcome if isinstance(outcome, DataError) else _for_each(outcome, len(texts), limit)
             for outcome, (_, texts) in zip(found, items, strict=True)
         ]
 
@@ -104,8 +104,9 @@ def _unread(problem: Problem, texts: Sequence[str], why: str) -> DataError:
     return DataError(f"problem {problem.id!r}: no step can be scored ({why}) of the response {start!r}", reason=why)
 
 
-def _spread(scores: StepScores, count: int, max_steps: int) -> StepScores:
-    """The scores of `count` steps that were merged to at most `max_steps`, each with its interval."""
+def _for_each(scores: StepScores, count: int, max_steps: int) -> StepScores:
+    """The scores of `count` steps that were merged to at most `max_steps`, each with its interval and its spread."""
     places = [index // merged_size(count, max_steps=max_steps) for index in range(count)]
     bounds = None if scores.bounds is None else tuple(scores.bounds[place] for place in places)
-    return StepScores(tuple(scores.values[place] for place in places), bounds)
+    spreads = None if scores.spreads is None else tuple(scores.spreads[place] for place in places)
+    return StepScores(tuple(scores.values[place] for place in places), bounds, spreads=spreads)

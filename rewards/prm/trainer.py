@@ -25,7 +25,6 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
@@ -39,6 +38,7 @@ from mpo.multimodal.ranks import with_blank_image
 from mpo.multimodal.scoring import logits_and_text_logps, logits_at, text_tokens, token_logps
 from mpo.multimodal.whole_steps import WholeStepTrainer
 from rewards.prm.collator import PRMCollator, first_groups
+from rewards.prm.concentration import attach_head, load_head
 from rewards.prm.evaluating.metrics import step_metrics
 from rewards.prm.formats import PRMFormat
 from rewards.prm.labelling.labels import LabelledGroup
@@ -46,7 +46,7 @@ from rewards.prm.model_prm import load_weights, save_format
 from rewards.prm.readout import label_scores
 from rewards.prm.released import check_released
 from rewards.prm.rows import check_sharing, prepare_sharing, unshared
-from rewards.prm.step_losses import Likelihood, check_counts
+from rewards.prm.step_losses import Likelihood, check_counts, check_losses, label_loss
 from rewards.types import MonteCarloCount
 
 logger = logging.get_logger(__name__)
@@ -70,7 +70,7 @@ class PRMTrainer(WholeStepTrainer):
         text_weight: w of L_text, at least 0; a label head has no text to learn.
         class_weights: w₊ and w₋, e.g. of `rewards.prm.labelling.labels.class_weights`; None is 1 and 1.
         likelihood: learn each step's count by its likelihood; every labelled step then has one
-            (`LabelledSolution.counts`). None learns the labels.
+            (`LabelledSolution.counts`). None learns the labels. With `per_step` a concentration head is trained too.
         as_released: train on the rows of the VisualPRM release (`rewards/prm/released.py`): L_step is the mean −log p,
             over the vocabulary, of the labels' own signs and the ends of their turns. Steps are not judged: no metrics.
         eval_dataset: labelled groups, or several lists of them by name: `eval_loss` and the metrics of their steps,
@@ -81,8 +81,12 @@ class PRMTrainer(WholeStepTrainer):
             problems whose `meta` holds `data_augment` ("marked"), or "none".
 
     Raises:
-        ConfigError: a negative `text_weight`, or one with a label head; either weight with three labels; adapters under
-            FSDP or DeepSpeed; `likelihood` with class weights, three labels, released rows, or steps without counts.
+        ConfigError: a negative `text_weight`, or one with a label head; either weight with three labels; adapters or a
+            concentration head under FSDP or DeepSpeed; `likelihood` with class weights, three labels, released rows, or
+            steps without counts.
+
+    Attributes:
+        concentration_head: that predicts each step's κ, a part of the model; None without `likelihood.per_step`.
     """
 
     def __init__(
@@ -101,22 +105,9 @@ class PRMTrainer(WholeStepTrainer):
         jpeg_augmentation: Jpeg = "marked",
         **kwargs: Any,
     ) -> None:
-        if text_weight < 0:
-            raise ConfigError(f"text_weight must be at least 0, got {text_weight}")
-        if text_weight > 0 and prm_format.readout == "head":
-            raise ConfigError(f"text_weight must be 0 with a label head, which predicts no tokens; got {text_weight}")
-        if prm_format.neutral and (text_weight > 0 or class_weights):
-            raise ConfigError(
-                "text_weight and class_weights cannot be used with advantage labels, which do not say whether a step "
-                "is right"
-            )
+        check_losses(prm_format, likelihood, text_weight=text_weight, class_weights=class_weights, released=as_released)
         if likelihood is not None:
             check_counts(train_groups, kwargs.get("eval_dataset"))
-            if prm_format.neutral or class_weights or as_released:
-                raise ConfigError(
-                    "a likelihood of counts needs two labels, and neither class_weights nor as_released: it weighs "
-                    f"each step by its draws; got the format {prm_format.name!r}, {class_weights} and {as_released}"
-                )
         if as_released:
             check_released(prm_format, text_weight=text_weight, class_weights=class_weights)
             enable_chunked_logps(model)
@@ -134,6 +125,9 @@ class PRMTrainer(WholeStepTrainer):
             model = get_peft_model(model, copy.deepcopy(peft_config))  # PEFT writes into what it is given
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
+        self.concentration_head = None
+        if likelihood is not None and likelihood.per_step:
+            self.concentration_head = attach_head(model, start=likelihood.concentration)
         jpeg = JpegAugmentation(jpeg_augmentation, seed=args.seed)
         collator = PRMCollator(
             processor,
@@ -148,10 +142,11 @@ class PRMTrainer(WholeStepTrainer):
             model, args, data_collator=collator, train_dataset=list(train_groups), processing_class=processor, **kwargs
         )
         self.add_callback(JpegEpochs(jpeg))
-        if peft_config is not None and self.weights_get_sharded:
+        whole = {"peft_config": peft_config, "likelihood.per_step": self.concentration_head}
+        if self.weights_get_sharded and (given := [name for name, one in whole.items() if one is not None]):
             raise ConfigError(
-                "a PRM's adapters are merged into whole weights, which FSDP and DeepSpeed shard: leave peft_config "
-                "out, or start with recipes/accelerate/multi_gpu.yaml"
+                "a PRM's adapters and its concentration head are saved whole, and FSDP and DeepSpeed shard: leave "
+                f"{' and '.join(given)} out, or start with recipes/accelerate/multi_gpu.yaml"
             )
 
     def compute_loss(
@@ -183,23 +178,25 @@ class PRMTrainer(WholeStepTrainer):
         if self.as_released:
             learned = -torch.cat(token_logps(model, rows)).sum()
             return learned, torch.zeros_like(learned)
+        head, text = self.concentration_head, torch.zeros(0)
         if self.text_weight > 0:
-            found, text = logits_and_text_logps(model, rows, positions, self._label_ids)
+            found, text = logits_and_text_logps(model, rows, positions, self._label_ids, beside=head)
         else:
-            found, text = logits_at(model, rows, positions, self._label_ids), torch.zeros(0)
-        logits = torch.cat(found)  # (steps, labels)
+            found = logits_at(model, rows, positions, self._label_ids, beside=head)
+        logits = torch.cat(found)  # (steps, labels), and log κ behind them with a concentration head
         labels, problems = inputs["step_labels"], inputs["problems"]
         labelled = [i for i, m in enumerate(labels) if m is not None]
         targets = torch.tensor([labels[i] for i in labelled], device=logits.device)
         read = logits[labelled]
-        said = label_scores(read.detach()).tolist()
+        said = label_scores(read[:, : len(self._label_ids)].detach()).tolist()
         judged = zip(said, targets.tolist(), labelled, strict=True)
         right = 0.5 if self.prm_format.neutral else math.nextafter(0.5, 1.0)  # the least label that is not wrong
         mode = "train" if model.training else "eval"
         self._judged[mode] += [(p, m >= right, problems[i]) for p, m, i in judged if math.isfinite(p)]
         if self.likelihood is not None:
             return self._count_terms(read, [inputs["step_counts"][i] for i in labelled]), -text.sum().to(logits.device)
-        return self._step_terms(read, targets), -text.sum().to(logits.device)
+        learned = label_loss(read, targets, neutral=bool(self.prm_format.neutral), class_weights=self.class_weights)
+        return learned, -text.sum().to(logits.device)
 
     def _as_read(self, model: Any, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Sequence[int]]]:
         """Inputs and positions in the layout that the model reads right, which the first packed batch shows."""
@@ -255,25 +252,14 @@ class PRMTrainer(WholeStepTrainer):
     def _counting(self, batch: dict[str, Any], *, rows: int) -> dict[str, Any]:
         return first_groups(batch, rows)
 
-    def _step_terms(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """−Σ [w₊·m·log P(+) + w₋·(1−m)·log P(−)], or −Σ log P(label) of three labels."""
-        if self.prm_format.neutral:
-            columns = (2 - 2 * (targets == 1) - (targets == 0).long()).long()  # 1 → +, 0 → -, ½ → =
-            return cross_entropy(logits, columns, reduction="sum")
-        margin = logits[:, 0] - logits[:, 1]  # log P(+) − log P(−) over the two labels
-        if self.class_weights is None:
-            return binary_cross_entropy_with_logits(margin, targets, reduction="sum")
-        right, wrong = self.class_weights
-        ratio = margin.new_tensor(right / wrong)
-        return wrong * binary_cross_entropy_with_logits(margin, targets, pos_weight=ratio, reduction="sum")
-
     def _count_terms(self, logits: Tensor, counts: Sequence[MonteCarloCount]) -> Tensor:
-        """−Σ log P(k | n, P(+)), up to a constant."""
+        """−Σ log P(k | n, P(+)), up to a constant; logits (S, 2), or (S, 3) with log κ."""
         assert self.likelihood is not None
         correct, total = (
             logits.new_tensor([getattr(count, name) for count in counts]) for name in ("correct", "total")
         )
-        return self.likelihood(logits[:, 0] - logits[:, 1], correct, total).sum()
+        concentration = logits[:, 2] if self.concentration_head is not None else None
+        return self.likelihood(logits[:, 0] - logits[:, 1], correct, total, concentration).sum()
 
     # Evaluation and logging.
 
@@ -314,6 +300,7 @@ class PRMTrainer(WholeStepTrainer):
         own: dict[str, Any] = {"text_weight": self.text_weight, "class_weights": self.class_weights}
         own |= {"as_released": True} if self.as_released else {}
         own |= {"likelihood": repr(self.likelihood)} if self.likelihood is not None else {}
+        own |= {"concentration_head": True if self.concentration_head is not None else None}  # older runs lack it
         return {**super()._run_settings(), **own, "prm_format": self.prm_format.to_dict()}
 
     def _row_contents(self) -> Iterator[Any]:
@@ -327,7 +314,15 @@ class PRMTrainer(WholeStepTrainer):
             yield [group.problem.id, group.problem.question, solutions]
 
     def _read_weights(self, checkpoint: str) -> Any:
-        return load_weights(checkpoint, self.prm_format)
+        model = load_weights(checkpoint, self.prm_format)
+        if self.concentration_head is not None:
+            model.concentration_head = load_head(checkpoint, model)
+        return model
+
+    def _load_renamed_weights(self, checkpoint: str) -> bool:
+        if self.concentration_head is not None:  # adapters are loaded without it
+            self.concentration_head.load_state_dict(load_head(checkpoint, self.model).state_dict())
+        return super()._load_renamed_weights(checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Weights, processor and contract; for a checkpoint, the adapters in place of the weights if there are any."""
@@ -336,4 +331,4 @@ class PRMTrainer(WholeStepTrainer):
         super().save_model(output_dir, _internal_call)
         target = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
-            save_format(target, self.prm_format)
+            save_format(target, self.prm_format, head=self.concentration_head)

@@ -48,14 +48,20 @@ class StoredScorer(ProcessRewardModel):
 
 def json_scores(prm: ProcessRewardModel, items: Sequence[tuple[Problem, str]]) -> list[Any]:
     """A PRM's outcomes as a JSON value, which `StoredScorer` reads: the work of one call."""
-    return [o.reason if isinstance(o, DataError) else [o.values, o.bounds, o.part] for o in prm.outcomes(items)]
+    return [o.reason if isinstance(o, DataError) else _to_json(o) for o in prm.outcomes(items)]
+
+
+def _to_json(scores: StepScores) -> list[Any]:
+    """Values, bounds, part; and spreads where there are some, so that calls of other PRMs are kept as they were."""
+    return [scores.values, scores.bounds, scores.part, *([] if scores.spreads is None else [scores.spreads])]
 
 
 def _from_json(kept: Any) -> StepScores | DataError:
     if isinstance(kept, str):
         return DataError(f"this response has no step scores: {kept}", reason=kept)
-    values, bounds, part = kept
-    return StepScores(tuple(values), None if bounds is None else tuple((low, high) for low, high in bounds), part)
+    values, bounds, part, *spreads = kept
+    pairs = None if bounds is None else tuple((low, high) for low, high in bounds)
+    return StepScores(tuple(values), pairs, part, tuple(spreads[0]) if spreads else None)
 
 
 def score_groups(

@@ -31,6 +31,7 @@ from rewards.choosing.votes import REWARD
 from rewards.pairing.rules import RULES
 from rewards.pairing.spans import PARTS, SOURCES
 from rewards.prm.labelling.budgets import BUDGETS
+from rewards.prm.labelling.choice import RULES as CHOOSING
 from rewards.scoring.aggregation import AGGREGATIONS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
@@ -112,6 +113,7 @@ def test_the_help_of_a_command(command, capsys, monkeypatch):
         (config.Arm, [*ARMS, *REINFORCED]),
         (config.BenchmarkKind, READERS),
         (config.Budget, BUDGETS),
+        (config.Choose, {"all", *CHOOSING}),
         (config.DataFormat, {*PAIR_FORMATS, *STEP_READERS}),
         (config.Jpeg, get_args(Jpeg)),
         (config.PublishedForm, FORMS),

@@ -27,6 +27,7 @@ Palette = Mapping[str, str]  # name of a colour → what matplotlib writes
 SERIES = {
     "oracle": ("oracle", ":"),
     "prm": ("PRM best of k", "-"),
+    "lower_bound": ("PRM lower bound", "--"),
     "vote_prod": ("vote by product", "-"),
     "weighted_vote": ("vote by reward", "-"),
     "majority": ("majority", "--"),
@@ -38,6 +39,7 @@ LINES = ("prm", "majority", "weighted_vote", "orm")
 PAPER: Palette = {
     **{"ink": "#1d2127", "muted": "#646c77", "rule": "#e4e5e8", "oracle": "#7b828c", "prm": "#1f5fae"},
     **{
+        "lower_bound": "#5f4bb6",
         "vote_prod": "#1d8a6b",
         "weighted_vote": "#2f9fc4",
         "majority": "#c96a00",

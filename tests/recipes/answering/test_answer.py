@@ -14,6 +14,7 @@ from recipes.answering.answer import answer
 from recipes.cli import main
 from recipes.config import AnswerConfig
 from recipes.worlds.digits.world import scenes, to_problem
+from rewards.prm.concentration import ConcentrationHead
 from rewards.prm.formats import STEP_END
 from rewards.prm.model_prm import save_format
 from tests.model_server import ModelServer
@@ -53,6 +54,19 @@ def test_stdout_is_json_alone_with_an_offline_tracker(
     said = capsys.readouterr()
     assert len(json.loads(said.out)["candidates"]) == 2
     assert "Running in WANDB offline mode" in said.err
+
+
+def test_the_lower_bound_needs_a_prm_that_tells_spreads(
+    policy_folder: Path, prm_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--policy", str(policy_folder), "--prm", str(prm_folder), "--question", "The sum?", "--n", "4"]
+    flags += ["--max_new_tokens", "8", "--selector", "lower_bound", "--json", "true"]
+    assert main(["answer", *flags]) == 2
+    assert f"{prm_folder} has no concentration head: choose by prm, or train one" in capsys.readouterr().err
+    save_format(prm_folder, STEP_END, head=ConcentrationHead(32))
+    assert main(["answer", *flags]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["rewards"][found["index"]] is not None
 
 
 def test_a_server_answers_and_a_table_is_shown(prm_folder: Path) -> None:

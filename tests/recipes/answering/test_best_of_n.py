@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 import rewards
 from mpo.multimodal.errors import ConfigError, DataError
 from recipes.answering.best_of_n import best_of_n
+from recipes.cli import main
 from recipes.config import BestOfNConfig
+from recipes.report.summary import summarise
+from recipes.report.tables import best_of_n_table
 from recipes.stage.folder import RESULTS, manifest_of
 from recipes.stage.groups import problems_of, read_groups
 from rewards.choosing.curves import best_at_k
-from rewards.choosing.evaluation import SELECTORS, distinct_at_k, evaluate, within_problem_aucs
+from rewards.choosing.evaluation import OF_SPREADS, SELECTORS, distinct_at_k, evaluate, within_problem_aucs
 from rewards.choosing.selection import CHOICES
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores, Unseen
 from tests.recipes.run_folders import C, U, W, make_groups, make_problems, make_run, write_stage
@@ -36,7 +40,7 @@ GROUP = group_of(("7", C, 0.75), ("8", W, 0.5), ("8", W, 0.25), (None, U, None))
 def test_golden_values_of_one_problem():
     results = evaluate([GROUP], [1, 2, 4])
     values = {name: [at[k][0] for k in "124"] for name, at in results["values"].items()}
-    assert list(values) == list(SELECTORS)
+    assert list(values) == [name for name in SELECTORS if name not in OF_SPREADS]
     # rollout 0 is the only right one and ranked first: it is in k of 4 subsets
     assert values["prm"] == values["orm"] == [0.25, 0.5, 1.0]
     assert values["oracle"] == [0.25, 0.5, 1.0]
@@ -98,7 +102,7 @@ def test_the_library_recomputes_every_published_cell(tmp_path):
     run = make_run(tmp_path / "run")
     results = json.loads((run / "test" / "mpo" / "best_of_n" / RESULTS).read_text())
     groups = read_groups(run / "test" / "mpo" / "scored")
-    for name, k in itertools.product(SELECTORS, results["ks"]):
+    for name, k in itertools.product(results["values"], results["ks"]):
         column = [rewards.accuracy_at_k(group, name, k) for group in groups]
         assert column == results["values"][name][str(k)], (name, k)
         estimate = rewards.mean_with_interval(column, resamples=2000)
@@ -111,7 +115,7 @@ def test_stage_writes_results_and_is_not_run_twice(tmp_path):
     results, manifest = json.loads((folder / RESULTS).read_text()), manifest_of(folder)
     assert (results["problems"], results["samples"], results["ks"]) == (12, 4, [1, 2, 4])
     assert manifest["counts"]["in"] == manifest["counts"]["out"] == 48
-    assert all(len(results["values"][name]["4"]) == 12 for name in SELECTORS)
+    assert all(len(column["4"]) == 12 for column in results["values"].values())
     groups = make_groups(run / "world" / "test.jsonl", 1, 1.0, random.Random(0))
     assert results["problem_ids"] == [group.problem.id for group in groups]
     before = (folder / RESULTS).stat().st_mtime_ns
@@ -163,7 +167,7 @@ def test_large_enough_and_quick():
     truncated = Rollout(Completion("x", FinishReason.LENGTH), U)
     groups[0] = RolloutGroup(groups[0].problem, (*groups[0].rollouts, truncated))
     results = evaluate(groups, [1, 2, 4, 8, 16])
-    mean = {name: results["estimates"][name]["16"]["mean"] for name in SELECTORS}
+    mean = {name: column["16"]["mean"] for name, column in results["estimates"].items()}
     assert mean["oracle"] >= max(mean.values())
     assert results["estimates"]["majority"]["1"]["mean"] == pytest.approx(results["estimates"]["random"]["1"]["mean"])
 
@@ -176,7 +180,7 @@ def test_adaptive_n_is_reported_beside_all_samples():
     assert found["majority"]["samples"]["mean"] == (8 + 16) / 2
     assert found["majority"]["samples_saved"] == 1 - 24 / 32
     assert found["majority"]["changed"]["mean"] == found["majority"]["difference"]["mean"] == 0.0
-    assert set(found) == {"error", "orders", *CHOICES}
+    assert set(found) == {"error", "orders", *CHOICES} - {*OF_SPREADS}
 
 
 def test_warnings_are_printed_and_stored(tmp_path, capsys):
@@ -196,3 +200,44 @@ def test_warnings_are_printed_and_stored(tmp_path, capsys):
         assert ("image_blind" in [warning["name"] for warning in results["warnings"]]) is flagged
         assert ("blind: with another problem's image" in printed) is flagged
         assert (results["image_drop"]["mean"] == 0.0) is flagged
+
+
+def test_the_lower_bound_is_shown_where_the_prm_told_spreads(tmp_path, capsys):
+    """A run whose groups have spreads: a row in results, closing line, summary and table; settings, and a count."""
+    run = make_run(tmp_path / "run")
+    assert "lower_bound" not in {row["selector"] for row in summarise([run])["best_of_n"]}
+    folder, rng = run / "test" / "mpo", random.Random(5)
+    groups = []
+    for group in read_groups(folder / "scored"):
+        rollouts = [
+            one.with_(step_scores=replace(scores, spreads=tuple(rng.uniform(0, 0.5) for _ in scores.values)))
+            if (scores := one.step_scores)
+            else one
+            for one in group.rollouts
+        ]
+        groups.append(replace(group, rollouts=tuple(rollouts)))
+    first = groups[0].rollouts[0]
+    groups[0] = replace(
+        groups[0], rollouts=(first.with_(step_scores=replace(first.step_scores, spreads=None)), *groups[0].rollouts[1:])
+    )
+    problems = problems_of(folder / "scored")
+    for name in ("scored", "best_of_n"):
+        shutil.rmtree(folder / name)
+    write_stage(folder / "scored", groups, problems, name="score")
+    flags = ["--groups", str(folder / "scored"), "--ks", "1", "2", "4"]
+    capsys.readouterr()
+    assert main(["best-of-n", *flags, "--out", str(folder / "best_of_n")]) == 0
+    assert ", lower bound " in capsys.readouterr().err
+    results = json.loads((folder / "best_of_n" / RESULTS).read_text())
+    assert results["lower_bound"] == {"how": "mean", "z": 1.0, "without_spread": 1}
+    assert manifest_of(folder / "best_of_n")["counts"]["without_spread"] == 1
+    assert results["values"]["lower_bound"] != results["values"]["prm"]
+    summary = summarise([run])
+    _, rows = best_of_n_table(summary)
+    assert {row[1] for row in rows if row[0] == "MPO"} >= {"PRM best of k", "PRM lower bound, best of k"}
+    assert "PRM lower bound@4 > PRM best@4 (MPO)" in {claim["name"] for claim in summary["claims"]}
+    assert main(["best-of-n", *flags, "--out", str(tmp_path / "min"), "--pessimism", "2", "--aggregation", "min"]) == 0
+    again = json.loads((tmp_path / "min" / RESULTS).read_text())
+    assert again["lower_bound"] == {"how": "min", "z": 2.0, "without_spread": 1}
+    assert again["values"]["prm"] == results["values"]["prm"]
+    assert again["values"]["lower_bound"] != results["values"]["lower_bound"]

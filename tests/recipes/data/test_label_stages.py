@@ -219,3 +219,31 @@ def test_groups_from_before_label_source_still_read_and_train_soft(verified: Pat
     assert {rollout.label_source for group in groups for rollout in group.rollouts} == {None}
     rows = labelled_groups(groups, TrainPRMConfig("g", "m", "o", soft_labels=True), 12)  # type: ignore[arg-type]
     assert len(rows) == 2
+
+
+def test_some_problems_are_chosen_and_the_others_counted(
+    verified: Path, policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two problems one is right in half of its samples, one in a third; the responses of `all` are labelled."""
+    groups = read_groups(verified)
+    third = Rollout(Completion(WRONG.replace("Final answer: 5", "Final answer: 4")), Verdict.WRONG)
+    groups[0] = replace(groups[0], rollouts=(*groups[0].rollouts, third))
+    stage = open_stage("verify", VerifyConfig(tmp_path, tmp_path / "uneven"), inputs=[])
+    write_groups(stage.out, groups)
+    stage.finish({"in": 5, "out": 5, "rejected": {}, "problems": str(tmp_path / "data" / "problems.jsonl")})
+    whole = label(settings(stage.out, policy_folder, out=tmp_path / "all"))
+    capsys.readouterr()
+    out = label(settings(stage.out, policy_folder, out=tmp_path / "some", choose="middle", choose_fraction=0.5))
+    assert "; 1 of 2 problems chosen, rule middle; " in capsys.readouterr().err
+    counts = manifest_of(out)["counts"]
+    assert counts["chosen"] == {"rule": "middle", "chosen": 1, "of": 2, "usable": 2, "steps_without_spread": 0}
+    assert counts["rejected"]["problem not chosen"] == 3
+    assert "chosen" not in manifest_of(whole)["counts"]
+    (found,) = read_groups(out)
+    assert found.problem.id == "b"
+    assert found.rollouts == next(group for group in read_groups(whole) if group.problem.id == "b").rollouts
+    with pytest.raises(DataError, match="0 of them have a step with a spread"):
+        label(settings(stage.out, policy_folder, out=tmp_path / "no", choose="uncertain", choose_fraction=0.5))
+    with pytest.raises(ConfigError, match="choose=middle and choose_fraction=None"):
+        label(settings(stage.out, policy_folder, out=tmp_path / "no", choose="middle"))
+    assert not (tmp_path / "no" / "groups.jsonl").exists()

@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from recipes.cli import main
 from recipes.stage.folder import manifest_of
 from recipes.training.step_labels import DISAGREEMENTS
+from rewards.prm.concentration import FILE, WEIGHT
+from rewards.prm.formats import CONTRACT
 from rewards.prm.labelling.consensus import DISAGREE, NO_RESPONSE
 from rewards.prm.labelling.labels import BETWEEN
 from rewards.types import MonteCarloCount, RolloutGroup
@@ -46,6 +49,14 @@ def test_counts_and_two_thresholds(
     counts = counts_of(groups)
     assert train(folder, policy_folder, tmp_path / "binomial", "--loss", "binomial", "--concentration", "8") == 0
     assert f"{len(counts)} of {len(counts)} steps have a label; {4 * len(counts)} draws" in capsys.readouterr().err
+    counted = ["--loss", "binomial", "--concentration_head", "--learning_rate", "0.01"]
+    assert train(folder, policy_folder, tmp_path / "head", *counted) == 0
+    head = load_file(tmp_path / "head" / FILE)
+    assert head[WEIGHT].abs().max() > 0.001
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert json.loads((tmp_path / "head" / CONTRACT).read_text())["concentration_head"] == FILE
+    assert f'"concentration_head": "{FILE}"' in card
+    capsys.readouterr()
     middle = sum(count.correct in (2, 3) for count in counts)
     assert 0 < middle < len(counts)
     assert train(folder, policy_folder, tmp_path / "middle", "--good_above", "0.8", "--bad_below", "0.4") == 0

@@ -2,6 +2,7 @@
 
 import itertools
 
+from rewards.choosing.evaluation import OF_SPREADS
 from rewards.choosing.selection import CHOICES
 from rewards.types import RolloutGroup, Verdict
 
@@ -32,4 +33,5 @@ def oracle(group):
     return next((i for i, rollout in enumerate(group.rollouts) if rollout.verdict is Verdict.CORRECT), 0)
 
 
-DEFINITIONS = {**CHOICES, "orm": orm, "longest": longest, "shortest": shortest, "oracle": oracle}
+OF_SCORES = {name: select for name, select in CHOICES.items() if name not in OF_SPREADS}
+DEFINITIONS = {**OF_SCORES, "orm": orm, "longest": longest, "shortest": shortest, "oracle": oracle}
