@@ -1,6 +1,6 @@
 """The arms of a run: what is held against what, on the same samples, with the same steps.
 
-An arm is loss weights and a kind of pairs; those of `reinforced.py` go on with GRPO. The section `arms` of a settings
+An arm is loss weights and a kind of pairs; those of `reinforced.py` end with GRPO. The section `arms` of a settings
 file may give an arm candidates, e.g. `rft: [{learning_rate: 0.0002}, {learning_rate: 0.0006}]`: each is trained, and
 the best on the development problems is kept. All arms that are tuned must have as many candidates: none is better for
 having been tried more often.

@@ -1,6 +1,6 @@
-"""Arms that end with GRPO: which policy each goes on from, and for how many steps.
+"""Arms that end with GRPO: which policy each continues, and for how many steps.
 
-An arm that goes on from a trained policy has that policy's responses behind it already: the samples that its pairs were
+An arm that continues a trained policy has that policy's responses behind it already: the samples that its pairs were
 made of. GRPO from the first policy gets as many responses more, so that all these arms have generated equally many.
 """
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from recipes.loop.start import Start
 
 FIRST = "policy"
-# arm → the arm whose policy it goes on from; the cascade MPO → GRPO is InternVL3.5's (arXiv 2508.18265) and
+# arm → the arm whose policy it continues; the cascade MPO → GRPO is InternVL3.5's (arXiv 2508.18265) and
 # Skywork R1V2's (arXiv 2504.16656)
 REINFORCED = {"grpo": FIRST, "mpo_grpo": "mpo", "rft_grpo": "rft"}
 
 
 def with_origins(arms: Sequence[str]) -> list[str]:
-    """The arms, each after the one that it goes on from, which is trained as well.
+    """The arms, each after the one that it continues, which is trained as well.
 
     >>> with_origins(["rft", "mpo_grpo", "grpo"])
     ['rft', 'mpo', 'mpo_grpo', 'grpo']
@@ -54,7 +54,7 @@ def reinforce(
     do: Do, settings: Settings, start: Start, arm: str, model: Path, prm: Path, seed: int,
     out: Path, candidate: dict[str, Any],
 ) -> Path:  # fmt: skip
-    """A policy that goes on from `model`, rewarded on the preference problems; development problems guard it."""
+    """A policy that continues `model`, rewarded on the preference problems; development problems guard it."""
     given: dict[str, Any] = {"policy": model, "prm": prm, "guard": start.development, "out": out, "seed": seed}
     config = replace(settings.build("train_grpo", **given, **start.asking(start.preference)), **candidate)
     if REINFORCED[arm] == FIRST and not do.planning:
