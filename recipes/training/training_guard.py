@@ -116,7 +116,7 @@ class TrainingGuard(TrainerCallback):
             for image in ("blank", "swapped"):
                 groups, _ = score_unseen(groups, self.prm, image=image, how=self.how)
             found = {"remaining": remaining_share(groups), "dependence": mean_dependence(groups)}
-        if checked := [group for group in groups if all(one.verdict for one in group.rollouts)]:
+        if checked := [group for group in groups if all(map(self._is_measured, group.rollouts))]:
             measure = measure_round(checked)
             found |= {"problem_ids": measure.problem_ids, "gold": measure.gold}
             found |= {"reward": measure.reward} if self.prm is not None else {}
@@ -127,6 +127,11 @@ class TrainingGuard(TrainerCallback):
             tokens=fmean(one.num_tokens for one in drawn),
             **found,
         )
+
+    def _is_measured(self, rollout: Rollout) -> bool:
+        """Whether verifier and PRM both said something of a response: what they missed is no fault of the policy."""
+        missed = rollout.verdict in (None, Verdict.TIMEOUT, Verdict.ERROR)
+        return not missed and (self.prm is None or rollout.reward is not None)
 
     def _blind(self, groups: Sequence[RolloutGroup]) -> float | None:
         """How well responses to a blank image do, judged with the right one, as a share of how well `groups` do."""
