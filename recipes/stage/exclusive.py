@@ -66,9 +66,16 @@ def one_greedy_response(config: Any) -> None:
         check_number(number, SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens))
 
 
+def a_prm_for_the_guard(config: Any) -> None:
+    """Where responses come from pairs, a PRM is for the guard alone."""
+    if {"pairs", "guard", "prm"} <= vars(config).keys() and config.prm is not None and config.guard is None:
+        raise ConfigError("prm is for the guard, which scores with it: give guard (problems) too, or leave prm out")
+
+
 EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     a_prm_to_choose,
     a_prm_with_spreads,
+    a_prm_for_the_guard,
     one_policy,
     one_length,
     a_local_engine,

@@ -36,7 +36,8 @@ class TrainingGuard(TrainerCallback):
     Logs `guard/remaining` (share of the PRM's reward without the right image), `guard/blind` (of the policy's success),
     `guard/dependence`, `guard/repetition`, `guard/tokens`, `guard/accuracy` and `guard/prm`, those that can be
     measured. The looks go to `guard.jsonl` in the trainer's output folder, from which a resumed run continues. The
-    first rank looks, all of them stop.
+    first rank looks, all of them stop. The step at which they stop is not saved as a checkpoint: a run that is killed
+    before its end then resumes before that step and stops there again.
 
     Args:
         trainer: a `transformers.Trainer` of a policy; add the callback to it afterwards.
@@ -104,7 +105,8 @@ class TrainingGuard(TrainerCallback):
             control.should_log = due
             self.stopped = stop_reason(self.looks, self.limits) if self.limits else None
         (self.stopped,) = broadcast_object_list([self.stopped])
-        control.should_training_stop = control.should_training_stop or self.stopped is not None
+        if self.stopped is not None:
+            control.should_training_stop, control.should_save = True, False
 
     def measured(self, step: int) -> Look:
         """One look at the policy as it is now."""

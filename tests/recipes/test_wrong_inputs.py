@@ -95,6 +95,7 @@ TOGETHER = {
     "http://127.0.0.1:1/v1 --prm_model m",
     "pessimism of another selector": "answer --policy {model} --prm {model} --question x --pessimism 2",
     "a choice without a PRM": "answer --policy {model} --question x",
+    "a PRM for a guard that there is not": TRAIN + " --prm {prm}",
     "a required flag": "train-mpo --policy {model}",
     "a wrong word": TRAIN + " --dtype float17",
 }
@@ -104,14 +105,14 @@ TOGETHER = {
 def test_settings_that_exclude_each_other(
     mistake: str, good: Good, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kinds = {kind: good[kind] for kind in ("problems", "model", "pairs")}
+    kinds = {kind: good[kind] for kind in ("problems", "model", "pairs", "prm")}
     refused(capsys, TOGETHER[mistake].format(**kinds, out=tmp_path / "new").split())
     assert not (tmp_path / "new").exists()
 
 
 def test_cheap_mistakes_are_found_before_torch_is_imported(good: Good, tmp_path: Path) -> None:
     """A path that is not there, of every command; a missing flag; two that exclude each other. In one process."""
-    kinds = {kind: good[kind] for kind in ("problems", "model", "pairs")}
+    kinds = {kind: good[kind] for kind in ("problems", "model", "pairs", "prm")}
     commands = [TOGETHER[mistake].format(**kinds, out=tmp_path / "new").split() for mistake in TOGETHER]
     commands += [
         words_of(command, good, tmp_path / "new", **{flag: tmp_path / "missing"})
