@@ -238,7 +238,7 @@ class GuardedTraining(PromptConfig, ColumnsConfig):
     guard_problems: Count = field(default=16, metadata={"help": "most problems that the guard looks at"})
     guard_stop: bool = field(
         default=True,
-        metadata={"help": "whether the guard ends training, or only logs"},
+        metadata={"help": "whether the guard ends training, or only logs; its limits are checked in either case"},
     )
     guard_remaining: Share = field(
         default=0.95,

@@ -178,6 +178,7 @@ def test_what_cannot_work(policy_folder: Path, problems: Path, prm_folder: Path,
         ({"verifier": "auot"}, "unknown verifier 'auot'"),
         ({"verifier": "os:nothing"}, "cannot be imported"),
         ({"guard_drift": 0.5}, "drift >= 1"),
+        ({"guard_drift": 0.5, "guard_stop": False}, "drift >= 1"),
     ]:
         with pytest.raises(ConfigError, match=message):
             train_grpo(settings(policy_folder, problems, tmp_path / "out", **changes))

@@ -161,6 +161,7 @@ def test_what_cannot_work(policy_folder: Path, pairs: Path, prm_folder: Path, gu
     for changes, message in [
         ({"prm": prm_folder}, "prm is for the guard"),
         ({"guard": guard, "guard_drift": 0.5}, "drift >= 1"),
+        ({"guard": guard, "guard_drift": 0.5, "guard_stop": False}, "drift >= 1"),
         ({"guard": guard, "verifier": "judge"}, "verifier judge is not supported in training"),
     ]:
         with pytest.raises(ConfigError, match=message):
