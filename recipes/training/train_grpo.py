@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
-
 from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_processor
@@ -30,7 +28,6 @@ from recipes.training.model_card import write_grpo_card
 from recipes.training.tracking import tracking
 from recipes.training.weights import run_dtype, save_policy
 from rewards.sampling.prompts import prompt_files
-from rewards.scoring.reward_functions import OnlineReward
 from rewards.types import Problem
 from rewards.verifying.answer_checker import AnswerChecker, check_name
 
@@ -77,7 +74,7 @@ def train_grpo(config: TrainGRPOConfig) -> Path:
         guard = add_guard(config, trainer, watched, judge, prm, max_new_tokens=config.max_new_tokens)
         trainer.train(resume_from_checkpoint=saved)
     save_policy(trainer, config, stage.out, run_dtype(config, config.policy))
-    found, rejected = _counts_of(rewards), quarantine.counts()
+    found, rejected = trainer.total_counts(), quarantine.counts()
     counts = {"in": len(problems) + sum(rejected.values()), "out": len(problems), "rejected": rejected}
     account, words = _account(trainer, found)
     ended, why = said_of(guard, left_out.counts())
@@ -108,16 +105,6 @@ def _judged(every: Sequence[Problem], checker: AnswerChecker, quarantine: Quaran
     if not kept:
         raise DataError(f"no problem is left to train on: {quarantine.counts()}")
     return kept
-
-
-def _counts_of(rewards: Sequence[tuple[OnlineReward, float]]) -> dict[str, dict[str, int]]:
-    """Reward → finding → number of responses, over all processes."""
-    total: dict[str, dict[str, int]] = {}
-    for counts in gather_object([{reward.name: dict(reward.counts) for reward, _ in rewards}]):
-        for name, found in counts.items():
-            own = total.setdefault(name, {})
-            own |= {finding: own.get(finding, 0) + number for finding, number in found.items()}
-    return total
 
 
 def _account(trainer: Any, found: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, Any], str]:
