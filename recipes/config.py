@@ -133,6 +133,21 @@ class ColumnsConfig:
 
 
 @dataclass(kw_only=True)
+class ServedPRMConfig:
+    """Where a PRM runs, if not in this process."""
+
+    prm_base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
+    )
+    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
+    prm_read: Read = field(
+        default="token_ids",
+        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
+    )
+
+
+@dataclass(kw_only=True)
 class WeightTraining:
     """Warm-up, number type, memory, and which weights are trained."""
 
@@ -204,7 +219,7 @@ class ModelTraining(WeightTraining):
 
 
 @dataclass(kw_only=True)
-class GuardedTraining(PromptConfig, ColumnsConfig):
+class GuardedTraining(PromptConfig, ColumnsConfig, ServedPRMConfig):
     """A run that samples from its policy: how it asks, what judges the responses, and the guard that may end it."""
 
     verifier: str = field(
@@ -218,8 +233,8 @@ class GuardedTraining(PromptConfig, ColumnsConfig):
     prm: ModelPath | None = field(
         default=None,
         metadata={
-            "help": "PRM (with prm.json): its scores are a reward of train-grpo, and the guard measures how much of "
-            "them remains without the right image"
+            "help": "PRM (with prm.json), needed for one on a server too: its scores are a reward of train-grpo, and "
+            "the guard measures how much of them remains without the right image"
         },
     )
     aggregation: Aggregation = field(
@@ -1251,7 +1266,7 @@ class EvaluateArguments:
 
 
 @dataclass
-class AnswerConfig(PromptConfig):
+class AnswerConfig(PromptConfig, ServedPRMConfig):
     """`mpo answer`: one question, N responses, the best of them."""
 
     question: str = field(metadata={"help": "the question"})
@@ -1265,15 +1280,6 @@ class AnswerConfig(PromptConfig):
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
     prm: ModelPath | None = field(default=None, metadata={"help": "PRM; --selector majority needs none"})
-    prm_base_url: list[str] = field(
-        default_factory=list,
-        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
-    )
-    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
-    prm_read: Read = field(
-        default="token_ids",
-        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
-    )
     n: Count = field(default=8, metadata={"help": "responses to draw; with --error, at most this many"})
     selector: Selector = field(default="prm", metadata={"help": "how one of the responses is chosen"})
     aggregation: Aggregation = field(
@@ -1307,7 +1313,7 @@ class AnswerConfig(PromptConfig):
 
 
 @dataclass
-class BeamSearchConfig(PromptConfig, ColumnsConfig):
+class BeamSearchConfig(PromptConfig, ColumnsConfig, ServedPRMConfig):
     """`mpo beam-search`: answers found step by step, guided by a PRM."""
 
     problems: Path = field(metadata={"help": "problems, of any kind that `mpo sample` takes"})
@@ -1319,15 +1325,6 @@ class BeamSearchConfig(PromptConfig, ColumnsConfig):
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
-    prm_base_url: list[str] = field(
-        default_factory=list,
-        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
-    )
-    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
-    prm_read: Read = field(
-        default="token_ids",
-        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
-    )
     width: Count = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
     expand: Count = field(
         default=4, metadata={"help": "m, continuations of each of them; the first step draws W times m"}

@@ -16,9 +16,10 @@ from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_processor
 from recipes.config import TrainGRPOConfig
+from recipes.stage.exclusive import a_whole_served_prm
 from recipes.stage.folder import is_first_process, open_stage
 from recipes.stage.held_out import check_held_out
-from recipes.stage.prms import prm_of
+from recipes.stage.prms import prm_in_training
 from recipes.stage.problem_source import SOURCE, problem_files
 from recipes.stage.quarantine import Quarantine
 from recipes.training.arguments import has_checkpoint
@@ -45,6 +46,7 @@ def train_grpo(config: TrainGRPOConfig) -> Path:
         DataError: no problem is left.
     """
     check_settings(config)
+    a_whole_served_prm(config)
     check_name(config.verifier)
     limits_of(config)
     files, root = _files(config)
@@ -60,7 +62,7 @@ def train_grpo(config: TrainGRPOConfig) -> Path:
     quarantine, left_out = Quarantine(), Quarantine()
     every = read_asked(config, config.problems, quarantine)
     watched = every if config.guard is None else read_asked(config, config.guard, left_out)
-    prm = prm_of(config.prm) if config.prm is not None and config.prm_weight else None
+    prm = prm_in_training(config) if config.prm_weight else None
     with (
         checker_of(config, every) as checker,
         checker_of(config, watched) as watching,

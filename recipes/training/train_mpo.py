@@ -10,10 +10,10 @@ from typing import Any
 
 from mpo.multimodal.files import write_atomic
 from recipes.config import TrainMPOConfig
-from recipes.stage.exclusive import a_prm_for_the_guard
+from recipes.stage.exclusive import a_prm_for_the_guard, a_whole_served_prm
 from recipes.stage.folder import is_first_process, open_stage
 from recipes.stage.held_out import check_not_asked
-from recipes.stage.prms import prm_of
+from recipes.stage.prms import prm_in_training
 from recipes.stage.problem_source import SOURCE, problem_files
 from recipes.stage.quarantine import Quarantine
 from recipes.training.arguments import has_checkpoint, training_account
@@ -43,6 +43,7 @@ def train_mpo(config: TrainMPOConfig) -> Path:
     limits_of(config)
     check_name(config.verifier)
     a_prm_for_the_guard(config)
+    a_whole_served_prm(config)
     config, of_guard = _with_guard(config)
     saved = has_checkpoint(config.out) if config.save_steps else None
     stage = open_stage("train-mpo", config, inputs=[config.policy, config.pairs, *of_guard], work=saved)
@@ -50,7 +51,7 @@ def train_mpo(config: TrainMPOConfig) -> Path:
         return stage.out
     rows, left_out = read_pairs(config, kept_in=stage.out / ROWS), Quarantine()
     watched = _held_out(config, rows, stage.out, left_out)
-    prm = prm_of(config.prm) if config.prm is not None and config.guard_every else None
+    prm = prm_in_training(config) if config.guard_every else None
     with (
         checker_of(config, watched) as checker,
         tracking(config.report_to, stage.out, name=f"train-mpo {stage.out.name}"),

@@ -73,6 +73,7 @@ def test_numbers_that_cannot_be(command: str, good: Good, tmp_path: Path, capsys
 
 
 SAMPLE, TRAIN = "sample --problems {problems} --out {out}", "train-mpo --policy {model} --pairs {pairs} --out {out}"
+GRPO = "train-grpo --policy {model} --problems {problems} --out {out}"
 TRAIN_PRM = "train-prm --groups {model} --model {model} --out {out}"
 TOGETHER = {
     "counts and soft labels": TRAIN_PRM + " --loss binomial --soft_labels",
@@ -96,6 +97,8 @@ TOGETHER = {
     "pessimism of another selector": "answer --policy {model} --prm {model} --question x --pessimism 2",
     "a choice without a PRM": "answer --policy {model} --question x",
     "a PRM for a guard that there is not": TRAIN + " --prm {prm}",
+    "a served PRM without its folder": TRAIN + " --guard {problems} --prm_base_url http://127.0.0.1:1/v1 --prm_model m",
+    "a served PRM without its name": GRPO + " --prm {prm} --prm_base_url http://127.0.0.1:1/v1",
     "a required flag": "train-mpo --policy {model}",
     "a wrong word": TRAIN + " --dtype float17",
 }

@@ -34,10 +34,10 @@ def digit_problems(folder: Path, name: str, count: int, *, seed: int = 3, open_o
     return folder / f"{name}.jsonl"
 
 
-def prm_of_policy(policy: Path, folder: Path) -> Path:
+def prm_of_policy(policy: Path, folder: Path, *, prm_format: str = "step_end") -> Path:
     """A copy of a policy that is a PRM by its contract."""
     shutil.copytree(policy, folder)
-    (folder / CONTRACT).write_text(json.dumps(find_format("step_end").to_dict()))
+    (folder / CONTRACT).write_text(json.dumps(find_format(prm_format).to_dict()))
     return folder
 
 
@@ -63,7 +63,7 @@ class PlantedPRM(ProcessRewardModel):
 
 
 def planted(problems: Path, *, sees: bool) -> Callable[..., PlantedPRM]:
-    """What takes the place of a stage's `prm_of`."""
+    """What takes the place of a stage's `prm_in_training`."""
     rows = [json.loads(line) for line in problems.read_text().splitlines()]
     digests = {row["id"]: image_sha256(load_image(problems.parent / row["images"][0])) for row in rows}
     return lambda *_, **__: PlantedPRM(digests if sees else None)

@@ -142,7 +142,7 @@ def test_the_guard_stops_a_run_whose_prm_does_not_look(
     policy_folder: Path, problems: Path, prm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], sees: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(stage, "prm_of", planted(problems, sees=sees))
+    monkeypatch.setattr(stage, "prm_in_training", planted(problems, sees=sees))
     guarded = {"guard_every": 1, "guard_problems": 4, "guard_repetition": 1.0, "guard_drift": 1000.0}
     config = settings(
         policy_folder, problems, tmp_path, prm=prm_folder, verifier_weight=0.0, format_weight=0.0, max_steps=3,
@@ -173,6 +173,8 @@ def test_what_cannot_work(policy_folder: Path, problems: Path, prm_folder: Path,
         ({"batch_size": 5}, "batch_size=5 responses per step are no whole groups of num_generations=2"),
         ({"save_steps": 3, "updates_per_generation": 2}, "save_steps=3 must be a multiple of updates_per_generation=2"),
         ({"vllm_base_url": "http://127.0.0.1:1"}, "vllm_base_url needs vLLM"),
+        ({"prm": prm_folder, "prm_base_url": ["http://127.0.0.1:1/v1"]}, "give prm_model, its name there"),
+        ({"prm": prm_folder, "prm_model": "prm"}, "give prm_base_url, its address"),
         ({"per_device_batch": 3}, "batch_size=4 rows per step cannot be cut into micro-batches of 3"),
         ({"verifier": "judge"}, "verifier judge is not supported in training"),
         ({"verifier": "auot"}, "unknown verifier 'auot'"),

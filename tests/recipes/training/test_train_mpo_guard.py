@@ -77,7 +77,7 @@ def test_a_run_whose_prm_does_not_look_is_stopped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sees: bool,
 ) -> None:  # fmt: skip
     """And one that was killed before its end stops at the same step with the same weights."""
-    monkeypatch.setattr(stage, "prm_of", planted(guard, sees=sees))
+    monkeypatch.setattr(stage, "prm_in_training", planted(guard, sees=sees))
     config = settings(policy_folder, pairs, tmp_path / "out", guard=guard, prm=prm_folder, save_steps=1, guard_every=2)
     out = train_mpo(config)
     said = capsys.readouterr().err.strip().splitlines()[-1]
@@ -160,6 +160,7 @@ def test_near_duplicates_of_the_pairs_are_said(
 def test_what_cannot_work(policy_folder: Path, pairs: Path, prm_folder: Path, guard: Path, tmp_path: Path) -> None:
     for changes, message in [
         ({"prm": prm_folder}, "prm is for the guard"),
+        ({"guard": guard, "prm_base_url": ["http://127.0.0.1:1/v1"], "prm_model": "prm"}, "prm_base_url needs prm too"),
         ({"guard": guard, "guard_drift": 0.5}, "drift >= 1"),
         ({"guard": guard, "guard_drift": 0.5, "guard_stop": False}, "drift >= 1"),
         ({"guard": guard, "verifier": "judge"}, "verifier judge is not supported in training"),
