@@ -133,6 +133,21 @@ class ColumnsConfig:
 
 
 @dataclass(kw_only=True)
+class ServedPRMConfig:
+    """Where a PRM runs, if not in this process."""
+
+    prm_base_url: list[str] = field(
+        default_factory=list,
+        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
+    )
+    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
+    prm_read: Read = field(
+        default="token_ids",
+        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
+    )
+
+
+@dataclass(kw_only=True)
 class WeightTraining:
     """Warm-up, number type, memory, and which weights are trained."""
 
@@ -200,6 +215,61 @@ class ModelTraining(WeightTraining):
     )
     dataloader_num_workers: Whole | None = field(
         default=None, metadata={"help": "processes that make batches ahead; default: 4 with an accelerator, else none"}
+    )
+
+
+@dataclass(kw_only=True)
+class GuardedTraining(PromptConfig, ColumnsConfig, ServedPRMConfig):
+    """A run that samples from its policy: how it asks, what judges the responses, and the guard that may end it."""
+
+    verifier: str = field(
+        default="auto", metadata={"help": "what checks answers, as for `mpo verify`; judge is not possible here"}
+    )
+    workers: Count = field(default=1, metadata={"help": "processes that check answers"})
+    timeout_s: Positive = field(
+        default=5.0,
+        metadata={"help": "seconds after which a check is stopped; its response is then neither right nor wrong"},
+    )
+    prm: ModelPath | None = field(
+        default=None,
+        metadata={
+            "help": "PRM (with prm.json), needed for one on a server too: its scores are a reward of train-grpo, and "
+            "the guard measures how much of them remains without the right image"
+        },
+    )
+    aggregation: Aggregation = field(
+        default="mean", metadata={"help": "how the step scores of a response become the PRM's reward"}
+    )
+    guard: Path | None = field(
+        default=None,
+        metadata={
+            "help": "questions.jsonl of the guard, held out, which are asked with --prompt; without it train-mpo has "
+            "no guard, and that of train-grpo looks at the first of the problems trained on"
+        },
+    )
+    guard_every: Whole = field(
+        default=20, metadata={"help": "steps between two looks of the guard; 0 turns the guard off"}
+    )
+    guard_problems: Count = field(default=16, metadata={"help": "most problems that the guard looks at"})
+    guard_stop: bool = field(
+        default=True,
+        metadata={"help": "whether the guard ends training, or only logs; its limits are checked in either case"},
+    )
+    guard_remaining: Share = field(
+        default=0.95,
+        metadata={"help": "guard: largest share of the PRM's reward that may remain without the right image"},
+    )
+    guard_repetition: Share = field(
+        default=0.5, metadata={"help": "guard: largest share of responses that may repeat themselves"}
+    )
+    guard_drift: Factor = field(
+        default=3.0, metadata={"help": "guard: largest factor by which the mean length may grow or shrink"}
+    )
+    guard_patience: Count = field(
+        default=2, metadata={"help": "guard: looks in a row that must agree before training ends"}
+    )
+    image_root: Path | None = field(
+        default=None, metadata={"help": "folder of the images, anywhere below it; default: that of the problems' file"}
     )
 
 
@@ -1007,7 +1077,7 @@ class TrainPRMConfig(ModelTraining):
 
 
 @dataclass
-class TrainMPOConfig(ModelTraining):
+class TrainMPOConfig(ModelTraining, GuardedTraining):
     """`mpo train-mpo`: Mixed Preference Optimization; weights (1, 0, 0) are DPO, (0, 0, 1) the LM loss alone."""
 
     policy: PolicyPath = field(metadata={"help": "model to train; as it is at the start, it is also the reference"})
@@ -1054,6 +1124,7 @@ class TrainMPOConfig(ModelTraining):
     )
     sample_problems: Count = field(default=8, metadata={"help": "problems to sample responses for"})
     sample_tokens: Count = field(default=128, metadata={"help": "most tokens of such a response"})
+    guard_tokens: Count = field(default=512, metadata={"help": "guard: most tokens of a response that it looks at"})
     report_to: Tracker = field(
         default="none",
         metadata={"help": "where metrics are logged; wandb stays on this machine with WANDB_MODE=offline"},
@@ -1061,7 +1132,7 @@ class TrainMPOConfig(ModelTraining):
 
 
 @dataclass
-class TrainGRPOConfig(PromptConfig, ColumnsConfig, WeightTraining):
+class TrainGRPOConfig(GuardedTraining, WeightTraining):
     """`mpo train-grpo`: online reinforcement learning with the verifier and the PRM as rewards (TRL's GRPOTrainer)."""
 
     policy: PolicyPath = field(metadata={"help": "model to train"})
@@ -1104,25 +1175,13 @@ class TrainGRPOConfig(PromptConfig, ColumnsConfig, WeightTraining):
     vllm_base_url: str = field(
         default="", metadata={"help": "vLLM server (`trl vllm-serve`) that samples in place of this process"}
     )
-    verifier: str = field(
-        default="auto", metadata={"help": "what checks answers, as for `mpo verify`; judge is not possible here"}
-    )
     verifier_weight: NotNegative = field(
         default=1.0, metadata={"help": "weight of the verifier's reward, 1 for a right answer and 0 for a wrong one"}
     )
-    workers: Count = field(default=1, metadata={"help": "processes that check answers"})
-    timeout_s: Positive = field(
-        default=5.0,
-        metadata={"help": "seconds after which a check is stopped; its response then has no verifier's reward"},
-    )
-    prm: ModelPath | None = field(default=None, metadata={"help": "PRM (with prm.json) whose scores are a reward"})
     prm_weight: NotNegative = field(default=1.0, metadata={"help": "with --prm: weight of its reward"})
     prm_gate: bool = field(
         default=False,
         metadata={"help": "count the PRM's reward only where the answer is right, if a reference answer exists"},
-    )
-    aggregation: Aggregation = field(
-        default="mean", metadata={"help": "how the step scores of a response become the PRM's reward"}
     )
     format_weight: NotNegative = field(
         default=0.1,
@@ -1130,31 +1189,6 @@ class TrainGRPOConfig(PromptConfig, ColumnsConfig, WeightTraining):
     )
     length_weight: NotNegative = field(
         default=0.0, metadata={"help": "weight of the length's reward, from 0 down to -1 near --max_new_tokens"}
-    )
-    guard: Path | None = field(
-        default=None,
-        metadata={"help": "questions.jsonl of the guard, held out; default: the first of the problems trained on"},
-    )
-    guard_every: Whole = field(
-        default=20, metadata={"help": "steps between two looks of the guard; 0 turns the guard off"}
-    )
-    guard_problems: Count = field(default=16, metadata={"help": "most problems that the guard looks at"})
-    guard_stop: bool = field(default=True, metadata={"help": "whether the guard ends training, or only logs"})
-    guard_remaining: Share = field(
-        default=0.95,
-        metadata={"help": "guard: largest share of the PRM's reward that may remain without the right image"},
-    )
-    guard_repetition: Share = field(
-        default=0.5, metadata={"help": "guard: largest share of responses that may repeat themselves"}
-    )
-    guard_drift: Factor = field(
-        default=3.0, metadata={"help": "guard: largest factor by which the mean length may grow or shrink"}
-    )
-    guard_patience: Count = field(
-        default=2, metadata={"help": "guard: looks in a row that must agree before training ends"}
-    )
-    image_root: Path | None = field(
-        default=None, metadata={"help": "folder of the images, anywhere below it; default: that of the problems' file"}
     )
     seed: Whole = field(default=0, metadata={"help": "order of the problems, and sampling"})
     report_to: Tracker = field(
@@ -1232,7 +1266,7 @@ class EvaluateArguments:
 
 
 @dataclass
-class AnswerConfig(PromptConfig):
+class AnswerConfig(PromptConfig, ServedPRMConfig):
     """`mpo answer`: one question, N responses, the best of them."""
 
     question: str = field(metadata={"help": "the question"})
@@ -1246,15 +1280,6 @@ class AnswerConfig(PromptConfig):
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
     prm: ModelPath | None = field(default=None, metadata={"help": "PRM; --selector majority needs none"})
-    prm_base_url: list[str] = field(
-        default_factory=list,
-        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
-    )
-    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
-    prm_read: Read = field(
-        default="token_ids",
-        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
-    )
     n: Count = field(default=8, metadata={"help": "responses to draw; with --error, at most this many"})
     selector: Selector = field(default="prm", metadata={"help": "how one of the responses is chosen"})
     aggregation: Aggregation = field(
@@ -1288,7 +1313,7 @@ class AnswerConfig(PromptConfig):
 
 
 @dataclass
-class BeamSearchConfig(PromptConfig, ColumnsConfig):
+class BeamSearchConfig(PromptConfig, ColumnsConfig, ServedPRMConfig):
     """`mpo beam-search`: answers found step by step, guided by a PRM."""
 
     problems: Path = field(metadata={"help": "problems, of any kind that `mpo sample` takes"})
@@ -1300,15 +1325,6 @@ class BeamSearchConfig(PromptConfig, ColumnsConfig):
         metadata={"help": "server that answers instead of --policy, such as http://host:8000/v1; several may be given"},
     )
     model: str | None = field(default=None, metadata={"help": "name of the model on the server"})
-    prm_base_url: list[str] = field(
-        default_factory=list,
-        metadata={"help": "server that runs the PRM, such as http://host:8000/v1; several may be given"},
-    )
-    prm_model: str | None = field(default=None, metadata={"help": "name of the PRM on its server"})
-    prm_read: Read = field(
-        default="token_ids",
-        metadata={"help": "how to read scores from its server: token_ids needs vLLM, top works with any server"},
-    )
     width: Count = field(default=4, metadata={"help": "W, unfinished responses that are kept per problem"})
     expand: Count = field(
         default=4, metadata={"help": "m, continuations of each of them; the first step draws W times m"}

@@ -24,6 +24,8 @@ SECTIONS: dict[str, str] = {
     "Memory and speed": "dtype master_weights gradient_checkpointing per_device_batch max_length group_by_prompt "
     "balance_tokens max_row_tokens batch_rows engine actors workers timeout_s shard_gb",
     "Watching": "sample_every sample_problems sample_tokens report_to",
+    "The guard, which may end the training": "guard guard_every guard_problems guard_tokens guard_stop guard_remaining "
+    "guard_repetition guard_drift guard_patience",
 }
 MODELS = ("PolicyPath", "ModelPath", "CheckpointPath")  # types of `recipes.config`
 VALUES: dict[Any, str] = {int: "N", float: "X", Path: "PATH", str: "TEXT"}

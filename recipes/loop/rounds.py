@@ -22,11 +22,11 @@ from mpo.multimodal.files import write_atomic
 from recipes.commands.shipped import find_settings
 from recipes.config import RoundsConfig
 from recipes.loop.chains import Do, paired, scored
-from recipes.loop.held_out import check_held_out
 from recipes.loop.settings import Settings
 from recipes.loop.stages import Stages
 from recipes.stage.folder import manifest_of, open_stage
 from recipes.stage.groups import read_groups
+from recipes.stage.held_out import check_held_out
 from recipes.stage.numbers import percent, rich_table, short, signed
 from recipes.stage.problem_source import SOURCE, problem_files
 from rewards.choosing.round_guard import RoundChange, RoundMeasure, compare_rounds, measure_round

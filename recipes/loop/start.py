@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError
-from recipes.loop.held_out import check_held_out
+from recipes.stage.held_out import check_held_out
 from recipes.stage.inputs import check_inputs
 from recipes.stage.models import with_models_here
 from recipes.stage.problem_source import SOURCE, problem_files

@@ -66,9 +66,28 @@ def one_greedy_response(config: Any) -> None:
         check_number(number, SamplingParams(config.temperature, config.top_p, config.top_k, config.max_new_tokens))
 
 
+def a_prm_for_the_guard(config: Any) -> None:
+    """Where responses come from pairs, a PRM is for the guard alone."""
+    if {"pairs", "guard", "prm"} <= vars(config).keys() and config.prm is not None and config.guard is None:
+        raise ConfigError("prm is for the guard, which scores with it: give guard (problems) too, or leave prm out")
+
+
+def a_whole_served_prm(config: Any) -> None:
+    """A PRM behind a server needs three things: its folder, its address, its name there."""
+    if not {"prm", "prm_base_url", "prm_model"} <= vars(config).keys():
+        return
+    if bool(config.prm_base_url) != (config.prm_model is not None):
+        missing = "prm_model, its name there" if config.prm_model is None else "prm_base_url, its address"
+        raise ConfigError(f"a PRM behind a server needs its address and its name there: give {missing}")
+    if config.prm_base_url and config.prm is None:
+        raise ConfigError("prm_base_url needs prm too, the folder with the contract and the processor of that PRM")
+
+
 EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     a_prm_to_choose,
     a_prm_with_spreads,
+    a_prm_for_the_guard,
+    a_whole_served_prm,
     one_policy,
     one_length,
     a_local_engine,

@@ -66,7 +66,12 @@ def _folder(path: Path, config: Any) -> None:
 
 
 def _model(path: Path, config: Any) -> None:
-    """A checkpoint: a configuration that is a JSON object, and weights that are whole by their own header."""
+    """A checkpoint, whose weights are not needed where a server has them."""
+    _checkpoint(path, config, weights=not vars(config).get("base_url"))
+
+
+def _checkpoint(path: Path, config: Any, *, weights: bool) -> None:
+    """A configuration that is a JSON object, and weights that are whole by their own header."""
     if is_hub_name(path):
         return  # it is looked up later
     _folder(path, config)
@@ -79,7 +84,7 @@ def _model(path: Path, config: Any) -> None:
     _object(path / CONFIG, needs="model_type")
     if not any(next(path.glob(pattern), None) for pattern in TOKENIZERS):
         raise StageError(f"no tokenizer at {path}: expected tokenizer.json or the like; fetch or make the model again")
-    if "base_url" not in vars(config) or not config.base_url:
+    if weights:
         _weights(path)
 
 
@@ -125,7 +130,8 @@ def _prm(path: Path, config: Any) -> None:
     if (path / CONTRACT).is_file():
         _object(path / CONTRACT, needs="name")
     if (path / CONFIG).is_file():
-        _model(path, config)
+        told = vars(config)
+        _checkpoint(path, config, weights=not told.get("prm_base_url" if "prm_base_url" in told else "base_url"))
 
 
 def _rows(path: Path, config: Any) -> None:

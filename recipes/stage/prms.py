@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpo.multimodal.errors import ConfigError
+from recipes.config import GuardedTraining
 from rewards.prm.model_prm import ModelPRM
 from rewards.prm.step_prm import StepPRM
 
@@ -43,3 +44,14 @@ def prm_of(
     prm = ServerPRM.load(folder, base_url, model, prm_format=prm_format, read=read, concurrency=concurrency)
     prm.part = part
     return prm
+
+
+def prm_in_training(config: GuardedTraining) -> StepPRM | None:
+    """The PRM of a training run, in this process or behind its server; None without one.
+
+    A step that the server refuses leaves its response without a score. A server that gives no usable reply in all
+    attempts ends the run, which continues from its last checkpoint with the same command.
+    """
+    if config.prm is None:
+        return None
+    return prm_of(config.prm, base_url=config.prm_base_url, model=config.prm_model, read=config.prm_read)

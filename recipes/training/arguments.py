@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,10 @@ def training_account(trainer: Any) -> tuple[dict[str, Any], str]:
         trainer: a `WholeStepTrainer` that has trained.
     """
     plan, losses = trainer.schedule(), [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    done = replace(plan, steps=trainer.state.global_step)  # a guard may have ended the run
     account = {
-        "steps": trainer.state.global_step,
-        "epochs": round(plan.epochs, 2),
+        "steps": done.steps,
+        "epochs": round(done.epochs, 2),
         "last_loss": float(losses[-1]) if losses else None,
         "warnings": plan.warnings(),
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 
 from mpo.multimodal.checkpoint import CheckpointedTrainer
@@ -190,16 +191,30 @@ class ResumableGRPOTrainer(CheckpointedTrainer, GRPOTrainer):
     the run would continue from the weights at the start with a warning; `CheckpointedTrainer` reads them by name.
 
     Attributes:
-        counts: name of a reward → what it has found, kept in each checkpoint.
+        counts: name of a reward → what it has found in this process; each checkpoint keeps the sum over all.
     """
 
     counts: Mapping[str, Counter[str]]
 
+    def total_counts(self) -> dict[str, dict[str, int]]:
+        """`counts` over all processes, which all call this."""
+        total: dict[str, Counter[str]] = {name: Counter() for name in self.counts}
+        for own in gather_object([{name: dict(found) for name, found in self.counts.items()}]):
+            for name, found in own.items():
+                total[name].update(found)
+        return {name: dict(found) for name, found in total.items()}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._kept_counts = self.total_counts()
+        super()._save_checkpoint(model, trial)
+
     def _save_own_state(self, folder: Path) -> None:
-        write_atomic(folder / COUNTS, json.dumps(self.counts))
+        write_atomic(folder / COUNTS, json.dumps(self._kept_counts))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_world_process_zero():  # the first process holds what all had found
+            return
         for name, kept in json.loads(Path(resume_from_checkpoint, COUNTS).read_text(encoding="utf-8")).items():
             self.counts[name].update(kept)
 

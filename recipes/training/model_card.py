@@ -40,7 +40,9 @@ LOGGED = (
 )
 
 
-def write_policy_card(folder: Path, fingerprint: Mapping[str, Any], counts: Mapping[str, Any], trainer: Any) -> None:
+def write_policy_card(
+    folder: Path, fingerprint: Mapping[str, Any], counts: Mapping[str, Any], trainer: Any, account: Mapping[str, Any]
+) -> None:
     """The card of a policy that `MPOTrainer` trained.
 
     Args:
@@ -48,13 +50,16 @@ def write_policy_card(folder: Path, fingerprint: Mapping[str, Any], counts: Mapp
         fingerprint: `Stage.provenance` of the stage.
         counts: of the stage: pairs in, out and rejected by reason.
         trainer: after training.
+        account: the stage's, of its training.
     """
     args, base = trainer.args, fingerprint["sources"]["policy"]
+    guard = [("stopped by the guard", _stopped(account))] if "stopped" in account else []
     settings = [
         ("weights w_p, w_q, w_g", f"{args.preference_weight}, {args.quality_weight}, {args.generation_weight}"),
         ("β", args.beta),
         ("δ", f"{args.reward_shift}, {trainer.reward_shift.value:.4g} at the end"),
         ("L_g averages over", f"each {args.generation_average}"),
+        *guard,
         *_common_settings(trainer),
     ]
     parts = [
@@ -74,14 +79,13 @@ def write_grpo_card(
     """The card of a policy that TRL's `GRPOTrainer` trained; `account` is the stage's, of its training."""
     args, base = trainer.args, fingerprint["sources"]["policy"]
     named = zip(trainer.reward_func_names, args.reward_weights, strict=True)
-    stopped = account["stopped"]
     settings = [
         ("algorithm", fingerprint["settings"]["algorithm"]),
         ("rewards and their weights", ", ".join(f"{name} {weight:g}" for name, weight in named)),
         ("responses per problem", args.num_generations),
         ("β", args.beta),
         ("optimizer steps", account["steps"]),
-        ("stopped by the guard", f"{stopped['reason']}: {stopped['words']}" if stopped else "no"),
+        ("stopped by the guard", _stopped(account)),
         ("learning rate", f"{args.learning_rate:g}"),
         ("seed", args.seed),
     ]
@@ -112,6 +116,11 @@ def write_prm_card(
     ]
     tags = ["process-reward-model", "prm", "reward-model"]
     _write(folder, parts, fingerprint, trainer, base=base, tags=tags)
+
+
+def _stopped(account: Mapping[str, Any]) -> str:
+    stopped = account["stopped"]
+    return f"{stopped['reason']}: {stopped['words']}" if stopped else "no"
 
 
 def _common_settings(trainer: Any) -> list[tuple[str, Any]]:

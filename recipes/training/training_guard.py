@@ -36,7 +36,8 @@ class TrainingGuard(TrainerCallback):
     Logs `guard/remaining` (share of the PRM's reward without the right image), `guard/blind` (of the policy's success),
     `guard/dependence`, `guard/repetition`, `guard/tokens`, `guard/accuracy` and `guard/prm`, those that can be
     measured. The looks go to `guard.jsonl` in the trainer's output folder, from which a resumed run continues. The
-    first rank looks, all of them stop.
+    first rank looks, all of them stop. The step at which they stop is not saved as a checkpoint: a run that is killed
+    before its end then resumes before that step and stops there again.
 
     Args:
         trainer: a `transformers.Trainer` of a policy; add the callback to it afterwards.
@@ -104,7 +105,8 @@ class TrainingGuard(TrainerCallback):
             control.should_log = due
             self.stopped = stop_reason(self.looks, self.limits) if self.limits else None
         (self.stopped,) = broadcast_object_list([self.stopped])
-        control.should_training_stop = control.should_training_stop or self.stopped is not None
+        if self.stopped is not None:
+            control.should_training_stop, control.should_save = True, False
 
     def measured(self, step: int) -> Look:
         """One look at the policy as it is now."""
@@ -116,7 +118,7 @@ class TrainingGuard(TrainerCallback):
             for image in ("blank", "swapped"):
                 groups, _ = score_unseen(groups, self.prm, image=image, how=self.how)
             found = {"remaining": remaining_share(groups), "dependence": mean_dependence(groups)}
-        if checked := [group for group in groups if all(one.verdict for one in group.rollouts)]:
+        if checked := [group for group in groups if all(map(self._is_measured, group.rollouts))]:
             measure = measure_round(checked)
             found |= {"problem_ids": measure.problem_ids, "gold": measure.gold}
             found |= {"reward": measure.reward} if self.prm is not None else {}
@@ -127,6 +129,11 @@ class TrainingGuard(TrainerCallback):
             tokens=fmean(one.num_tokens for one in drawn),
             **found,
         )
+
+    def _is_measured(self, rollout: Rollout) -> bool:
+        """Whether verifier and PRM both said something of a response: what they missed is no fault of the policy."""
+        missed = rollout.verdict in (None, Verdict.TIMEOUT, Verdict.ERROR)
+        return not missed and (self.prm is None or rollout.reward is not None)
 
     def _blind(self, groups: Sequence[RolloutGroup]) -> float | None:
         """How well responses to a blank image do, judged with the right one, as a share of how well `groups` do."""

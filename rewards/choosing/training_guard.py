@@ -7,7 +7,7 @@ again and again; each rule names one way in which a run goes wrong. Pure functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -59,7 +59,8 @@ class Look:
             own.
         repetition: share of responses that repeat themselves, in [0, 1].
         tokens: mean number of tokens per response.
-        problem_ids, gold, reward: of the checked problems, as in `RoundMeasure`.
+        problem_ids, gold, reward: as in `RoundMeasure`, of the problems all whose responses could be checked and, with
+            a PRM, scored. A check that timed out and a response that the PRM could not read say nothing of the policy.
     """
 
     step: int
@@ -180,16 +181,27 @@ def _length_drift(first: Look, now: Look, limits: Limits) -> str | None:
 
 
 def _reward_up_accuracy_down(first: Look, now: Look, limits: Limits) -> str | None:
-    """The rule of `mpo rounds`, against the policy at the start and only beyond the intervals' noise."""
-    if not now.gold or first is now:
+    """The rule of `mpo rounds`, against the policy at the start and only beyond the intervals' noise.
+
+    Without a PRM there is nothing to compare; with one, the problems that were measured at both looks are compared.
+    """
+    both = set(first.problem_ids) & set(now.problem_ids)
+    if not both or not first.reward or not now.reward or first is now:
         return None
-    change = compare_rounds(*(RoundMeasure(look.problem_ids, look.gold, look.reward) for look in (first, now)))
+    change = compare_rounds(_measured(first, both), _measured(now, both))
     if not (change.over_optimised and change.beyond_noise):
         return None
     return (
         f"the accuracy fell by {-100 * change.gold.mean:.0f} points while the PRM's mean rose by "
         f"{100 * change.reward.mean:.0f}"
     )
+
+
+def _measured(look: Look, ids: Collection[str]) -> RoundMeasure:
+    """What a look found of these problems."""
+    found = [one for one in zip(look.problem_ids, look.gold, look.reward, strict=True) if one[0] in ids]
+    names, gold, reward = zip(*found, strict=True)
+    return RoundMeasure(names, gold, reward)
 
 
 RULES: dict[str, Callable[[Look, Look, Limits], str | None]] = {

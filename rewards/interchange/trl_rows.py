@@ -8,7 +8,8 @@ with typed content. Files hold PNG bytes that we decoded and re-encoded ourselve
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import replace
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,9 +148,7 @@ def _existing(path: str | Path) -> Path:
 
 
 def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Problem]:
-    """The first `limit` different problems of TRL rows, in order, images decoded.
-
-    Rows whose prompt is not one user turn (and a system turn before it) are passed over: a `Problem` cannot hold them.
+    """The first `limit` problems of `prompts_in_rows`, images decoded.
 
     Example:
         >>> from rewards.types import Completion
@@ -159,10 +158,17 @@ def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Prob
     """
     from mpo.multimodal.images import load_image
 
-    found: dict[tuple[str, str], Problem] = {}
+    some = islice(prompts_in_rows(rows), limit)
+    return [replace(one, images=tuple(load_image(image) for image in one.images)) for one in some]
+
+
+def prompts_in_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Problem]:
+    """The different problems of TRL rows, in order, as they were asked: template and all, images as the row has them.
+
+    Rows whose prompt is not one user turn (and a system turn before it) are passed over: a `Problem` cannot hold them.
+    """
+    found: set[tuple[str, str]] = set()
     for index, row in enumerate(rows):
-        if len(found) == limit:
-            break
         if not row.get("prompt"):  # an implicit one
             continue
         prompt, turns = _system_of(row["prompt"])
@@ -173,9 +179,8 @@ def problems_in_rows(rows: Iterable[Mapping[str, Any]], limit: int) -> list[Prob
             continue
         identity = (row.get("problem_id") or f"row {index}", question)
         if identity not in found:
-            images = tuple(load_image(image) for image in given)
-            found[identity] = Problem(identity[0], question, images, prompt=prompt, placed=placed)
-    return list(found.values())
+            found.add(identity)
+            yield Problem(identity[0], question, tuple(given), prompt=prompt, placed=placed)
 
 
 def trl_features(*, decode: bool = True) -> datasets.Features:

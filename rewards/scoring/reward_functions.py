@@ -19,6 +19,7 @@ from rewards.types import Completion, FinishReason, Verdict
 from rewards.verifying.answer_checker import AnswerChecker
 
 VALUES: dict[Verdict | None, float] = {Verdict.CORRECT: 1.0, Verdict.WRONG: 0.0}  # of every other: None
+NO_REFERENCE = "no_reference"
 BUFFER = 0.2  # of the token limit: 4,096 of 20,480 tokens (DAPO, arXiv 2503.14476, section 4.1)
 
 
@@ -30,10 +31,12 @@ class OnlineReward(ABC):
             no response counts as cut.
 
     Attributes:
+        findings: everything that can be found.
         counts: what was found, and how often.
     """
 
     name: str
+    findings: tuple[str, ...]
 
     def __init__(self, ends: Collection[int] = ()) -> None:
         self.ends, self.counts = frozenset(ends), Counter[str]()
@@ -56,7 +59,8 @@ class OnlineReward(ABC):
             completions: plain texts, or conversations of one assistant turn.
             problem_id: of the rows, one per completion.
             completion_ids: TRL's, without padding, the end token included.
-            log_metric: TRL's; gets the share of each finding of this batch as NAME/FINDING.
+            log_metric: TRL's; gets the share of each finding of this batch as NAME/FINDING, 0 too: TRL takes the mean
+                over the processes that give it a number.
             **columns: TRL's other keywords; not read.
 
         Raises:
@@ -66,9 +70,9 @@ class OnlineReward(ABC):
         given = [self._completion(text, own) for text, own in zip(completions, ids, strict=True)]
         rewards, found = self.rewards(problem_id, given)
         self.counts.update(found)
-        for finding, number in sorted(found.items()):
-            if log_metric is not None and given:
-                log_metric(f"{self.name}/{finding}", number / len(given))
+        if log_metric is not None and given:
+            for finding in self.findings:
+                log_metric(f"{self.name}/{finding}", found[finding] / len(given))
         return rewards
 
     @abstractmethod
@@ -98,6 +102,7 @@ class VerifierReward(OnlineReward):
     """
 
     name = "verifier"
+    findings = (*map(str, Verdict), NO_REFERENCE)
 
     def __init__(self, checker: AnswerChecker, ends: Collection[int] = ()) -> None:
         super().__init__(ends)
@@ -107,7 +112,7 @@ class VerifierReward(OnlineReward):
         """The verdicts as numbers."""
         verdicts = self.checker.verdicts(ids, completions)
         return [VALUES.get(verdict) for verdict in verdicts], Counter(
-            str(verdict) if verdict else "no_reference" for verdict in verdicts
+            str(verdict) if verdict else NO_REFERENCE for verdict in verdicts
         )
 
 
@@ -127,6 +132,7 @@ class ProcessReward(OnlineReward):
     """
 
     name = "prm"
+    findings = ("scored", "unscorable", "gated")
 
     def __init__(self, reward: PRMReward, *, gate: AnswerChecker | None = None, ends: Collection[int] = ()) -> None:
         super().__init__(ends)
@@ -160,6 +166,7 @@ class FormatReward(OnlineReward):
     """
 
     name = "format"
+    findings = ("kept", "broken", "unreadable")
 
     def __init__(self, checker: AnswerChecker, ends: Collection[int] = ()) -> None:
         super().__init__(ends)
@@ -195,6 +202,7 @@ class LengthReward(OnlineReward):
     """
 
     name = "length"
+    findings = ("short", "long")
 
     def __init__(self, max_tokens: int, *, buffer: float = BUFFER, ends: Collection[int] = ()) -> None:
         super().__init__(ends)

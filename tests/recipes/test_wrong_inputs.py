@@ -73,6 +73,7 @@ def test_numbers_that_cannot_be(command: str, good: Good, tmp_path: Path, capsys
 
 
 SAMPLE, TRAIN = "sample --problems {problems} --out {out}", "train-mpo --policy {model} --pairs {pairs} --out {out}"
+GRPO = "train-grpo --policy {model} --problems {problems} --out {out}"
 TRAIN_PRM = "train-prm --groups {model} --model {model} --out {out}"
 TOGETHER = {
     "counts and soft labels": TRAIN_PRM + " --loss binomial --soft_labels",
@@ -95,6 +96,9 @@ TOGETHER = {
     "http://127.0.0.1:1/v1 --prm_model m",
     "pessimism of another selector": "answer --policy {model} --prm {model} --question x --pessimism 2",
     "a choice without a PRM": "answer --policy {model} --question x",
+    "a PRM for a guard that there is not": TRAIN + " --prm {prm}",
+    "a served PRM without its folder": TRAIN + " --guard {problems} --prm_base_url http://127.0.0.1:1/v1 --prm_model m",
+    "a served PRM without its name": GRPO + " --prm {prm} --prm_base_url http://127.0.0.1:1/v1",
     "a required flag": "train-mpo --policy {model}",
     "a wrong word": TRAIN + " --dtype float17",
 }
@@ -104,14 +108,14 @@ TOGETHER = {
 def test_settings_that_exclude_each_other(
     mistake: str, good: Good, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kinds = {kind: good[kind] for kind in ("problems", "model", "pairs")}
+    kinds = {kind: good[kind] for kind in ("problems", "model", "pairs", "prm")}
     refused(capsys, TOGETHER[mistake].format(**kinds, out=tmp_path / "new").split())
     assert not (tmp_path / "new").exists()
 
 
 def test_cheap_mistakes_are_found_before_torch_is_imported(good: Good, tmp_path: Path) -> None:
     """A path that is not there, of every command; a missing flag; two that exclude each other. In one process."""
-    kinds = {kind: good[kind] for kind in ("problems", "model", "pairs")}
+    kinds = {kind: good[kind] for kind in ("problems", "model", "pairs", "prm")}
     commands = [TOGETHER[mistake].format(**kinds, out=tmp_path / "new").split() for mistake in TOGETHER]
     commands += [
         words_of(command, good, tmp_path / "new", **{flag: tmp_path / "missing"})

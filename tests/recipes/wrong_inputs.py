@@ -81,7 +81,7 @@ CALLS: dict[str, dict[str, str]] = {
     "pairs": {"groups": GROUPS, "out": OUT},
     "convert-data": {"source_format": "=trl", "target_format": "=mmpr", "source": PAIRS, "out": OUT},
     "train-prm": {"groups": GROUPS, "model": MODEL, "out": OUT, "consensus": GROUPS, "prm_format": "=step_end"},
-    "train-mpo": {"policy": MODEL, "pairs": PAIRS, "out": OUT},
+    "train-mpo": {"policy": MODEL, "pairs": PAIRS, "prm": PRM, "guard": GUARD, "out": OUT},
     "train-grpo": {"policy": MODEL, "problems": PROBLEMS, "prm": PRM, "guard": GUARD, "out": OUT},
     "doctor": {"policy": MODEL, "pairs": PAIRS, "out": OUT},
     "warm-start": {"policy": MODEL, "demonstrations": GROUPS, "out": OUT},

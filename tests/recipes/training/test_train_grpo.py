@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from mpo.multimodal.errors import ConfigError, DataError
-from mpo.multimodal.images import image_sha256, load_image
+from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.images import load_image
 from mpo.multimodal.loading import load_model, load_processor
 from mpo.multimodal.messages import prompt_text
 from mpo.multimodal.prefix import encode_prompt
@@ -25,37 +24,19 @@ from recipes.training.train_grpo import train_grpo
 from recipes.training.training_guard import LOOKS
 from recipes.training.weights import ADAPTER
 from recipes.worlds.digits.world import scenes, to_problem
-from rewards.prm.formats import find_format
-from rewards.prm.model_prm import CONTRACT
 from rewards.sampling.prompts import PROMPTS, messages_of
-from rewards.scoring.process_reward_model import ProcessRewardModel
-from rewards.types import Problem, StepScores
+from tests.recipes.training.planted import digit_problems, planted, prm_of_policy
 
 
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six problems of the digits world, and one without a reference answer."""
-    folder = tmp_path_factory.mktemp("problems")
-    rows = []
-    for number, scene in enumerate(scenes("test", 6, 3)):
-        problem = to_problem(scene, f"p{number}")
-        names = []
-        for place, image in enumerate(problem.images):
-            names.append(f"{number}-{place}.png")
-            load_image(image).save(folder / names[-1])
-        row = {"id": problem.id, "question": problem.question, "images": names, "answer": problem.answer}
-        rows.append(row)
-    rows.append({**rows[0], "id": "open", "answer": None})
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "train.jsonl"
+    return digit_problems(tmp_path_factory.mktemp("problems"), "train", 6, open_one=True)
 
 
 @pytest.fixture(scope="module")
 def prm_folder(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prm") / "prm"
-    shutil.copytree(policy_folder, folder)
-    (folder / CONTRACT).write_text(json.dumps(find_format("step_end").to_dict()))
-    return folder
+    return prm_of_policy(policy_folder, tmp_path_factory.mktemp("prm") / "prm")
 
 
 def settings(policy: Path, problems: Path, out: Path, **changes: Any) -> TrainGRPOConfig:
@@ -155,40 +136,13 @@ def test_the_policy_is_asked_as_mpo_sample_asks(policy_folder: Path) -> None:
     assert list(theirs["input_ids"][0]) == list(ours.input_ids)
 
 
-class PlantedPRM(ProcessRewardModel):
-    """A real PRM by its methods: gives more for more distinct letters, and if it sees, only for the problem's image.
-
-    Args:
-        images: question → digest of the image that belongs to it; `None` for a PRM that does not look.
-    """
-
-    def __init__(self, images: dict[str, str] | None) -> None:
-        self.images = images
-
-    def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
-        return [StepScores((self._score(problem, text),)) for problem, text in items]
-
-    def _score(self, problem: Problem, text: str) -> float:
-        liked = min(1.0, 0.2 + len(set(text)) / 40)
-        if self.images is None:
-            return liked
-        digests = {image_sha256(load_image(image)) for image in problem.images}
-        return liked if self.images[problem.id] in digests else 0.1 * liked
-
-
-def planted(monkeypatch: pytest.MonkeyPatch, problems: Path, *, sees: bool) -> None:
-    rows = [json.loads(line) for line in problems.read_text().splitlines()]
-    digests = {row["id"]: image_sha256(load_image(problems.parent / row["images"][0])) for row in rows}
-    monkeypatch.setattr(stage, "prm_of", lambda folder: PlantedPRM(digests if sees else None))
-
-
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("sees", [False, True])
 def test_the_guard_stops_a_run_whose_prm_does_not_look(
     policy_folder: Path, problems: Path, prm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], sees: bool,
 ) -> None:  # fmt: skip
-    planted(monkeypatch, problems, sees=sees)
+    monkeypatch.setattr(stage, "prm_in_training", planted(problems, sees=sees))
     guarded = {"guard_every": 1, "guard_problems": 4, "guard_repetition": 1.0, "guard_drift": 1000.0}
     config = settings(
         policy_folder, problems, tmp_path, prm=prm_folder, verifier_weight=0.0, format_weight=0.0, max_steps=3,
@@ -219,11 +173,14 @@ def test_what_cannot_work(policy_folder: Path, problems: Path, prm_folder: Path,
         ({"batch_size": 5}, "batch_size=5 responses per step are no whole groups of num_generations=2"),
         ({"save_steps": 3, "updates_per_generation": 2}, "save_steps=3 must be a multiple of updates_per_generation=2"),
         ({"vllm_base_url": "http://127.0.0.1:1"}, "vllm_base_url needs vLLM"),
+        ({"prm": prm_folder, "prm_base_url": ["http://127.0.0.1:1/v1"]}, "give prm_model, its name there"),
+        ({"prm": prm_folder, "prm_model": "prm"}, "give prm_base_url, its address"),
         ({"per_device_batch": 3}, "batch_size=4 rows per step cannot be cut into micro-batches of 3"),
         ({"verifier": "judge"}, "verifier judge is not supported in training"),
         ({"verifier": "auot"}, "unknown verifier 'auot'"),
         ({"verifier": "os:nothing"}, "cannot be imported"),
         ({"guard_drift": 0.5}, "drift >= 1"),
+        ({"guard_drift": 0.5, "guard_stop": False}, "drift >= 1"),
     ]:
         with pytest.raises(ConfigError, match=message):
             train_grpo(settings(policy_folder, problems, tmp_path / "out", **changes))
@@ -237,3 +194,16 @@ def test_problems_that_no_reward_could_judge_are_named(policy_folder: Path, prob
     assert (counts["in"], counts["out"], counts["rejected"]) == (7, 6, {"no reference answer": 1})
     (row,) = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert row["id"] == "open"
+
+
+@pytest.mark.timeout(100)
+def test_a_guard_of_held_out_problems_and_no_prm(policy_folder: Path, problems: Path, tmp_path: Path) -> None:
+    """Held out is what is not trained on: a guard with one of those problems is refused."""
+    quiet = {"max_steps": 2, "guard_every": 1, "guard_repetition": 1.0, "guard_drift": 1000.0}
+    apart = digit_problems(tmp_path / "data", "guard", 3, seed=8)
+    out = train_grpo(settings(policy_folder, problems, tmp_path / "out", guard=apart, **quiet))
+    looks = [json.loads(line) for line in (out / LOOKS).read_text().splitlines()]
+    assert [(look["step"], len(look["gold"]), look["reward"]) for look in looks] == [(n, 3, []) for n in range(3)]
+    same = digit_problems(tmp_path / "data", "same", 1)
+    with pytest.raises(ConfigError, match=r"1 of 1 questions of --guard .* are also in --problems"):
+        train_grpo(settings(policy_folder, problems, tmp_path / "other", guard=same, **quiet))

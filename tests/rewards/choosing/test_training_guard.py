@@ -30,6 +30,9 @@ FINE = [
     {"reward": tuple(0.7 + noise for noise in NOISE)},
     {"gold": (0.9,) * 11 + (0.8,), "reward": (0.5,) * 11 + (0.6,)},  # within noise
     {"problem_ids": (), "gold": (), "reward": ()},
+    {"gold": tuple(0.5 + noise for noise in NOISE), "reward": ()},  # without a PRM
+    {"problem_ids": ("other",), "gold": (0.0,), "reward": (1.0,)},  # none was measured at both looks
+    {"problem_ids": (*IDS[1:], "other"), "gold": (0.9,) * 11 + (0.0,), "reward": (0.5,) * 11 + (1.0,)},
 ]  # fmt: skip
 
 

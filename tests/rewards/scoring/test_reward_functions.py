@@ -40,7 +40,8 @@ def test_what_is_not_known_is_no_reward_and_counted() -> None:
         found = reward([""] * 5, texts, problem_id=ids, log_metric=logged.__setitem__)
         assert found == [1.0, 0.0, None, 1.0, None]
         assert reward.counts == {"correct": 2, "wrong": 1, "unparsable": 1, "no_reference": 1}
-        assert logged == {f"verifier/{name}": n / 5 for name, n in reward.counts.items()}
+        assert logged == {f"verifier/{name}": reward.counts[name] / 5 for name in reward.findings}
+        assert set(reward.counts) < set(reward.findings)
         cut = VerifierReward(checker, {END})(
             ["", ""], ["it is 4", "it is 4"], problem_id=["sum", "sum"], completion_ids=[[1, 2], [1, END]]
         )

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mpo.multimodal.errors import ConfigError
-from recipes.loop.held_out import check_held_out
+from recipes.stage.held_out import check_held_out
 from tests.recipes.run_folders import make_problems
 
 NAMES = ("own.test_problems", "own.preference_problems")
