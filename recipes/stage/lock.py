@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,7 +33,7 @@ def lock(out: Path, *, stage: str) -> None:
     try:
         held.acquire(blocking=False)
     except Timeout as error:
-        holder = (out / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        holder = _holder(out)
         raise StageError(
             f"stage {stage}: {out} is being written by {holder:.100}; wait for it, end it, or choose another folder"
         ) from error
@@ -39,6 +41,16 @@ def lock(out: Path, *, stage: str) -> None:
     _held[place] = held
     for left in out.glob("*.tmp"):
         left.unlink(missing_ok=True)
+
+
+def _holder(out: Path) -> str:
+    """Who holds the lock; it says so a moment after it has taken it."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            if said := (out / LOCK).read_text(encoding="utf-8", errors="replace").strip():
+                return said
+        time.sleep(0.05)
+    return "another process"
 
 
 def holds(out: Path) -> bool:

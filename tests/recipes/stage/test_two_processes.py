@@ -142,7 +142,7 @@ def test_the_second_process_is_refused_in_one_line(
     assert (again / LOCK).read_text() == ""
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("command", [name for name in racing.stages() if name not in racing.COMPOSED])
 def test_of_two_processes_one_does_the_work(command: str, races: dict[str, dict[str, Any]]) -> None:
     """Two real processes that start together: what they leave has the bytes of a run that was alone."""

@@ -115,14 +115,15 @@ def test_the_best_checkpoint_is_loaded_and_adapters_stay_as_given(tmp_path: Path
 
 def test_a_problem_without_a_finite_loss_is_named_in_evaluation(tmp_path: Path, policy_folder: Path) -> None:
     trainer = trainer_for(tmp_path, policy_folder, per_device_eval_batch_size=1)
-    step_terms = trainer._step_terms
-    calls: list[int] = []
+    terms = trainer._terms
+    calls: list[Any] = []
 
-    def overflowing(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        calls.append(len(targets))
-        return step_terms(logits, targets) * (math.inf if len(calls) == 3 else 1.0)
+    def overflowing(model: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(inputs)
+        steps, text = terms(model, inputs)
+        return steps * (math.inf if len(calls) == 3 else 1.0), text
 
-    trainer._step_terms = overflowing  # type: ignore[method-assign]
+    trainer._terms = overflowing  # type: ignore[method-assign]
     with pytest.raises(NonFiniteLossError, match=r"in evaluation, got NaN or infinity from the batch of \[p2\]"):
         trainer.evaluate()
 
