@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate.utils import gather_object
+from transformers import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from mpo.multimodal.checkpoint import CheckpointedTrainer
@@ -30,6 +32,7 @@ from rewards.scoring.reward_functions import FormatReward, LengthReward, OnlineR
 from rewards.types import Problem
 from rewards.verifying.answer_checker import AnswerChecker
 
+SHOWN = re.compile(r"reward|rewards/\w+/mean|completions/mean_length|guard/\w+")  # of a step's log, in the terminal
 COUNTS = "reward_counts.json"  # in a checkpoint: what the reward functions have found up to there
 # TRL's options. Ratios and advantages: GRPO arXiv 2402.03300 (clip range 0.2 as in PPO, arXiv 1707.06347), GSPO
 # arXiv 2507.18071 (clip ranges section 5.1), Dr. GRPO arXiv 2503.20783 (no division by length and deviation).
@@ -181,7 +184,18 @@ def build_trainer(
             "which is not this policy; merge the adapter first, set lora_rank, or set beta to 0"
         )
     trainer.counts = {reward.name: reward.counts for reward, _ in rewards}
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(ShortProgress())
     return trainer
+
+
+class ShortProgress(ProgressCallback):
+    """The bar, with the rewards, lengths and looks of the guard of a step; TRL logs forty numbers at each."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write what a person watches; the whole log is kept in `log_history.json` and sent to the tracker."""
+        shown = {name: value for name, value in (logs or {}).items() if SHOWN.fullmatch(name)}
+        super().on_log(args, state, control, logs=shown, **kwargs)
 
 
 class ResumableGRPOTrainer(CheckpointedTrainer, GRPOTrainer):

@@ -60,13 +60,17 @@ def test_a_short_run_moves_weights_and_logs_each_reward(
     """And a run that was cut after two of four steps has the weights, the log and the account of this one."""
     config = settings(policy_folder, problems, tmp_path / "out", prm=prm_folder, length_weight=0.5, save_steps=2)
     out = train_grpo(config)
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    printed = capsys.readouterr()
+    said = printed.err.strip().splitlines()[-1]
+    assert "rewards/verifier/mean" in printed.out + printed.err
+    assert "frac_reward_zero_std" not in printed.out + printed.err  # the other numbers of TRL's log are in the file
     before, after = weights(policy_folder), weights(out)
     assert any(not torch.equal(after[name], before[name]) for name in before)
     log = log_of(out)
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     for name, weight in {"verifier": 1.0, "prm": 1.0, "format": 0.1, "length": 0.5}.items():
         assert f"rewards/{name}/mean" in log[-1]
+        assert "frac_reward_zero_std" in log[-1]
         assert weight >= 0
     counts = manifest_of(out)["counts"]
     assert (counts["in"], counts["out"], counts["rejected"]) == (7, 7, {})
