@@ -42,6 +42,7 @@ from recipes.report.tables import (
     verdict,
     warning_text,
 )
+from recipes.stage.folder import RESULTS
 from recipes.stage.numbers import change, columns, percent, points, real_minus
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -214,13 +215,13 @@ def _curve_figures(summary: Mapping[str, Any]) -> list[Chart]:
 
 
 def _warnings(runs: Sequence[Path], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(where, what): warnings of the pairing reports and the best-of-N results of any seed, and of blind policies."""
+    """(where, what): warnings of the pairing reports, of best of k of the arms shown in full, and of blind policies."""
     found = [(f"{row['seed']}, pairs", text) for row in summary["pairs"] for text in row.get("warnings", ())]
     for run in runs:
-        for path in sorted(run.glob("test/*/best_of_n/results.json")):
-            results = read_json(path)
-            arm = label(path.parts[-3])
-            found += [(f"{run.name}, best of k, {arm}", warning_text(w)) for w in results.get("warnings", ())]
+        for arm in summary["in_full"]:
+            path = run / "test" / arm / "best_of_n" / RESULTS
+            warnings = read_json(path).get("warnings", ()) if path.exists() else ()
+            found += [(f"{run.name}, best of k, {label(arm)}", warning_text(w)) for w in warnings]
     for row in summary["arms"]:
         gain = row["image_gain"]
         if gain and gain["verdict"] != "holds":

@@ -38,7 +38,14 @@ SELECTOR_LABELS = {
     "random": "random (pass@1)",
     "oracle": "oracle (pass@k)",
 }
-AT_K = ("random", "majority", "prm", "vote_prod", "oracle")  # the columns of the table of all arms at one k
+# the columns of the table of all arms at one k, with names that are short enough for it
+AT_K = {
+    "random": "one response",
+    "majority": "majority vote",
+    "prm": "PRM best",
+    "vote_prod": "vote by product",
+    "oracle": "oracle",
+}
 _DEPENDENCES = ("dependence_right", "dependence_wrong")
 
 
@@ -79,7 +86,7 @@ def at_k_table(summary: Mapping[str, Any], cell: Callable[[Any], Any] = interval
         for arm in summary["arms"]
         if (arm["arm"], "prm") in found
     ]
-    return ["arm", *(SELECTOR_LABELS[name] for name in AT_K)], rows
+    return ["arm", *AT_K.values()], rows
 
 
 def claims_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
