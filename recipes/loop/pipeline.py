@@ -121,9 +121,9 @@ def _publish(runs: list[Path], folder: Path) -> Path:
     from recipes.report.summary import write_summary
     from recipes.report.tables import print_summary
 
-    summary = write_summary(runs, folder / "summary.json")
-    page = report(folder)
-    print_summary(read_json(summary))
+    summary = read_json(write_summary(runs, folder / "summary.json"))
+    page = report(folder, summary=summary)
+    print_summary(summary)
     print(f"report: {page}")
     return page
 

@@ -74,13 +74,20 @@ KINDS = {
 }
 
 
-def report(run: str | Path, *, out: str | Path | None = None, problems: int = 48) -> Path:
+def report(
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    problems: int = 48,
+    summary: Mapping[str, Any] | None = None,
+) -> Path:
     """Write `report.html` for a run folder, or for an evidence folder with `seed…` folders; beside it its plots.
 
     Args:
         run: the folder.
         out: file to write; default `report.html` in `run`.
         problems: problems shown, of the first seed; fewer if the page would exceed 10 MB.
+        summary: of the run, from `summarise` or its file; None: it is made here, which reads every response.
 
     Raises:
         ConfigError: `problems` is negative.
@@ -90,7 +97,7 @@ def report(run: str | Path, *, out: str | Path | None = None, problems: int = 48
         raise ConfigError(f"problems must be 0 or more, got {problems}")
     runs = runs_of(run)
     out = Path(out) if out is not None else Path(run) / "report.html"
-    page = _view(Path(run), runs, summarise(runs))
+    page = _view(Path(run), runs, summary or summarise(runs))
     html = _render(page, problem_views(runs[0], problems) if problems else {})
     while len(html.encode()) > MAX_BYTES and problems:
         problems //= 2
@@ -106,9 +113,10 @@ def report_stage(config: ReportConfig) -> Path:
     """`mpo report`: `report` with the command's settings, or the comparison of two runs; print where the page is."""
     if config.against is not None:
         return _compare(config.run, config.against, config.out)
-    page = report(config.run, out=config.out, problems=config.problems)
+    summary = summarise(runs_of(config.run))
+    page = report(config.run, out=config.out, problems=config.problems, summary=summary)
     if config.markdown:
-        print(markdown_tables(summarise(runs_of(config.run))))
+        print(markdown_tables(summary))
     print(f"report: {page}")
     return page
 

@@ -106,6 +106,8 @@ def test_page_tells_the_run(tmp_path):
     assert all(alt for alt in page.values("alt"))
     assert len(set(page.values("id"))) == len(page.values("id"))
     assert report(run, problems=12).read_text() == page.html  # the same run gives the same bytes
+    kept = json.loads(json.dumps(summary))  # and so does the summary that a run has written down
+    assert report(run, problems=12, summary=kept).read_text() == page.html
 
 
 def test_pairs_stand_side_by_side_with_their_reason(tmp_path):
