@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from mpo.multimodal.errors import StageError
 
 LOCK = ".lock"
+PATIENCE = 100  # tries of 0.05 seconds with a lock whose holder does not name itself
 
 _held: dict[str, FileLock] = {}  # of this process, by folder
 
@@ -30,27 +31,33 @@ def lock(out: Path, *, stage: str) -> None:
     if place in _held:
         return
     held = FileLock(out / LOCK, thread_local=False)
-    try:
-        held.acquire(blocking=False)
-    except Timeout as error:
-        holder = _holder(out)
-        raise StageError(
-            f"stage {stage}: {out} is being written by {holder:.100}; wait for it, end it, or choose another folder"
-        ) from error
+    for _ in range(PATIENCE):
+        try:
+            held.acquire(blocking=False)
+            break
+        except Timeout:
+            if holder := _named(out):
+                raise _refusal(stage, out, holder) from None
+            time.sleep(0.05)  # it names itself after it has taken the lock, and no longer before it gives it back
+    else:
+        raise _refusal(stage, out, "another process")
     (out / LOCK).write_text(f"process {os.getpid()}\n", encoding="utf-8")
     _held[place] = held
     for left in out.glob("*.tmp"):
         left.unlink(missing_ok=True)
 
 
-def _holder(out: Path) -> str:
-    """Who holds the lock; it says so a moment after it has taken it."""
-    for _ in range(100):
-        with suppress(FileNotFoundError):
-            if said := (out / LOCK).read_text(encoding="utf-8", errors="replace").strip():
-                return said
-        time.sleep(0.05)
-    return "another process"
+def _named(out: Path) -> str:
+    """The holder of the lock as it names itself; empty while it does not."""
+    with suppress(FileNotFoundError):
+        return (out / LOCK).read_text(encoding="utf-8", errors="replace").strip()
+    return ""
+
+
+def _refusal(stage: str, out: Path, holder: str) -> StageError:
+    return StageError(
+        f"stage {stage}: {out} is being written by {holder:.100}; wait for it, end it, or choose another folder"
+    )
 
 
 def holds(out: Path) -> bool:
