@@ -22,6 +22,7 @@ from recipes.stage.prms import prm_of
 from rewards.prm.formats import format_files
 from rewards.scoring.aggregation import AGGREGATIONS
 from rewards.scoring.groups import StoredScorer, json_scores, score_groups, score_unseen
+from rewards.scoring.spreads import scored_steps, step_spreads
 from rewards.types import RolloutGroup
 from rewards.verifying.thoughts import scored_spans
 
@@ -58,9 +59,9 @@ def score(config: ScoreConfig) -> Path:
         _log.warning(
             "%d of %d responses have scores that are only bounds; --read token_ids gives exact scores", bounded, total
         )
-    if spreads := _spreads(scored):
+    if spreads := [spread for group in scored for spread in step_spreads(group)]:
         counts["steps_with_spread"] = len(spreads)
-        counts["steps_without_spread"] = sum(map(_steps, scored)) - len(spreads)
+        counts["steps_without_spread"] = sum(map(scored_steps, scored)) - len(spreads)
     rewards = [rollout.reward for group in scored for rollout in group.rollouts if rollout.reward is not None]
     note = f"mean reward {fmean(rewards):.3f}" if rewards else "no response scored"
     note += f", mean spread of a step {fmean(spreads):.3f}" if spreads else ""
@@ -96,17 +97,6 @@ def _scored(
         scored, reasons = score_unseen(scored, stored, image=image, how=config.aggregation, describe=describe)
         lacking |= reasons  # a response without an image lacks both
     return scored, unscored, lacking
-
-
-def _spreads(groups: list[RolloutGroup]) -> list[float]:
-    """The spreads of all steps that have one."""
-    scores = [rollout.step_scores for group in groups for rollout in group.rollouts]
-    return [spread for found in scores if found is not None for spread in found.spreads or ()]
-
-
-def _steps(group: RolloutGroup) -> int:
-    """Scored steps of a problem's responses."""
-    return sum(len(rollout.step_scores.values) for rollout in group.rollouts if rollout.step_scores)
 
 
 def _bounded(groups: list[RolloutGroup]) -> int:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from mpo.multimodal.errors import ConfigError
 from rewards.scoring.aggregation import AGGREGATIONS
+from rewards.scoring.spreads import step_spreads
 from rewards.types import Rollout, RolloutGroup, StepScores
 
 Z = 1.0  # spreads that are taken off, unless told otherwise
@@ -126,6 +127,4 @@ def without_spread(groups: Sequence[RolloutGroup]) -> int:
 
 def has_spread(groups: Sequence[RolloutGroup]) -> bool:
     """Whether any rollout has spreads."""
-    return any(
-        one.step_scores is not None and one.step_scores.spreads is not None for g in groups for one in g.rollouts
-    )
+    return any(map(step_spreads, groups))

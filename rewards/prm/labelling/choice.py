@@ -20,6 +20,7 @@ from statistics import fmean
 
 from mpo.multimodal.errors import ConfigError, DataError
 from rewards.kept.keys import seed_of
+from rewards.scoring.spreads import scored_steps, step_spreads
 from rewards.types import RolloutGroup, Verdict
 
 # All samples of a problem, and its responses that would be labelled → what labels of it are worth; None: not by this
@@ -41,7 +42,7 @@ def _middle(samples: RolloutGroup, responses: RolloutGroup) -> float | None:
 
 
 def _uncertain(samples: RolloutGroup, responses: RolloutGroup) -> float | None:
-    spreads = _spreads(responses)
+    spreads = step_spreads(responses)
     return fmean(spreads) if spreads else None
 
 
@@ -133,15 +134,8 @@ def choose_problems(
         )
     order = sorted(worth, key=lambda id: (-worth[id], seed_of("choose", seed, id)))
     taken = set(order[:wanted])
-    lacking = sum(map(_steps, pool)) - sum(len(_spreads(group)) for group in pool) if rule == "uncertain" else 0
+    lacking = (
+        sum(map(scored_steps, pool)) - sum(len(step_spreads(group)) for group in pool) if rule == "uncertain" else 0
+    )
     kept = [group for group in responses if group.problem.id in taken]
     return kept, Choice(rule, len(kept), len(pool), len(worth), lacking)
-
-
-def _spreads(group: RolloutGroup) -> list[float]:
-    scores = [rollout.step_scores for rollout in group.rollouts]
-    return [spread for found in scores if found is not None for spread in found.spreads or ()]
-
-
-def _steps(group: RolloutGroup) -> int:
-    return sum(len(rollout.step_scores.values) for rollout in group.rollouts if rollout.step_scores)
