@@ -193,8 +193,7 @@ def _exact(do: Do, settings: Settings, start: Start, run: Path, seed: int) -> Pa
 
 def _every(settings: Settings) -> dict[str, Any]:
     """Label all responses: so many right ones and as many wrong ones as there are samples."""
-    samples = settings.sections["preference_sample"].get("num_samples", stages.SampleConfig.num_samples)
-    return {"responses": 2 * samples, "mixed_only": False}
+    return {"responses": 2 * settings.preference_samples, "mixed_only": False}
 
 
 def _continued(do: Do, settings: Settings, start: Start, run: Path, scored: Path, prm: Path, seed: int) -> Path:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpo.multimodal.errors import ConfigError
 from recipes import config as stages
+from recipes.loop.stages import lines_of
 
 if TYPE_CHECKING:
     from recipes.loop.chains import Do
@@ -74,7 +75,5 @@ def words_of(candidate: Mapping[str, Any], out: Path, arm: str) -> str:
 
 def _steps_of_samples(settings: Settings, start: Start, config: stages.TrainGRPOConfig) -> int:
     """Optimizer steps in which GRPO generates as many responses as pairs are made of."""
-    per_problem = settings.sections["preference_sample"].get("num_samples", stages.SampleConfig.num_samples)
-    with start.preference.open("rb") as file:
-        responses = per_problem * sum(1 for line in file if line.strip())
+    responses = settings.preference_samples * (lines_of(start.preference) or 0)
     return ceil(responses * config.updates_per_generation / config.batch_size)

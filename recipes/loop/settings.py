@@ -77,6 +77,12 @@ class Settings:
         values = {**self._shared(section), **self.sections[section], **given}
         return build(SECTIONS[section], values, where=lambda key: f"{self.path}: {section}.{key}")
 
+    @property
+    def preference_samples(self) -> int:
+        """Responses to each problem that pairs are made of."""
+        number: int = self.sections["preference_sample"].get("num_samples", stages.SampleConfig.num_samples)
+        return number
+
     def _shared(self, section: str) -> dict[str, Any]:
         """What one section says for another: the format of the steps that are labelled and trained on, and the prompt
         of the policy that is sampled and rewarded."""

@@ -88,7 +88,7 @@ class Stages:
     def _size(self, name: str, config: Any) -> int | None:
         """Responses that a stage draws or reads; None if that cannot be told before it runs."""
         if name == "sample":
-            lines = _lines(config.problems)
+            lines = lines_of(config.problems)
             return None if lines is None else lines * config.num_samples
         before = _by_out(self._planned).get(getattr(config, "groups", None))
         size = self._size(before.name, before.config) if before else None
@@ -99,7 +99,8 @@ def _by_out(planned: Sequence[Planned]) -> Mapping[Path | None, Planned]:
     return {Path(stage.config.out): stage for stage in planned}
 
 
-def _lines(problems: Path) -> int | None:
+def lines_of(problems: Path) -> int | None:
+    """How many problems a file has, without reading them; None before it is written."""
     if not problems.is_file():
         return None
     with problems.open("rb") as file:

@@ -46,7 +46,8 @@ def check_held_out(
         ConfigError: a problem with the same question and pixels is in both.
     """
     by_question: defaultdict[str, list[Problem]] = defaultdict(list)
-    for problem in _readable(others, image_root):
+    trained_on = _readable(others, image_root)
+    for problem in trained_on:
         by_question[problem.question].append(problem)
     tested = _readable(held_out, image_root)
     seen: dict[str, set[Pixels | None]] = {}
@@ -58,7 +59,7 @@ def check_held_out(
         if question in seen and _pixels(problem) in seen[question]:
             both.append(problem)
     _refuse(both, tested, names, (held_out, others))
-    near = near_duplicates(*with_like_questions(tested, _readable(others, image_root)))
+    near = near_duplicates(*with_like_questions(tested, trained_on))
     _warn_of_near([one for one in near if one.same_question], tested, names, run)
 
 
