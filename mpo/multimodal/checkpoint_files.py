@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import StageError
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import file_digest, write_atomic
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint"  # PREFIX_CHECKPOINT_DIR of transformers, whose import takes seconds
@@ -73,9 +73,7 @@ def fault_of(path: Path, expected: Mapping[str, Any]) -> str | None:
         return "is missing"
     if path.stat().st_size != expected["bytes"]:
         return f"has {path.stat().st_size} bytes, expected {expected['bytes']}"
-    with path.open("rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == expected["sha256"]
-    return None if same else "does not match its SHA-256"
+    return None if file_digest(path) == expected["sha256"] else "does not match its SHA-256"
 
 
 def checkpoints(output_dir: Path) -> list[tuple[int, Path]]:

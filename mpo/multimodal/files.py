@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that it is either complete or absent."""
     with opened_atomically(path, "w") as file:
         file.write(text)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits; a second a gigabyte or so."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

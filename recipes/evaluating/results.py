@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import DataError
-from mpo.multimodal.files import read_json, write_atomic
+from mpo.multimodal.files import file_digest, read_json, write_atomic
 from recipes.data.overlap import OVERLAP, Overlap
 from recipes.evaluating.page import PAGE, write_page
 from recipes.evaluating.settings import BenchmarkEntry, Matrix
 from recipes.evaluating.tables import FILES, print_tables
 from recipes.stage.folder import MANIFEST, RESULTS, manifest_of, open_stage
 from recipes.stage.groups import iter_groups, read_problems
-from recipes.stage.identity import file_digest
 from rewards.choosing.evaluation import UNSCORED
 from rewards.choosing.matrix import VOTE, Critic, Measured, breakdown, cell, overall
 from rewards.types import FinishReason, Problem, Rollout, Verdict

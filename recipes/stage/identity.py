@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.errors import ImageError
+from mpo.multimodal.files import file_digest
 from mpo.multimodal.hub import ADAPTER_CONFIG, adapter_base
 from mpo.multimodal.images import resolve_inside
 
@@ -20,12 +21,6 @@ from mpo.multimodal.images import resolve_inside
 ASIDE = ("manifest.json", "started.json", "log_history.json", "trainer_state.json", "training_args.bin",
          "quarantine.jsonl", "report.json")  # fmt: skip
 ASIDE_ENDINGS = (".md", ".lock", ".tmp", ".sqlite", ".sqlite-wal", ".sqlite-shm", ".sqlite.lock")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits; a second a gigabyte or so."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_content(path: Path, *, image_root: Path | None = None) -> str:

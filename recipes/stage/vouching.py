@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mpo.multimodal.checkpoint_files import fault_of
-from recipes.stage.identity import ASIDE_ENDINGS, file_digest
+from mpo.multimodal.files import file_digest
+from recipes.stage.identity import ASIDE_ENDINGS
 
 OWN = ("manifest.json", "started.json")  # what speaks of the files, and is none of them
 # Folders inside a stage's that it does not vouch for: checkpoints vouch for themselves, trackers write when they like.
