@@ -85,12 +85,13 @@ def answer(
         told = f"greedy {whose}" + ", asked with another problem's image" * (name == "swapped")
         verifying = settings.build("verify", groups=do("sample", drawing, told), out=out / name)
         do("verify", verifying, told)
+    measuring = settings.build("best_of_n", groups=out / "scored", out=out / "best_of_n")
     if not headline:
         drawn = replace(drawn, num_samples=min(drawn.num_samples, OTHER_SAMPLES))
-    groups = scored(do, settings, out, drawn, prm, f"sampled {whose}", visual_dependence=headline)
-    measuring = settings.build("best_of_n", groups=groups, out=out / "best_of_n")
-    if ks := [k for k in measuring.ks if k <= drawn.num_samples]:
-        do("best-of-n", replace(measuring, ks=ks), f"every selector on the sampled {whose}")
+        measuring = replace(measuring, ks=[k for k in measuring.ks if k <= drawn.num_samples])
+    scored(do, settings, out, drawn, prm, f"sampled {whose}", visual_dependence=headline)
+    if measuring.ks:
+        do("best-of-n", measuring, f"every selector on the sampled {whose}")
 
 
 def evidence(arguments: EvidenceArguments) -> Path:

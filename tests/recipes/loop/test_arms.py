@@ -6,8 +6,10 @@ import pytest
 
 from mpo.multimodal.errors import ConfigError
 from recipes.loop.arms import ARMS, PAIRS, _linked, check_arms
+from recipes.loop.pipeline import answer
 from recipes.loop.reinforced import REINFORCED, reinforce
 from recipes.loop.settings import Settings
+from recipes.loop.stages import Plan
 from recipes.loop.start import Start
 from recipes.report.summary import AFTER_TRAINED, ARM_LABELS, COMPARED
 
@@ -80,6 +82,19 @@ def test_grpo_alone_generates_as_many_responses_more_as_pairs_are_made_of(tmp_pa
         for arm in ("grpo", "mpo_grpo"):
             reinforce(do, given, start, arm, tmp_path, tmp_path / "prm", 0, tmp_path / arm, changes)
         assert [config.max_steps for config in asked] == [steps, 5]
+
+
+def test_only_the_other_arms_are_measured_at_fewer_k(tmp_path):
+    """A k above the samples of the policy is wrong, and best-of-n says so; the other arms have fewer samples."""
+    given = settings(tmp_path, "test_sample: {num_samples: 16}\nbest_of_n: {ks: [1, 8, 16, 32]}\n")
+    start = Start(tmp_path, tmp_path / "preference.jsonl", tmp_path / "test.jsonl")
+    for headline, ks, samples in ((True, [1, 8, 16, 32], 16), (False, [1, 8], 8)):
+        plan = Plan()
+        answer(plan, given, start, tmp_path / "mpo", tmp_path, tmp_path / "prm", 0, headline=headline)
+        assert plan.stages[-1].config.ks == ks
+        assert (
+            next(s.config for s in plan.stages if s.config.out == tmp_path / "mpo" / "samples").num_samples == samples
+        )
 
 
 def test_the_evidence_gives_every_arm_the_same_budget():
