@@ -31,6 +31,7 @@ Arm = Literal[
     "mpo_exact_span",
     "grpo",
     "mpo_grpo",
+    "mpo_first_error_grpo",
     "rft_grpo",
 ]
 BenchmarkKind = Literal["visualprocessbench", "processbench", "groups"]

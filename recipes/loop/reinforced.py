@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FIRST = "policy"
 # arm → the arm whose policy it continues; the cascade MPO → GRPO is InternVL3.5's (arXiv 2508.18265) and
 # Skywork R1V2's (arXiv 2504.16656)
-REINFORCED = {"grpo": FIRST, "mpo_grpo": "mpo", "rft_grpo": "rft"}
+REINFORCED = {"grpo": FIRST, "mpo_grpo": "mpo", "mpo_first_error_grpo": "mpo_first_error", "rft_grpo": "rft"}
 
 
 def with_origins(arms: Sequence[str]) -> list[str]:

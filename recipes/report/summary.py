@@ -40,6 +40,7 @@ ARM_LABELS = {
     "mpo_exact_span": "MPO, first error by exact labels",
     "grpo": "GRPO",
     "mpo_grpo": "MPO → GRPO",
+    "mpo_first_error_grpo": "MPO, first error, no filter → GRPO",
     "rft_grpo": "RFT → GRPO",
 }
 BASELINE, TRAINED = "policy", "mpo"
@@ -56,9 +57,13 @@ COMPARED = (
     ("mpo_grpo", "mpo"),
     ("mpo_grpo", "grpo"),
     ("mpo_grpo", "rft_grpo"),
+    ("mpo_first_error_grpo", "mpo_first_error"),
+    ("mpo_first_error_grpo", "mpo_grpo"),
+    ("mpo_first_error_grpo", "grpo"),
     ("grpo", "rft"),
 )
-AFTER_TRAINED = ("grpo", "mpo_grpo", "rft_grpo")  # not held against MPO one by one: they have seen more responses
+# not held against MPO one by one: they have seen more responses
+AFTER_TRAINED = ("grpo", "mpo_grpo", "mpo_first_error_grpo", "rft_grpo")
 Measures = dict[str, Measure]  # quantity → measure
 Curves = dict[str, dict[str, Measure]]  # selector → k → measure
 PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")

@@ -79,9 +79,9 @@ def test_grpo_alone_generates_as_many_responses_more_as_pairs_are_made_of(tmp_pa
 
         do.planning = False
         given = settings(tmp_path, text)
-        for arm in ("grpo", "mpo_grpo"):
+        for arm in ("grpo", "mpo_grpo", "mpo_first_error_grpo"):
             reinforce(do, given, start, arm, tmp_path, tmp_path / "prm", 0, tmp_path / arm, changes)
-        assert [config.max_steps for config in asked] == [steps, 5]
+        assert [config.max_steps for config in asked] == [steps, 5, 5]
 
 
 def test_only_the_other_arms_are_measured_at_fewer_k(tmp_path):
