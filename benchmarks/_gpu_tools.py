@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,6 +81,10 @@ class Report:
 
     path: Path
     figures: list[dict[str, Any]] = field(default_factory=list)
+    ends: float = inf  # `time.monotonic` after which nothing more begins
+
+    def late(self) -> bool:
+        return time.monotonic() > self.ends
 
     def add(self, part: str, what: str, **values: Any) -> None:
         shown = {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}

@@ -29,14 +29,19 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=[*PARTS], help="parts to run, in this order")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes in float32, to try the script itself")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), help="the figures")
-    parser.add_argument("--limit", type=float, default=420, help="seconds; a part that would begin later is left out")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=420,
+        help="seconds; a part, or a training arm, that would begin later is left out",
+    )
     args = parser.parse_args(given)
     if not args.tiny and not torch.cuda.is_available():
         print("gpu: torch sees no CUDA device, so nothing was measured; --tiny tries the script")
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    report, sizes = Report(args.out), TINY if args.tiny else REAL
     started = time.monotonic()
+    report, sizes = Report(args.out, ends=started + args.limit), TINY if args.tiny else REAL
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     names = ("torch", "transformers", "trl", "peft", "accelerate")
     report.add("machine", card, **{name: version(name) for name in names})
@@ -44,7 +49,7 @@ def main(given: Sequence[str] | None = None) -> None:
     report.add("machine", "one large product", tflops=rate / 1e12)
     for name in args.part:
         passed = time.monotonic() - started
-        if passed > args.limit:
+        if report.late():
             report.add(name, "left out", seconds_passed=passed)
             continue
         with report.trying(name, "the whole part"):

@@ -80,11 +80,15 @@ def test_scores_and_texts_are_those_of_rows_alone() -> None:
 
 
 def test_the_whole_loop_runs(tmp_path: Path) -> None:
-    """The tiny settings with a policy that is right often enough for pairs, whatever the last bits of a card are."""
+    """The tiny settings with a policy that is right often enough for pairs, whatever the last bits of a card are.
+
+    The PRM gives spreads, and one arm ends with GRPO.
+    """
     settings = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "digits_tiny.yaml").read_text())
     settings["world"] |= {"num_warm_start": 300, "num_preference": 32, "vision_steps": 200}
     settings["warm_start"]["max_steps"] = 400
+    settings["train_prm"] |= {"loss": "binomial", "concentration_head": True}
     (tmp_path / "loop.yaml").write_text(yaml.safe_dump(settings))
     run = str(tmp_path / "run")
-    assert main(["pipeline", "--settings", str(tmp_path / "loop.yaml"), "--run_dir", run, "--arms", "mpo", "rft"]) == 0
+    assert main(["pipeline", "--settings", str(tmp_path / "loop.yaml"), "--run_dir", run, "--arms", "rft", "mpo_grpo"]) == 0
     assert (tmp_path / "run" / "report.html").exists()
