@@ -13,6 +13,7 @@ from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
 from recipes.config import PairsConfig
 from recipes.data.dataset_card import write_card
+from recipes.stage.exclusive import DROPOUT, refuse_exclusive
 from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.groups import iter_groups, problems_of
 from rewards.interchange.mmpr import write_mmpr
@@ -27,7 +28,6 @@ from rewards.prm.labelling.continuations import CONTINUATIONS, with_right_contin
 from rewards.types import PreferencePair, RolloutGroup
 
 REPORT = "report.json"
-DROPOUT = "dropout_ntp"
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,9 @@ def pairs(config: PairsConfig) -> Path:
     With `mmpr`, also a folder `mmpr/` in InternVL's format. The report has what every rule of `RULES` would give. Pairs
     go to the file problem by problem; all of them are in memory only with `mmpr` or `dropout_ntp`.
     """
-    _check(config)
+    if config.rule not in (*RULES, DROPOUT):
+        raise ConfigError(f"unknown pairing rule {config.rule!r}: expected one of {', '.join([*RULES, DROPOUT])}")
+    refuse_exclusive(config)
     limits = _limits(config.rule, config)
     given = [folder for folder in (config.policy, config.continued) if folder]
     stage = open_stage("pairs", config, inputs=[config.groups, *given])
@@ -92,25 +94,6 @@ def _at_least_one(
         )
     if not report.pairs:
         raise DataError(f"no pair could be made from {report.problems_in} problems; dropped: {report.dropped}")
-
-
-def _check(config: PairsConfig) -> None:
-    if config.rule not in (*RULES, DROPOUT):
-        raise ConfigError(f"unknown pairing rule {config.rule!r}: expected one of {', '.join([*RULES, DROPOUT])}")
-    if (config.rule == DROPOUT) != (config.policy is not None):
-        raise ConfigError(
-            f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
-            "the other rules take no policy"
-        )
-    if config.continued is not None and config.rule in (DROPOUT, "step_prefix"):
-        raise ConfigError(
-            f"rule {config.rule} takes no continued: it is for rules that need a right sample; leave it out"
-        )
-    if config.rule == DROPOUT and config.min_visual_dependence is not None:
-        raise ConfigError(f"{DROPOUT} takes no min_visual_dependence: its responses need no PRM; leave it out")
-    stepwise = {name: getattr(config, name) for name in ("min_step_score", "rejected_span", "span_source")}
-    if config.rule == DROPOUT and (given := [name for name, value in stepwise.items() if value is not None]):
-        raise ConfigError(f"{DROPOUT} takes no {given[0]}: its responses need no PRM; leave it out")
 
 
 def _limits(rule: str, config: PairsConfig) -> Limits:

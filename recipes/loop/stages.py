@@ -14,9 +14,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mpo.multimodal.errors import ConfigError
 from mpo.multimodal.leftovers import free_leftovers
 from recipes.commands.table import COMMANDS
 from recipes.stage.closing import duration
+from recipes.stage.exclusive import refuse_exclusive
 from recipes.stage.folder import manifest_of
 
 
@@ -38,7 +40,15 @@ class Plan:
         self.stages: list[Planned] = []
 
     def __call__(self, name: str, config: Any, about: str) -> Path:
-        """Note a stage; gives the folder that it will write."""
+        """Note a stage; gives the folder that it will write.
+
+        Raises:
+            ConfigError: settings that exclude each other; the loop would end there, hours later.
+        """
+        try:
+            refuse_exclusive(config)
+        except ConfigError as error:
+            raise ConfigError(f"{name} ({about}): {error}") from error
         self.stages.append(Planned(name, config, about))
         return Path(config.out)
 

@@ -5,10 +5,13 @@ stages for callers from Python.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError
 from recipes.stage.label_rule import one_way_to_label
+
+DROPOUT = "dropout_ntp"  # the rule of pairs whose rejected side is drawn without the image
 
 
 def one_policy(config: Any) -> None:
@@ -83,6 +86,58 @@ def a_whole_served_prm(config: Any) -> None:
         raise ConfigError("prm_base_url needs prm too, the folder with the contract and the processor of that PRM")
 
 
+def a_rule_for_these_pairs(config: Any) -> None:
+    """Pairs by dropout come from the policy, without a PRM; the other rules take no policy."""
+    if not {"rule", "policy", "continued"} <= vars(config).keys():
+        return
+    dropout = config.rule == DROPOUT
+    if dropout != (config.policy is not None):
+        raise ConfigError(
+            f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
+            "the other rules take no policy"
+        )
+    if config.continued is not None and config.rule in (DROPOUT, "step_prefix"):
+        raise ConfigError(
+            f"rule {config.rule} takes no continued: it is for rules that need a right sample; leave it out"
+        )
+    prm_only = ("min_visual_dependence", "min_step_score", "rejected_span", "span_source")
+    if dropout and (given := [name for name in prm_only if getattr(config, name) is not None]):
+        raise ConfigError(f"{DROPOUT} takes no {given[0]}: its responses need no PRM; leave it out")
+
+
+def whole_groups_with_a_reward(config: Any) -> None:
+    """GRPO has a reward, whole groups in a step, checkpoints that TRL can resume, and vLLM where a server is named."""
+    if not {"num_generations", "prm_gate"} <= vars(config).keys():
+        return
+    weights = [config.verifier_weight, config.format_weight, config.length_weight]
+    if config.prm is None and config.prm_gate:
+        raise ConfigError("prm_gate needs prm, the folder of a process reward model")
+    if not any(weights) and (config.prm is None or not config.prm_weight):
+        raise ConfigError("no reward: expected a weight above 0 among verifier_weight, prm_weight, format_weight, …")
+    if config.batch_size % config.num_generations:
+        raise ConfigError(
+            f"batch_size={config.batch_size} responses per step are no whole groups of num_generations="
+            f"{config.num_generations}: it must be a multiple"
+        )
+    if config.save_steps % config.updates_per_generation:
+        raise ConfigError(
+            f"save_steps={config.save_steps} must be a multiple of updates_per_generation="
+            f"{config.updates_per_generation}: TRL keeps no half-used responses in a checkpoint"
+        )
+    if config.vllm_base_url and find_spec("vllm") is None:
+        raise ConfigError("vllm_base_url needs vLLM here too: pip install 'trl[vllm]'")
+
+
+def refuse_exclusive(config: Any) -> None:
+    """Refuse settings of any stage that cannot hold together.
+
+    Raises:
+        ConfigError: which, and what to leave out or add.
+    """
+    for refuse in EXCLUSIVE:
+        refuse(config)
+
+
 EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     a_prm_to_choose,
     a_prm_with_spreads,
@@ -94,4 +149,6 @@ EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     a_choice_has_a_size,
     one_greedy_response,
     one_way_to_label,
+    a_rule_for_these_pairs,
+    whole_groups_with_a_reward,
 )

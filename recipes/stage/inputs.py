@@ -15,7 +15,7 @@ from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError, StageError
 from mpo.multimodal.hub import ADAPTER_CONFIG, CONFIG, is_hub_name
-from recipes.stage.exclusive import EXCLUSIVE
+from recipes.stage.exclusive import refuse_exclusive
 from rewards.interchange.hub import HUB
 from rewards.prm.formats import CONTRACT
 
@@ -33,8 +33,7 @@ def check_inputs(config: Any) -> None:
         ConfigError: something else is there, or two settings cannot both hold.
         DataError: a file of problems without a single problem.
     """
-    for refuse in EXCLUSIVE:
-        refuse(config)
+    refuse_exclusive(config)
     for name in (field.name for field in fields(config) if "Path" in str(field.type)):
         value = getattr(config, name)
         for path in value if isinstance(value, list) else [value]:

@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,33 +43,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
     "dr_grpo": {"loss_type": "dr_grpo", "importance_sampling_level": "token", "scale_rewards": "none", "epsilon": 0.2},
 }
-
-
-def check_settings(config: TrainGRPOConfig) -> None:
-    """Settings that exclude each other, before anything is read.
-
-    Raises:
-        ConfigError: no reward, a gate without a PRM, a batch that holds no whole groups, checkpoints between two
-            rounds of sampling, or a vLLM server without vLLM.
-    """
-    weights = [config.verifier_weight, config.format_weight, config.length_weight]
-    if config.prm is None and config.prm_gate:
-        raise ConfigError("prm_gate needs prm, the folder of a process reward model")
-    if not any(weights) and (config.prm is None or not config.prm_weight):
-        raise ConfigError("no reward: expected a weight above 0 among verifier_weight, prm_weight, format_weight, …")
-    if config.batch_size % config.num_generations:
-        raise ConfigError(
-            f"batch_size={config.batch_size} responses per step are no whole groups of num_generations="
-            f"{config.num_generations}: it must be a multiple"
-        )
-    if config.save_steps % config.updates_per_generation:
-        raise ConfigError(
-            f"save_steps={config.save_steps} must be a multiple of updates_per_generation="
-            f"{config.updates_per_generation}: TRL keeps no half-used responses in a checkpoint"
-        )
-    if config.vllm_base_url and find_spec("vllm") is None:
-        raise ConfigError("vllm_base_url needs vLLM here too: pip install 'trl[vllm]'")
-    micro_batches(config.batch_size, config.per_device_batch)
 
 
 def rows_of(problems: Sequence[Problem], processor: Any) -> datasets.Dataset:

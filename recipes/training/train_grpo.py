@@ -16,14 +16,14 @@ from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import write_atomic
 from mpo.multimodal.loading import load_processor
 from recipes.config import TrainGRPOConfig
-from recipes.stage.exclusive import a_whole_served_prm
+from recipes.stage.exclusive import refuse_exclusive
 from recipes.stage.folder import is_first_process, open_stage
 from recipes.stage.held_out import check_held_out
 from recipes.stage.prms import prm_in_training
 from recipes.stage.problem_source import SOURCE, problem_files
 from recipes.stage.quarantine import Quarantine
-from recipes.training.arguments import has_checkpoint
-from recipes.training.grpo_run import build_trainer, check_settings, rewards_of
+from recipes.training.arguments import has_checkpoint, micro_batches
+from recipes.training.grpo_run import build_trainer, rewards_of
 from recipes.training.guarding import add_guard, checker_of, limits_of, read_asked, said_of
 from recipes.training.model_card import write_grpo_card
 from recipes.training.tracking import tracking
@@ -45,8 +45,8 @@ def train_grpo(config: TrainGRPOConfig) -> Path:
             on.
         DataError: no problem is left.
     """
-    check_settings(config)
-    a_whole_served_prm(config)
+    refuse_exclusive(config)
+    micro_batches(config.batch_size, config.per_device_batch)
     check_name(config.verifier)
     limits_of(config)
     files, root = _files(config)

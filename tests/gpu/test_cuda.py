@@ -87,8 +87,8 @@ def test_the_whole_loop_runs(tmp_path: Path) -> None:
     settings = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "digits_tiny.yaml").read_text())
     settings["world"] |= {"num_warm_start": 300, "num_preference": 32, "vision_steps": 200}
     settings["warm_start"]["max_steps"] = 400
-    settings["train_prm"] |= {"loss": "binomial", "concentration_head": True}
+    settings["train_prm"] |= {"loss": "binomial", "concentration_head": True, "injected": 0}
     (tmp_path / "loop.yaml").write_text(yaml.safe_dump(settings))
-    run = str(tmp_path / "run")
-    assert main(["pipeline", "--settings", str(tmp_path / "loop.yaml"), "--run_dir", run, "--arms", "rft", "mpo_grpo"]) == 0
+    given = ["--settings", str(tmp_path / "loop.yaml"), "--run_dir", str(tmp_path / "run")]
+    assert main(["pipeline", *given, "--arms", "rft", "mpo_grpo"]) == 0
     assert (tmp_path / "run" / "report.html").exists()
