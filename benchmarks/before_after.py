@@ -11,6 +11,8 @@ made once, by OLD. CPU seconds include child processes that have ended; imports 
     label-steps   Monte-Carlo labels for responses of that policy, 3 continuations per step
     rendering     32 responses of 8 steps in VisualPRM's layout, an image of 13 tiles, a byte BPE of 8,000
     prm-train     `PRMTrainer` on those responses, text_weight 0
+    mpo-step      one optimizer step of `MPOTrainer` over 64 pairs with an image of 13 tiles each (31 MB of pixels, the
+                  size of a Qwen-VL 7B recipe), a pair per micro-batch, on a tiny model; the most memory it takes
     loop          the stages of `make demo` at a smaller size, from the world on: warm-start, sample, verify,
                   label-steps, train-prm (text_weight 1), sample, verify, score, pairs, train-mpo, sample, verify, score
 
@@ -35,7 +37,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-PARTS = ("label-steps", "rendering", "prm-train", "loop")
+PARTS = ("label-steps", "rendering", "prm-train", "mpo-step", "loop")
 
 # name → (tiny, real)
 SIZES: dict[str, tuple[int, int]] = {
@@ -48,6 +50,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "new tokens": (8, 64),
     "prm steps": (1, 24),
     "mpo steps": (1, 12),
+    "pairs of a step": (2, 64),
     "loop warm-start steps": (1, 200),
     "loop prm steps": (1, 130),
     "rendered responses": (2, 32),
@@ -302,7 +305,6 @@ def rendering(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def prm_train(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
-    import torch
     from transformers import TrainingArguments
 
     from mpo.multimodal.loading import load_model, load_processor
@@ -327,10 +329,64 @@ def prm_train(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
         model, processor = load_model(folder / "policy"), load_processor(folder / "policy")
         trainer = PRMTrainer(model, processor, STEP_END, args, groups)
         seconds = timed(trainer.train)
+    return {"seconds": seconds, "results": {"weights": _digest(trainer.model)}}
+
+
+def mpo_step(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
+    import numpy as np
+    import torch
+    from PIL import Image
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    from mpo import MPOConfig, MPOTrainer
+    from mpo.multimodal.loading import load_processor
+
+    processor, tiles, pairs = load_processor(folder / "processor"), sizes["tiles"], sizes["pairs of a step"]
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
+    config = InternVLConfig(
+        vision_config={**heads, "image_size": [448, 448], "patch_size": [14, 14]},
+        text_config={
+            **heads, "model_type": "qwen2", "vocab_size": len(processor.tokenizer), "num_key_value_heads": 2,
+            "bos_token_id": None, "eos_token_id": processor.tokenizer.eos_token_id,
+            "pad_token_id": processor.tokenizer.pad_token_id,
+        },
+        image_token_id=processor.image_token_id, image_seq_length=256,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = InternVLForConditionalGeneration(config)
+    draw = np.random.default_rng(0)
+
+    def row(place: int) -> dict[str, Any]:
+        blocks = draw.integers(0, 256, (8, 8 * (tiles - 1), 3), dtype=np.uint8)
+        image = Image.fromarray(blocks).resize((448 * (tiles - 1), 448))
+        answers = {side: [{"role": "assistant", "content": f"{side} {place}"}] for side in ("chosen", "rejected")}
+        return {"images": [image], "prompt": [{"role": "user", "content": f"{place}?"}], **answers}
+
+    rows = [row(place) for place in range(pairs)]
+    with tempfile.TemporaryDirectory() as out:
+        args = MPOConfig(
+            out, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=pairs, learning_rate=1e-3,
+            use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = MPOTrainer(model, args=args, processing_class=processor, train_dataset=rows)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds = timed(trainer.train)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "seconds": seconds,
+        "results": {"weights": _digest(trainer.model)},
+        "parts": {"GiB of memory before the step": before, "most GiB": most},
+    }
+
+
+def _digest(model: Any) -> str:
+    import torch
+
     digest = hashlib.sha256()
-    for weight in trainer.model.parameters():
+    for weight in model.parameters():
         digest.update(weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    return {"seconds": seconds, "results": {"weights": digest.hexdigest()}}
+    return digest.hexdigest()
 
 
 def _train_prm(groups: Path, model: Path, out: Path, steps: int, *, text_weight: float) -> None:
@@ -414,6 +470,7 @@ WORK: dict[str, Callable[[Path, dict[str, int]], dict[str, Any]]] = {
     "label-steps": label_steps,
     "rendering": rendering,
     "prm-train": prm_train,
+    "mpo-step": mpo_step,
     "loop": loop,
 }
 
