@@ -21,7 +21,8 @@ from recipes.answering.best_of_n import best_of_n
 from recipes.config import BestOfNConfig, ScoreConfig
 from recipes.data.score import score
 from recipes.loop.settings import Settings
-from recipes.report.summary import Measure, Values, runs_of
+from recipes.report.measures import Measure, Values
+from recipes.report.summary import runs_of
 from recipes.stage.folder import RESULTS, manifest_of
 from recipes.stage.groups import read_groups
 from recipes.training.train_prm import train_prm
