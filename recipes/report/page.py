@@ -34,10 +34,12 @@ from recipes.report.shown.pairs import yield_rows
 from recipes.report.shown.problems import ProblemView, problem_views
 from recipes.report.summary import BASELINE, TRAINED, label, runs_of, summarise
 from recipes.report.tables import (
+    LEADS,
     SELECTOR_LABELS,
     at_k_table,
     caption,
     in_full,
+    leads_table,
     markdown_tables,
     verdict,
     warning_text,
@@ -191,6 +193,7 @@ def _view(folder: Path, runs: Sequence[Path], summary: Mapping[str, Any]) -> dic
         "curves": _curve_figures(summary),
         "best_rows": _best_rows(summary, cell),
         "at_k": at_k_table(summary, lambda estimate: estimate),
+        "leads": (LEADS, *leads_table(summary)),
         **_claims([*summary["claims"], *summary["comparisons"]]),
         "candidates": [(label(arm), _candidates(summary["candidates"][arm])) for arm in summary["in_full"]],
         "blind": [

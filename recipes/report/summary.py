@@ -20,6 +20,7 @@ from mpo.multimodal.files import read_json, write_atomic
 from recipes.report.breakdown import breakdown
 from recipes.report.measures import Measure, difference, measures_of, of_accuracy, of_samples, same_problems
 from recipes.stage.folder import MANIFEST, RESULTS, manifest_of
+from recipes.stage.numbers import columns
 from recipes.stage.order import stages_in
 from rewards.choosing.evaluation import RESAMPLES, SELECTORS
 from rewards.verifying.degeneration import REASONS
@@ -68,6 +69,7 @@ Measures = dict[str, Measure]  # quantity → measure
 Curves = dict[str, dict[str, Measure]]  # selector → k → measure
 PRM_MEASURES = ("auc", "auc_swapped", "swap_drop", "dependence_right", "dependence_wrong")
 LARGEST_CLAIM_K = 8
+LEADING = ("prm", "vote_prod")  # held against the majority vote at every k
 # Selectors that need no reference answer.
 CHOOSING = ("prm", "lower_bound", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority", "orm")
 
@@ -119,6 +121,7 @@ def summarise(runs: Sequence[Path]) -> dict[str, Any]:
         "prm": [row for arm, measures in arms.items() if (row := _prm(arm, measures))],
         "in_full": [arm for arm, curve in curves.items() if curve and str(ks[-1]) in curve["prm"]],
         "best_selector": _best_selector(curves, k),
+        "leads": _leads(curves),
         "claims": _claims(arms, curves, k),
         "comparisons": _comparisons(arms),
         "breakdown": breakdown(runs, {arm: arms[arm] for arm in (BASELINE, TRAINED) if arm in arms}),
@@ -246,6 +249,17 @@ def _claims(arms: Mapping[str, Measures], curves: Mapping[str, Curves], k: int |
         (f"MPO + PRM best@{k} > {first} + PRM best@{k}", at_k(mpo, "prm"), at_k(base, "prm")),
     ]
     return [claim for row in rows if (claim := _claim(*row))]
+
+
+def _leads(curves: Mapping[str, Curves]) -> list[dict[str, Any]]:
+    """What the PRM's choice, and the vote that it weighs, are above the plain vote, at the k of the tables."""
+    rows = []
+    for arm, curve in curves.items():
+        for name in (name for name in LEADING if {name, "majority"} <= curve.keys()):
+            for k in columns([int(k) for k in curve[name]]):
+                if k > 1 and (found := difference(curve[name][str(k)], curve["majority"][str(k)])):
+                    rows.append({"arm": arm, "label": label(arm), "selector": name, "k": k, "difference": found})
+    return rows
 
 
 def _comparisons(arms: Mapping[str, Measures]) -> list[dict[str, Any]]:

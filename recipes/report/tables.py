@@ -46,6 +46,7 @@ AT_K = {
     "vote_prod": "vote by product",
     "oracle": "oracle",
 }
+LEADS = "Above the majority vote, in percentage points"
 _DEPENDENCES = ("dependence_right", "dependence_wrong")
 
 
@@ -87,6 +88,18 @@ def at_k_table(summary: Mapping[str, Any], cell: Callable[[Any], Any] = interval
         if (arm["arm"], "prm") in found
     ]
     return ["arm", *AT_K.values()], rows
+
+
+def leads_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
+    """One row per arm and selector, one column per k: points above the majority vote of as many responses."""
+    ks = [k for k in columns(summary["ks"]) if k > 1]
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for row in summary["leads"]:
+        cells.setdefault((row["label"], row["selector"]), {})[row["k"]] = signed(row["difference"])
+    rows = [
+        [label, SELECTOR_LABELS[selector], *(by_k.get(k, "–") for k in ks)] for (label, selector), by_k in cells.items()
+    ]
+    return ["arm", "selector", *(f"k = {k}" for k in ks)], rows
 
 
 def claims_table(summary: Mapping[str, Any]) -> tuple[Header, Rows]:
@@ -176,6 +189,7 @@ def _titled(summary: Mapping[str, Any]) -> list[tuple[str, tuple[Header, Rows]]]
         ("Accuracy of the arms", arms_table(summary)),
         ("Best of k", best_of_n_table(summary)),
         (f"Chosen among {summary['k']} responses", at_k_table(summary)),
+        (LEADS, leads_table(summary)),
         ("Claims, in percentage points", claims_table(summary)),
         ("Process reward model", prm_table(summary)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from mpo.doctor.preflight import Preflight, histogram, preflight
 from mpo.doctor.seam import ShownSeam
 from mpo.multimodal.errors import ConfigError
 from recipes.config import TrainMPOConfig
+from recipes.stage.quarantine import Quarantine
+from recipes.training.guarding import check_guard, guard_problems, with_guard_file
 from recipes.training.mpo_run import build_trainer, is_augmented, mpo_config, read_pairs
 
 BAR = 30  # characters of the longest bar
@@ -27,17 +30,28 @@ def doctor(config: TrainMPOConfig, *, console: Console | None = None) -> Preflig
 
     Raises:
         DataError: no pair can be trained on.
-        ConfigError: the loss at step 0 is not the one that policy = reference gives.
+        ConfigError: the loss at step 0 is not the one that policy = reference gives, or pairs ask what the guard asks.
     """
+    check_guard(config)
     console = console or Console()
     with tempfile.TemporaryDirectory(prefix="mpo-doctor-") as scratch:
         rows = read_pairs(config, kept_in=Path(scratch))
+        guarded, _ = with_guard_file(replace(config, out=Path(scratch)))
+        left_out = Quarantine()
+        watched = guard_problems(guarded, rows, Path(scratch), left_out)
         computed_before = mpo_config(
             config, Path(scratch), len(rows), augmented=is_augmented(config, rows)
         ).precompute_ref_log_probs
         trainer = build_trainer(config, Path(scratch), rows, precompute_ref_log_probs=False)
         findings = preflight(trainer, keeps_reference=not computed_before)
     show(findings, console, reference_computed_before=computed_before)
+    if watched:
+        looked_at, left = min(config.guard_problems, len(watched)), sum(left_out.counts().values())
+        console.rule("guard", align="left")
+        console.print(
+            f"{len(watched)} problems, {left} left out, none of them asked by a pair; {looked_at} are looked at every "
+            f"{config.guard_every} steps"
+        )
     step = findings.step_zero
     if not step.agrees:
         raise ConfigError(

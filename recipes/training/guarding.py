@@ -10,14 +10,18 @@ from typing import Any
 
 from mpo.multimodal.errors import DataError
 from recipes.config import GuardedTraining, TrainGRPOConfig, TrainMPOConfig
+from recipes.stage.exclusive import a_prm_for_the_guard, a_whole_served_prm
 from recipes.stage.groups import read_problems
+from recipes.stage.held_out import check_not_asked
+from recipes.stage.problem_source import SOURCE, problem_files
 from recipes.stage.quarantine import Quarantine, readable
 from recipes.training.training_guard import TrainingGuard
 from rewards.choosing.training_guard import Limits
-from rewards.sampling.prompts import prompt_of
+from rewards.interchange.trl_rows import prompts_in_rows
+from rewards.sampling.prompts import prompt_files, prompt_of
 from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.types import Problem
-from rewards.verifying.answer_checker import AnswerChecker
+from rewards.verifying.answer_checker import AnswerChecker, check_name
 
 
 def limits_of(config: GuardedTraining) -> Limits | None:
@@ -28,6 +32,49 @@ def limits_of(config: GuardedTraining) -> Limits | None:
     """
     limits = Limits(config.guard_remaining, config.guard_repetition, config.guard_drift, config.guard_patience)
     return limits if config.guard_stop else None
+
+
+def check_guard(config: TrainMPOConfig) -> None:
+    """The settings of a guard, before anything is read.
+
+    Raises:
+        ConfigError: they exclude each other, or are outside their range.
+    """
+    limits_of(config)
+    check_name(config.verifier)
+    a_prm_for_the_guard(config)
+    a_whole_served_prm(config)
+
+
+def with_guard_file(config: TrainMPOConfig) -> tuple[TrainMPOConfig, list[Path]]:
+    """The settings with the guard's problems as a file of our own form; and the inputs that only a guard has."""
+    if config.guard is None:
+        return config, []
+    sources = {"guard": config.guard}
+    files, root = problem_files(sources, config.out / SOURCE, columns=config.columns, image_root=config.image_root)
+    given = [files["guard"], *([] if config.prm is None else [config.prm]), *prompt_files(config.prompt)]
+    return replace(config, guard=files["guard"], image_root=root), given
+
+
+def guard_problems(config: TrainMPOConfig, rows: Any, out: Path, left_out: Quarantine) -> list[Problem]:
+    """The guard's problems, which no pair asks; none without a guard.
+
+    Args:
+        config: as `with_guard_file` gives it.
+        rows: the pairs.
+        out: folder for the list of near-duplicates.
+        left_out: takes the problems that cannot be asked.
+
+    Raises:
+        ConfigError: a pair asks one of them.
+        DataError: none can be asked.
+    """
+    if config.guard is None or not config.guard_every:
+        return []
+    problems = read_asked(config, config.guard, left_out)
+    names, places = ("--guard", "--pairs"), (config.guard, config.pairs)
+    check_not_asked(problems, prompts_in_rows(rows), names=names, places=places, run=out)
+    return problems
 
 
 def read_asked(config: GuardedTraining, path: Path, quarantine: Quarantine) -> list[Problem]:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mpo.multimodal.files import write_atomic
 from recipes.config import TrainMPOConfig
-from recipes.stage.exclusive import a_prm_for_the_guard, a_whole_served_prm
 from recipes.stage.folder import is_first_process, open_stage
-from recipes.stage.held_out import check_not_asked
 from recipes.stage.prms import prm_in_training
-from recipes.stage.problem_source import SOURCE, problem_files
 from recipes.stage.quarantine import Quarantine
 from recipes.training.arguments import has_checkpoint, training_account
-from recipes.training.guarding import add_guard, checker_of, limits_of, read_asked, said_of
+from recipes.training.guarding import add_guard, check_guard, checker_of, guard_problems, said_of, with_guard_file
 from recipes.training.model_card import write_policy_card
 from recipes.training.mpo_run import build_trainer, read_pairs
 from recipes.training.sample_monitor import SampleMonitor
 from recipes.training.tracking import tracking
 from recipes.training.weights import run_dtype, save_policy
-from rewards.interchange.trl_rows import problems_in_rows, prompts_in_rows
-from rewards.sampling.prompts import prompt_files
-from rewards.types import Problem
-from rewards.verifying.answer_checker import check_name
+from rewards.interchange.trl_rows import problems_in_rows
 
 ROWS = ".rows"  # the pairs, uncompressed, while a run reads them
 
@@ -40,17 +32,14 @@ def train_mpo(config: TrainMPOConfig) -> Path:
         ConfigError: settings that cannot work, or a guard whose problems are trained on.
         DataError: no pair, or none of the guard's problems, can be used.
     """
-    limits_of(config)
-    check_name(config.verifier)
-    a_prm_for_the_guard(config)
-    a_whole_served_prm(config)
-    config, of_guard = _with_guard(config)
+    check_guard(config)
+    config, of_guard = with_guard_file(config)
     saved = has_checkpoint(config.out) if config.save_steps else None
     stage = open_stage("train-mpo", config, inputs=[config.policy, config.pairs, *of_guard], work=saved)
     if stage.complete:
         return stage.out
     rows, left_out = read_pairs(config, kept_in=stage.out / ROWS), Quarantine()
-    watched = _held_out(config, rows, stage.out, left_out)
+    watched = guard_problems(config, rows, stage.out, left_out)
     prm = prm_in_training(config) if config.guard_every else None
     with (
         checker_of(config, watched) as checker,
@@ -77,23 +66,3 @@ def train_mpo(config: TrainMPOConfig) -> Path:
         write_policy_card(stage.out, stage.provenance(), counts, trainer, account)
     noted = {"noted": report.noted} if report.noted else {}
     return stage.finish({**counts, **noted, "training": account}, note=words)
-
-
-def _with_guard(config: TrainMPOConfig) -> tuple[TrainMPOConfig, list[Path]]:
-    """The settings with the guard's problems as a file of our own form; and the inputs that only a guard has."""
-    if config.guard is None:
-        return config, []
-    sources = {"guard": config.guard}
-    files, root = problem_files(sources, config.out / SOURCE, columns=config.columns, image_root=config.image_root)
-    given = [files["guard"], *([] if config.prm is None else [config.prm]), *prompt_files(config.prompt)]
-    return replace(config, guard=files["guard"], image_root=root), given
-
-
-def _held_out(config: TrainMPOConfig, rows: Any, out: Path, left_out: Quarantine) -> list[Problem]:
-    """The guard's problems, which no pair asks; none without a guard."""
-    if config.guard is None or not config.guard_every:
-        return []
-    problems = read_asked(config, config.guard, left_out)
-    names, places = ("--guard", "--pairs"), (config.guard, config.pairs)
-    check_not_asked(problems, prompts_in_rows(rows), names=names, places=places, run=out)
-    return problems

@@ -98,6 +98,17 @@ def test_best_of_n_and_prm_rows(golden):
     assert not any("warm start + PRM" in name for name in names)  # no best-of-n of that arm
 
 
+def test_the_lead_over_the_plain_vote_is_told_at_every_k_above_1(golden):
+    summary = summarise([golden])
+    at = {(r["selector"], r["k"]): r for r in summary["best_of_n"]}
+    leads = {(lead["arm"], lead["selector"], lead["k"]): lead["difference"] for lead in summary["leads"]}
+    assert leads.keys() == {("mpo", "prm", 2), ("mpo", "vote_prod", 2)}
+    assert at["majority", 2]["mean"] == 1.0  # of two answers the first wins, and all the first ones are right
+    assert (leads["mpo", "prm", 2]["mean"], leads["mpo", "prm", 2]["seeds"]) == (-0.5, [-0.5, -0.5])
+    assert leads["mpo", "vote_prod", 2]["mean"] == at["vote_prod", 2]["mean"] - 1.0
+    assert "| MPO | PRM best of k | −50.0 [−" in markdown_tables(summary)
+
+
 def test_a_whole_run(tmp_path):
     run = make_run(tmp_path / "run", hostile="<b>x</b>")
     summary = summarise([run])

@@ -126,17 +126,24 @@ def test_the_run_does_not_notice_a_guard_that_only_logs(
     assert "stopped" not in manifest_of(plain)["counts"]["training"]
 
 
+@pytest.mark.parametrize("command", ["train-mpo", "doctor"])
 def test_the_guards_problems_may_not_be_in_the_pairs(
-    policy_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    policy_folder: Path, pairs: Path, guard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     """Though the pairs ask them in a template; the same scenes under other ids are found by question and pixels."""
     trained_on = digit_problems(tmp_path / "data", "guard", 3, seed=9)
     words = {"policy": policy_folder, "pairs": pairs, "guard": trained_on, "out": tmp_path / "out", "max_steps": 1}
-    assert main(["train-mpo", *(word for name, value in words.items() for word in (f"--{name}", str(value)))]) == 2
+    (tmp_path / "mpo.yaml").write_text("".join(f"{name}: {value}\n" for name, value in words.items()))
+    assert main([command, "--config", str(tmp_path / "mpo.yaml")]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"3 of 3 questions of --guard {trained_on} are also in --pairs {pairs}" in said
     assert said.endswith("the guard must be held out: choose other problems")
     assert not (tmp_path / "out").exists()
+    if command == "doctor":
+        assert main([command, "--config", str(tmp_path / "mpo.yaml"), "--guard", str(guard)]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "4 problems, 0 left out, none of them asked by a pair; 4 are looked at every 20 steps" in printed
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.timeout(100)
