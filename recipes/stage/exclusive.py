@@ -57,6 +57,12 @@ def a_choice_has_a_size(config: Any) -> None:
         check_choice(config.choose, config.choose_fraction)
 
 
+def earlier_labels_of_one_source(config: Any) -> None:
+    """A second source labels the responses of `groups`, and a step without its label does not count."""
+    if getattr(config, "consensus", None) is not None and getattr(config, "earlier", []):
+        raise ConfigError("consensus has a second label of the responses in groups alone: leave earlier out")
+
+
 def one_greedy_response(config: Any) -> None:
     """Greedy decoding gives one response, however often it is asked."""
     number = getattr(config, "num_samples", getattr(config, "n", None))
@@ -92,6 +98,7 @@ EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     one_length,
     a_local_engine,
     a_choice_has_a_size,
+    earlier_labels_of_one_source,
     one_greedy_response,
     one_way_to_label,
 )
