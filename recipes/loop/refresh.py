@@ -24,7 +24,7 @@ from mpo.multimodal.files import read_json
 from recipes.config import LabelConfig, RoundsConfig, TrainPRMConfig
 from recipes.loop.chains import PREFERENCE, Do, preference_drawing, verified
 from recipes.loop.settings import Settings
-from recipes.stage.exclusive import EXCLUSIVE
+from recipes.stage.exclusive import EXCLUSIVE, labels_for_a_refresh
 from recipes.stage.folder import RESULTS, manifest_of
 from recipes.stage.groups import read_groups
 from recipes.stage.label_rule import label_rule
@@ -53,9 +53,8 @@ def check_refresh(settings: Settings, config: RoundsConfig) -> None:
             training cannot use; a PRM on a server, or of another format than `train_prm` or `refresh_prm` asks for.
         StageError: the PRM has no `prm.json`.
     """
+    labels_for_a_refresh(config)
     if not config.refresh_budget:
-        if config.prm_labels:
-            raise ConfigError("prm_labels are for the refresh of the PRM: give refresh_budget too, or leave them out")
         return
     folder, where = config.out, settings.path
     training = _training(settings, folder, folder, Critic(config.prm, tuple(config.prm_labels)), 0)
