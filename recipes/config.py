@@ -564,6 +564,13 @@ class LabelConfig(ContinuerConfig):
         default=None,
         metadata={"help": "with --choose: share of the problems that could be labelled; the best are taken"},
     )
+    max_continuations: Whole = field(
+        default=0,
+        metadata={
+            "help": "label only as many problems, in random order, as this many continuations surely suffice for; "
+            "0 is no limit"
+        },
+    )
     temperature: NotNegative = field(default=1.0, metadata={"help": "sampling temperature of the continuations"})
     max_new_tokens: Count = field(default=512, metadata={"help": "most tokens of a continuation"})
     batch_rows: Count | None = field(
@@ -1033,6 +1040,17 @@ class TrainPRMConfig(ModelTraining):
             "and disagreements are listed in disagreements.jsonl"
         },
     )
+    earlier: list[Path] = field(
+        default_factory=list,
+        metadata={
+            "help": "folders of earlier labels, which are trained on too, so that a PRM that continues does not forget "
+            "what it learned from them"
+        },
+    )
+    earlier_share: Between = field(
+        default=0.5,
+        metadata={"help": "with --earlier: share of the problems that are earlier ones, drawn at random"},
+    )
     until_first_error: bool = field(default=False, metadata={"help": "ignore steps after the first one with mc = 0"})
     text_weight: NotNegative = field(
         default=0.0, metadata={"help": "weight of a language-model loss on right responses; VisualPRM has none"}
@@ -1205,7 +1223,7 @@ class RoundsConfig(ColumnsConfig):
     settings: Path = field(
         metadata={
             "help": "YAML file with the sections preference_sample, verify, score, pairs, train_mpo and test_sample, "
-            "or a name of `mpo settings`"
+            "for a refresh also label_steps, train_prm and refresh_prm; or a name of `mpo settings`"
         }
     )
     policy: PolicyPath = field(metadata={"help": "model that the first round starts from"})
@@ -1217,6 +1235,20 @@ class RoundsConfig(ColumnsConfig):
         default=None, metadata={"help": "folder of the images, anywhere below it; default: those of the files"}
     )
     rounds: Count = field(default=3, metadata={"help": "most rounds; a later run may ask for more"})
+    refresh_budget: Whole = field(
+        default=0,
+        metadata={
+            "help": "most continuations per round to label steps of the new policy's responses with, on which the PRM "
+            "then continues its training; 0 leaves the PRM as it is"
+        },
+    )
+    prm_labels: list[Path] = field(
+        default_factory=list,
+        metadata={
+            "help": "with --refresh_budget: folders of `mpo label-steps` that the PRM was trained on; every refresh "
+            "repeats some of them"
+        },
+    )
     seed: Whole = field(default=0, metadata={"help": "seed of sampling and training"})
 
 

@@ -31,13 +31,14 @@ from rewards.prm.formats import find_format, format_files
 from rewards.prm.labelling.budgets import budget_named
 from rewards.prm.labelling.choice import Choice, choose_problems
 from rewards.prm.labelling.confidence import LEVEL, THRESHOLD, UNIFORM, decided_steps
+from rewards.prm.labelling.continuation_limit import within_limit
 from rewards.prm.labelling.continuations import (
     CONTINUATIONS,
     KeptContinuations,
     keep_continuations,
     make_continuations,
 )
-from rewards.prm.labelling.cost import CostEstimate, estimate_cost, estimate_from_first
+from rewards.prm.labelling.cost import CostEstimate, estimate_cost, estimate_from_first, most_only
 from rewards.prm.labelling.monte_carlo import Labelled, label_steps
 from rewards.prm.labelling.responses import choose_responses
 from rewards.prm.labelling.served import Unit, label_steps_on_servers
@@ -48,6 +49,7 @@ from rewards.types import RolloutGroup
 
 Draw = Callable[[list[RolloutGroup], Callable[[int], object]], Labelled]  # with what is told of each draw
 NOT_CHOSEN = "problem not chosen"
+OVER_LIMIT = "over the number of continuations"
 Estimate = Callable[[list[RolloutGroup]], CostEstimate]
 
 
@@ -74,6 +76,7 @@ def label(config: LabelConfig) -> Path:
         groups, processor, responses=config.responses, mixed_only=config.mixed_only, seed=config.seed
     )
     chosen, choice = _choose(config, groups, chosen, rejected)
+    chosen = _limited(config, chosen, rejected)
     aside: dict[str, str] = {}
     with (
         open_calls(stage) as calls,
@@ -132,11 +135,21 @@ def _choose(
     return chosen, choice
 
 
+def _limited(config: LabelConfig, chosen: list[RolloutGroup], rejected: Counter[str]) -> list[RolloutGroup]:
+    """The problems that the continuations surely suffice for; the responses to the others are counted."""
+    if not config.max_continuations:
+        return chosen
+    kept = within_limit(chosen, limit=config.max_continuations, seed=config.seed, **_budget(config))
+    before, after = (sum(len(group.rollouts) for group in some) for some in (chosen, kept))
+    rejected += Counter({OVER_LIMIT: before - after})
+    return kept
+
+
 def _estimated(config: LabelConfig, chosen: list[RolloutGroup], estimate: Estimate, calls: CallStore) -> CostEstimate:
     """What the labels will cost, measured once for all runs of the command, and said in each."""
     cost = CostEstimate(**calls.once("estimate", lambda: asdict(estimate(chosen))))
     each = config.price_per_million_tokens / 1e6
-    price = f", for {cost.tokens * each:,.2f} at the given price" if each else ""
+    price = f", for {cost.tokens * each:,.2f} at the given price" if each and cost.sample else ""
     print(f"label-steps, budget {config.budget}: {cost}{price}", file=sys.stderr)
     return cost
 
@@ -154,13 +167,16 @@ def _check(config: LabelConfig) -> None:
         )
 
 
-def _settings(config: LabelConfig) -> dict[str, Any]:
+def _budget(config: LabelConfig) -> dict[str, Any]:
     return {
         "splitter": partial(scored_steps, max_steps=find_format(config.prm_format).max_steps),  # merged, then paid for
         "num_continuations": config.num_continuations,
-        "seed": config.seed,
         "budget": config.budget,
     }
+
+
+def _settings(config: LabelConfig) -> dict[str, Any]:
+    return _budget(config) | {"seed": config.seed}
 
 
 def _limit(config: LabelConfig, calls: CallStore) -> TokenLimit:
@@ -190,7 +206,8 @@ def _here(config: LabelConfig, stage: Stage, calls: CallStore) -> Iterator[tuple
                 kept = KeptContinuations(stage.out / CONTINUATIONS, stage.fingerprint, kept)
             return label_steps(chosen, run=kept, on_drawn=tell, each=calls.each, **settings)
 
-        yield partial(estimate_cost, run=run, **settings), draw
+        limited = partial(most_only, **_budget(config))  # a sample for the estimate would be spent from the limit
+        yield limited if config.max_continuations else partial(estimate_cost, run=run, **settings), draw
 
 
 @contextmanager

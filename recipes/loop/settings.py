@@ -23,6 +23,7 @@ SECTIONS: dict[str, type] = {
     "label_steps": stages.LabelConfig,
     "deepen": stages.DeepenConfig,
     "train_prm": stages.TrainPRMConfig,
+    "refresh_prm": stages.TrainPRMConfig,
     "preference_sample": stages.SampleConfig,
     "continue": stages.ContinueConfig,
     "pairs": stages.PairsConfig,
@@ -84,13 +85,18 @@ class Settings:
         return number
 
     def _shared(self, section: str) -> dict[str, Any]:
-        """What one section says for another: the format of the steps that are labelled and trained on, and the prompt
-        of the policy that is sampled and rewarded."""
+        """What one section says for another: the format of the steps that are labelled and trained on, the prompt of
+        the policy that is sampled and rewarded, and how a PRM is trained that continues, but for a length of its own.
+        """
+        length = {"max_steps", "epochs"}
+        own_length = length if length & set(self.sections[section]) else set()
         fields, source = {
             "label_steps": (("prm_format",), "train_prm"),
             "train_grpo": (("prompt", "system"), "preference_sample"),
+            "refresh_prm": (set(self.sections["train_prm"]) - own_length, "train_prm"),
         }.get(section, ((), section))
-        return {name: value for name in fields if (value := self.sections[source].get(name))}
+        said = self.sections[source]
+        return {name: said[name] for name in fields if said.get(name) is not None}
 
     def _candidates(self, arms: Any) -> dict[str, list[dict[str, Any]]]:
         """Arm → the changes of `train_mpo` or `train_grpo` that may be tried for it (`recipes/loop/arms.py`)."""

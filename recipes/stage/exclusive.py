@@ -60,6 +60,18 @@ def a_choice_has_a_size(config: Any) -> None:
         check_choice(config.choose, config.choose_fraction)
 
 
+def earlier_labels_of_one_source(config: Any) -> None:
+    """A second source labels the responses of `groups`, and a step without its label does not count."""
+    if getattr(config, "consensus", None) is not None and getattr(config, "earlier", []):
+        raise ConfigError("consensus has a second label of the responses in groups alone: leave earlier out")
+
+
+def labels_for_a_refresh(config: Any) -> None:
+    """What a PRM has learned from is read only where it continues."""
+    if getattr(config, "prm_labels", []) and not config.refresh_budget:
+        raise ConfigError("prm_labels are for the refresh of the PRM: give refresh_budget too, or leave them out")
+
+
 def one_greedy_response(config: Any) -> None:
     """Greedy decoding gives one response, however often it is asked."""
     number = getattr(config, "num_samples", getattr(config, "n", None))
@@ -147,6 +159,8 @@ EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     one_length,
     a_local_engine,
     a_choice_has_a_size,
+    earlier_labels_of_one_source,
+    labels_for_a_refresh,
     one_greedy_response,
     one_way_to_label,
     a_rule_for_these_pairs,

@@ -217,8 +217,13 @@ def content_of(path: Path, stage: str, image_root: Path | None) -> str:
 
 
 def _sources(config: Any, inputs: Sequence[Path]) -> dict[str, Path]:
-    """Name → path of each input: the setting that holds it, the setting and what follows, else its last part."""
-    held = {f.name: str(value) for f in fields(config) if isinstance(value := getattr(config, f.name), str | Path)}
+    """Name → path of each input: the setting that holds it, with its place in a list of several; the setting and what
+    follows; else its last part."""
+    told = {f.name: getattr(config, f.name) for f in fields(config)}
+    several = {name: value for name, value in told.items() if isinstance(value, list)}
+    listed = {f"{name}[{place}]": one for name, value in several.items() for place, one in enumerate(value)}
+    held = {name: str(value) for name, value in told.items() if isinstance(value, str | Path)}
+    held |= {name: str(value) for name, value in listed.items() if isinstance(value, Path)}
     named: dict[str, Path] = {}
     for path in inputs:
         names = [name for name, value in held.items() if value == str(path) and name != "out"]

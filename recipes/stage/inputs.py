@@ -227,7 +227,7 @@ def _object(file: Path, *, needs: str) -> dict[str, Any]:
 KINDS: dict[str, Callable[[Path, Any], None]] = {
     **dict.fromkeys(("out", "run_dir"), _out),
     **dict.fromkeys(("policy", "model", "prm_model"), _model),
-    **dict.fromkeys(("groups", "consensus", "demonstrations", "continued"), _groups),
+    **dict.fromkeys(("groups", "consensus", "earlier", "prm_labels", "demonstrations", "continued"), _groups),
     **dict.fromkeys(("problems", "guard", "preference_problems", "prm_problems", "test_problems"), _problems),
     **dict.fromkeys(("training", "test", "responses"), _rows),
     "settings": _settings,

@@ -23,11 +23,12 @@ from recipes.training.model_card import write_prm_card
 from recipes.training.step_labels import in_words, label_groups, with_a_label
 from recipes.training.weights import choose_trained, run_dtype, weights_dtype, weights_to
 from rewards.prm.admission import admit_solutions
+from rewards.prm.concentration import load_head
 from rewards.prm.formats import PRMFormat, find_format, format_files
 from rewards.prm.labelling.contrast import visual_contrasts
 from rewards.prm.labelling.labels import LabelledGroup, class_weights
 from rewards.prm.labelling.perturb import with_wrong_digit
-from rewards.prm.model_prm import load_weights
+from rewards.prm.model_prm import has_head, load_weights
 from rewards.prm.released import check_released
 from rewards.prm.step_losses import Likelihood
 from rewards.prm.trainer import PRMTrainer
@@ -41,7 +42,7 @@ def train_prm(config: TrainPRMConfig) -> Path:
     saved = has_checkpoint(config.out) if config.save_steps else None
     rule = label_rule(config)
     second = [config.consensus] if config.consensus else []
-    inputs = [config.groups, config.model, *second, *format_files(config.prm_format)]
+    inputs = [config.groups, config.model, *second, *config.earlier, *format_files(config.prm_format)]
     stage = open_stage("train-prm", config, inputs=inputs, work=saved)
     if stage.complete:
         return stage.out
@@ -52,7 +53,9 @@ def train_prm(config: TrainPRMConfig) -> Path:
     if config.num_problems < 0:
         raise ConfigError(f"--num_problems must be 0 for all, or a number of problems; got {config.num_problems}")
     dtype = run_dtype(config, config.model)
-    read = read_groups(config.groups)[: config.num_problems or None]
+    new = read_groups(config.groups)[: config.num_problems or None]
+    earlier = earlier_groups(new, [read_groups(folder) for folder in config.earlier], config)
+    read = [*new, *earlier]
     labels = label_groups(
         read, rule, max_steps=prm_format.max_steps, second=read_groups(config.consensus) if config.consensus else None
     )
@@ -88,6 +91,8 @@ def train_prm(config: TrainPRMConfig) -> Path:
         peft_config=choose_trained(model, config),
         jpeg_augmentation=config.jpeg_augmentation,
     )
+    if trainer.concentration_head is not None and has_head(config.model):  # of a PRM that continues
+        trainer.concentration_head.load_state_dict(load_head(config.model, model).state_dict())
     trainer.train(resume_from_checkpoint=saved)
     if not config.lora_rank:
         weights_to(trainer, dtype)
@@ -99,8 +104,18 @@ def train_prm(config: TrainPRMConfig) -> Path:
         write_atomic(stage.out / "log_history.json", json.dumps(trainer.state.log_history))
         write_prm_card(stage.out, stage.provenance(), counts, trainer, prm_format)
     account, words = training_account(trainer)
+    counts |= {"earlier problems": len(earlier)} if config.earlier else {}
     counts |= {"visual contrasts": sum(len(group.solutions) for group in contrasts), "training": account}
     return stage.finish(counts, note=words + in_words(steps, groups))
+
+
+def earlier_groups(
+    new: Sequence[RolloutGroup], earlier: Sequence[Sequence[RolloutGroup]], config: TrainPRMConfig
+) -> list[RolloutGroup]:
+    """Problems of earlier labels, drawn at random, until they are `earlier_share` of all; all if there are fewer."""
+    pool = [group for some in earlier for group in some]
+    wanted = round(len(new) * config.earlier_share / (1 - config.earlier_share))
+    return random.Random(f"earlier:{config.seed}").sample(pool, min(wanted, len(pool)))
 
 
 def labelled_groups(groups: Sequence[RolloutGroup], config: TrainPRMConfig, max_steps: int) -> list[LabelledGroup]:

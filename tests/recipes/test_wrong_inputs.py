@@ -92,6 +92,9 @@ TOGETHER = {
     "epochs and steps": TRAIN + " --epochs 1 --max_steps 5",
     "a choice without a size": "label-steps --groups {model} --policy {model} --out {out} --choose middle",
     "a size without a choice": "label-steps --groups {model} --policy {model} --out {out} --choose_fraction 0.5",
+    "earlier labels and a second source": TRAIN_PRM + " --earlier {model} --consensus {model}",
+    "labels for a refresh that there is not": "rounds --settings {model} --policy {model} --prm {prm} --out {out} "
+    "--problems {problems} --guard {problems} --prm_labels {model}",
     "spreads of a server": "answer --policy {model} --prm {model} --question x --selector lower_bound --prm_base_url "
     "http://127.0.0.1:1/v1 --prm_model m",
     "pessimism of another selector": "answer --policy {model} --prm {model} --question x --pessimism 2",

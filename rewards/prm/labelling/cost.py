@@ -37,7 +37,7 @@ class CostEstimate:
         expected: continuations, as the sample lets expect.
         tokens: generated for the expected number.
         seconds: in the generator for the expected number, at the sample's speed; checks are not in it.
-        sample: continuations that were measured.
+        sample: continuations that were measured; 0: nothing was, and neither tokens nor seconds are known.
         sample_tokens: generated for the estimate.
     """
 
@@ -50,8 +50,11 @@ class CostEstimate:
     sample_tokens: int = 0
 
     def __str__(self) -> str:
+        start = f"{self.steps:,} steps to continue; at most {self.at_most:,} continuations"
+        if not self.sample:
+            return start
         return (
-            f"{self.steps:,} steps to continue; at most {self.at_most:,} continuations, about {self.expected:,.0f} "
+            f"{start}, about {self.expected:,.0f} "
             f"expected: {self.tokens:,.0f} tokens, {self.seconds / 60:.1f} min of drawing "
             f"(measured on {self.sample:,} continuations)"
         )
@@ -120,6 +123,19 @@ def estimate_from_first(
     steps = sum(ending.num_steps - 1 for ending in endings)
     drawn, tokens = done.continuations, done.tokens
     return CostEstimate(steps, limit, scale * drawn, scale * tokens, scale * seconds, drawn)
+
+
+def most_only(
+    groups: Sequence[RolloutGroup], *, splitter: Splitter, num_continuations: int, budget: str = "full"
+) -> CostEstimate:
+    """The estimate where nothing may be drawn for it, since continuations are limited: the most, and no tokens.
+
+    Args:
+        groups, splitter, num_continuations, budget: see `label_steps`.
+    """
+    endings = [response.ending for response in responses_of(groups, splitter)]
+    at_most = most(budget_named(budget, num_continuations), endings, num_continuations)
+    return CostEstimate(sum(ending.num_steps - 1 for ending in endings), at_most, at_most, 0.0, 0.0, 0)
 
 
 def most(budget: Budget, endings: Sequence[Ending], num_continuations: int) -> int:

@@ -247,3 +247,21 @@ def test_some_problems_are_chosen_and_the_others_counted(
     with pytest.raises(ConfigError, match="choose=middle and choose_fraction=None"):
         label(settings(stage.out, policy_folder, out=tmp_path / "no", choose="middle"))
     assert not (tmp_path / "no" / "groups.jsonl").exists()
+
+
+@pytest.mark.parametrize(("budget", "drawn"), [("full", 32), ("sequential", 32), ("bisect", 12)])
+def test_continuations_are_limited_before_any_is_drawn(
+    verified: Path, policy_folder: Path, capsys: pytest.CaptureFixture[str], budget: str, drawn: int
+) -> None:
+    """One of two problems fits; a random policy has no success, so it costs the most that it can."""
+    limits = {"budget": budget, "max_continuations": 2 * drawn - 1, "price_per_million_tokens": 1.0}
+    counts = manifest_of(label(settings(verified, policy_folder, **limits)))["counts"]
+    assert counts["drawn"]["continuations"] == counts["estimate"]["at_most"] == drawn
+    assert (counts["estimate"]["sample"], counts["estimate"]["sample_tokens"]) == (0, 0)
+    assert counts["rejected"]["over the number of continuations"] == 2
+    assert counts["out"] == 2
+    said = capsys.readouterr().err
+    assert f"label-steps, budget {budget}: 8 steps to continue; at most {drawn} continuations\n" in said
+    limits["max_continuations"] = drawn - 1
+    with pytest.raises(DataError, match=f"max_continuations={drawn - 1}: .* the cheapest of 2 can take {drawn}"):
+        label(settings(verified, policy_folder, out=verified.parent / "no", **limits))

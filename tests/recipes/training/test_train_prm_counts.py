@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from recipes.cli import main
@@ -118,3 +119,37 @@ def test_a_second_source(
     assert f"response not in the second source {missing}, sources disagree 3" in said
     assert train(folder, policy_folder, out, "--consensus", str(folder)) == 4  # made with another one
     assert "consensus" in capsys.readouterr().err
+
+
+def test_earlier_labels_are_repeated_and_the_concentration_head_continues(
+    labelled: tuple[Path, list[RolloutGroup], Path],
+    policy_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Three new problems and, at a share of 0.4, two of the five earlier ones, from two folders of one name."""
+    new, groups, _ = labelled
+    rng = random.Random(2)
+    folders = []
+    for place, count in (("first", 2), ("second", 3)):
+        others = make_problems(tmp_path / place, "questions", count, rng)
+        made = with_counts(make_groups(others, 2, 0.5, rng), rng)
+        folders.append(str(write_stage(tmp_path / place / "labelled", made, others)))
+    counted = ["--loss", "binomial", "--concentration_head", "--earlier", *folders, "--learning_rate", "1e-9"]
+    out = tmp_path / "prm"
+    assert train(new, policy_folder, out, *counted, "--concentration", "3", "--earlier_share", "0.4") == 0
+    manifest = manifest_of(out)
+    assert manifest["counts"]["earlier problems"] == 2
+    assert manifest["counts"]["in"] == sum(len(group.rollouts) for group in groups) + 4
+    assert [manifest["sources"][f"earlier[{place}]"][1] for place in (0, 1)] == folders
+    assert train(new, policy_folder, tmp_path / "all", *counted, "--earlier_share", "0.9") == 0
+    assert manifest_of(tmp_path / "all")["counts"]["earlier problems"] == 5  # there are no more
+    before = load_file(out / FILE)
+    assert train(new, out, tmp_path / "next", *counted, "--concentration", "50") == 0
+    after = load_file(tmp_path / "next" / FILE)
+    assert all(torch.allclose(after[name], value, atol=1e-6) for name, value in before.items())
+    capsys.readouterr()
+    assert train(new, policy_folder, tmp_path / "no", "--earlier", folders[0], "--consensus", str(new)) == 2
+    assert "consensus has a second label of the responses in groups alone: leave earlier out" in capsys.readouterr().err
+    assert train(new, policy_folder, tmp_path / "no", "--earlier", str(tmp_path / "none")) == 2
+    assert f"{tmp_path / 'none'}" in capsys.readouterr().err
