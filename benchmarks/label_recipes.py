@@ -118,7 +118,7 @@ def _arm(settings: Settings, run: Path, out: Path, name: str, steps: int) -> dic
         for selector, by_k in results["values"].items()
         if selector in (*COMPARED, "majority")
     }
-    spent = [manifest_of(source)["counts"] for source in sources]
+    spent = [manifest_of(source)["counts"]["drawn"] for source in sources]
     costs = {what: sum(counts[what] for counts in spent) for what in ("continuations", "tokens")}
     return {**at_k, "aucs": within_problem_aucs(read_groups(scored)), **costs}
 
