@@ -24,7 +24,7 @@ from mpo.multimodal.files import read_json
 from recipes.config import LabelConfig, RoundsConfig, TrainPRMConfig
 from recipes.loop.chains import PREFERENCE, Do, preference_drawing, verified
 from recipes.loop.settings import Settings
-from recipes.stage.exclusive import EXCLUSIVE, labels_for_a_refresh
+from recipes.stage.exclusive import labels_for_a_refresh, refuse_exclusive
 from recipes.stage.folder import RESULTS, manifest_of
 from recipes.stage.groups import read_groups
 from recipes.stage.label_rule import label_rule
@@ -60,9 +60,8 @@ def check_refresh(settings: Settings, config: RoundsConfig) -> None:
     training = _training(settings, folder, folder, Critic(config.prm, tuple(config.prm_labels)), 0)
     labelling = _labelling(settings, config, folder, folder, config.policy, 0)
     scoring = settings.build("score", groups=folder, prm=config.prm, out=folder)
-    for refuse in EXCLUSIVE:
-        for told in (training, labelling):
-            refuse(told)
+    for told in (training, labelling):
+        refuse_exclusive(told)
     if scoring.base_url:
         raise ConfigError(
             f"{where}: score.base_url: a PRM behind a server cannot continue its training; expected one in this "
