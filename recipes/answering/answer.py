@@ -89,6 +89,9 @@ def as_json(found: Answer) -> dict[str, Any]:
         "candidates": [rollout.completion.text for rollout in found.candidates],
         "rewards": list(found.rewards),
         "step_scores": [list(scores.values) if scores else None for scores in found.step_scores],
+        "step_score_spreads": [
+            list(scores.spreads) if scores and scores.spreads is not None else None for scores in found.step_scores
+        ],
         "tokens": found.tokens,
         "may_change": found.may_change,
     }

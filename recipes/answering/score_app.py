@@ -143,6 +143,7 @@ def _as_scores(scored: list[Scored]) -> dict[str, Any]:
     return {
         "rewards": [one.reward for one in scored],
         "step_scores": [list(one.steps) if one.reward is not None else None for one in scored],
+        "step_score_spreads": [list(one.spreads) if one.spreads is not None else None for one in scored],
         "reasons": [one.reason for one in scored],
     }
 

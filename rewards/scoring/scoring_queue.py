@@ -34,11 +34,13 @@ class Scored:
     Attributes:
         reward: aggregated step scores, 0 to 1 for the usual aggregations; None without scores.
         steps: P(correct) of each step, in order.
+        spreads: standard deviation of each, as `StepScores.spreads`; None where the PRM tells none.
         reason: why there are none, in a few words.
     """
 
     reward: float | None
     steps: tuple[float, ...] = ()
+    spreads: tuple[float, ...] | None = None
     reason: str | None = None
 
 
@@ -172,7 +174,7 @@ class ScoringQueue:
     def _scored(self, outcome: StepScores | DataError) -> Scored:
         if isinstance(outcome, DataError):
             return Scored(None, reason=outcome.reason)
-        return Scored(float(aggregate(outcome, how=self.how)), outcome.values)
+        return Scored(float(aggregate(outcome, how=self.how)), outcome.values, outcome.spreads)
 
 
 class _Job:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,14 @@ from rewards.types import Problem, StepScores
 from tests.rewards.scripted import RulePRM
 from tests.server_process import free_port, until
 
+# seconds that a busy machine may take; httpx gives up after 5
+post, get = partial(httpx.post, timeout=60), partial(httpx.get, timeout=60)
+
 ROOT = Path(__file__).parents[3]
 
 
 class SlowPRM(RulePRM):
-    """Waits until it may, notes the size of each call, and breaks at a text."""
+    """Waits until it may, notes the size of each call, and breaks at a text; of one letter it tells the spread."""
 
     def __init__(self) -> None:
         super().__init__(lambda step: 1 / (1 + len(step)))
@@ -50,7 +55,11 @@ class SlowPRM(RulePRM):
         self.sizes.append(len(items))
         if any("break" in text for _, text in items):
             raise RuntimeError("the PRM broke")
-        return super().outcomes(items)
+        found = super().outcomes(items)
+        return [
+            replace(scores, spreads=(0.25,)) if len(text) == 1 and isinstance(scores, StepScores) else scores
+            for (_, text), scores in zip(items, found, strict=True)
+        ]
 
 
 @contextmanager
@@ -85,14 +94,15 @@ def png(color: str, size: tuple[int, int] = (64, 32)) -> str:
 
 def test_scores_and_order(url: str) -> None:
     body = {"question": "?", "images": [png("red"), f"data:image/png;base64,{png('blue')}"], "responses": ["aa", "a"]}
-    assert httpx.post(f"{url}/score", json=body).json() == {
+    assert post(f"{url}/score", json=body).json() == {
         "rewards": [1 / 3, 1 / 2],
         "step_scores": [[1 / 3], [1 / 2]],
+        "step_score_spreads": [None, [0.25]],
         "reasons": [None, None],
     }
-    assert httpx.post(f"{url}/rerank", json=body).json()["order"] == [1, 0]
-    assert httpx.get(f"{url}/health").json() == {"status": "ok", "prm": "rule", "waiting": 0}
-    said = httpx.get(f"{url}/metrics").text
+    assert post(f"{url}/rerank", json=body).json()["order"] == [1, 0]
+    assert get(f"{url}/health").json() == {"status": "ok", "prm": "rule", "waiting": 0}
+    said = get(f"{url}/metrics").text
     assert "mpo_requests_total 2\n" in said
     assert "mpo_responses_total 4\n" in said
 
@@ -101,11 +111,11 @@ def test_requests_that_wait_are_scored_together_and_a_response_once(url: str, pr
     """One request is under way; five others, two of them the same, then share one call of six different responses."""
     prm.may.clear()
     with ThreadPoolExecutor(6) as pool:
-        first = pool.submit(httpx.post, f"{url}/score", json={"question": "?", "responses": ["first"]})
+        first = pool.submit(post, f"{url}/score", json={"question": "?", "responses": ["first"]})
         until(lambda: prm.begun == 1)
         bodies = [{"question": "?", "responses": [f"a{i % 4}", "shared"]} for i in range(5)]
-        others = [pool.submit(httpx.post, f"{url}/score", json=body) for body in bodies]
-        until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 10)
+        others = [pool.submit(post, f"{url}/score", json=body) for body in bodies]
+        until(lambda: get(f"{url}/health").json()["waiting"] == 10)
         prm.may.set()
         assert first.result().status_code == 200
         found = [other.result().json()["rewards"] for other in others]
@@ -118,13 +128,11 @@ def test_requests_that_wait_are_scored_together_and_a_response_once(url: str, pr
 def test_a_request_too_many_is_told_to_come_again(url: str, prm: SlowPRM) -> None:
     prm.may.clear()
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(httpx.post, f"{url}/score", json={"question": "?", "responses": ["x"]})
+        first = pool.submit(post, f"{url}/score", json={"question": "?", "responses": ["x"]})
         until(lambda: prm.begun == 1)
-        waiting = [
-            pool.submit(httpx.post, f"{url}/score", json={"question": "?", "responses": ["y"] * 8}) for _ in "ab"
-        ]
-        until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 16)
-        refused = httpx.post(f"{url}/score", json={"question": "?", "responses": ["z"]})
+        waiting = [pool.submit(post, f"{url}/score", json={"question": "?", "responses": ["y"] * 8}) for _ in "ab"]
+        until(lambda: get(f"{url}/health").json()["waiting"] == 16)
+        refused = post(f"{url}/score", json={"question": "?", "responses": ["z"]})
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         prm.may.set()
         assert [one.result().status_code for one in [first, *waiting]] == [200] * 3
@@ -133,14 +141,14 @@ def test_a_request_too_many_is_told_to_come_again(url: str, prm: SlowPRM) -> Non
 def test_what_nobody_waits_for_is_not_scored(url: str, prm: SlowPRM) -> None:
     prm.may.clear()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(httpx.post, f"{url}/score", json={"question": "?", "responses": ["x"]})
+        first = pool.submit(post, f"{url}/score", json={"question": "?", "responses": ["x"]})
         until(lambda: prm.begun == 1)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/score", json={"question": "?", "responses": ["gone"]}, timeout=0.3)
+            post(f"{url}/score", json={"question": "?", "responses": ["gone"]}, timeout=0.3)
         time.sleep(0.5)  # the server looks every tenth of a second
         prm.may.set()
         assert first.result().status_code == 200
-    until(lambda: "mpo_requests_given_up_total 1\n" in httpx.get(f"{url}/metrics").text)
+    until(lambda: "mpo_requests_given_up_total 1\n" in get(f"{url}/metrics").text)
     assert "gone" not in prm.scored
 
 
@@ -148,10 +156,10 @@ def test_one_request_that_breaks_the_prm_costs_no_other(url: str, prm: SlowPRM) 
     prm.may.clear()
     with ThreadPoolExecutor(4) as pool:
         texts = ["first", "good", "break", "fine"]
-        asked = [pool.submit(httpx.post, f"{url}/score", json={"question": "?", "responses": [t]}) for t in texts[:1]]
+        asked = [pool.submit(post, f"{url}/score", json={"question": "?", "responses": [t]}) for t in texts[:1]]
         until(lambda: prm.begun == 1)
-        asked += [pool.submit(httpx.post, f"{url}/score", json={"question": "?", "responses": [t]}) for t in texts[1:]]
-        until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 3)
+        asked += [pool.submit(post, f"{url}/score", json={"question": "?", "responses": [t]}) for t in texts[1:]]
+        until(lambda: get(f"{url}/health").json()["waiting"] == 3)
         prm.may.set()
         replies = [one.result() for one in asked]
     assert [reply.status_code for reply in replies] == [200, 200, 500, 200]
@@ -175,29 +183,29 @@ def test_one_request_that_breaks_the_prm_costs_no_other(url: str, prm: SlowPRM) 
     ],
 )
 def test_a_malformed_request_is_one_line(url: str, body: str, status: int, said: str) -> None:
-    reply = httpx.post(f"{url}/score", content=body, headers={"Content-Type": "application/json"})
+    reply = post(f"{url}/score", content=body, headers={"Content-Type": "application/json"})
     assert reply.status_code == status
     assert said in reply.json()["error"]
     assert len(reply.json()["error"]) <= 310
-    assert httpx.post(f"{url}/score", json={"question": "?", "responses": ["a"]}).status_code == 200
+    assert post(f"{url}/score", json={"question": "?", "responses": ["a"]}).status_code == 200
 
 
 def test_other_requests_that_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert httpx.post(f"{url}/score", content='{"question": "?"}').status_code == 415  # a page's form cannot ask
-    assert httpx.get(f"{url}/score").status_code == 405
-    assert httpx.get(f"{url}/etc/passwd").status_code == 404
+    assert post(f"{url}/score", content='{"question": "?"}').status_code == 415  # a page's form cannot ask
+    assert get(f"{url}/score").status_code == 405
+    assert get(f"{url}/etc/passwd").status_code == 404
     monkeypatch.setattr("recipes.answering.score_app.MOST_BYTES", 1000)
-    assert httpx.post(f"{url}/score", json={"question": "x" * 2000, "responses": ["a"]}).status_code == 413
+    assert post(f"{url}/score", json={"question": "x" * 2000, "responses": ["a"]}).status_code == 413
 
 
 def test_a_token_and_a_name_are_asked_for(prm: SlowPRM) -> None:
     with ScoringQueue(prm) as queue, running(queue, token="s3cret", hosts=("127.0.0.1",)) as url:
         body = {"question": "?", "responses": ["a"]}
-        assert httpx.post(f"{url}/score", json=body).status_code == 401
-        assert httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert post(f"{url}/score", json=body).status_code == 401
+        assert get(f"{url}/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401
         right = {"Authorization": "Bearer s3cret"}
-        assert httpx.post(f"{url}/score", json=body, headers=right).status_code == 200
-        assert httpx.post(f"{url}/score", json=body, headers=right | {"Host": "evil.example"}).status_code == 400
+        assert post(f"{url}/score", json=body, headers=right).status_code == 200
+        assert post(f"{url}/score", json=body, headers=right | {"Host": "evil.example"}).status_code == 400
 
 
 @pytest.mark.timeout(180)
@@ -216,7 +224,7 @@ def test_a_real_prm_in_a_process_that_is_killed_and_started_again(
 
     def ask(_: int) -> list[float]:
         body = {"question": problem.question, "images": [png("red")], "responses": texts}
-        rewards: list[float] = httpx.post(f"{url}/score", json=body, timeout=60).json()["rewards"]
+        rewards: list[float] = post(f"{url}/score", json=body, timeout=60).json()["rewards"]
         return rewards
 
     server = _started(folder, port)
@@ -231,7 +239,7 @@ def test_a_real_prm_in_a_process_that_is_killed_and_started_again(
         server = _started(folder, port)
         with ThreadPoolExecutor(4) as pool:
             pending = [pool.submit(ask, i) for i in range(4)]
-            until(lambda: httpx.get(f"{url}/health").status_code == 200)
+            until(lambda: get(f"{url}/health").status_code == 200)
             assert pending[0].result() == pytest.approx(expected, abs=1e-5)
             server.send_signal(signal.SIGTERM)
             answered = [one for one in pending if one.exception() is None]
