@@ -1,8 +1,8 @@
 """CPU milliseconds that `mpo sample --base_url` needs per sample, from a real HTTP server on loopback.
 
-The server is a process of its own, so its time is not in the measure; it takes --delay seconds or so for a reply; the client is the whole
-stage in a fresh process: problems read, images decoded, requests, store, export. Problems have one image each, several
-share one. Every part is in CPU seconds of the client (`os.times`), which other jobs on the machine disturb least.
+The server is a process of its own, so its time is not in the measure; it takes --delay seconds or so for a reply. The
+client is the whole stage in a fresh process: problems read, images decoded, requests, store, export. Problems have one
+image each, several share one. CPU seconds are those of the client (`os.times`), which other jobs disturb least.
 
     OMP_NUM_THREADS=1 python benchmarks/served_samples.py
     OMP_NUM_THREADS=1 python benchmarks/served_samples.py --problems 500 --profile 40

@@ -15,7 +15,6 @@ from typing import Any
 from mpo.multimodal.images import image_sha256, load_image, png_bytes
 from mpo.multimodal.messages import Message
 
-
 KEPT_CHARACTERS = 32 << 20  # of the URIs of images that were sent last
 
 
