@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -201,7 +201,7 @@ class _Units:
         self.num_stored = sum(map(sum, self._stored))
 
     def __contains__(self, unit: object) -> bool:
-        place, index = unit  # type: ignore[misc]
+        place, index = cast(tuple[int, int], unit)
         return bool(self._stored) and bool(self._stored[place][index])
 
     def key(self, place: int, index: int) -> str:
