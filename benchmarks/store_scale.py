@@ -1,18 +1,21 @@
-"""Many samples through `mpo sample`, `verify` and `pairs`: seconds, rows per second, memory, file sizes.
+"""Many samples through the stages that read groups: seconds, rows per second, memory, file sizes.
 
 The policy is replaced by a generator that returns short texts at once, so that what is measured is the rest: the real
-store, the real export to JSON lines and Parquet, the real verifier, the real pairing. Every stage runs in a process of
+store, the real export to JSON lines and Parquet, the real verifier, the real pairing. So is the PRM of `mpo score`: it
+gives scores at once, through the real calls and their store. Every stage runs in a process of
 its own; CPU seconds count its worker processes, and other jobs disturb them less. Memory is the stage's resident set
 (Linux), read every 20 ms; the table has the peak of each quarter of the part's time. What is held from the start
 (problems, unit keys) grows with the problems, not with the work done.
 
     python benchmarks/store_scale.py
     python benchmarks/store_scale.py --problems 5000
+    python benchmarks/store_scale.py --problems 125000 --no-parquet
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -23,7 +26,9 @@ import time
 import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import datasets  # noqa: F401  imported here, so that libraries count as held from the start
@@ -31,14 +36,21 @@ import pyarrow.parquet  # noqa: F401
 from PIL import Image
 
 import recipes.data.sample
-from recipes.config import PairsConfig, SampleConfig, VerifyConfig
+import recipes.data.score
+from mpo.multimodal.errors import DataError
+from recipes.answering.best_of_n import best_of_n
+from recipes.config import BestOfNConfig, PairsConfig, SampleConfig, ScoreConfig, VerifyConfig
 from recipes.data.pairs import pairs
 from recipes.data.sample import sample
+from recipes.data.score import score
 from recipes.data.verify import verify
 from recipes.stage.folder import MANIFEST
 from recipes.stage.groups import write_problems
+from rewards.prm.formats import find_format
 from rewards.sampling.generator import Generator, Sample
-from rewards.types import Completion, Problem
+from rewards.scoring.process_reward_model import ProcessRewardModel
+from rewards.steps import split_on_blank_lines
+from rewards.types import Completion, Problem, StepScores
 
 PICTURES = 500  # different ones; problems share them
 ROWS_A_CALL = 64  # samples that the generator gives at a time: one transaction of the store
@@ -72,6 +84,16 @@ class InstantGenerator(Generator):
                 ready = []
         yield ready
         self.ended = clocks()
+
+
+class InstantPRM(ProcessRewardModel):
+    """Scores at once, made of a step's text."""
+
+    def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
+        return [
+            StepScores(tuple(zlib.crc32(step.text.encode()) % 1000 / 1000 for step in split_on_blank_lines(text)))
+            for _, text in items
+        ]
 
 
 def completion(problem: Problem, index: int) -> Completion:
@@ -151,6 +173,11 @@ def sample_parts(config: SampleConfig) -> list[Part]:
     return [part(name, *span, memory) for name, span in spans.items()]
 
 
+def score_parts(config: ScoreConfig) -> list[Part]:
+    with patch.object(recipes.data.score, "prm_of", lambda *_, **__: InstantPRM()):
+        return stage_parts("score", score, config)
+
+
 def stage_parts(name: str, stage: Callable[[object], Path], config: object) -> list[Part]:
     """One stage as a whole."""
     start = clocks()
@@ -169,20 +196,32 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=20_000)
     parser.add_argument("--num-samples", type=int, default=8, help="N")
     parser.add_argument("--folder", type=Path, help="keep the output here, instead of a folder that is deleted")
+    parser.add_argument("--parquet", action=argparse.BooleanOptionalAction, default=True, help="of samples")
+    parser.add_argument("--parts", nargs="+", help="stages to run; what they read is in --folder already")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        problems = compose(folder, args.problems)
+        problems = folder / "questions.jsonl" if args.parts else compose(folder, args.problems)
         samples, verified, made = folder / "samples", folder / "verified", folder / "pairs"
         drawing = SampleConfig(
-            problems, samples, base_url="http://none", model="instant", num_samples=args.num_samples, parquet=True
-        )
-        runs = [
+            problems, samples, base_url="http://none", model="instant", num_samples=args.num_samples,
+            parquet=args.parquet,
+        )  # fmt: skip
+        prm, scored = folder / "prm", folder / "scored"
+        prm.mkdir(exist_ok=True)
+        (prm / "config.json").write_text(json.dumps({"model_type": "none"}))
+        (prm / "prm.json").write_text(json.dumps(asdict(find_format("step_end"))))
+        ks = [k for k in (1, 4, 8) if k <= args.num_samples]
+        runs: list[tuple[Callable[..., list[Part]], tuple[Any, ...]]] = [
             (sample_parts, (drawing,)),
             (stage_parts, ("verify", verify, VerifyConfig(samples, verified))),
-            (stage_parts, ("pairs", pairs, PairsConfig(verified, made, rule="correctness"))),
+            (score_parts, (ScoreConfig(verified, prm, scored),)),
+            (stage_parts, ("pairs", pairs, PairsConfig(scored, made, rule="correctness"))),
+            (stage_parts, ("best-of-n", best_of_n, BestOfNConfig(scored, folder / "best", ks=ks))),
         ]
+        names = ["sample", "verify", "score", "pairs", "best-of-n"]
+        runs = [run for name, run in zip(names, runs, strict=True) if name in (args.parts or names)]
         rows = args.problems * args.num_samples
         print(
             f"{args.problems:,} problems x {args.num_samples} samples = {rows:,} rows; {os.cpu_count()} cores, "

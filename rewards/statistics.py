@@ -14,6 +14,7 @@ from scipy import stats
 from mpo.multimodal.errors import ConfigError, DataError
 
 _BLOCK = 100  # resamples at a time: the weights of 3,000 problems take 2.4 MB
+DRAWS_AT_A_TIME = 1 << 22  # numbers that the bootstrap holds, besides their places
 ENOUGH = 50  # problems: with fewer, a percentile bootstrap covers less than it promises
 EXACT = 12  # differences other than 0 of which all 2^12 sign flips fit into the resamples
 ROUNDING = 1e-9  # values that differ by less are equal
@@ -106,7 +107,7 @@ def mean_with_interval(
             np.mean,
             confidence_level=confidence,
             n_resamples=resamples,
-            batch=500,
+            batch=max(1, min(500, DRAWS_AT_A_TIME // array.size)),  # which changes no number
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval

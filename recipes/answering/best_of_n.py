@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mpo.multimodal.files import write_atomic
+from mpo.multimodal.files import opened_atomically
 from recipes.config import BestOfNConfig
 from recipes.stage.folder import RESULTS, manifest_of, open_stage
-from recipes.stage.groups import problems_of, read_groups
+from recipes.stage.groups import StoredGroups, problems_of
 from rewards.choosing.evaluation import evaluate
 from rewards.choosing.lower_bound import LowerBound
 from rewards.scoring.aggregation import AGGREGATIONS
 from rewards.types import RolloutGroup
+from rewards.verifying.equality_classes import with_votes
 
 
 def best_of_n(config: BestOfNConfig) -> Path:
@@ -42,14 +44,25 @@ def best_of_n(config: BestOfNConfig) -> Path:
     stage = open_stage("best-of-n", config, inputs=[config.groups])
     if stage.complete:
         return stage.out
-    every = read_groups(config.groups)
-    groups = [group for group in every if not config.skip_unverified or _is_verified(group)]
+    seen = Counter[bool]()  # responses in the last pass: whether they were evaluated
+
+    def usable(groups: Iterator[RolloutGroup]) -> Iterator[RolloutGroup]:
+        seen.clear()
+        for group in groups:
+            used = not config.skip_unverified or _is_verified(group)
+            seen[used] += len(group.rollouts)
+            if used:
+                yield with_votes(group)
+
+    groups = StoredGroups(config.groups, usable)
     bound = LowerBound(config.aggregation or _aggregation_of(config.groups), config.pessimism)
     results = evaluate(groups, config.ks, scored=config.scored, where=str(config.groups), bound=bound)
-    write_atomic(stage.out / RESULTS, json.dumps(results) + "\n")
+    with opened_atomically(stage.out / RESULTS, "w") as file:
+        json.dump(results, file, default=list)  # a column at a time
+        file.write("\n")
     for warning in results.get("warnings", ()):
         print(f"warning: {config.groups}: {warning['message']}", file=sys.stderr)
-    total, out = (sum(len(group.rollouts) for group in some) for some in (every, groups))
+    total, out = seen.total(), seen[True]
     counts = {"in": total, "out": out, "rejected": {"unverified": total - out} if total > out else {}}
     unscored = {"unscored": results["unscored"]} if config.scored else {}
     if "lower_bound" in results:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -75,25 +75,20 @@ def sample(config: SampleConfig) -> Path:
     fingerprint = {**_fingerprint(stage), "prompt": asdict(prompt)}
     with SampleStore(stage.out / STORE, fingerprint, on_change=config.on_change) as store:
         (stage.out / MANIFEST).unlink(missing_ok=True)
-        keys = [
-            [
-                unit_key(store.segment, problem_key(problem, [image_digests[image] for image in problem.images]), index)
-                for index in range(config.num_samples)
-            ]
-            for problem in asked
-        ]
-        refused = _draw_missing(store, asked, keys, config, params)
+        content = [problem_key(problem, [image_digests[image] for image in problem.images]) for problem in asked]
+        units = _Units(store, content, config.num_samples)
+        refused = _draw_missing(store, asked, units, config, params)
         for id, reason in refused.items():
             quarantine.add(id, "refused by the server" if config.base_url else "refused by the processor", reason)
         quarantine.write(stage.out)
-        kept = [(problem, row) for problem, row in zip(problems, keys, strict=True) if problem.id not in refused]
+        kept = [(place, problem) for place, problem in enumerate(problems) if problem.id not in refused]
         if not kept:
             details = "; ".join(row["detail"] for row in quarantine.rows[:3])
             raise DataError(f"no problem of {config.problems} could be sampled: {quarantine.counts()}: {details}")
         ends = Counter[FinishReason]()
-        write_groups(stage.out, _counted(_groups(store, kept), ends))
+        write_groups(stage.out, _counted(_groups(units, kept), ends))
         if config.parquet or parquet.exists():
-            write_sample_parquet(_groups(store, kept), parquet)
+            write_sample_parquet(_groups(units, kept), parquet)
         out, rejected = config.num_samples * len(kept), quarantine.counts(times=config.num_samples)
         counts = {"in": out + sum(rejected.values()), "out": out, "rejected": rejected}
         note = f"{ends[FinishReason.LENGTH]} cut at {config.max_new_tokens} tokens"
@@ -157,34 +152,32 @@ def _drawer(config: SampleConfig, params: SamplingParams, rows_a_problem: int) -
 def _draw_missing(
     store: SampleStore,
     asked: Sequence[Problem],
-    keys: Sequence[Sequence[str]],
+    units: _Units,
     config: SampleConfig,
     params: SamplingParams,
 ) -> dict[str, str]:
     """Draw the units that are not in the store, keep them as they come; id → reason of each problem refused."""
-    stored = store.keys()
-    done = {(place, index) for place, row in enumerate(keys) for index, key in enumerate(row) if key in stored}
     total = len(asked) * config.num_samples
     refused: dict[int, str] = {}
-    if len(done) == total:
+    if units.num_stored == total:
         return {}
     # As many rows per problem as when this segment began, so that a resumed run cuts the same calls.
     rows_a_problem = store.note("rows_a_problem", config.num_samples)
     with (
         _drawing(config, params, rows_a_problem) as generator,
-        tqdm(total=total, initial=len(done), desc=_what(config), unit="sample") as bar,
+        tqdm(total=total, initial=units.num_stored, desc=_what(config), unit="sample") as bar,
     ):
         try:
-            for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=done):
+            for samples in generator.draw(asked, config.num_samples, seed=config.seed, done=units):
                 store.add(
-                    StoredSample(keys[s.problem][s.index], asked[s.problem].id, s.index, s.seed, s.completion)
+                    StoredSample(units.key(s.problem, s.index), asked[s.problem].id, s.index, s.seed, s.completion)
                     for s in samples
                     if s.completion is not None
                 )
                 refused |= {s.problem: s.reason for s in samples if s.completion is None}
                 bar.update(len(samples))
         except ServerError as error:
-            aside = set_aside(store, error, {asked[place].id: row[0] for place, row in enumerate(keys)})
+            aside = set_aside(store, error, {problem.id: units.key(place, 0) for place, problem in enumerate(asked)})
             return {**{asked[place].id: reason for place, reason in refused.items()}, **aside}
     return {asked[place].id: reason for place, reason in refused.items()}
 
@@ -195,6 +188,29 @@ def _what(config: SampleConfig) -> str:
     return f"sample {config.problems.stem}{how}"
 
 
+class _Units:
+    """The units of a run: (place of the problem, sample index). It contains those that were stored when it was made.
+
+    Keys are made when they are asked for, and of a unit a byte is held: the keys of a million would take 150 MB.
+    """
+
+    def __init__(self, store: SampleStore, content: Sequence[str], num_samples: int) -> None:
+        self.store, self.content, self.num_samples = store, content, num_samples
+        places = range(len(content) if store.holds_any() else 0)
+        self._stored = [bytes(store.has(self.keys(place))) for place in places]
+        self.num_stored = sum(map(sum, self._stored))
+
+    def __contains__(self, unit: object) -> bool:
+        place, index = cast(tuple[int, int], unit)
+        return bool(self._stored) and bool(self._stored[place][index])
+
+    def key(self, place: int, index: int) -> str:
+        return unit_key(self.store.segment, self.content[place], index)
+
+    def keys(self, place: int) -> list[str]:
+        return [self.key(place, index) for index in range(self.num_samples)]
+
+
 def _counted(groups: Iterable[RolloutGroup], ends: Counter[FinishReason]) -> Iterator[RolloutGroup]:
     """The groups, while the reasons why their responses ended are counted."""
     for group in groups:
@@ -202,8 +218,9 @@ def _counted(groups: Iterable[RolloutGroup], ends: Counter[FinishReason]) -> Ite
         yield group
 
 
-def _groups(store: SampleStore, kept: Iterable[tuple[Problem, Sequence[str]]]) -> Iterator[RolloutGroup]:
+def _groups(units: _Units, kept: Iterable[tuple[int, Problem]]) -> Iterator[RolloutGroup]:
     """The samples of each problem, read from the store when their turn comes."""
-    for problem, row in kept:
-        found = store.completions(row)
-        yield RolloutGroup(problem, tuple(Rollout(found[key]) for key in row))
+    for place, problem in kept:
+        keys = units.keys(place)
+        found = units.store.completions(keys)
+        yield RolloutGroup(problem, tuple(Rollout(found[key]) for key in keys))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,13 @@ from mpo.multimodal.errors import ConfigError
 from recipes.config import ScoreConfig
 from recipes.stage.engine import engine
 from recipes.stage.exclusive import a_local_engine
-from recipes.stage.folder import open_stage
-from recipes.stage.groups import problems_of, read_groups, write_groups
+from recipes.stage.folder import manifest_of, open_stage
+from recipes.stage.groups import iter_groups, problems_of, write_groups
 from recipes.stage.kept_calls import open_calls
 from recipes.stage.prms import prm_of
 from rewards.prm.formats import format_files
 from rewards.scoring.aggregation import AGGREGATIONS
-from rewards.scoring.groups import StoredScorer, json_scores, score_groups, score_unseen
+from rewards.scoring.groups import StoredScorer, json_scores, score_in_turn, score_unseen_in_turn
 from rewards.scoring.spreads import scored_steps, step_spreads
 from rewards.types import RolloutGroup
 from rewards.verifying.thoughts import scored_spans
@@ -42,27 +43,28 @@ def score(config: ScoreConfig) -> Path:
         raise ConfigError(f"unknown aggregation {config.aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     scored_spans("", config.score)  # refuses a part that there is not
     a_local_engine(config)
-    groups = read_groups(config.groups)
+    unscored, lacking = Counter[str](), {"blank": Counter[str](), "swapped": Counter[str]()}
+    account = _Account()
     with (
         open_calls(stage) as calls,
         engine(config, partial(_scorer, config)) as run,
     ):
         stored = StoredScorer(run, calls.each, rows_a_call=config.batch_rows)
-        scored, unscored, lacking = _scored(groups, stored, config)
-    total = sum(len(group.rollouts) for group in groups)
+        write_groups(stage.out, account.counted(_scored(stored, config, unscored, lacking)))
+    total, rewards, spreads = account.responses, account.rewards, account.spreads
     counts = {"in": total, "out": total, "rejected": {}, "unscored": dict(unscored)}
-    if config.visual_dependence:
-        counts["without_other_picture"] = dict(lacking)
-    write_groups(stage.out, scored)
-    if bounded := _bounded(scored):
-        counts["bounded"] = bounded
+    if config.visual_dependence:  # a response without an image lacks both
+        counts["without_other_picture"] = dict(lacking["blank"] | lacking["swapped"])
+    if account.bounded:
+        counts["bounded"] = account.bounded
         _log.warning(
-            "%d of %d responses have scores that are only bounds; --read token_ids gives exact scores", bounded, total
+            "%d of %d responses have scores that are only bounds; --read token_ids gives exact scores",
+            account.bounded,
+            total,
         )
-    if spreads := [spread for group in scored for spread in step_spreads(group)]:
+    if spreads:
         counts["steps_with_spread"] = len(spreads)
-        counts["steps_without_spread"] = sum(map(scored_steps, scored)) - len(spreads)
-    rewards = [rollout.reward for group in scored for rollout in group.rollouts if rollout.reward is not None]
+        counts["steps_without_spread"] = account.steps - len(spreads)
     note = f"mean reward {fmean(rewards):.3f}" if rewards else "no response scored"
     note += f", mean spread of a step {fmean(spreads):.3f}" if spreads else ""
     note += f", {total - len(rewards)} unscored ({', '.join(unscored)})" if unscored else ""
@@ -86,20 +88,35 @@ def _scorer(config: ScoreConfig) -> Iterator[Callable[[Any], Any]]:
 
 
 def _scored(
-    groups: list[RolloutGroup], prm: StoredScorer, config: ScoreConfig
-) -> tuple[list[RolloutGroup], Counter[str], Counter[str]]:
-    """The scored groups; why some responses have no score, and why some have none without their image."""
-    scored, unscored = score_groups(groups, prm, how=config.aggregation, describe="score")
-    lacking: Counter[str] = Counter()
-    for image in ("blank", "swapped") if config.visual_dependence else ():
-        describe = f"score, {image} image"
+    prm: StoredScorer, config: ScoreConfig, unscored: Counter[str], lacking: Mapping[str, Counter[str]]
+) -> Iterator[RolloutGroup]:
+    """The scored groups, some in memory; counts why some responses have no score, and why some have none unseen."""
+    how, total = config.aggregation, manifest_of(config.groups)["counts"].get("out")
+    groups = score_in_turn(iter_groups(config.groups), prm, how=how, reasons=unscored, total=total, describe="score")
+    if not config.visual_dependence:
+        return groups
+    problems = [group.problem for group in iter_groups(config.groups)]
+    for image, reasons in lacking.items():
         stored = prm.for_image(image)
-        scored, reasons = score_unseen(scored, stored, image=image, how=config.aggregation, describe=describe)
-        lacking |= reasons  # a response without an image lacks both
-    return scored, unscored, lacking
+        groups = score_unseen_in_turn(
+            groups, problems, stored, image=image, how=how, lacking=reasons, describe=f"score, {image} image"
+        )
+    return groups
 
 
-def _bounded(groups: list[RolloutGroup]) -> int:
-    """Responses with a step whose score lies in an interval."""
-    scores = [rollout.step_scores for group in groups for rollout in group.rollouts]
-    return sum(found is not None and found.bounds is not None for found in scores)
+class _Account:
+    """What the closing line and the manifest say of the scored groups, taken as they pass."""
+
+    def __init__(self) -> None:
+        self.responses = self.bounded = self.steps = 0
+        self.rewards, self.spreads = array("d"), array("d")
+
+    def counted(self, groups: Iterable[RolloutGroup]) -> Iterator[RolloutGroup]:
+        for group in groups:
+            scores = [rollout.step_scores for rollout in group.rollouts]
+            self.responses += len(scores)
+            self.bounded += sum(found is not None and found.bounds is not None for found in scores)
+            self.steps += scored_steps(group)
+            self.spreads.extend(step_spreads(group))
+            self.rewards.extend(rollout.reward for rollout in group.rollouts if rollout.reward is not None)
+            yield group

@@ -77,7 +77,7 @@ def verify(config: VerifyConfig) -> Path:
         plan = checker.plan(problems, config.verifier, rows=config.verifier != JUDGE)
         _say_faults(plan)
         others = checker.plan(problems, second, rows=second == "auto") if second else {}
-        groups = checker.checked(iter_groups(config.groups), plan, others)
+        groups = checker.checked(iter_groups(config.groups, problems), plan, others)
         if second:
             groups = _listed(groups, stack.enter_context(opened_atomically(stage.out / DISAGREEMENTS, "w")))
         write_groups(stage.out, _counted(groups, plan, account, unverified))

@@ -181,15 +181,19 @@ def read_groups(folder: str | Path) -> list[RolloutGroup]:
     return list(iter_groups(folder))
 
 
-def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
-    """The groups that a stage wrote, one at a time, with the problems that its manifest names (all in memory).
+def iter_groups(folder: str | Path, problems: Mapping[str, Problem] | None = None) -> Iterator[RolloutGroup]:
+    """The groups that a stage wrote, one at a time.
+
+    Args:
+        folder: of the stage.
+        problems: `problems_behind` the folder, where they have been read (all in memory).
 
     Raises:
         StageError: the stage has not finished.
         DataError: a damaged line or an unknown problem.
     """
     folder = Path(folder)
-    problems = problems_behind(folder)
+    problems = problems_behind(folder) if problems is None else problems
     seen: set[str] = set()
     for number, line in _lines(folder / GROUPS):
         with _naming(folder / GROUPS, number):
@@ -206,6 +210,28 @@ def iter_groups(folder: str | Path) -> Iterator[RolloutGroup]:
         if group.prompt is not None:
             problem = replace(problem, prompt=Prompt(group.prompt.template, group.prompt.system))
         yield RolloutGroup(problem, rollouts)
+
+
+class StoredGroups:
+    """The groups that a stage wrote, read anew each time that they are iterated, with their problems in memory.
+
+    Args:
+        folder: of the stage.
+        through: what each pass goes through, such as a filter.
+
+    Raises:
+        StageError, DataError: see `iter_groups`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        through: Callable[[Iterator[RolloutGroup]], Iterator[RolloutGroup]] = lambda groups: groups,
+    ) -> None:
+        self.folder, self.through, self.problems = folder, through, problems_behind(folder)
+
+    def __iter__(self) -> Iterator[RolloutGroup]:
+        return self.through(iter_groups(self.folder, self.problems))
 
 
 def write_groups(folder: Path, groups: Iterable[RolloutGroup]) -> None:

@@ -42,9 +42,11 @@ def with_rows(config: Drawing) -> Drawing:
 
 def rows_for(policy: Path | None, new_tokens: int, *, memory: int | None = None) -> int:
     """Rows per call of a policy in this process; `memory` is that of the device in bytes, None asks it."""
+    if policy is None:  # a server's: asking for the device would import torch, half a gigabyte
+        return ROWS
     memory = _device_memory() if memory is None else memory
-    weights = 0 if policy is None else sum(file.stat().st_size for file in policy.glob("*.safetensors"))
-    if policy is None or not memory or not weights:
+    weights = sum(file.stat().st_size for file in policy.glob("*.safetensors"))
+    if not memory or not weights:
         return ROWS
     from mpo.multimodal.loading import load_config, stored_dtype
 

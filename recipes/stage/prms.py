@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpo.multimodal.errors import ConfigError
 from recipes.config import GuardedTraining
-from rewards.prm.model_prm import ModelPRM
-from rewards.prm.step_prm import StepPRM
+
+if TYPE_CHECKING:
+    from rewards.prm.step_prm import StepPRM
 
 
 def prm_of(
@@ -33,6 +35,8 @@ def prm_of(
         missing = "name there (model)" if model is None else "address (base_url)"
         raise ConfigError(f"a PRM behind a server needs its address and its name there, got no {missing}")
     if not base_url or model is None:
+        from rewards.prm.model_prm import ModelPRM
+
         prm: StepPRM = ModelPRM.load(folder, prm_format=prm_format, batch_rows=batch_rows)
         prm.part = part
         return prm

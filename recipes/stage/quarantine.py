@@ -48,7 +48,8 @@ def readable(problems: Iterable[Problem], quarantine: Quarantine) -> tuple[list[
     kept, digests = [], dict[Any, str]()
     for problem in problems:
         try:
-            digests |= {image: image_sha256(load_image(image)) for image in problem.images}
+            new = [image for image in problem.images if image not in digests]  # problems share images
+            digests |= {image: image_sha256(load_image(image)) for image in new}
         except ImageError as error:
             quarantine.add(problem.id, "unreadable image", str(error))
         else:

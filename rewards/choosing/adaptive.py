@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -155,7 +155,7 @@ class Replay:
 
 
 def replay(
-    groups: Sequence[RolloutGroup],
+    groups: Iterable[RolloutGroup],
     n: int,
     *,
     selector: str = "prm",
@@ -183,14 +183,17 @@ def replay(
         DataError: a rollout has not been verified.
     """
     check_stopping(selector, error)
-    if orders < 1 or any(len(group.rollouts) < n for group in groups):
-        raise ConfigError(f"expected orders >= 1 and groups of at least n={n} rollouts; got orders={orders}")
+    fault = f"expected orders >= 1 and groups of at least n={n} rollouts; got orders={orders}"
+    if orders < 1:
+        raise ConfigError(fault)
     rng = np.random.default_rng(seed)
     choose, may_change = CHOICES[selector], MAY_CHANGE[selector]
     if selector == "lower_bound":
         choose, may_change = partial(best_bound, bound=bound), partial(best_may_change, value_of=bound.of)
     rows = []
     for group in map(with_votes, groups):
+        if len(group.rollouts) < n:
+            raise ConfigError(fault)
         permutations = [rng.permutation(len(group.rollouts))[:n].tolist() for _ in range(orders)]
         outcomes = [_one_order(group, order, choose, may_change, error, wave) for order in permutations]
         rows.append(np.mean(outcomes, axis=0).tolist())

@@ -10,8 +10,9 @@ read from here, so a published cell can be recomputed by the library.
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +33,7 @@ ORDERS = 4  # in which each problem's samples are replayed for adaptive N
 
 
 def evaluate(
-    groups: Sequence[RolloutGroup],
+    groups: Iterable[RolloutGroup],
     ks: Sequence[int],
     *,
     scored: bool = True,
@@ -42,23 +43,31 @@ def evaluate(
     """What `results.json` holds: `values[selector][k]` has one expected correctness per problem, as `problem_ids`.
 
     Args:
-        groups: verified and scored; unless with other images too, nobody asks whether the PRM looks.
+        groups: verified and scored; unless with other images too, nobody asks whether the PRM looks. A list, or more
+            groups than memory holds: what gives them, with their votes, each time that it is iterated.
         ks: numbers of responses.
         scored: whether they have rewards; without, the selectors that read them are left out, and what is told of them.
         where: names the groups in messages.
         bound: of the selector `lower_bound`.
     """
     samples = _check(groups, ks, where, scored=scored)
-    groups = [with_votes(group) for group in groups]
+    if isinstance(groups, list | tuple):
+        groups = [with_votes(group) for group in groups]
     left_out = () if scored and has_spread(groups) else OF_SPREADS
     selectors = SELECTORS | {"lower_bound": _ranked(bound.of)}
     selectors = {name: at for name, at in selectors.items() if name not in left_out and (scored or name in UNSCORED)}
-    values = {name: {str(k): [at_k(group, k) for group in groups] for k in ks} for name, at_k in selectors.items()}
+    values = {name: {str(k): array("d") for k in ks} for name in selectors}
+    ids = []
+    for group in groups:
+        ids.append(group.problem.id)
+        for name, at_k in selectors.items():
+            for k in ks:
+                values[name][str(k)].append(at_k(group, k))
     return {
-        "problems": len(groups),
+        "problems": len(ids),
         "samples": samples,
         "ks": list(ks),
-        "problem_ids": [group.problem.id for group in groups],
+        "problem_ids": ids,
         "values": values,
         "estimates": {
             name: {k: asdict(mean_with_interval(column, resamples=RESAMPLES)) for k, column in at.items()}
@@ -69,25 +78,30 @@ def evaluate(
     }
 
 
-def _of_responses(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str, Any]:
+def _of_responses(groups: Iterable[RolloutGroup], ks: Sequence[int]) -> dict[str, Any]:
     """How different the responses are, what the verifier said of them, how they ended."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    distinct = {str(k): array("d") for k in ks}
+    verdicts, degenerates = Counter[str](), Counter[str | None]()
+    for group in groups:
+        for k in ks:
+            distinct[str(k)].append(distinct_at_k(group, k))
+        verdicts.update(map(verdict_of, group.rollouts))
+        degenerates.update(degenerate(rollout.completion) for rollout in group.rollouts)
     return {
-        "distinct_answers": {str(k): _mean([distinct_at_k(group, k) for group in groups]) for k in ks},
-        "verdicts": _shares(Counter(verdict_of(rollout) for rollout in rollouts), len(rollouts)),
-        "degenerate": degenerate_shares(rollouts),
+        "distinct_answers": {k: _mean(column) for k, column in distinct.items()},
+        "verdicts": {name: verdicts[name] / verdicts.total() for name in sorted(verdicts)},
+        "degenerate": {reason: degenerates[reason] / degenerates.total() for reason in REASONS},
     }
 
 
 def _of_rewards(
-    groups: Sequence[RolloutGroup],
+    groups: Iterable[RolloutGroup],
     ks: Sequence[int],
     values: Mapping[str, Mapping[str, Any]],
     samples: int,
     bound: LowerBound,
 ) -> dict[str, Any]:
     """What the rewards are worth, and what speaks against them."""
-    spreads = {"lower_bound": asdict(bound) | {"without_spread": without_spread(groups)}}
     aucs = list(within_problem_aucs(groups).values())
     prm, vote, oracle = ({k: values[name][str(k)] for k in ks} for name in ("prm", "majority", "oracle"))
     return {
@@ -97,16 +111,21 @@ def _of_rewards(
         "image_drop": _as_dict(image_drop(groups)),
         "warnings": [asdict(warning) for warning in trust_warnings(prm, vote, groups)],
         "adaptive": adaptive(groups, samples, bound=bound),
-        **(spreads if "lower_bound" in values else {}),
+        **(
+            {"lower_bound": asdict(bound) | {"without_spread": without_spread(groups)}}
+            if "lower_bound" in values
+            else {}
+        ),
         "within_problem_auc": asdict(mean_with_interval(aucs)) if aucs else None,
     }
 
 
-def adaptive(groups: Sequence[RolloutGroup], n: int, *, bound: LowerBound = BOUND) -> dict[str, Any]:
+def adaptive(groups: Iterable[RolloutGroup], n: int, *, bound: LowerBound = BOUND) -> dict[str, Any]:
     """Choice → what stopping early would save of n samples, and cost in accuracy (`rewards.choosing.adaptive`)."""
     names = [name for name in MAY_CHANGE if name not in OF_SPREADS or has_spread(groups)]
-    replays = {name: replay(groups, n, selector=name, orders=ORDERS, bound=bound) for name in names}
-    return {"error": ERROR, "orders": ORDERS} | {name: found.summary() for name, found in replays.items()}
+    return {"error": ERROR, "orders": ORDERS} | {
+        name: replay(groups, n, selector=name, orders=ORDERS, bound=bound).summary() for name in names
+    }
 
 
 def distinct_at_k(group: RolloutGroup, k: int) -> float:
@@ -124,7 +143,7 @@ def degenerate_shares(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {reason: found[reason] / len(rollouts) for reason in REASONS}
 
 
-def within_problem_aucs(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+def within_problem_aucs(groups: Iterable[RolloutGroup]) -> dict[str, float]:
     """P(reward of a right rollout > reward of a wrong one) per problem, ties half: 0.5 is a PRM that knows nothing.
 
     Only scored rollouts count whose verdict says right or wrong, and only problems that have both appear.
@@ -143,17 +162,21 @@ def within_problem_aucs(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return aucs
 
 
-def _check(groups: Sequence[RolloutGroup], ks: Sequence[int], where: str, *, scored: bool) -> int:
+def _check(groups: Iterable[RolloutGroup], ks: Sequence[int], where: str, *, scored: bool) -> int:
     """N, the smallest number of rollouts of a problem."""
-    if not groups:
+    samples, rewarded = math.inf, False
+    for group in groups:
+        samples = min(samples, len(group.rollouts))
+        rewarded = rewarded or any(rollout.reward is not None for rollout in group.rollouts)
+    if math.isinf(samples):
         raise DataError(f"{where} holds no problems: expected verified and scored groups")
-    samples = min(len(group.rollouts) for group in groups)
+    samples = int(samples)
     if not ks or min(ks) < 1 or max(ks) > samples:
         raise ConfigError(
             f"ks={list(ks)} does not fit the {samples} rollouts per problem in {where}: "
             f"expected numbers from 1 to {samples}; choose smaller ks or draw more samples"
         )
-    if scored and all(rollout.reward is None for group in groups for rollout in group.rollouts):
+    if scored and not rewarded:
         raise DataError(f"no rollout in {where} has a reward; score the groups first (`mpo score`)")
     return samples
 
@@ -236,10 +259,6 @@ OF_SPREADS = ("lower_bound",)  # selectors for groups that a PRM with spreads sc
 
 def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
     return asdict(estimate) if estimate else None
-
-
-def _shares(counts: Counter[str], total: int) -> dict[str, float]:
-    return {name: counts[name] / total for name in sorted(counts)}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ response without a reward is, and counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mpo.multimodal.errors import ConfigError
@@ -119,12 +119,12 @@ class LowerBound:
 BOUND = LowerBound()
 
 
-def without_spread(groups: Sequence[RolloutGroup]) -> int:
+def without_spread(groups: Iterable[RolloutGroup]) -> int:
     """Rollouts that have a reward and no spreads."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.reward is not None]
+    rollouts = (rollout for group in groups for rollout in group.rollouts if rollout.reward is not None)
     return sum(rollout.step_scores is None or rollout.step_scores.spreads is None for rollout in rollouts)
 
 
-def has_spread(groups: Sequence[RolloutGroup]) -> bool:
+def has_spread(groups: Iterable[RolloutGroup]) -> bool:
     """Whether any rollout has spreads."""
     return any(map(step_spreads, groups))

@@ -12,7 +12,7 @@ was found.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
@@ -95,7 +95,7 @@ def not_above_majority(prm: Curve, majority: Curve) -> TrustWarning | None:
     return TrustWarning("not_above_majority", message, difference)
 
 
-def length_preference(groups: Sequence[RolloutGroup]) -> Estimate | None:
+def length_preference(groups: Iterable[RolloutGroup]) -> Estimate | None:
     """How often the longer of two equally right responses of a problem has the higher reward; ties count half.
 
     Only pairs that share correctness count: long responses may well be right more often, and a PRM may know it.
@@ -124,7 +124,7 @@ def length_preference(groups: Sequence[RolloutGroup]) -> Estimate | None:
     return mean_with_interval(shares) if shares else None
 
 
-def length_bias(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
+def length_bias(groups: Iterable[RolloutGroup]) -> TrustWarning | None:
     """Warn if `length_preference` lies beyond `LENGTH_SHARE`, interval included, or below 1 − `LENGTH_SHARE`."""
     share = length_preference(groups)
     if share is None or (share.high >= 1 - LENGTH_SHARE and share.low <= LENGTH_SHARE):
@@ -138,7 +138,7 @@ def length_bias(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
     return TrustWarning("length", message, share)
 
 
-def image_drop(groups: Sequence[RolloutGroup]) -> Estimate | None:
+def image_drop(groups: Iterable[RolloutGroup]) -> Estimate | None:
     """How far the mean reward of a problem's right responses falls when they are scored with another image.
 
     Args:
@@ -159,7 +159,7 @@ def image_drop(groups: Sequence[RolloutGroup]) -> Estimate | None:
     return mean_with_interval(drops, bounds=CHANGE) if drops else None
 
 
-def image_blind(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
+def image_blind(groups: Iterable[RolloutGroup]) -> TrustWarning | None:
     """Warn if `image_drop` is about 0: below `LEAST_DROP`, or an interval that holds 0."""
     drop = image_drop(groups)
     if drop is None or (drop.low > 0 and drop.mean >= LEAST_DROP):
@@ -175,7 +175,7 @@ def image_blind(groups: Sequence[RolloutGroup]) -> TrustWarning | None:
     return TrustWarning("image_blind", message, drop)
 
 
-def trust_warnings(prm: Curve, majority: Curve, groups: Sequence[RolloutGroup]) -> list[TrustWarning]:
+def trust_warnings(prm: Curve, majority: Curve, groups: Iterable[RolloutGroup]) -> list[TrustWarning]:
     """All warnings that hold; whether the PRM looks is known only of groups that were scored with other images."""
     found = [over_optimisation(prm), not_above_majority(prm, majority), length_bias(groups), image_blind(groups)]
     return [warning for warning in found if warning is not None]

@@ -20,6 +20,9 @@ _ROWS_A_GROUP = 64  # rows held in memory at a time, and in one Parquet row grou
 def write_parquet(rows: Iterable[dict[str, Any]], path: str | Path, *, schema: Any) -> int:
     """Write rows, 64 in memory at a time.
 
+    The footer, which is held until the end, has no statistics: the least and the largest value of each column in each
+    row group would be images and whole responses.
+
     Args:
         rows: may be a generator.
         path: of the file; its folder is made if it is missing.
@@ -34,7 +37,8 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: str | Path, *, schema: A
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     left, written = iter(rows), 0
-    with opened_atomically(path, "wb") as file, pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
+    settings = {"write_page_checksum": True, "write_statistics": False}
+    with opened_atomically(path, "wb") as file, pq.ParquetWriter(file, schema, **settings) as writer:
         while chunk := list(islice(left, _ROWS_A_GROUP)):
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
             written += len(chunk)

@@ -196,6 +196,16 @@ class SampleStore(Store):
         found = self._connection.execute("SELECT key FROM samples WHERE segment = ?", (self.segment,))
         return {key for (key,) in found}
 
+    def holds_any(self) -> bool:
+        """Whether a unit of this segment is stored."""
+        query = "SELECT EXISTS (SELECT 1 FROM samples WHERE segment = ?)"
+        return bool(self._connection.execute(query, (self.segment,)).fetchone()[0])
+
+    def has(self, keys: Iterable[str]) -> list[bool]:
+        """Which of these units are stored, in order."""
+        query = "SELECT EXISTS (SELECT 1 FROM samples WHERE key = ? AND segment = ?)"
+        return [bool(self._connection.execute(query, (key, self.segment)).fetchone()[0]) for key in keys]
+
     def add(self, samples: Iterable[StoredSample]) -> None:
         """Keep samples; all of them are on the disk when this returns, or none is.
 

@@ -28,7 +28,7 @@ from rewards.prm.rendering import conversations, render
 from rewards.prm.server_readout import READS, Labels, StepReading, read_reply, request_of, step_reply
 from rewards.prm.step_prm import CutResponse, StepPRM, by_problem
 from rewards.sampling.chat_client import ChatClient, RequestRefusedError
-from rewards.sampling.chat_messages import data_uri, with_pictures
+from rewards.sampling.chat_messages import sent_image, with_pictures
 from rewards.sampling.replicas import Replicas, checked_urls, request_key
 from rewards.types import StepScores
 
@@ -170,8 +170,9 @@ class ServerPRM(StepPRM):
         for problem, responses in by_problem(items):
             images = [load_image(image) for image in problem.images]
             rendered = render(self.processor, self.format, problem, responses, images)
-            uris = [data_uri(image) for image in images]
-            key = request_key(images, problem.question)
+            sent = [sent_image(image) for image in images]
+            uris = [image.uri for image in sent]
+            key = request_key([image.pixels for image in sent], problem.question)
             for steps, row in zip(responses, rendered, strict=True):
                 turns = conversations(self.processor, self.format, problem, steps, len(images))
                 for step, (messages, position) in enumerate(zip(turns, row.read_positions, strict=True)):

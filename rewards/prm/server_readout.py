@@ -41,13 +41,13 @@ class StepReading:
 
 def by_token_ids(labels: Labels) -> dict[str, Any]:
     """vLLM's `logprob_token_ids`: exactly these tokens are listed, as ids, however unlikely they are."""
-    return {"extra_body": {"logprob_token_ids": list(labels.ids), "return_tokens_as_token_ids": True}}
+    return {"logprob_token_ids": list(labels.ids), "return_tokens_as_token_ids": True}
 
 
 def by_choice(labels: Labels) -> dict[str, Any]:
     """Structured output that allows the labels alone: their probabilities are renormalised over them."""
     choice = {"structured_outputs": {"choice": list(labels.texts)}}
-    return {"top_logprobs": len(labels.texts), "extra_body": choice}
+    return {"top_logprobs": len(labels.texts), **choice}
 
 
 def by_top(labels: Labels) -> dict[str, Any]:

@@ -12,16 +12,15 @@ import asyncio
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError, ImageError
-from mpo.multimodal.images import load_image
 from mpo.multimodal.messages import assistant_message
 from rewards.errors import ServerError
 from rewards.kept.keys import derived_seed
 from rewards.sampling.chat_client import NoReplyError, RequestRefusedError, UnreachableError
-from rewards.sampling.chat_messages import data_uri, with_pictures
+from rewards.sampling.chat_messages import SentImages, with_pictures
 from rewards.sampling.chat_reply import ChatReply, Choice, Usage
 from rewards.sampling.generator import Generator, Sample, SamplingParams, check_number
 from rewards.sampling.prompts import messages_of
@@ -83,6 +82,7 @@ class OpenAIGenerator(Generator):
             longest_wait_s=longest_wait_s,
         )
         self.describe = describe
+        self._sent = SentImages()
 
     def draw(
         self,
@@ -93,7 +93,9 @@ class OpenAIGenerator(Generator):
         seed: int,
         done: Container[tuple[int, int]] = frozenset(),
     ) -> Iterator[list[Sample]]:
-        """Samples 0 … n-1 of each problem, request by request as the replies come; arguments are `Generator.draw`'s.
+        """Samples 0 … n-1 of each problem as the replies come, those that come together in one list.
+
+        Arguments are those of `Generator.draw`.
 
         A request that the server refuses gives samples without completion, with its reason. One that gets no usable
         reply does not stop the others, unless the next ones get none either.
@@ -104,18 +106,17 @@ class OpenAIGenerator(Generator):
                 or, when all others are drawn, some got none.
         """
         check_number(n, self.params)
-        starts = list(prefixes) if prefixes is not None else [""] * len(problems)
-        left = iter(
-            [
-                Request(place, problem, start, tuple(indexes), seed)
-                for place, (problem, start) in enumerate(zip(problems, starts, strict=True))
-                for indexes in self._cut([index for index in range(n) if (place, index) not in done])
-            ]
+        starts = prefixes if prefixes is not None else repeat("", len(problems))
+        left = (
+            Request(place, problem, start, tuple(indexes), seed)
+            for place, (problem, start) in enumerate(zip(problems, starts, strict=True))
+            for indexes in self._cut([index for index in range(n) if (place, index) not in done])
         )
-        yield from self.stream(lambda number: list(islice(left, number)))
+        for replies in self._replies(lambda number: list(islice(left, number))):
+            yield [sample for samples in replies for sample in samples]
 
     def stream(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[Sample]]:
-        """The samples of requests that are made while others are under way, as they come.
+        """The samples of requests that are made while others are under way, request by request as the replies come.
 
         Args:
             more: gives up to that many further requests; it is asked again after each reply, and the stream ends when
@@ -124,6 +125,11 @@ class OpenAIGenerator(Generator):
         Raises:
             ConfigError, ServerError: see `draw`; of a request without usable reply when all others are answered.
         """
+        for replies in self._replies(more):
+            yield from replies
+
+    def _replies(self, more: Callable[[int], Sequence[Request]]) -> Iterator[list[list[Sample]]]:
+        """`stream`, with the replies that have come together in one list."""
         failed: list[str] = []
         at_fault: dict[str, str] = {}
         in_a_row = 0
@@ -140,17 +146,17 @@ class OpenAIGenerator(Generator):
                     if not pending:
                         break
                     finished, pending = runner.run(_first(pending))
+                    if replies := [task.result() for task in finished if task.exception() is None]:
+                        in_a_row = 0
+                        yield replies
                     for task in finished:
                         error = task.exception()
-                        if error is None:
-                            in_a_row = 0
-                            yield task.result()
-                        elif isinstance(error, NoReplyError):
+                        if isinstance(error, NoReplyError):
                             failed.append(f"problem {task.get_name()}: {error}")
                             in_a_row += 1
                             if not (isinstance(error, UnreachableError) and error.refused):
                                 at_fault[task.get_name()] = str(error)
-                        else:
+                        elif error is not None:
                             raise error
                     if in_a_row >= GIVE_UP_AFTER:  # the server is at fault, not they
                         at_fault.clear()
@@ -174,7 +180,7 @@ class OpenAIGenerator(Generator):
                 lambda: self._body(request, seed),
                 lambda content: ChatReply.read(content, n),
                 key=lambda: request_key(
-                    [load_image(image) for image in request.problem.images], request.problem.question
+                    [self._sent(image).pixels for image in request.problem.images], request.problem.question
                 ),
             )
         except RequestRefusedError as error:
@@ -189,7 +195,7 @@ class OpenAIGenerator(Generator):
 
     def _body(self, request: Request, seed: int) -> dict[str, Any]:
         problem, params = request.problem, self.params
-        messages = with_pictures(messages_of(problem), [data_uri(image) for image in problem.images])
+        messages = with_pictures(messages_of(problem), [self._sent(image).uri for image in problem.images])
         extra: dict[str, Any] = {"top_k": params.top_k} if params.top_k else {}
         if request.prefix:
             messages.append(assistant_message(request.prefix))
@@ -203,7 +209,7 @@ class OpenAIGenerator(Generator):
             "top_p": params.top_p,
             "max_tokens": params.max_new_tokens,
             **({"logprobs": True} if self.logprobs else {}),
-            "extra_body": extra,
+            **extra,
         }
 
 

@@ -16,10 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL.Image import Image
-
 from mpo.multimodal.errors import ConfigError
-from mpo.multimodal.images import image_sha256
 from rewards.errors import ServerError
 from rewards.kept.keys import digest
 from rewards.sampling.chat_client import ChatClient, NoReplyError, Reply, UnreachableError, checked_url
@@ -47,9 +44,9 @@ def checked_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
     return urls
 
 
-def request_key(images: Sequence[Image], question: str) -> str:
-    """What picks the replica of a request: the decoded pixels of its images, or the question where it has none."""
-    return digest([image_sha256(image) for image in images]) if images else digest(question)
+def request_key(pixels: Sequence[str], question: str) -> str:
+    """What picks the replica of a request: the `image_sha256` of its images, or the question where it has none."""
+    return digest(list(pixels)) if pixels else digest(question)
 
 
 def ranked(key: str, urls: Sequence[str]) -> list[str]:
@@ -139,7 +136,7 @@ class Replicas:
         A request that was sent and broke as many times as there are replicas is at fault itself, and given up.
 
         Args:
-            body: makes the keyword arguments of `chat.completions.create`, when its turn has come.
+            body: makes the JSON object of `/chat/completions`, when its turn has come.
             read: see `ChatClient.ask`.
             key: makes its `request_key`; not needed for one server.
 

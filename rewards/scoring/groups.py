@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, tee
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -16,6 +17,7 @@ from rewards.scoring.process_reward_model import ProcessRewardModel
 from rewards.types import Aggregator, Problem, RolloutGroup, StepScores, Unseen
 
 BLANK_AT_A_TIME = 64  # problems whose blank images are in memory together
+CALLS_AT_A_TIME = 512  # whose responses are in memory together; several workers wait for the last of them
 
 
 class StoredScorer(ProcessRewardModel):
@@ -37,13 +39,22 @@ class StoredScorer(ProcessRewardModel):
 
     def outcomes(self, items: Sequence[tuple[Problem, str]], *, describe: str = "") -> list[StepScores | DataError]:
         """Step scores of each (problem, response), or why it has none; in order."""
-        tasks = [items[start : start + self.rows_a_call] for start in range(0, len(items), self.rows_a_call)]
-        calls = [
-            ([self.kind, [[problem.id, problem.question, text] for problem, text in some]], some) for some in tasks
-        ]
-        with tqdm(total=len(items), desc=describe, unit="response", disable=not describe) as bar:
-            run = watched(self.run, len(items), len, bar.update)
-            return [_from_json(kept) for results in self.each(calls, run) for kept in results]
+        return list(self.in_turn(items, total=len(items), describe=describe))
+
+    def in_turn(
+        self, items: Iterable[tuple[Problem, str]], *, total: int | None = None, describe: str = ""
+    ) -> Iterator[StepScores | DataError]:
+        """`outcomes`, in the same calls, with those of `CALLS_AT_A_TIME` calls in memory."""
+        left = iter(items)
+        with tqdm(total=total, desc=describe, unit="response", disable=not describe) as bar:
+            while some := list(islice(left, CALLS_AT_A_TIME * self.rows_a_call)):
+                tasks = [some[start : start + self.rows_a_call] for start in range(0, len(some), self.rows_a_call)]
+                calls = [
+                    ([self.kind, [[problem.id, problem.question, text] for problem, text in task]], task)
+                    for task in tasks
+                ]
+                run = watched(self.run, len(some), len, bar.update)
+                yield from [_from_json(kept) for results in self.each(calls, run) for kept in results]
 
 
 def json_scores(prm: ProcessRewardModel, items: Sequence[tuple[Problem, str]]) -> list[Any]:
@@ -80,19 +91,47 @@ def score_groups(
         earlier PRM gave them; and reason → number of those. What an earlier PRM said without the image is gone.
     """
     items = [(group.problem, rollout.completion.text) for group in groups for rollout in group.rollouts]
-    found = prm.outcomes(items, describe=describe)
-    reasons = Counter(outcome.reason for outcome in found if isinstance(outcome, DataError))
-    left = iter(found)
-    scored = []
+    reasons = Counter[str]()
+    return list(_with_scores(groups, iter(prm.outcomes(items, describe=describe)), how, reasons)), reasons
+
+
+def score_in_turn(
+    groups: Iterable[RolloutGroup],
+    prm: StoredScorer,
+    *,
+    how: str | Aggregator = "mean",
+    reasons: Counter[str],
+    total: int | None = None,
+    describe: str = "",
+) -> Iterator[RolloutGroup]:
+    """`score_groups` of more groups than memory holds: one at a time, read as the calls need them.
+
+    Args:
+        groups, prm, how, describe: see `score_groups`.
+        reasons: counts the responses that cannot be scored.
+        total: of responses, for the progress bar.
+    """
+    asked, given = tee(groups)
+    items = ((group.problem, rollout.completion.text) for group in asked for rollout in group.rollouts)
+    return _with_scores(given, prm.in_turn(items, total=total, describe=describe), how, reasons)
+
+
+def _with_scores(
+    groups: Iterable[RolloutGroup],
+    outcomes: Iterator[StepScores | DataError],
+    how: str | Aggregator,
+    reasons: Counter[str],
+) -> Iterator[RolloutGroup]:
     for group in groups:
         rollouts = []
         for rollout in group.rollouts:
-            outcome = next(left)
+            outcome = next(outcomes)
+            if isinstance(outcome, DataError):
+                reasons[outcome.reason] += 1
             scores = None if isinstance(outcome, DataError) else outcome
             reward = aggregate(scores, how=how) if scores else None
             rollouts.append(rollout.with_(step_scores=scores, reward=reward, blank=None, swapped=None))
-        scored.append(RolloutGroup(group.problem, tuple(rollouts)))
-    return scored, reasons
+        yield RolloutGroup(group.problem, tuple(rollouts))
 
 
 def score_unseen(
@@ -116,20 +155,40 @@ def score_unseen(
         The groups; and reason → number of scored rollouts that keep `None` there: "no image", "no other image", or
         why the PRM could not score them.
     """
-    done: list[RolloutGroup] = []
     lacking: Counter[str] = Counter()
     problems = [group.problem for group in groups]
+    done = score_unseen_in_turn(groups, problems, prm, image=image, how=how, lacking=lacking, describe=describe)
+    return list(done), lacking
+
+
+def score_unseen_in_turn(
+    groups: Iterable[RolloutGroup],
+    problems: Sequence[Problem],
+    prm: ProcessRewardModel,
+    *,
+    image: str,
+    how: str | Aggregator = "mean",
+    lacking: Counter[str],
+    describe: str = "",
+) -> Iterator[RolloutGroup]:
+    """`score_unseen` of more groups than memory holds.
+
+    Args:
+        groups, prm, image, how, describe: see `score_unseen`.
+        problems: those of the groups, in their order.
+        lacking: counts the scored rollouts that keep `None` there.
+    """
+    left, start = iter(groups), 0
     other = partners(problems) if image == "swapped" else [None] * len(problems)
-    with tqdm(total=len(groups), desc=describe, unit="problem", disable=not describe) as bar:
-        for start in range(0, len(groups), BLANK_AT_A_TIME):
-            part = groups[start : start + BLANK_AT_A_TIME]
+    with tqdm(total=len(problems), desc=describe, unit="problem", disable=not describe) as bar:
+        while part := list(islice(left, BLANK_AT_A_TIME)):
             asked = [
                 blanked(group.problem) if image == "blank" else _shown(group.problem, problems, other[start + row])
                 for row, group in enumerate(part)
             ]
-            done += _with_unseen(part, asked, prm, image, how, lacking)
+            yield from _with_unseen(part, asked, prm, image, how, lacking)
+            start += len(part)
             bar.update(len(part))
-    return done, lacking
 
 
 def _shown(problem: Problem, problems: Sequence[Problem], partner: int | None) -> Problem:

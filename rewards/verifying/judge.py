@@ -187,7 +187,7 @@ class Judge:
         return read_word(reply.choices[0].message.content or "").value
 
     def _body(self, comparison: Comparison, *, constrained: bool) -> dict[str, Any]:
-        choice = {"extra_body": {"structured_outputs": {"choice": list(WORDS)}}} if constrained else {}
+        choice = {"structured_outputs": {"choice": list(WORDS)}} if constrained else {}
         return {
             "model": self.model,
             "messages": comparison.messages(),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import rewards.statistics
 from mpo.multimodal.errors import DataError
 from rewards.statistics import (
     CHANGE,
@@ -179,3 +180,10 @@ def test_the_sign_flip_test_is_scipys(n):
 def test_a_difference_is_plain_data():
     assert Difference(0.5, 0.1, 0.9, 8, 0.01).verdict == "holds"
     assert Difference(0.5, -0.1, 0.9, 8, 0.01).verdict == "not shown"
+
+
+def test_the_draws_held_at_a_time_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(200)
+    straight = mean_with_interval(values, resamples=1000)
+    monkeypatch.setattr(rewards.statistics, "DRAWS_AT_A_TIME", 1400)
+    assert mean_with_interval(values, resamples=1000) == straight

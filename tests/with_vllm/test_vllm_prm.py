@@ -16,7 +16,7 @@ from rewards.prm.model_prm import ModelPRM
 from rewards.prm.rendering import conversations, render
 from rewards.prm.reward_function import PRMReward
 from rewards.prm.server_prm import ServerPRM
-from rewards.sampling.chat_messages import data_uri, with_pictures
+from rewards.sampling.chat_messages import sent_image, with_pictures
 from rewards.scoring.aggregation import aggregate
 from rewards.types import Problem, StepScores
 from tests.with_vllm.vllm_server import MODEL, Served
@@ -97,7 +97,7 @@ def test_prompts_are_token_for_token_those_of_the_model_in_process(served: Serve
         (row,) = render(processor, prm_format, problem, [steps], images)
         ids = [*row.prompt.input_ids.tolist(), *row.continuation]
         turns = conversations(processor, prm_format, problem, steps, len(images))[-1]
-        body = {"model": MODEL, "messages": with_pictures(turns, [data_uri(image) for image in images])}
+        body = {"model": MODEL, "messages": with_pictures(turns, [sent_image(image).uri for image in images])}
         reply = httpx2.post(served.base_url.removesuffix("/v1") + "/tokenize", json=body, timeout=120)
         assert reply.status_code == 200, reply.text
         assert reply.json()["tokens"] == ids

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -20,6 +22,8 @@ from recipes.stage.groups import read_groups
 from rewards.sampling import openai_generator
 from rewards.sampling.openai_generator import OpenAIGenerator
 from tests.model_server import ModelServer, scripted_reply
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -66,6 +70,15 @@ def test_a_run_that_the_server_broke_goes_on(
     assert keys_of(out) == keys_of(tmp_path / "straight")
     assert (out / "groups.jsonl").read_bytes() == (tmp_path / "straight" / "groups.jsonl").read_bytes()
     assert [group.problem.id for group in read_groups(out)] == [f"p{i}" for i in range(6)]
+
+
+def test_a_client_of_a_server_does_without_torch(server: ModelServer, questions: Path, tmp_path: Path) -> None:
+    """It alone takes half a gigabyte."""
+    words = ["--problems", str(questions), "--out", str(tmp_path / "out"), "--base_url", server.base_url]
+    code = "import sys; from recipes.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "sample", *words, "--model", "tiny", "--num_samples", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_a_problem_that_the_server_refuses_is_counted(server: ModelServer, questions: Path, tmp_path: Path) -> None:

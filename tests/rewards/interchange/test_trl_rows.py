@@ -1,6 +1,8 @@
 import hashlib
 import os
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -217,3 +219,16 @@ def test_a_damaged_file_is_one_error(tmp_path, damage):
     for kept in (None, tmp_path / "kept"):
         with pytest.raises(DataError, match="is no readable Parquet file"):
             read_trl_parquet(path, kept_in=kept)
+
+
+def test_the_footer_holds_no_image_and_no_response(tmp_path: Path) -> None:
+    """It is held until the end, so its size per row group is what `mpo pairs` grows by."""
+    noise = Image.effect_noise((64, 64), 50)
+    pairs = [
+        PreferencePair(Problem(f"p{i}", "What is it?", (noise,)), Completion(f"{i} " * 500), Completion("no"), "made")
+        for i in range(640)
+    ]
+    write_trl_parquet(pairs, tmp_path / "pairs.parquet")
+    found = pq.ParquetFile(tmp_path / "pairs.parquet").metadata
+    assert found.num_row_groups == 10
+    assert found.serialized_size / found.num_row_groups < 4096

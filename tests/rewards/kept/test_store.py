@@ -51,6 +51,17 @@ def test_what_was_added_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_which_units_are_stored(tmp_path: Path) -> None:
+    with SampleStore(tmp_path / "s.sqlite", {"a": 1}) as store:
+        assert not store.holds_any()
+        store.add([StoredSample(key, "p", 0, 7, Completion("4")) for key in ("k", "l")])
+        assert store.holds_any()
+        assert store.has(["l", "m", "k"]) == [True, False, True]
+    with SampleStore(tmp_path / "s.sqlite", {"a": 2}, on_change="segment") as other:
+        assert not other.holds_any()
+        assert other.has(["l"]) == [False]
+
+
 def test_a_killed_writer_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """Twenty SIGKILLs at random moments: every commit that the writer told of is there, whole, and it can go on."""
     rng, path, told = random.Random(0), tmp_path / "s.sqlite", set[int]()

@@ -16,7 +16,7 @@ from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.images import load_image
 from rewards.errors import ServerError
 from rewards.kept.keys import derived_seed
-from rewards.sampling import chat_client
+from rewards.sampling import chat_client, chat_messages
 from rewards.sampling.generator import Sample, SamplingParams
 from rewards.sampling.openai_generator import OpenAIGenerator
 from rewards.types import FinishReason, Problem
@@ -69,6 +69,24 @@ def test_one_request_a_problem_with_a_seed_of_its_own(server: ModelServer) -> No
     assert len({body["seed"] for body in server.requests}) == len(PROBLEMS)
     assert generator(server).generate(PROBLEMS, 4, seed=7) == drawn
     assert generator(server).generate(PROBLEMS, 4, seed=8) != drawn
+
+
+def test_an_image_is_encoded_once_for_all_requests_about_it(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight requests per problem, two problems per image; and again where no image is kept."""
+    encoded: list[Any] = []
+    real = chat_messages.sent_image
+    monkeypatch.setattr(chat_messages, "sent_image", lambda image: encoded.append(image) or real(image))
+    for name in ("a.png", "b.png"):
+        Image.effect_noise((16, 16), 50).save(tmp_path / name)
+    problems = [Problem(f"p{i}", f"What is {i}?", (tmp_path / f"{'ab'[i // 2 % 2]}.png",)) for i in range(8)]
+    generator(server, samples_a_request=1, concurrency=1).generate(problems[:4], 8, seed=0)
+    assert len(server.requests) == 32
+    assert encoded == [tmp_path / "a.png", tmp_path / "b.png"]
+    monkeypatch.setattr(chat_messages, "KEPT_CHARACTERS", 0)
+    generator(server, concurrency=1).generate(problems, 1, seed=0)
+    assert len(encoded) == 2 + len(problems)
 
 
 def test_pictures_are_data_uris_of_our_own_bytes(server: ModelServer, tmp_path: Path) -> None:

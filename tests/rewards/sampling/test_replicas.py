@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.images import image_sha256
 from rewards.errors import ServerError
 from rewards.sampling import replicas
 from rewards.sampling.generator import Sample, SamplingParams
@@ -48,8 +49,8 @@ def test_keys_spread_evenly() -> None:
 
 
 def test_the_key_is_the_picture_or_else_the_question() -> None:
-    red, blue = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue"))
-    assert request_key([red], "a") == request_key([red.copy()], "b") != request_key([blue], "a")
+    red, copy, blue = (image_sha256(Image.new("RGB", (2, 2), colour)) for colour in ("red", "red", "blue"))
+    assert request_key([red], "a") == request_key([copy], "b") != request_key([blue], "a")
     assert request_key([red, blue], "a") != request_key([blue, red], "a")
     assert request_key([], "a") != request_key([], "b")
 
