@@ -42,6 +42,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """What `results.json` holds: `values[selector][k]` has one expected correctness per problem, as `problem_ids`.
 
+    Its columns are arrays of numbers, a quarter of the size of lists: `json.dump(results, file, default=list)`.
+
     Args:
         groups: verified and scored; unless with other images too, nobody asks whether the PRM looks. A list, or more
             groups than memory holds: what gives them, with their votes, each time that it is iterated.

@@ -14,14 +14,15 @@ from mpo.multimodal.errors import DataError
 from mpo.multimodal.files import opened_atomically
 from mpo.multimodal.text import one_line
 
-_ROWS_A_GROUP = 64  # rows held in memory at a time, and in one Parquet row group
+_ROWS_AT_A_TIME = 64  # as Python's values
+_ROWS_A_GROUP, _BYTES_A_GROUP = 1024, 16 << 20  # a row group ends when it has one of them; it is held as Arrow's values
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], path: str | Path, *, schema: Any) -> int:
-    """Write rows, 64 in memory at a time.
+    """Write rows, a row group in memory at a time.
 
-    The footer, which is held until the end, has no statistics: the least and the largest value of each column in each
-    row group would be images and whole responses.
+    The footer is held until the end, so there are few row groups, and no statistics: the least and the largest value
+    of each column in each row group would be images and whole responses.
 
     Args:
         rows: may be a generator.
@@ -37,11 +38,17 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: str | Path, *, schema: A
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     left, written = iter(rows), 0
+    tables: list[pa.Table] = []
     settings = {"write_page_checksum": True, "write_statistics": False}
     with opened_atomically(path, "wb") as file, pq.ParquetWriter(file, schema, **settings) as writer:
-        while chunk := list(islice(left, _ROWS_A_GROUP)):
-            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+        while chunk := list(islice(left, _ROWS_AT_A_TIME)):
+            tables.append(pa.Table.from_pylist(chunk, schema=schema))
             written += len(chunk)
+            if written % _ROWS_A_GROUP == 0 or sum(table.nbytes for table in tables) >= _BYTES_A_GROUP:
+                writer.write_table(pa.concat_tables(tables))
+                tables.clear()
+        if tables:
+            writer.write_table(pa.concat_tables(tables))
     return written
 
 
@@ -90,7 +97,7 @@ def parquet_tables(path: Path, *, schema: Any) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             present = [name for name in schema.names if name in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=_ROWS_A_GROUP, columns=present):
+            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=present):
                 columns = [_column(batch, field) for field in schema]
                 yield pa.Table.from_arrays(columns, schema=schema)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

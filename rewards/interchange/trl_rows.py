@@ -102,7 +102,7 @@ def write_trl_parquet(pairs: Iterable[PreferencePair], path: str | Path) -> int:
     """Write pairs as a Parquet file that `datasets`, the Hub's viewer and TRL read with images decoded.
 
     The file appears whole or not at all, and the same pairs give the same bytes. Pairs of one problem that
-    follow each other decode its images once; the pairs may be a generator, memory holds 64 rows at a time.
+    follow each other decode its images once; the pairs may be a generator, memory holds a row group at a time.
 
     Returns:
         The number of rows written; zero rows give a valid, empty file.

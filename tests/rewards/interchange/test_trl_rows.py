@@ -8,6 +8,7 @@ from PIL import Image
 
 from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image
+from rewards.interchange import parquet
 from rewards.interchange.trl_rows import (
     from_trl_row,
     iter_trl_parquet,
@@ -221,8 +222,8 @@ def test_a_damaged_file_is_one_error(tmp_path, damage):
             read_trl_parquet(path, kept_in=kept)
 
 
-def test_the_footer_holds_no_image_and_no_response(tmp_path: Path) -> None:
-    """It is held until the end, so its size per row group is what `mpo pairs` grows by."""
+def test_the_footer_holds_no_image_and_no_response(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is held until the end, so its size is what `mpo pairs` grows by."""
     noise = Image.effect_noise((64, 64), 50)
     pairs = [
         PreferencePair(Problem(f"p{i}", "What is it?", (noise,)), Completion(f"{i} " * 500), Completion("no"), "made")
@@ -230,5 +231,10 @@ def test_the_footer_holds_no_image_and_no_response(tmp_path: Path) -> None:
     ]
     write_trl_parquet(pairs, tmp_path / "pairs.parquet")
     found = pq.ParquetFile(tmp_path / "pairs.parquet").metadata
-    assert found.num_row_groups == 10
-    assert found.serialized_size / found.num_row_groups < 4096
+    assert found.num_row_groups == 1
+    monkeypatch.setattr(parquet, "_BYTES_A_GROUP", 1)  # so many bytes at the most, whatever the rows
+    write_trl_parquet(pairs, tmp_path / "parts.parquet")
+    parts = pq.ParquetFile(tmp_path / "parts.parquet").metadata
+    assert parts.num_row_groups == 10
+    assert parts.serialized_size - found.serialized_size < 9 * 2048
+    assert list(iter_trl_parquet(tmp_path / "parts.parquet")) == list(iter_trl_parquet(tmp_path / "pairs.parquet"))
