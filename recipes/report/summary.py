@@ -51,6 +51,7 @@ _baseline: ContextVar[str] = ContextVar("baseline", default=ARM_LABELS[BASELINE]
 COMPARED = (
     ("mpo_first_error", "mpo_paper"),
     ("mpo_first_error", "rft"),
+    ("mpo_first_error", "rft_filter"),
     ("mpo_first_error", "mpo_random_span"),
     ("rft_filter", "rft"),
     ("mpo_all_wrong", "rft_filter"),
