@@ -61,7 +61,8 @@ def make_good(folder: Path, policy_folder: Path) -> Good:
     good[PAIRS].parent.mkdir()
     write_trl_parquet(pairs, good[PAIRS])
     own = {"policy": good[MODEL], "prm": good[PRM], "preference_problems": problems, "test_problems": guard}
-    good[SETTINGS].write_text(yaml.safe_dump({"own": {key: str(path) for key, path in own.items()}}))
+    settings = {"own": {key: str(path) for key, path in own.items()}, "refresh_prm": {"prm_format": "step_end"}}
+    good[SETTINGS].write_text(yaml.safe_dump(settings))
     write_chat_checkpoint(good[CHECKPOINT], QWEN)
     return good
 

@@ -91,8 +91,8 @@ def test_a_response_without_spread_is_counted_and_never_as_if_it_were_sure() -> 
     """The highest score has no spread: with a spread of 0 it would win; the row is there since others have spreads."""
     group = group_of(("8", 0.95, None), ("7", 0.5, 0.4), ("9", None, None))
     results = evaluate([group], [1, 3])
-    assert results["values"]["lower_bound"]["3"] == [1.0]
-    assert results["values"]["prm"]["3"] == [0.0]
+    assert list(results["values"]["lower_bound"]["3"]) == [1.0]
+    assert list(results["values"]["prm"]["3"]) == [0.0]
     assert results["lower_bound"] == {"how": "mean", "z": 1.0, "without_spread": 1}
     assert results["unscored"] == 1
     assert set(results["adaptive"]) >= {"prm", "lower_bound"}
