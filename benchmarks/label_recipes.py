@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -27,12 +28,12 @@ from recipes.data.sample import sample
 from recipes.data.score import score
 from recipes.data.verify import verify
 from recipes.loop.settings import Settings
-from recipes.report.measures import Measure, Values
+from recipes.report.measures import Measure, Values, difference
 from recipes.stage.folder import RESULTS, manifest_of
 from recipes.stage.groups import read_groups
+from recipes.stage.numbers import interval, signed
 from recipes.training.train_prm import train_prm
 from rewards.choosing.evaluation import within_problem_aucs
-from rewards.statistics import Estimate, mean_with_interval, paired_difference
 
 K = 8  # responses to choose among
 COMPARED = ("prm", "vote_prod", "lower_bound")  # each against the majority vote
@@ -73,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = Settings(args.settings)
     runs = [args.run] if (args.run / "policy").is_dir() else sorted(args.run.glob("seed*"))
-    reference: list[Values] = []
+    reference: Measure | None = None
     print(
         f"{'recipe':25}{'continuations':>14}{'tokens':>11}  {'AUC in a problem':23}{f'best@{K} - majority@{K}':26}"
         f"{f'vote by product@{K} - majority@{K}':37}{'best minus that of the first':28}",
@@ -81,17 +82,17 @@ def main() -> None:
     )
     for name in args.recipes:
         arms = [_arm(settings, run, args.out / run.name, name, args.steps) for run in runs]
-        best = [arm["prm"] for arm in arms]
+        best = _measure(arm["prm"] for arm in arms)
         reference = reference or best
         cells = [f"{name:25}", f"{_mean(arms, 'continuations'):>14,}", f"{_mean(arms, 'tokens'):>11,}", "  "]
-        cells += [f"{_shown(mean_with_interval(_over_seeds([arm['aucs'] for arm in arms]))):23}"]
+        cells += [f"{interval(_measure(arm['aucs'] for arm in arms).estimate()):23}"]
         for selector, width in (("prm", 26), ("vote_prod", 37)):
-            ours, votes = ([arm[which] for arm in arms] for which in (selector, "majority"))
-            cells += [f"{_shown(paired_difference(_over_seeds(ours), _over_seeds(votes))):{width}}"]
-        cells += [f"{_shown(paired_difference(_over_seeds(best), _over_seeds(reference))):28}"]
+            ours, votes = (_measure(arm[which] for arm in arms) for which in (selector, "majority"))
+            cells += [f"{signed(difference(ours, votes) or {}):{width}}"]
+        cells += [f"{signed(difference(best, reference) or {}):28}"]
         if all("lower_bound" in arm for arm in arms):
-            bound = _over_seeds([arm["lower_bound"] for arm in arms])
-            cells += [f"lower bound minus best: {_shown(paired_difference(bound, _over_seeds(best)))}"]
+            bound = _measure(arm["lower_bound"] for arm in arms)
+            cells += [f"lower bound minus best: {signed(difference(bound, best) or {})}"]
         print("".join(cells).rstrip(), flush=True)
 
 
@@ -146,13 +147,9 @@ def _mean(arms: list[dict[str, Any]], name: str) -> int:
     return round(fmean(arm[name] for arm in arms))
 
 
-def _over_seeds(seeds: list[Values]) -> list[float]:
-    """Mean per problem, over the seeds that have a value for it, so that an interval is over problems."""
-    return list(Measure(dict(enumerate(seeds))).averaged().values())
-
-
-def _shown(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+def _measure(seeds: Iterable[Values]) -> Measure:
+    """By problem and seed, so that an interval is over problems after averaging the seeds."""
+    return Measure(dict(enumerate(seeds)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from mpo.multimodal.errors import DataError
 from recipes.config import GuardedTraining, TrainGRPOConfig, TrainMPOConfig
-from recipes.stage.exclusive import a_prm_for_the_guard, a_whole_served_prm
+from recipes.stage.exclusive import refuse_exclusive
 from recipes.stage.groups import read_problems
 from recipes.stage.held_out import check_not_asked
 from recipes.stage.problem_source import SOURCE, problem_files
@@ -42,8 +42,7 @@ def check_guard(config: TrainMPOConfig) -> None:
     """
     limits_of(config)
     check_name(config.verifier)
-    a_prm_for_the_guard(config)
-    a_whole_served_prm(config)
+    refuse_exclusive(config)
 
 
 def with_guard_file(config: TrainMPOConfig) -> tuple[TrainMPOConfig, list[Path]]:
