@@ -16,6 +16,7 @@ from mpo.multimodal.text import one_line
 
 _ROWS_AT_A_TIME = 64  # as Python's values
 _ROWS_A_GROUP, _BYTES_A_GROUP = 1024, 16 << 20  # a row group ends when it has one of them; it is held as Arrow's values
+_READ_BYTES = 1 << 20  # of a column, at a time
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], path: str | Path, *, schema: Any) -> int:
@@ -89,13 +90,22 @@ def read_parquet(
     return datasets.Dataset.from_file(str(copy))
 
 
+def opened_parquet(path: str | Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`, to be read and closed, which holds some rows of a row group in memory.
+
+    Arrow's default reads ahead and keeps what it read until the file is closed: in the end all of it, images included.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=_READ_BYTES)
+
+
 def parquet_tables(path: Path, *, schema: Any) -> Iterator[Any]:
     """A file as tables of this schema, some rows in memory at a time; errors are those of `read_parquet`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with opened_parquet(path) as file:
             present = [name for name in schema.names if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=present):
                 columns = [_column(batch, field) for field in schema]

@@ -21,7 +21,7 @@ from mpo.multimodal.errors import DataError, ImageError, StageError
 from mpo.multimodal.images import load_image, png_bytes
 from mpo.multimodal.messages import PLACEHOLDER
 from mpo.multimodal.text import one_line
-from rewards.interchange.parquet import write_parquet
+from rewards.interchange.parquet import opened_parquet, write_parquet
 from rewards.interchange.placeholders import placed_question
 from rewards.interchange.tables import read_table
 from rewards.interchange.visualprm import check_steps, response_of, valid_row
@@ -143,11 +143,10 @@ def read_stepwise_parquet(path: str | Path) -> Iterator[tuple[int, Labelled | Da
         StageError: there is no such Parquet file.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with opened_parquet(path) as file:
             for batch in file.iter_batches(batch_size=64):
                 for row in batch.to_pylist():
                     try:

@@ -20,6 +20,7 @@ from mpo.multimodal.images import resolve_inside
 from mpo.multimodal.text import one_line
 from rewards.interchange.hub import HUB, hub_files
 from rewards.interchange.json_rows import iter_rows
+from rewards.interchange.parquet import opened_parquet
 from rewards.interchange.xlsx import read_xlsx
 
 Row = dict[str, Any]
@@ -147,10 +148,9 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 def _parquet(path: Path) -> Iterator[Located]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with opened_parquet(path) as file:
             yield from _batches(path, file.iter_batches(batch_size=ROWS_A_BATCH))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable Parquet file ({one_line(str(error), 200)})") from error

@@ -1,7 +1,7 @@
 """`soak.py FOLDER SAMPLES PAIRS`: many samples into a store, many pairs through every file format; a line of JSON.
 
-Memory is the process's own (RssAnon: mapped files do not count), taken after a fifth of the work and at its highest
-after that; so what every run needs is in both.
+Memory is the process's own (RssAnon: mapped files do not count), at its highest in the first fifth of the work and
+after that. A fifth is more than a row group of a Parquet file, so what every run needs is in both.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from PIL import Image
 
 from rewards.interchange.mmpr import read_mmpr, write_mmpr
 from rewards.interchange.stepwise_rows import read_stepwise_parquet, write_stepwise_parquet
-from rewards.interchange.trl_rows import from_trl_row, read_trl_parquet, write_trl_parquet
+from rewards.interchange.trl_rows import from_trl_row, iter_trl_parquet, write_trl_parquet
 from rewards.kept.store import SampleStore, StoredSample
 from rewards.types import Completion, MonteCarloCount, PreferencePair, Problem, Rollout
 
 
 class Watch:
-    """Memory and open files after a fifth of a stage's rows, and the most after that."""
+    """The most memory and open files in a stage's first fifth of rows, and after that."""
 
     def __init__(self, rows: int) -> None:
         self.rows, self.seen = rows, 0
@@ -32,9 +32,11 @@ class Watch:
 
     def __call__(self) -> None:
         self.seen += 1
-        if self.seen == self.rows // 5:
-            self.early, self.files = memory(), open_files()
-        elif self.seen > self.rows // 5 and self.seen % 50 == 0:
+        if self.seen % 10:
+            return
+        if self.seen <= self.rows // 5:
+            self.early, self.files = max(self.early, memory()), max(self.files, open_files())
+        else:
             self.most, self.most_files = max(self.most, memory()), max(self.most_files, open_files())
 
     def growth(self) -> dict[str, int]:
@@ -55,7 +57,7 @@ def open_files() -> int:
 def made_pairs(number: int, watch: Watch) -> Iterator[PreferencePair]:
     for index in range(number):
         watch()
-        pixels = np.random.default_rng(index).integers(0, 255, (96, 96, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(index).integers(0, 255, (192, 192, 3), dtype=np.uint8)
         problem = Problem(f"p{index}", "?", (Image.fromarray(pixels),), "7")
         yield PreferencePair(problem, Completion(f"a\n\nb {index}"), Completion("c"), "correctness")
 
@@ -78,7 +80,7 @@ def main(folder: Path, samples: int, pairs: int) -> None:
             yield item
 
     watch = Watch(pairs)
-    write_mmpr((from_trl_row(row) for row in watched(read_trl_parquet(folder / "pairs.parquet"))), folder / "mmpr")
+    write_mmpr((from_trl_row(row) for row in watched(iter_trl_parquet(folder / "pairs.parquet"))), folder / "mmpr")
     found["trl to mmpr"] = watch.growth()
     watch = Watch(pairs)
     back = watched(read_mmpr(folder / "mmpr", on_reject=print))
