@@ -29,7 +29,6 @@ from rewards.choosing.evaluation import evaluate
 from rewards.choosing.lower_bound import LowerBound
 from rewards.scoring.aggregation import AGGREGATIONS
 from rewards.types import RolloutGroup
-from rewards.verifying.equality_classes import with_votes
 
 
 def best_of_n(config: BestOfNConfig) -> Path:
@@ -52,7 +51,7 @@ def best_of_n(config: BestOfNConfig) -> Path:
             used = not config.skip_unverified or _is_verified(group)
             seen[used] += len(group.rollouts)
             if used:
-                yield with_votes(group)
+                yield group
 
     groups = StoredGroups(config.groups, usable)
     bound = LowerBound(config.aggregation or _aggregation_of(config.groups), config.pessimism)

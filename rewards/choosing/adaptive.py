@@ -19,6 +19,7 @@ answer than with all N is not found more often than `error` (`tests/rewards/choo
 from __future__ import annotations
 
 import math
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -182,22 +183,63 @@ def replay(
         ConfigError: a group has fewer than n rollouts, or an argument is outside its range.
         DataError: a rollout has not been verified.
     """
-    check_stopping(selector, error)
-    fault = f"expected orders >= 1 and groups of at least n={n} rollouts; got orders={orders}"
-    if orders < 1:
-        raise ConfigError(fault)
-    rng = np.random.default_rng(seed)
-    choose, may_change = CHOICES[selector], MAY_CHANGE[selector]
-    if selector == "lower_bound":
-        choose, may_change = partial(best_bound, bound=bound), partial(best_may_change, value_of=bound.of)
-    rows = []
-    for group in map(with_votes, groups):
-        if len(group.rollouts) < n:
-            raise ConfigError(fault)
-        permutations = [rng.permutation(len(group.rollouts))[:n].tolist() for _ in range(orders)]
-        outcomes = [_one_order(group, order, choose, may_change, error, wave) for order in permutations]
-        rows.append(np.mean(outcomes, axis=0).tolist())
-    return Replay(n, *(tuple(column) for column in zip(*rows, strict=True)))
+    replaying = Replaying(n, selector=selector, error=error, wave=wave, orders=orders, seed=seed, bound=bound)
+    for group in groups:
+        replaying.add(group)
+    return replaying.result()
+
+
+class Replaying:
+    """`replay` for groups that come one by one; arguments and errors are its own.
+
+    Example:
+        >>> from rewards.types import Completion, Problem, Rollout, Verdict
+        >>> replaying = Replaying(2, selector="majority", orders=1)
+        >>> rollouts = [Rollout(Completion("Final answer: 7"), Verdict.CORRECT)] * 2
+        >>> replaying.add(RolloutGroup(Problem("p", "?"), tuple(rollouts)))
+        >>> replaying.result().fixed_accuracy
+        (1.0,)
+    """
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        selector: str = "prm",
+        error: float = ERROR,
+        wave: int = 2,
+        orders: int = 8,
+        seed: int = 0,
+        bound: LowerBound = BOUND,
+    ) -> None:
+        check_stopping(selector, error)
+        self.n, self.error, self.wave, self.orders = n, error, wave, orders
+        self._fault = f"expected orders >= 1 and groups of at least n={n} rollouts; got orders={orders}"
+        if orders < 1:
+            raise ConfigError(self._fault)
+        self._rng = np.random.default_rng(seed)
+        self._choose, self._may_change = CHOICES[selector], MAY_CHANGE[selector]
+        if selector == "lower_bound":
+            self._choose, self._may_change = (
+                partial(best_bound, bound=bound),
+                partial(best_may_change, value_of=bound.of),
+            )
+        self._rows: list[array[float]] = []
+
+    def add(self, group: RolloutGroup) -> None:
+        """Replay one problem."""
+        group = with_votes(group)
+        if len(group.rollouts) < self.n:
+            raise ConfigError(self._fault)
+        permutations = [self._rng.permutation(len(group.rollouts))[: self.n].tolist() for _ in range(self.orders)]
+        outcomes = [
+            _one_order(group, order, self._choose, self._may_change, self.error, self.wave) for order in permutations
+        ]
+        self._rows.append(array("d", np.mean(outcomes, axis=0)))
+
+    def result(self) -> Replay:
+        """What the problems gave so far, at least one."""
+        return Replay(self.n, *(tuple(column) for column in zip(*self._rows, strict=True)))
 
 
 def _one_order(

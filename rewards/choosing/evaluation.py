@@ -17,10 +17,17 @@ from dataclasses import asdict
 from typing import Any
 
 from mpo.multimodal.errors import ConfigError, DataError
-from rewards.choosing.adaptive import ERROR, MAY_CHANGE, replay
+from rewards.choosing.adaptive import ERROR, MAY_CHANGE, Replaying
 from rewards.choosing.curves import pass_at_k, ranked_at_k, ranking, vote_at_k
 from rewards.choosing.lower_bound import BOUND, LowerBound, has_spread, without_spread
-from rewards.choosing.selector_warnings import image_drop, length_preference, selector_regret, trust_warnings
+from rewards.choosing.selector_warnings import (
+    image_drop_of,
+    length_preference_of,
+    longer_wins,
+    reward_drop,
+    selector_regret,
+    trust_warnings,
+)
 from rewards.choosing.votes import WEIGHTED_VOTES
 from rewards.scoring.ranking import auc
 from rewards.statistics import Estimate, mean_with_interval
@@ -45,26 +52,28 @@ def evaluate(
     Its columns are arrays of numbers, a quarter of the size of lists: `json.dump(results, file, default=list)`.
 
     Args:
-        groups: verified and scored; unless with other images too, nobody asks whether the PRM looks. A list, or more
-            groups than memory holds: what gives them, with their votes, each time that it is iterated.
+        groups: verified and scored; unless with other images too, nobody asks whether the PRM looks. A list, or what
+            gives them each time that it is iterated, which happens twice: they need not fit into memory.
         ks: numbers of responses.
         scored: whether they have rewards; without, the selectors that read them are left out, and what is told of them.
         where: names the groups in messages.
         bound: of the selector `lower_bound`.
     """
-    samples = _check(groups, ks, where, scored=scored)
-    if isinstance(groups, list | tuple):
-        groups = [with_votes(group) for group in groups]
-    left_out = () if scored and has_spread(groups) else OF_SPREADS
+    samples, spreads = _check(groups, ks, where, scored=scored)
+    left_out = () if scored and spreads else OF_SPREADS
     selectors = SELECTORS | {"lower_bound": _ranked(bound.of)}
     selectors = {name: at for name, at in selectors.items() if name not in left_out and (scored or name in UNSCORED)}
     values = {name: {str(k): array("d") for k in ks} for name in selectors}
-    ids = []
-    for group in groups:
+    ids, responses = [], _Responses(ks)
+    rewards = _Rewards([name for name in MAY_CHANGE if name not in left_out], samples, bound) if scored else None
+    for group in map(with_votes, groups):
         ids.append(group.problem.id)
         for name, at_k in selectors.items():
             for k in ks:
                 values[name][str(k)].append(at_k(group, k))
+        responses.add(group)
+        if rewards:
+            rewards.add(group)
     return {
         "problems": len(ids),
         "samples": samples,
@@ -75,59 +84,66 @@ def evaluate(
             name: {k: asdict(mean_with_interval(column, resamples=RESAMPLES)) for k, column in at.items()}
             for name, at in values.items()
         },
-        **_of_responses(groups, ks),
-        **(_of_rewards(groups, ks, values, samples, bound) if scored else {}),
+        **responses.summary(),
+        **(rewards.summary(ks, values) if rewards else {}),
     }
 
 
-def _of_responses(groups: Iterable[RolloutGroup], ks: Sequence[int]) -> dict[str, Any]:
+class _Responses:
     """How different the responses are, what the verifier said of them, how they ended."""
-    distinct = {str(k): array("d") for k in ks}
-    verdicts, degenerates = Counter[str](), Counter[str | None]()
-    for group in groups:
-        for k in ks:
-            distinct[str(k)].append(distinct_at_k(group, k))
-        verdicts.update(map(verdict_of, group.rollouts))
-        degenerates.update(degenerate(rollout.completion) for rollout in group.rollouts)
-    return {
-        "distinct_answers": {k: _mean(column) for k, column in distinct.items()},
-        "verdicts": {name: verdicts[name] / verdicts.total() for name in sorted(verdicts)},
-        "degenerate": {reason: degenerates[reason] / degenerates.total() for reason in REASONS},
-    }
+
+    def __init__(self, ks: Sequence[int]) -> None:
+        self.distinct = {k: array("d") for k in ks}
+        self.verdicts, self.degenerates = Counter[str](), Counter[str | None]()
+
+    def add(self, group: RolloutGroup) -> None:
+        for k, column in self.distinct.items():
+            column.append(distinct_at_k(group, k))
+        self.verdicts.update(map(verdict_of, group.rollouts))
+        self.degenerates.update(degenerate(rollout.completion) for rollout in group.rollouts)
+
+    def summary(self) -> dict[str, Any]:
+        total = self.verdicts.total()
+        return {
+            "distinct_answers": {str(k): _mean(column) for k, column in self.distinct.items()},
+            "verdicts": {name: self.verdicts[name] / total for name in sorted(self.verdicts)},
+            "degenerate": {reason: self.degenerates[reason] / total for reason in REASONS},
+        }
 
 
-def _of_rewards(
-    groups: Iterable[RolloutGroup],
-    ks: Sequence[int],
-    values: Mapping[str, Mapping[str, Any]],
-    samples: int,
-    bound: LowerBound,
-) -> dict[str, Any]:
+class _Rewards:
     """What the rewards are worth, and what speaks against them."""
-    aucs = list(within_problem_aucs(groups).values())
-    prm, vote, oracle = ({k: values[name][str(k)] for k in ks} for name in ("prm", "majority", "oracle"))
-    return {
-        "unscored": sum(rollout.reward is None for group in groups for rollout in group.rollouts),
-        "regret": {str(k): asdict(selector_regret(oracle[k], prm[k])) for k in ks},
-        "length_preference": _as_dict(length_preference(groups)),
-        "image_drop": _as_dict(image_drop(groups)),
-        "warnings": [asdict(warning) for warning in trust_warnings(prm, vote, groups)],
-        "adaptive": adaptive(groups, samples, bound=bound),
-        **(
-            {"lower_bound": asdict(bound) | {"without_spread": without_spread(groups)}}
-            if "lower_bound" in values
-            else {}
-        ),
-        "within_problem_auc": asdict(mean_with_interval(aucs)) if aucs else None,
-    }
 
+    def __init__(self, selectors: Sequence[str], samples: int, bound: LowerBound) -> None:
+        self.bound, self.unscored, self.without_spread = bound, 0, 0
+        self.longer, self.drops = list[float | None](), list[float | None]()
+        self.aucs = array("d")
+        self.replays = {name: Replaying(samples, selector=name, orders=ORDERS, bound=bound) for name in selectors}
 
-def adaptive(groups: Iterable[RolloutGroup], n: int, *, bound: LowerBound = BOUND) -> dict[str, Any]:
-    """Choice → what stopping early would save of n samples, and cost in accuracy (`rewards.choosing.adaptive`)."""
-    names = [name for name in MAY_CHANGE if name not in OF_SPREADS or has_spread(groups)]
-    return {"error": ERROR, "orders": ORDERS} | {
-        name: replay(groups, n, selector=name, orders=ORDERS, bound=bound).summary() for name in names
-    }
+    def add(self, group: RolloutGroup) -> None:
+        self.unscored += sum(rollout.reward is None for rollout in group.rollouts)
+        self.without_spread += without_spread([group])
+        self.longer.append(longer_wins(group))
+        self.drops.append(reward_drop(group))
+        self.aucs.extend(within_problem_aucs([group]).values())
+        for replaying in self.replays.values():
+            replaying.add(group)
+
+    def summary(self, ks: Sequence[int], values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        prm, vote, oracle = ({k: values[name][str(k)] for k in ks} for name in ("prm", "majority", "oracle"))
+        preference, drop = length_preference_of(self.longer), image_drop_of(self.drops)
+        bound = {"lower_bound": asdict(self.bound) | {"without_spread": self.without_spread}}
+        return {
+            "unscored": self.unscored,
+            "regret": {str(k): asdict(selector_regret(oracle[k], prm[k])) for k in ks},
+            "length_preference": _as_dict(preference),
+            "image_drop": _as_dict(drop),
+            "warnings": [asdict(warning) for warning in trust_warnings(prm, vote, preference, drop)],
+            "adaptive": {"error": ERROR, "orders": ORDERS}
+            | {name: replaying.result().summary() for name, replaying in self.replays.items()},
+            **(bound if "lower_bound" in values else {}),
+            "within_problem_auc": asdict(mean_with_interval(self.aucs)) if self.aucs else None,
+        }
 
 
 def distinct_at_k(group: RolloutGroup, k: int) -> float:
@@ -164,12 +180,13 @@ def within_problem_aucs(groups: Iterable[RolloutGroup]) -> dict[str, float]:
     return aucs
 
 
-def _check(groups: Iterable[RolloutGroup], ks: Sequence[int], where: str, *, scored: bool) -> int:
-    """N, the smallest number of rollouts of a problem."""
-    samples, rewarded = math.inf, False
+def _check(groups: Iterable[RolloutGroup], ks: Sequence[int], where: str, *, scored: bool) -> tuple[int, bool]:
+    """N, the smallest number of rollouts of a problem; and whether any rollout has spreads."""
+    samples, rewarded, spreads = math.inf, False, False
     for group in groups:
         samples = min(samples, len(group.rollouts))
         rewarded = rewarded or any(rollout.reward is not None for rollout in group.rollouts)
+        spreads = spreads or has_spread([group])
     if math.isinf(samples):
         raise DataError(f"{where} holds no problems: expected verified and scored groups")
     samples = int(samples)
@@ -180,7 +197,7 @@ def _check(groups: Iterable[RolloutGroup], ks: Sequence[int], where: str, *, sco
         )
     if scored and not rewarded:
         raise DataError(f"no rollout in {where} has a reward; score the groups first (`mpo score`)")
-    return samples
+    return samples, spreads
 
 
 def accuracy_at_k(group: RolloutGroup, selector: str, k: int) -> float:

@@ -96,37 +96,41 @@ def not_above_majority(prm: Curve, majority: Curve) -> TrustWarning | None:
 
 
 def length_preference(groups: Iterable[RolloutGroup]) -> Estimate | None:
-    """How often the longer of two equally right responses of a problem has the higher reward; ties count half.
-
-    Only pairs that share correctness count: long responses may well be right more often, and a PRM may know it.
-
-    Args:
-        groups: verified groups; rollouts without reward, or neither right nor wrong, are left out.
+    """How often the longer of two equally right responses of a problem has the higher reward, see `longer_wins`.
 
     Returns:
         Over problems: 0.5 for no preference, 1 for "the longer, the better"; `None` without such pairs.
     """
-    shares = []
-    for group in groups:
-        correct = correctness_of(group)
-        rows = [
-            (right, len(rollout.completion.text), rollout.reward)
-            for right, rollout in zip(correct, group.rollouts, strict=True)
-            if rollout.reward is not None and rollout.verdict and rollout.verdict.is_decided
-        ]
-        wins = [
-            0.5 if a[2] == b[2] else float((a[2] > b[2]) == (a[1] > b[1]))
-            for a, b in combinations(rows, 2)
-            if a[0] == b[0] and a[1] != b[1]
-        ]
-        if wins:
-            shares.append(fmean(wins))
+    return length_preference_of(map(longer_wins, groups))
+
+
+def length_preference_of(wins: Iterable[float | None]) -> Estimate | None:
+    """The mean over the problems that have a share."""
+    shares = [share for share in wins if share is not None]
     return mean_with_interval(shares) if shares else None
 
 
-def length_bias(groups: Iterable[RolloutGroup]) -> TrustWarning | None:
-    """Warn if `length_preference` lies beyond `LENGTH_SHARE`, interval included, or below 1 − `LENGTH_SHARE`."""
-    share = length_preference(groups)
+def longer_wins(group: RolloutGroup) -> float | None:
+    """Share of the pairs of equally right responses in which the longer one has the higher reward; ties count half.
+
+    Only pairs that share correctness count: long responses may well be right more often, and a PRM may know it.
+    Rollouts without reward, or neither right nor wrong, are left out; `None` without such pairs.
+    """
+    rows = [
+        (right, len(rollout.completion.text), rollout.reward)
+        for right, rollout in zip(correctness_of(group), group.rollouts, strict=True)
+        if rollout.reward is not None and rollout.verdict and rollout.verdict.is_decided
+    ]
+    wins = [
+        0.5 if a[2] == b[2] else float((a[2] > b[2]) == (a[1] > b[1]))
+        for a, b in combinations(rows, 2)
+        if a[0] == b[0] and a[1] != b[1]
+    ]
+    return fmean(wins) if wins else None
+
+
+def length_bias(share: Estimate | None) -> TrustWarning | None:
+    """Warn if this `length_preference` lies beyond `LENGTH_SHARE`, interval included, or below 1 − `LENGTH_SHARE`."""
     if share is None or (share.high >= 1 - LENGTH_SHARE and share.low <= LENGTH_SHARE):
         return None
     kind = "longer" if share.mean > 0.5 else "shorter"
@@ -147,21 +151,27 @@ def image_drop(groups: Iterable[RolloutGroup]) -> Estimate | None:
     Returns:
         Over the problems with a right response that was scored so; `None` if there are none.
     """
-    drops = []
-    for group in groups:
-        falls = [
-            rollout.reward - rollout.swapped.reward
-            for right, rollout in zip(correctness_of(group), group.rollouts, strict=True)
-            if right and rollout.reward is not None and rollout.swapped is not None
-        ]
-        if falls:
-            drops.append(fmean(falls))
-    return mean_with_interval(drops, bounds=CHANGE) if drops else None
+    return image_drop_of(map(reward_drop, groups))
 
 
-def image_blind(groups: Iterable[RolloutGroup]) -> TrustWarning | None:
-    """Warn if `image_drop` is about 0: below `LEAST_DROP`, or an interval that holds 0."""
-    drop = image_drop(groups)
+def image_drop_of(drops: Iterable[float | None]) -> Estimate | None:
+    """The mean over the problems that have a drop."""
+    found = [drop for drop in drops if drop is not None]
+    return mean_with_interval(found, bounds=CHANGE) if found else None
+
+
+def reward_drop(group: RolloutGroup) -> float | None:
+    """The mean fall of one problem's right responses; `None` if none was scored with both images."""
+    falls = [
+        rollout.reward - rollout.swapped.reward
+        for right, rollout in zip(correctness_of(group), group.rollouts, strict=True)
+        if right and rollout.reward is not None and rollout.swapped is not None
+    ]
+    return fmean(falls) if falls else None
+
+
+def image_blind(drop: Estimate | None) -> TrustWarning | None:
+    """Warn if this `image_drop` is about 0: below `LEAST_DROP`, or an interval that holds 0."""
     if drop is None or (drop.low > 0 and drop.mean >= LEAST_DROP):
         return None
     message = (
@@ -175,9 +185,18 @@ def image_blind(groups: Iterable[RolloutGroup]) -> TrustWarning | None:
     return TrustWarning("image_blind", message, drop)
 
 
-def trust_warnings(prm: Curve, majority: Curve, groups: Iterable[RolloutGroup]) -> list[TrustWarning]:
-    """All warnings that hold; whether the PRM looks is known only of groups that were scored with other images."""
-    found = [over_optimisation(prm), not_above_majority(prm, majority), length_bias(groups), image_blind(groups)]
+def trust_warnings(
+    prm: Curve, majority: Curve, preference: Estimate | None, drop: Estimate | None
+) -> list[TrustWarning]:
+    """All warnings that hold.
+
+    Args:
+        prm: k → best of k by the PRM, one value per problem.
+        majority: the same of the vote.
+        preference: `length_preference`.
+        drop: `image_drop`: whether the PRM looks is known only of groups that were scored with other images.
+    """
+    found = [over_optimisation(prm), not_above_majority(prm, majority), length_bias(preference), image_blind(drop)]
     return [warning for warning in found if warning is not None]
 
 

@@ -94,7 +94,7 @@ def test_a_prm_that_likes_long_answers_is_flagged():
     assert [warning["name"] for warning in found["warnings"]] == ["not_above_majority", "length"]
     assert found["length_preference"]["mean"] == 1.0
     assert "prefers the longer one" in found["warnings"][1]["message"]
-    short = length_bias(scored_by(groups, lambda right, text, noise: 1 - len(text) / 250))
+    short = length_bias(length_preference(scored_by(groups, lambda right, text, noise: 1 - len(text) / 250)))
     assert "prefers the shorter one" in short.message
 
 
@@ -105,7 +105,7 @@ def test_an_image_blind_prm_is_flagged():
     assert {of_group(group)["dependence_right"] for group in same} <= {0.0, None}
     assert names(groups) == []  # nobody asked
     nearly = scored_by(answered(), lambda right, text, noise: honest(right, text, noise) - 0.01)
-    assert image_blind(scored_unseen(groups, nearly)) is not None
+    assert image_blind(image_drop(scored_unseen(groups, nearly))) is not None
 
 
 def test_over_optimisation_is_flagged():
@@ -142,7 +142,8 @@ def test_majority_of_two_says_nothing():
 def test_few_problems_accuse_no_prm_of_blindness():
     """Two problems on which the reward falls by 0.3 show neither that the PRM looks nor that it does not."""
     groups = scored_by(answered(2), honest)
-    drop = image_blind(scored_unseen(groups, scored_by(answered(2), lambda right, text, noise: noise + 0.1)))
+    other = scored_by(answered(2), lambda right, text, noise: noise + 0.1)
+    drop = image_blind(image_drop(scored_unseen(groups, other)))
     assert drop is not None
     assert drop.message.startswith("perhaps blind")
     assert "hardly looks" not in drop.message
@@ -173,5 +174,6 @@ def test_regret_is_oracle_minus_choice():
 
 def test_what_was_not_scored_without_its_picture_says_nothing():
     groups = scored_by(answered(3), honest)
-    assert image_drop(groups) is image_blind(groups) is None
+    assert image_drop(groups) is None
+    assert image_blind(None) is None
     assert set(of_group(groups[0]).values()) == {None}
