@@ -41,7 +41,8 @@ def all_commands(given: Path, run: Path, *, max_new_tokens: int, verifier: str) 
     flags: dict[str, list[object]] = {
         "train-prm": ["--groups", run / "label-steps", "--model", given / "policy", "--prm_format", "step_end",
                       "--batch_groups", 1, *training],
-        "prm-eval": ["--prm", run / "train-prm", "--benchmark", run / "verify", "--kind", "groups"],
+        "prm-eval": ["--prm", run / "train-prm", "--benchmark", run / "label-steps", "--kind", "groups",
+                     "--development_share", 0.5],
         "best-of-n": ["--groups", run / "score", "--ks", 4],
         "train-mpo": ["--policy", given / "policy", "--pairs", run / "pairs", "--batch_size", 2, *training],
     }  # fmt: skip

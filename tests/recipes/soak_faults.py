@@ -41,7 +41,7 @@ from tests.recipes.killing import KILLED, ended, start
 
 PROBLEMS, SAMPLES = 4, 4
 STAGES = ("sample", "verify", "pairs", "convert-data")
-SERVER_FAULTS = ("500", "reset", "garbage", "html", "too_few", "null")
+SERVER_FAULTS = ("500", "reset", "garbage", "html", "too_few")  # not "null", which is an empty answer and is kept
 SHARE_OF_FAULTS = 0.1  # of requests, of stages that are killed, and of stages whose files are damaged after it
 ENDED_S = 12.0
 LIMITS = {"memory": 16.0, "descriptors": 3, "threads": 2, "processes": 0}  # MB, and numbers of each
@@ -149,7 +149,9 @@ class Soak:
         made = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.parquet"))}
         self.first = self.first or made
         if made != self.first or not made:
-            self.wrong.append("the pairs are not those of the first round")
+            differing = [name for name in made.keys() | self.first.keys() if made.get(name) != self.first.get(name)]
+            counts = {name: json.loads((run / name / MANIFEST).read_bytes())["counts"] for name in STAGES}
+            self.wrong.append(f"{sorted(differing)} are not those of the first round; {counts}")
         shutil.rmtree(run)
         self.happened["rounds"] += 1
 
