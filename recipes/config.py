@@ -725,7 +725,7 @@ class ContinueConfig(ContinuerConfig):
 
 
 @dataclass
-class PairsConfig:
+class PairsConfig(ContinuerConfig):
     """`mpo pairs`: chosen and rejected responses."""
 
     groups: Path = field(metadata={"help": "folder with verified responses, and scores if the rule needs them"})
@@ -784,9 +784,6 @@ class PairsConfig:
     )
     margin: NotNegative = field(
         default=0.1, metadata={"help": "for prm_margin: least difference between the rewards of a pair"}
-    )
-    policy: PolicyPath | None = field(
-        default=None, metadata={"help": "for dropout_ntp: the model that wrote the responses"}
     )
     temperature: NotNegative = field(
         default=1.0, metadata={"help": "for dropout_ntp: sampling temperature of the continuations"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,13 @@ from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
 from recipes.stage.policies import continuer_of, served_generator, with_rows
-from rewards.kept.calls import Run, in_turn
-from rewards.pairing.prefixes import continue_beginnings, is_all_wrong, sound_beginnings
+from recipes.stage.set_aside import without_failing
+from rewards.kept.calls import Run
+from rewards.pairing.prefixes import Continued, continue_beginnings, is_all_wrong, sound_beginnings
 from rewards.pairing.spans import RejectedSpan
-from rewards.prm.labelling.monte_carlo import Continuer
+from rewards.prm.labelling.monte_carlo import checked_call
 from rewards.sampling.rows_per_call import ROWS
 from rewards.types import Verdict
-
-SERVED_ROWS = 1024  # continuations that servers are asked for side by side, and that a kill loses
 
 
 def continue_prefixes(config: ContinueConfig) -> Path:
@@ -37,7 +36,7 @@ def continue_prefixes(config: ContinueConfig) -> Path:
     one_policy(config)
     a_local_engine(config)
     config = with_rows(config)
-    rows = SERVED_ROWS if config.base_url else config.batch_rows or ROWS
+    rows = 1 if config.base_url else config.batch_rows or ROWS  # servers: a beginning is a call
     stage = open_stage("continue", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
@@ -50,29 +49,38 @@ def continue_prefixes(config: ContinueConfig) -> Path:
         found, reasons = sound_beginnings(group, span, most=config.prefixes)
         beginnings += found
         rejected += reasons
-    total = len(beginnings) * config.num_continuations
-    with (
-        open_calls(stage) as calls,
-        _on_servers(config) if config.base_url else _here(config, rows) as run,
-        tqdm(total=total, desc="continue prefixes", unit="continuation") as bar,
-    ):
-        done = continue_beginnings(
-            beginnings,
-            run=run,
-            num_continuations=config.num_continuations,
-            seed=config.seed,
-            rows_a_call=rows,
-            each=calls.each,
-            on_drawn=bar.update,
-        )
+    with open_calls(stage) as calls, _on_servers(config) if config.base_url else _here(config, rows) as run:
+
+        def attempt(aside: Mapping[str, str]) -> Continued:
+            left = [beginning for beginning in beginnings if beginning.problem.id not in aside]
+            total = len(left) * config.num_continuations
+            with tqdm(total=total, desc="continue prefixes", unit="continuation") as bar:
+                return continue_beginnings(
+                    left,
+                    run=run,
+                    num_continuations=config.num_continuations,
+                    seed=config.seed,
+                    rows_a_call=rows,
+                    each=calls.each,
+                    on_drawn=bar.update,
+                )
+
+        done, aside = without_failing(calls, {group.problem.id: group.problem.id for group in groups}, attempt)
+    asked = sum(beginning.problem.id not in aside for beginning in beginnings)
     write_groups(stage.out, done.groups)
     right = [{r.verdict for r in group.rollouts} & {Verdict.CORRECT} for group in done.groups]
     counts = {
         "in": len(groups),
         "out": len(done.groups),
-        "rejected": {"no sound beginning": len(groups) - len(done.groups)},
+        "rejected": +Counter(
+            {
+                "no sound beginning": len(groups) - len(done.groups) - len(aside),
+                "no usable reply of the server": len(aside),
+            }
+        ),
         "responses_without_prefix": dict(rejected),
-        "continuations": total,
+        "continuations": asked * config.num_continuations,
+        "set_aside": aside,
         "tokens": done.tokens,
         "solved": sum(map(bool, right)),
     }
@@ -95,5 +103,7 @@ def _here(config: ContinueConfig, rows: int) -> AbstractContextManager[Run]:
 
 @contextmanager
 def _on_servers(config: ContinueConfig) -> Iterator[Run]:
-    with served_generator(config) as (generator, verify_many):
-        yield in_turn(Continuer(generator, verify_many, with_texts=True))
+    with served_generator(config) as (servers, verify_many):
+        from rewards.sampling.served_calls import side_by_side
+
+        yield side_by_side(servers, partial(checked_call, verify_many=verify_many))

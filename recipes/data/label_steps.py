@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -23,8 +23,7 @@ from recipes.stage.folder import Stage, open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
 from recipes.stage.policies import continuer_of, served_generator, with_rows
-from recipes.stage.set_aside import set_aside
-from rewards.errors import ServerError
+from recipes.stage.set_aside import without_failing
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
 from rewards.kept.calls import CallStore
 from rewards.prm.formats import find_format, format_files
@@ -77,22 +76,21 @@ def label(config: LabelConfig) -> Path:
     )
     chosen, choice = _choose(config, groups, chosen, rejected)
     chosen = _limited(config, chosen, rejected)
-    aside: dict[str, str] = {}
     with (
         open_calls(stage) as calls,
         (_on_servers if config.base_url else _here)(config, stage, calls) as (estimate, draw),
     ):
-        while True:  # once; again without the problems that a server never answers
+
+        def attempt(aside: Mapping[str, str]) -> tuple[CostEstimate, Labelled, float]:
             left = [group for group in chosen if group.problem.id not in aside]
-            try:
-                cost = _estimated(config, left, estimate, calls)
-                with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
-                    started = time.monotonic()
-                    done = draw(left, bar.update)
-                    seconds = round(time.monotonic() - started, 2)
-                break
-            except ServerError as error:
-                aside |= set_aside(calls, error, {group.problem.id: group.problem.id for group in left})
+            cost = _estimated(config, left, estimate, calls)
+            with tqdm(total=round(cost.expected), desc="continue steps", unit="continuation") as bar:
+                started = time.monotonic()
+                done = draw(left, bar.update)
+                return cost, done, round(time.monotonic() - started, 2)
+
+        keys = {group.problem.id: group.problem.id for group in chosen}
+        (cost, done, seconds), aside = without_failing(calls, keys, attempt)
     lost = sum(len(group.rollouts) for group in chosen if group.problem.id in aside)
     rejected += done.rejected + Counter({"no usable reply of the server": lost} if lost else {})
     labelled = [group for group in done.groups if group.rollouts]

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
 
 from mpo.multimodal.errors import ConfigError, DataError
 from mpo.multimodal.files import write_atomic
 from recipes.config import PairsConfig
 from recipes.data.dataset_card import write_card
+from recipes.stage.engine import engine
 from recipes.stage.exclusive import DROPOUT, refuse_exclusive
 from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.groups import iter_groups, problems_of
+from recipes.stage.kept_calls import open_calls
+from recipes.stage.policies import blind_continuer_of, servers_of
+from recipes.stage.set_aside import without_failing
 from rewards.interchange.mmpr import write_mmpr
 from rewards.interchange.trl_rows import write_trl_parquet
 from rewards.pairing.eligibility import without_second_opinion
@@ -25,6 +33,7 @@ from rewards.pairing.report import PairingReport
 from rewards.pairing.rules import LIMITS, RULES, Pairing, Rule, prm_margin, seen_by
 from rewards.pairing.spans import RejectedSpan
 from rewards.prm.labelling.continuations import CONTINUATIONS, with_right_continuations
+from rewards.sampling.generator import SamplingParams
 from rewards.types import PreferencePair, RolloutGroup
 
 REPORT = "report.json"
@@ -52,7 +61,7 @@ def pairs(config: PairsConfig) -> Path:
         groups = map(without_second_opinion, groups)
     groups = seen_by(compared.values(), groups)
     if config.rule == DROPOUT:
-        every, dropout = _dropout(list(groups), limits, config)
+        every, dropout = _dropout(stage, list(groups), limits, config)
         found, report_of = iter(every), lambda: dropout
     else:
         pairing = Pairing(_rule(config), limits)
@@ -126,31 +135,50 @@ def _continued(groups: Iterable[RolloutGroup], config: PairsConfig) -> Iterable[
 
 
 def _dropout(
-    groups: list[RolloutGroup], limits: Limits, config: PairsConfig
+    stage: Stage, groups: list[RolloutGroup], limits: Limits, config: PairsConfig
 ) -> tuple[list[PreferencePair], PairingReport]:
-    """Continue half responses without their images; the policy loads only here."""
-    from mpo.multimodal.loading import load_for_inference, load_processor
+    """Continue half responses without their images, here or on servers; each call's texts are in `calls.sqlite`."""
     from rewards.pairing.dropout_ntp import dropout_ntp
-    from rewards.sampling.transformers_generator import SamplingParams, TransformersGenerator
+
+    with open_calls(stage) as calls, (_on_servers if config.base_url else _here)(config) as how:
+
+        def attempt(aside: Mapping[str, str]) -> tuple[list[PreferencePair], PairingReport]:
+            left = [group for group in groups if group.problem.id not in aside]
+            with tqdm(desc="continue without images", unit="continuation") as bar:
+                return dropout_ntp(left, limits, seed=config.seed, each=calls.each, on_drawn=bar.update, **how)
+
+        keys = {group.problem.id: group.problem.id for group in groups}
+        (found, report), aside = without_failing(calls, keys, attempt)
+    lost = {"no usable reply of the server": len(aside)} if aside else {}
+    return found, replace(report, problems_in=len(groups), dropped=report.dropped | lost)
+
+
+@contextmanager
+def _here(config: PairsConfig) -> Iterator[dict[str, Any]]:
+    """The policy in this process, or on several workers; halves are cut at its tokens."""
+    from mpo.multimodal.loading import load_processor
 
     assert config.policy is not None  # checked before the stage opened
-    processor = load_processor(config.policy)
-    tokenizer = processor.tokenizer
-    generator = TransformersGenerator(
-        load_for_inference(config.policy),
-        processor,
-        SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens),
-        batch_rows=config.batch_rows,
-        describe="continue without images",
-    )
-    return dropout_ntp(
-        groups,
-        limits,
-        generator=generator,
-        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-        seed=config.seed,
-    )
+    tokenizer = load_processor(config.policy).tokenizer
+    params = SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens)
+    with engine(config, partial(blind_continuer_of, config.policy, params, batch_rows=config.batch_rows)) as run:
+        yield {
+            "run": run,
+            "encode": lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+            "decode": lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+            "rows_a_call": config.batch_rows,
+        }
+
+
+@contextmanager
+def _on_servers(config: PairsConfig) -> Iterator[dict[str, Any]]:
+    """A call per half, side by side; halves are cut at words, since a server's tokenizer is not here."""
+    servers = servers_of(config, SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens))
+    from rewards.pairing.dropout_ntp import blind_text, words
+    from rewards.sampling.served_calls import side_by_side
+
+    run = side_by_side(servers, blind_text)
+    yield {"run": run, "encode": words, "decode": "".join, "rows_a_call": 1}
 
 
 def _describe(stage: Stage, report: PairingReport, table: dict[str, PairingReport]) -> None:

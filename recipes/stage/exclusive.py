@@ -16,7 +16,7 @@ DROPOUT = "dropout_ntp"  # the rule of pairs whose rejected side is drawn withou
 
 def one_policy(config: Any) -> None:
     """A model in this process, or a server and the model's name there: not both, not half."""
-    if not {"policy", "base_url", "model"} <= vars(config).keys():
+    if not {"policy", "base_url", "model"} <= vars(config).keys() or getattr(config, "rule", DROPOUT) != DROPOUT:
         return
     if (config.policy is None) != bool(config.base_url) or bool(config.base_url) != (config.model is not None):
         raise ConfigError("expected either policy (a model folder), or base_url and model (a server)")
@@ -99,14 +99,14 @@ def a_whole_served_prm(config: Any) -> None:
 
 
 def a_rule_for_these_pairs(config: Any) -> None:
-    """Pairs by dropout come from the policy, without a PRM; the other rules take no policy."""
+    """Pairs by dropout come from the policy, here or behind a server, without a PRM; the other rules take no policy."""
     if not {"rule", "policy", "continued"} <= vars(config).keys():
         return
     dropout = config.rule == DROPOUT
-    if dropout != (config.policy is not None):
+    if dropout != bool(config.policy or config.base_url):
         raise ConfigError(
-            f"rule {config.rule!r} and policy {config.policy}: {DROPOUT} needs the policy that wrote the responses, "
-            "the other rules take no policy"
+            f"rule {config.rule!r}, policy {config.policy}, base_url {config.base_url}: {DROPOUT} needs the policy "
+            "that wrote the responses, as a model folder or behind a server; the other rules take no policy"
         )
     if config.continued is not None and config.rule in (DROPOUT, "step_prefix"):
         raise ConfigError(
@@ -155,6 +155,7 @@ EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     a_prm_with_spreads,
     a_prm_for_the_guard,
     a_whole_served_prm,
+    a_rule_for_these_pairs,
     one_policy,
     one_length,
     a_local_engine,
@@ -163,6 +164,5 @@ EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     labels_for_a_refresh,
     one_greedy_response,
     one_way_to_label,
-    a_rule_for_these_pairs,
     whole_groups_with_a_reward,
 )

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpo.multimodal.errors import ConfigError
-from recipes.config import ContinueConfig, LabelConfig, SampleConfig
+from recipes.config import ContinueConfig, ContinuerConfig, LabelConfig, SampleConfig
 from recipes.stage.exclusive import a_local_engine, one_policy
 from rewards.sampling.generator import Generator, SamplingParams, check_number
 from rewards.sampling.rows_per_call import ROWS, row_bytes, rows_per_call
+
+if TYPE_CHECKING:
+    from rewards.sampling.openai_generator import OpenAIGenerator
 
 Drawing = TypeVar("Drawing", SampleConfig, LabelConfig, ContinueConfig)
 
@@ -92,28 +95,44 @@ def generator_of(config: SampleConfig, params: SamplingParams, rows_a_problem: i
     )
 
 
-@contextmanager
-def served_generator(config: LabelConfig | ContinueConfig) -> Iterator[tuple[Any, Any]]:
-    """What asks the servers for continuations, and what checks responses, with a verifier's processes."""
+def servers_of(config: ContinuerConfig, params: SamplingParams) -> OpenAIGenerator:
+    """What asks the servers for continuations."""
     try:
         from rewards.sampling.openai_generator import OpenAIGenerator
     except ImportError as error:
         raise ConfigError(f"a server needs the extra: pip install -e '.[server]' ({error})") from error
-    from rewards.verifying.auto import AutoVerifier
-    from rewards.verifying.finished import verify_completions
-    from rewards.verifying.math_verifier import MathVerifier
 
     assert config.model is not None
-    params = SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens)
-    generator = OpenAIGenerator(
+    return OpenAIGenerator(
         config.base_url,
         config.model,
         params,
         concurrency=config.concurrency,
         samples_a_request=config.samples_a_request,
     )
+
+
+@contextmanager
+def served_generator(config: LabelConfig | ContinueConfig) -> Iterator[tuple[OpenAIGenerator, Any]]:
+    """What asks the servers for continuations, and what checks responses, with a verifier's processes."""
+    generator = servers_of(config, SamplingParams(config.temperature, 1.0, 0, config.max_new_tokens))
+    from rewards.verifying.auto import AutoVerifier
+    from rewards.verifying.finished import verify_completions
+    from rewards.verifying.math_verifier import MathVerifier
+
     with MathVerifier() as math:
         yield generator, partial(verify_completions, AutoVerifier(math=math).verify_many)
+
+
+@contextmanager
+def blind_continuer_of(policy: Path, params: SamplingParams, *, batch_rows: int) -> Iterator[Callable[[Any], Any]]:
+    """What makes one call of `dropout_ntp`: the policy, loaded."""
+    from mpo.multimodal.loading import load_for_inference, load_processor
+    from rewards.pairing.dropout_ntp import BlindContinuer
+    from rewards.sampling.transformers_generator import TransformersGenerator
+
+    model, processor = load_for_inference(policy), load_processor(policy)
+    yield BlindContinuer(TransformersGenerator(model, processor, params, batch_rows=batch_rows))
 
 
 @contextmanager

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from rewards.errors import ServerError
 from rewards.kept.store import Store
 
 RUNS_BEFORE_ASIDE = 3  # in which a problem got no usable reply from a server that was there
+
+
+Result = TypeVar("Result")
+
+
+def without_failing(
+    store: Store, keys: Mapping[str, str], attempt: Callable[[Mapping[str, str]], Result]
+) -> tuple[Result, dict[str, str]]:
+    """What an attempt gives, and id → reason of the problems that it was made without; see `set_aside`.
+
+    Args:
+        store, keys: see `set_aside`.
+        attempt: is given the problems to leave out; none at first.
+    """
+    aside: dict[str, str] = {}
+    while True:
+        try:
+            return attempt(aside), aside
+        except ServerError as error:
+            aside |= set_aside(store, error, keys)
 
 
 def set_aside(store: Store, error: ServerError, keys: Mapping[str, str]) -> dict[str, str]:

@@ -7,17 +7,23 @@ is the one exception to "no unverified response as chosen"; where there is a ver
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from rewards.kept.calls import Each, Run, each_time, watched
 from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairAccount, PairingReport
-from rewards.sampling.generator import Generator
+from rewards.sampling.generator import Generator, Sample, Task, continuations_of
 from rewards.types import Completion, FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict, without_images
 
-Encode = Callable[[str], Sequence[int]]
-Decode = Callable[[Sequence[int]], str]
+Encode = Callable[[str], Sequence[Any]]
+Decode = Callable[[Sequence[Any]], str]
+
+_ONE_A_WORD = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Chinese and Japanese characters
+_WORD = re.compile(rf"\s*(?:[{_ONE_A_WORD}]|[^\W{_ONE_A_WORD}]+|[^\w\s])|\s+")
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ def half_prefix(text: str, *, encode: Encode, decode: Decode) -> str | None:
 
     Args:
         text: a response.
-        encode: text → token ids, without special tokens.
-        decode: token ids → text.
+        encode: text → tokens, without special ones.
+        decode: tokens → text.
 
     Returns:
         A prefix with some text on both sides of its end; None if no boundary lies in the middle half of the tokens.
@@ -104,24 +110,48 @@ def dropout_pair(half: Half, continuation: Completion, limits: Limits = Limits()
     return PreferencePair(half.group.problem, rollout.completion, rejected, "dropout_ntp", meta)
 
 
+def blind_text(task: Task, samples: Sequence[Sample]) -> list[Any]:
+    """What a call keeps, as JSON values: text, finish reason and tokens of each; None for one that was refused."""
+    made = [sample.completion for sample in samples]
+    return [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made]
+
+
+class BlindContinuer:
+    """Makes one call of `dropout_ntp` with a generator, the policy that wrote the responses."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def __call__(self, task: Task) -> list[Any]:
+        """`blind_text` of the call's continuations, in order."""
+        return blind_text(task, continuations_of(self.generator, task))
+
+
 def dropout_ntp(
     groups: Sequence[RolloutGroup],
     limits: Limits,
     *,
-    generator: Generator,
+    run: Run,
     encode: Encode,
     decode: Decode,
     seed: int,
+    rows_a_call: int = 64,
+    each: Each = each_time,
+    on_drawn: Callable[[int], object] = lambda number: None,
 ) -> tuple[list[PreferencePair], PairingReport]:
-    """Continue the halves of every problem without its images, all in one call of the generator.
+    """Continue the halves of every problem without its images.
 
     Args:
         groups: sampled responses; verdicts and rewards are used where there are some.
         limits: `max_pairs` and `max_length_ratio` are read.
-        generator: the policy that wrote the responses; it draws one continuation per half.
-        encode: its tokenizer's, without special tokens.
+        run: makes the calls, each of which draws one continuation per half: a `BlindContinuer` in this process
+            (`in_turn`) or on several workers, or servers (`side_by_side` with `blind_text`).
+        encode: text → tokens: the policy's tokenizer, without special tokens, or `words`.
         decode: the inverse, special tokens kept.
         seed: changes the draw.
+        rows_a_call: continuations per call, at most.
+        each: keeps what each call gave, so that a killed run resumes (`CallStore.each`).
+        on_drawn: told the number of continuations of each call that was made, or was kept.
 
     Returns:
         Pairs in the order of the problems, and the report; a ruler that asks for the first sample does not apply.
@@ -131,21 +161,47 @@ def dropout_ntp(
     for group in groups:
         found, reasons[group.problem.id] = first_halves(group, encode=encode, decode=decode, limits=limits)
         halves += found
-    blind = [without_images(half.group.problem) for half in halves]
-    drawn = generator.generate(blind, 1, prefixes=[half.prefix for half in halves], seed=seed) if halves else []
+    parts = [halves[start : start + rows_a_call] for start in range(0, len(halves), rows_a_call)]
+    calls = [(_about(part, seed), _task(part, seed)) for part in parts]
+    told = watched(run, len(halves), lambda task: len(task.prefixes), on_drawn)
+    drawn = [made for part in each(calls, told) for made in part]
     pairs: dict[str, list[PreferencePair]] = {group.problem.id: [] for group in groups}
-    for half, (continuation,) in zip(halves, drawn, strict=True):
-        made = dropout_pair(half, continuation, limits)
-        if isinstance(made, str):
-            reasons[half.group.problem.id][made] += 1
+    for half, made in zip(halves, drawn, strict=True):
+        pair = "continuation_refused" if made is None else dropout_pair(half, _completion(*made), limits)
+        if isinstance(pair, str):
+            reasons[half.group.problem.id][pair] += 1
         else:
-            pairs[half.group.problem.id].append(made)
+            pairs[half.group.problem.id].append(pair)
     account = PairAccount()
     for group in groups:
         own, why = pairs[group.problem.id], reasons[group.problem.id]
         most = min(why, key=lambda reason: (-why[reason], reason), default="no_rollouts")
         account.add(own, rejected=why, why_none="" if own else most)
     return [pair for own in pairs.values() for pair in own], account.report()
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, each with the space before it: what a half is cut into where there is no tokenizer.
+
+    A Chinese or Japanese character is a word, and so is a punctuation mark. `"".join` is the inverse.
+
+    Example:
+        >>> words("See 3.  图中")
+        ['See', ' 3', '.', '  图', '中']
+    """
+    return _WORD.findall(text)
+
+
+def _about(part: Sequence[Half], seed: int) -> list[Any]:
+    return ["dropout", seed, [[half.group.problem.id, half.group.problem.question, half.prefix] for half in part]]
+
+
+def _task(part: Sequence[Half], seed: int) -> Task:
+    return Task([without_images(half.group.problem) for half in part], [half.prefix for half in part], 1, seed)
+
+
+def _completion(text: str, reason: str, tokens: int) -> Completion:
+    return Completion(text, FinishReason(reason), tokens)
 
 
 def _not_positive(group: RolloutGroup, rollout: Rollout, seen: set[str]) -> str | None:

@@ -16,7 +16,7 @@ from rewards.kept.calls import Each, Run, each_time
 from rewards.pairing.limits import Limits
 from rewards.pairing.spans import RejectedSpan
 from rewards.pairing.step_pairs import step_prefix
-from rewards.prm.labelling.monte_carlo import Task
+from rewards.sampling.generator import Task
 from rewards.types import Completion, FinishReason, PreferencePair, Problem, Rollout, RolloutGroup, Verdict
 
 Made = tuple[list[PreferencePair], Counter[str]]

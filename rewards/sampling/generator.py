@@ -118,6 +118,30 @@ class Generator(ABC):
         return [[found[place, index] for index in range(n)] for place in range(len(problems))]
 
 
+@dataclass(frozen=True)
+class Task:
+    """One call: n continuations of each prefix, which is the beginning of a response to the problem of its place."""
+
+    problems: Sequence[Problem]
+    prefixes: Sequence[str]
+    n: int
+    seed: int
+
+
+def continuations_of(generator: Generator, task: Task) -> list[Sample]:
+    """What a call gives: the n samples of the first prefix, then those of the second, and so on.
+
+    Raises:
+        DataError: the generator gave another number.
+    """
+    drawn = generator.draw(task.problems, task.n, prefixes=task.prefixes, seed=task.seed)
+    samples = {(sample.problem, sample.index): sample for some in drawn for sample in some}
+    expected = len(task.problems) * task.n
+    if len(samples) != expected:
+        raise DataError(f"expected {expected} continuations, got {len(samples)}: they would be other prefixes'")
+    return [sample for _, sample in sorted(samples.items(), key=lambda item: item[0])]
+
+
 def check_number(n: int, params: SamplingParams) -> None:
     """Raise ConfigError if n completions cannot be drawn: n < 1, or n > 1 at temperature 0, one text n times."""
     if n < 1 or (n > 1 and params.temperature == 0):

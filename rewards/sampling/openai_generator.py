@@ -132,7 +132,7 @@ class OpenAIGenerator(Generator):
         """`stream`, with the replies that have come together in one list."""
         failed: list[str] = []
         at_fault: dict[str, str] = {}
-        in_a_row = 0
+        in_a_row: set[str] = set()
         with asyncio.Runner() as runner:
             servers = self._connect()
             pending: set[asyncio.Task[list[Sample]]] = set()
@@ -147,18 +147,18 @@ class OpenAIGenerator(Generator):
                         break
                     finished, pending = runner.run(_first(pending))
                     if replies := [task.result() for task in finished if task.exception() is None]:
-                        in_a_row = 0
+                        in_a_row.clear()
                         yield replies
                     for task in finished:
                         error = task.exception()
                         if isinstance(error, NoReplyError):
                             failed.append(f"problem {task.get_name()}: {error}")
-                            in_a_row += 1
+                            in_a_row.add(task.get_name())
                             if not (isinstance(error, UnreachableError) and error.refused):
                                 at_fault[task.get_name()] = str(error)
                         elif error is not None:
                             raise error
-                    if in_a_row >= GIVE_UP_AFTER:  # the server is at fault, not they
+                    if len(in_a_row) >= GIVE_UP_AFTER:  # the server is at fault, not they
                         at_fault.clear()
                         break
             finally:

@@ -16,7 +16,8 @@ from typing import Any
 
 from rewards.errors import StoreError
 from rewards.kept.calls import Run
-from rewards.prm.labelling.monte_carlo import Task, without_texts
+from rewards.prm.labelling.monte_carlo import without_texts
+from rewards.sampling.generator import Task
 from rewards.types import Completion, FinishReason, Rollout, RolloutGroup, Verdict
 
 CONTINUATIONS = "continuations.sqlite"

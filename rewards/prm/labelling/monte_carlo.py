@@ -19,7 +19,7 @@ from rewards.kept.calls import Each, Run, each_time, watched
 from rewards.kept.keys import seed_of
 from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count, spend
 from rewards.prm.labelling.source import monte_carlo_source
-from rewards.sampling.generator import Generator, Sample
+from rewards.sampling.generator import Generator, Sample, Task, continuations_of
 from rewards.types import (
     Completion,
     MonteCarloCount,
@@ -71,16 +71,6 @@ class Response:
         return Ending(len(self.steps), self.verdict is Verdict.CORRECT)
 
 
-@dataclass(frozen=True)
-class Task:
-    """One call: n continuations of each prefix, which is the beginning of a response to the problem of its place."""
-
-    problems: Sequence[Problem]
-    prefixes: Sequence[str]
-    n: int
-    seed: int
-
-
 class Continuer:
     """Makes one call: draws continuations and has them checked.
 
@@ -102,20 +92,17 @@ class Continuer:
             DataError: generator or verifier gave another number of results than it was asked for.
         """
         started = time.monotonic()
-        samples = {
-            (sample.problem, sample.index): sample
-            for some in self.generator.draw(task.problems, task.n, prefixes=task.prefixes, seed=task.seed)
-            for sample in some
-        }
+        samples = continuations_of(self.generator, task)
         seconds = time.monotonic() - started
-        expected = len(task.problems) * task.n
-        if len(samples) != expected:
-            raise DataError(f"expected {expected} continuations, got {len(samples)}: counts would be other steps'")
-        placed = [
-            (task.problems[place], task.prefixes[place], sample) for (place, _), sample in sorted(samples.items())
-        ]
-        result = checked(placed, self.verify_many) | {"seconds": seconds}
+        result = checked_call(task, samples, self.verify_many) | {"seconds": seconds}
         return result if self.with_texts else without_texts(result)
+
+
+def checked_call(task: Task, samples: Sequence[Sample], verify_many: VerifyMany) -> dict[str, Any]:
+    """`checked` of a call's samples, those of its first prefix first."""
+    prefixes = [place for place in range(len(task.prefixes)) for _ in range(task.n)]
+    placed = [(task.problems[place], task.prefixes[place], s) for place, s in zip(prefixes, samples, strict=True)]
+    return checked(placed, verify_many)
 
 
 def checked(placed: Sequence[tuple[Problem, str, Sample]], verify_many: VerifyMany) -> dict[str, Any]:

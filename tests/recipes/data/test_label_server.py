@@ -146,22 +146,48 @@ def test_wrong_settings_are_one_line(
     assert line in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_continue_asks_a_server_too(server: ModelServer, verified: Path, tmp_path: Path) -> None:
-    """Problems with only wrong samples are asked again from their sound beginnings; the simulated policy is right from
-    there in 6 of 10 continuations, and one that is refused is left out."""
+@pytest.fixture
+def all_wrong(verified: Path, tmp_path: Path) -> Path:
+    """The eight problems with two wrong responses each, and where they go wrong."""
     groups = [replace(group, rollouts=group.rollouts[1:]) for group in read_groups(verified)]
     counted = tuple(replace(group, rollouts=tuple(_counted(rollout) for rollout in group.rollouts)) for group in groups)
     stage = open_stage("verify", VerifyConfig(tmp_path, tmp_path / "wrong"), inputs=[])
     write_groups(stage.out, counted)
-    stage.finish({"in": 16, "out": 16, "rejected": {}, "problems": str(tmp_path / "problems.jsonl")})
-    server.faults = ["ok", "refuse"]
-    command = ["continue", "--groups", str(tmp_path / "wrong"), "--out", str(tmp_path / "out"), "--span_source", "mc"]
-    assert main([*command, "--model", "tiny", "--base_url", server.base_url, "--num_continuations", "3"]) == 0
+    return stage.finish({"in": 16, "out": 16, "rejected": {}, "problems": str(tmp_path / "problems.jsonl")})
+
+
+def continued(all_wrong: Path, out: Path, server: ModelServer) -> list[str]:
+    asked = ["continue", "--groups", str(all_wrong), "--out", str(out), "--span_source", "mc", "--model", "tiny"]
+    return [*asked, "--base_url", server.base_url, "--num_continuations", "3", "--samples_a_request", "2"]
+
+
+def test_continue_asks_a_server_too(server: ModelServer, all_wrong: Path, tmp_path: Path) -> None:
+    """Problems with only wrong samples are asked again from their sound beginnings; the simulated policy is right from
+    there in 6 of 10 continuations, and those that are refused are left out."""
+    server.faults = ["ok", "ok", "refuse"]
+    assert main(continued(all_wrong, tmp_path / "out", server)) == 0
     counts = manifest_of(tmp_path / "out")["counts"]
     made = [rollout for group in read_groups(tmp_path / "out") for rollout in group.rollouts]
-    assert len(made) == counts["continuations"] - 3
+    assert counts["continuations"] - len(made) in (1, 2)  # of a request
     assert {rollout.verdict for rollout in made} == {Verdict.CORRECT, Verdict.WRONG}
     assert counts["tokens"] > 0
+
+
+def test_continue_sets_a_problem_aside_that_always_fails(
+    server: ModelServer, all_wrong: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others gave is kept: the second run asks about this one alone."""
+    monkeypatch.setattr(openai_generator, "OpenAIGenerator", partial(OpenAIGenerator, attempts=1))
+    server.breaks_on = "What is 4?"
+    command = continued(all_wrong, tmp_path / "out", server)
+    assert main(command) == 2
+    server.requests.clear()
+    assert main(command) == 2
+    assert all("What is 4?" in str(body) for body in server.requests)
+    assert main(command) == 0
+    counts = manifest_of(tmp_path / "out")["counts"]
+    assert counts["rejected"]["no usable reply of the server"] == 1
+    assert "no usable reply in 3 runs" in counts["set_aside"]["p4"]
 
 
 def _counted(rollout: Rollout) -> Rollout:

@@ -24,8 +24,8 @@ from rewards.kept.calls import in_turn
 from rewards.pairing.prefixes import is_all_wrong, sound_beginnings
 from rewards.pairing.spans import RejectedSpan
 from rewards.prm.labelling.continuations import CONTINUATIONS, KeptContinuations, with_right_continuations
-from rewards.prm.labelling.monte_carlo import Continuer, Task
-from rewards.sampling.generator import Generator, Sample
+from rewards.prm.labelling.monte_carlo import Continuer
+from rewards.sampling.generator import Generator, Sample, Task
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, StepScores, Verdict
 from tests.recipes.run_folders import write_stage
 

@@ -9,7 +9,16 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mpo.multimodal.errors import DataError
-from rewards.pairing.dropout_ntp import Half, dropout_ntp, dropout_pair, first_halves, half_prefix
+from rewards.kept.calls import in_turn
+from rewards.pairing.dropout_ntp import (
+    BlindContinuer,
+    Half,
+    dropout_ntp,
+    dropout_pair,
+    first_halves,
+    half_prefix,
+    words,
+)
 from rewards.pairing.limits import Limits
 from rewards.sampling.generator import Generator, Sample
 from rewards.types import Completion, FinishReason, Problem, Rollout, RolloutGroup, Verdict
@@ -137,7 +146,7 @@ def test_the_whole_rule_with_a_real_model(policy, processor):
     pairs, report = dropout_ntp(
         groups,
         Limits(max_pairs=2),
-        generator=TransformersGenerator(policy, processor, SamplingParams(max_new_tokens=8)),
+        run=in_turn(BlindContinuer(TransformersGenerator(policy, processor, SamplingParams(max_new_tokens=8)))),
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         seed=0,
@@ -164,14 +173,47 @@ def test_the_continuation_is_drawn_without_the_image_and_miscounts_are_refused()
 
     generator, groups = Recorder(), [group_of(("a red circle", None, None, STOP))]
     generator.keep = 1
-    options = {"encode": encode, "decode": decode, "seed": 0}
-    dropout_ntp(groups, Limits(max_pairs=1), generator=generator, **options)
+    options = {"run": in_turn(BlindContinuer(generator)), "encode": encode, "decode": decode, "seed": 0}
+    dropout_ntp(groups, Limits(max_pairs=1), **options)
     ((problem, prefix),) = asked
     assert problem.images == ()
     assert "a red circle".startswith(prefix)
     generator.keep = 0
-    with pytest.raises(DataError, match="expected 1 completions, got 0: Recorder"):
-        dropout_ntp(groups, Limits(max_pairs=1), generator=generator, **options)
+    with pytest.raises(DataError, match="expected 1 continuations, got 0: they would be other prefixes'"):
+        dropout_ntp(groups, Limits(max_pairs=1), **options)
+
+
+def test_calls_are_cut_and_a_refused_continuation_gives_no_pair() -> None:
+    """Two halves a call; what the second call gives for its first half is a refusal."""
+    sizes = []
+
+    class Refuser(Generator):
+        def draw(self, problems, n, *, prefixes=None, seed, done=frozenset()):
+            sizes.append(len(problems))
+            for place, prefix in enumerate(prefixes):
+                made = Completion(f" and {prefix}") if len(sizes) != 2 or place else None
+                yield [Sample(place, 0, seed, made, "" if made else "too long")]
+
+    groups = [group_of(("a red circle", None, None, STOP), id=str(i)) for i in range(5)]
+    options = {"encode": words, "decode": "".join, "seed": 0, "rows_a_call": 2}
+    told: list[int] = []
+    run = in_turn(BlindContinuer(Refuser()))
+    pairs, report = dropout_ntp(groups, Limits(max_pairs=1), run=run, on_drawn=told.append, **options)
+    assert sizes == told == [2, 2, 1]
+    assert [pair.problem.id for pair in pairs] == ["0", "1", "3", "4"]
+    assert report.dropped == {"continuation_refused": 1}
+
+
+@given(st.text(max_size=60))
+def test_words_hold_the_whole_text(text: str) -> None:
+    assert "".join(words(text)) == text
+    prefix = half_prefix(text, encode=words, decode="".join)
+    assert prefix is None or text.startswith(prefix)
+
+
+def test_chinese_is_cut_between_characters_without_a_tokenizer() -> None:
+    prefix = half_prefix(CHINESE, encode=words, decode="".join)
+    assert abs(len(prefix) / len(CHINESE) - 0.5) < 0.05
 
 
 def test_a_prefix_that_encodes_to_other_tokens_is_no_boundary():
