@@ -43,7 +43,7 @@ def all_commands(given: Path, run: Path, *, max_new_tokens: int, verifier: str) 
                       "--batch_groups", 1, *training],
         "prm-eval": ["--prm", run / "train-prm", "--benchmark", run / "label-steps", "--kind", "groups",
                      "--development_share", 0.5],
-        "best-of-n": ["--groups", run / "score", "--ks", 4],
+        "best-of-n": ["--groups", run / "score", "--ks", 4, "--skip_unverified", "true"],
         "train-mpo": ["--policy", given / "policy", "--pairs", run / "pairs", "--batch_size", 2, *training],
     }  # fmt: skip
     data = commands(given, run, max_new_tokens=max_new_tokens, verifier=verifier)
