@@ -12,6 +12,7 @@ of the undisturbed run. Prints JSON, exits 1 on a fault.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import random
@@ -89,6 +90,14 @@ def exports(run: Path, names: list[str]) -> dict[str, bytes]:
     }
 
 
+def _change(before: bytes | None, after: bytes | None) -> str:
+    """The lines that differ, if there are lines."""
+    if before is None or after is None:
+        return "in one of the runs only"
+    texts = [content.decode(errors="replace").splitlines() for content in (before, after)]
+    return "\n".join(difflib.unified_diff(*texts, lineterm="", n=0))[:1000]
+
+
 def _code(child: int, seconds: float) -> int | None:
     """The child's exit code, if it ends within some seconds."""
     deadline = time.monotonic() + seconds
@@ -135,6 +144,7 @@ def main() -> int:
     parser.add_argument("--verifier", default="math", help="of `mpo verify`")
     args = parser.parse_args()
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would stages
     import_what_stages_need()
     _import_training()
     came, seconds, faults, codes = Counter[str](), list[float](), list[str](), Counter[str]()
@@ -172,9 +182,13 @@ def main() -> int:
                 faults += [f"{name}, resumed: {fault}: {rest['said']}" for fault in rest.get("faults", [])]
             ours = exports(run, names)
             differing = [file for file in sorted(theirs.keys() | ours.keys()) if theirs.get(file) != ours.get(file)]
-            faults += [f"{file}: other bytes than undisturbed" for file in differing]
+            faults += [
+                f"{file}: other than undisturbed: {_change(theirs.get(file), ours.get(file))}" for file in differing
+            ]
             print(json.dumps({"run": number, "signals": dict(came), "faults": faults}), flush=True)
             number += 1
+    if not codes["130"]:
+        faults.append("no signal ended a stage")
     slowest = max(seconds, default=0.0)
     print(json.dumps({"signals": sum(came.values()), "by stage": dict(came), "exit codes": dict(codes),
                       "slowest end, seconds": slowest, "faults": faults}))  # fmt: skip

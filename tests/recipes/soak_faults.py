@@ -281,6 +281,7 @@ def main() -> int:
     if args.serve:
         serve()
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would stages
     samples, begun, minute = list[Seen](), time.monotonic(), 0
     print("| minute | rounds | faults | memory, MB | descriptors | threads | other processes |", flush=True)
     print("|---|---|---|---|---|---|---|", flush=True)
