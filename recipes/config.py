@@ -103,6 +103,25 @@ class EngineConfig:
 
 
 @dataclass
+class OwnServerConfig:
+    """A server of the stage's own, which answers in place of a model in this process."""
+
+    serve: bool = field(
+        default=False,
+        kw_only=True,
+        metadata={"help": "start a server with --policy by --serve_command, ask it, and end it with the stage"},
+    )
+    serve_command: str = field(
+        default="vllm serve {model} --host 127.0.0.1 --port {port}",
+        kw_only=True,
+        metadata={
+            "help": "with --serve true: what starts it, without a shell; {model} and {port} are filled in. Any server "
+            "with OpenAI's chat completions will do"
+        },
+    )
+
+
+@dataclass
 class PromptConfig:
     """How a question is put to the policy."""
 
@@ -366,7 +385,7 @@ class SplitConfig:
 
 
 @dataclass
-class SampleConfig(EngineConfig, PromptConfig, ColumnsConfig):
+class SampleConfig(EngineConfig, OwnServerConfig, PromptConfig, ColumnsConfig):
     """`mpo sample`: draw N completions per problem, from a policy in this process or behind a server."""
 
     problems: Path = field(
@@ -500,7 +519,7 @@ class VerifyConfig:
 
 
 @dataclass
-class ContinuerConfig(EngineConfig):
+class ContinuerConfig(EngineConfig, OwnServerConfig):
     """The model that continues responses: in this process, or behind one server or several."""
 
     policy: PolicyPath | None = field(

@@ -13,7 +13,8 @@ from recipes.commands.table import COMMANDS, GROUPS
 
 # Heading → flags that stand under it, whatever the command; what is named nowhere stands under "Options".
 SECTIONS: dict[str, str] = {
-    "The model that answers, in this process or behind a server": "policy base_url model concurrency samples_a_request",
+    "The model that answers, in this process or behind a server": "policy base_url model concurrency samples_a_request "
+    "serve serve_command",
     "The PRM": "prm prm_format prm_base_url prm_model prm_read read aggregation",
     "Sampling": "num_samples n temperature top_p top_k max_new_tokens",
     "Labels": "soft_labels threshold until_first_error advantage max_doubt balance_classes text_weight injected "

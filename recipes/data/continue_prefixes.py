@@ -17,6 +17,7 @@ from recipes.stage.exclusive import a_local_engine, one_policy
 from recipes.stage.folder import open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
+from recipes.stage.own_server import served
 from recipes.stage.policies import continuer_of, served_generator, with_rows
 from recipes.stage.set_aside import without_failing
 from rewards.kept.calls import Run
@@ -36,7 +37,7 @@ def continue_prefixes(config: ContinueConfig) -> Path:
     one_policy(config)
     a_local_engine(config)
     config = with_rows(config)
-    rows = 1 if config.base_url else config.batch_rows or ROWS  # servers: a beginning is a call
+    rows = 1 if config.base_url or config.serve else config.batch_rows or ROWS  # servers: a beginning is a call
     stage = open_stage("continue", config, inputs=[config.groups, *([config.policy] if config.policy else [])])
     if stage.complete:
         return stage.out
@@ -49,7 +50,11 @@ def continue_prefixes(config: ContinueConfig) -> Path:
         found, reasons = sound_beginnings(group, span, most=config.prefixes)
         beginnings += found
         rejected += reasons
-    with open_calls(stage) as calls, _on_servers(config) if config.base_url else _here(config, rows) as run:
+    with (
+        open_calls(stage) as calls,
+        served(config, stage.out) as asking,
+        _on_servers(asking) if asking.base_url else _here(asking, rows) as run,
+    ):
 
         def attempt(aside: Mapping[str, str]) -> Continued:
             left = [beginning for beginning in beginnings if beginning.problem.id not in aside]

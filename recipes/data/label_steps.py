@@ -22,6 +22,7 @@ from recipes.stage.exclusive import a_choice_has_a_size, a_local_engine, one_pol
 from recipes.stage.folder import Stage, open_stage
 from recipes.stage.groups import problems_of, read_groups, write_groups
 from recipes.stage.kept_calls import open_calls
+from recipes.stage.own_server import served
 from recipes.stage.policies import continuer_of, served_generator, with_rows
 from recipes.stage.set_aside import without_failing
 from rewards.interchange.visualprm import VISUALPRM400K, write_visualprm400k
@@ -78,7 +79,8 @@ def label(config: LabelConfig) -> Path:
     chosen = _limited(config, chosen, rejected)
     with (
         open_calls(stage) as calls,
-        (_on_servers if config.base_url else _here)(config, stage, calls) as (estimate, draw),
+        served(config, stage.out) as asking,
+        (_on_servers if asking.base_url else _here)(asking, stage, calls) as (estimate, draw),
     ):
 
         def attempt(aside: Mapping[str, str]) -> tuple[CostEstimate, Labelled, float]:

@@ -22,6 +22,7 @@ from recipes.stage.exclusive import DROPOUT, refuse_exclusive
 from recipes.stage.folder import PAIRS, Stage, open_stage
 from recipes.stage.groups import iter_groups, problems_of
 from recipes.stage.kept_calls import open_calls
+from recipes.stage.own_server import served
 from recipes.stage.policies import blind_continuer_of, servers_of
 from recipes.stage.set_aside import without_failing
 from rewards.interchange.mmpr import write_mmpr
@@ -140,7 +141,11 @@ def _dropout(
     """Continue half responses without their images, here or on servers; each call's texts are in `calls.sqlite`."""
     from rewards.pairing.dropout_ntp import dropout_ntp
 
-    with open_calls(stage) as calls, (_on_servers if config.base_url else _here)(config) as how:
+    with (
+        open_calls(stage) as calls,
+        served(config, stage.out) as asking,
+        (_on_servers if asking.base_url else _here)(asking) as how,
+    ):
 
         def attempt(aside: Mapping[str, str]) -> tuple[list[PreferencePair], PairingReport]:
             left = [group for group in groups if group.problem.id not in aside]

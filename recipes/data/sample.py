@@ -26,6 +26,7 @@ from recipes.config import SampleConfig
 from recipes.stage.engine import engine
 from recipes.stage.folder import MANIFEST, Stage, open_stage
 from recipes.stage.groups import read_problems, write_groups
+from recipes.stage.own_server import served
 from recipes.stage.policies import checked_params, generator_of, with_rows
 from recipes.stage.problem_source import SOURCE, problem_files
 from recipes.stage.quarantine import Quarantine, readable
@@ -79,7 +80,9 @@ def sample(config: SampleConfig) -> Path:
         units = _Units(store, content, config.num_samples)
         refused = _draw_missing(store, asked, units, config, params)
         for id, reason in refused.items():
-            quarantine.add(id, "refused by the server" if config.base_url else "refused by the processor", reason)
+            quarantine.add(
+                id, "refused by the server" if config.base_url or config.serve else "refused by the processor", reason
+            )
         quarantine.write(stage.out)
         kept = [(place, problem) for place, problem in enumerate(problems) if problem.id not in refused]
         if not kept:
@@ -164,7 +167,8 @@ def _draw_missing(
     # As many rows per problem as when this segment began, so that a resumed run cuts the same calls.
     rows_a_problem = store.note("rows_a_problem", config.num_samples)
     with (
-        _drawing(config, params, rows_a_problem) as generator,
+        served(config, store.path.parent) as asked_there,
+        _drawing(asked_there, params, rows_a_problem) as generator,
         tqdm(total=total, initial=units.num_stored, desc=_what(config), unit="sample") as bar,
     ):
         try:

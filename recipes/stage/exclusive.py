@@ -52,6 +52,19 @@ def a_local_engine(config: Any) -> None:
         raise ConfigError("engine ray is for a model in this process; for a server, raise concurrency instead")
 
 
+def a_policy_to_serve(config: Any) -> None:
+    """A server of the stage's own gets the stage's policy, and is the only one that is asked."""
+    if not getattr(config, "serve", False):
+        return
+    if config.policy is None or config.base_url or config.engine != "local":
+        raise ConfigError(
+            "serve starts a server with policy, a model folder: give policy; leave base_url, model and engine ray out"
+        )
+    from recipes.stage.own_server import check_command
+
+    check_command(config.serve_command)
+
+
 def a_choice_has_a_size(config: Any) -> None:
     """A rule that chooses problems to label is told how many."""
     if hasattr(config, "choose_fraction"):
@@ -159,6 +172,7 @@ EXCLUSIVE: tuple[Callable[[Any], None], ...] = (
     one_policy,
     one_length,
     a_local_engine,
+    a_policy_to_serve,
     a_choice_has_a_size,
     earlier_labels_of_one_source,
     labels_for_a_refresh,

@@ -41,7 +41,7 @@ NOT_SETTINGS = (
     *("on_change", "parquet"),
     *("sample_every", "sample_problems", "sample_tokens", "report_to"),
     *("per_device_batch", "gradient_checkpointing", "max_row_tokens", "save_steps"),
-    "vllm_base_url",
+    *("vllm_base_url", "serve_command"),
 )
 
 

@@ -39,8 +39,8 @@ def with_rows(config: Drawing) -> Drawing:
 
     So a run that is resumed on a card with another memory is refused like any other change of `batch_rows`.
     """
-    rows = config.batch_rows
-    return replace(config, batch_rows=rows_for(config.policy, config.max_new_tokens) if rows is None else rows)
+    rows, here = config.batch_rows, None if config.serve else config.policy
+    return replace(config, batch_rows=rows_for(here, config.max_new_tokens) if rows is None else rows)
 
 
 def rows_for(policy: Path | None, new_tokens: int, *, memory: int | None = None) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from recipes.cli import main
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups
 from tests.recipes.run_folders import make_groups, make_problems, stating, write_stage
-from tests.with_vllm.vllm_server import MODEL, Served
+from tests.with_vllm.vllm_server import FLAGS, MODEL, QUIET, VLLM, Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # the first waits for the server
 
@@ -43,6 +45,25 @@ def test_a_matrix_of_a_policy_on_vllm(served: Served, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in results}
     assert main(command) == 0
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_vllm_of_the_stages_own(served: Served, tmp_path: Path) -> None:
+    """Samples, then pairs by dropout: each stage starts vLLM with the policy and ends it."""
+    rng = random.Random(0)
+    problems = make_problems(tmp_path / "data", "q", 3, rng)
+    quiet = [f"{name}={value}" for name, value in QUIET.items()]
+    words = ["env", "-u", "VIRTUAL_ENV", *quiet, str(VLLM), "serve", "{model}", "--port", "{port}", *FLAGS]
+    policy = shutil.copytree(served.folder, tmp_path / "policy", ignore=shutil.ignore_patterns("prm.json"))
+    own = ["--policy", str(policy), "--serve", "true", "--serve_command", shlex.join(words), "--concurrency", "1"]
+    drawing = ["--problems", str(problems), "--num_samples", "2", "--max_new_tokens", "12"]
+    assert main(["sample", *drawing, *own, "--out", str(tmp_path / "samples")]) == 0
+    groups = read_groups(tmp_path / "samples")
+    assert [len(group.rollouts) for group in groups] == [2] * 3
+    assert any(rollout.completion.text for group in groups for rollout in group.rollouts)
+    sure = write_stage(tmp_path / "verified", stating(make_groups(problems, 2, 0.5, rng)), problems)
+    making = ["--groups", str(sure), "--rule", "dropout_ntp", "--max_new_tokens", "12"]
+    assert main(["pairs", *making, *own, "--out", str(tmp_path / "pairs")]) == 0
+    assert manifest_of(tmp_path / "pairs")["counts"]["pairs"] > 0
 
 
 def test_step_labels_from_vllm(served: Served, tmp_path: Path) -> None:

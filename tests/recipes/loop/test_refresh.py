@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -190,3 +191,36 @@ def test_a_length_of_its_own_replaces_the_one_of_train_prm(tmp_path: Path) -> No
     assert (refreshing.max_steps, refreshing.epochs) == (3, 0.0)
     assert (refreshing.until_first_error, refreshing.learning_rate) == (True, 0.001)  # as of train_prm
     assert refreshing.save_steps == 0
+
+
+ANSWERS = """
+import os, sys, time
+from tests.model_server import ModelServer
+
+
+def reply(body):
+    texts = [f"It is so.\\n\\nFinal answer: {i}" for i in range(body["n"])]  # one of them is right now and then
+    choices = [{"index": i, "message": {"content": text}, "finish_reason": "stop"} for i, text in enumerate(texts)]
+    return {"id": "x", "object": "chat.completion", "choices": choices}
+
+
+with open(sys.argv[2], "a") as log:
+    log.write(os.environ["POLICY"] + "\\n")
+with ModelServer(reply=reply, models=["tiny"], port=int(sys.argv[1])):
+    time.sleep(1000)
+"""
+
+
+def test_each_round_samples_its_own_policy_from_a_server(run: Path, tmp_path: Path) -> None:
+    """A server is started with the first policy, then with the one that the first round trained."""
+    (tmp_path / "answers.py").write_text(ANSWERS)
+    root, log = Path(__file__).parents[3], tmp_path / "policies"
+    words = ["env", f"PYTHONPATH={root}", "POLICY={model}", sys.executable, str(tmp_path / "answers.py"), "{port}"]
+    serving = shlex.join([*words, str(log)])
+    changes = {"preference_sample": {"serve": True, "serve_command": serving}, "pairs": {"rule": "correctness"}}
+    asked = command(run, tmp_path / "rounds", "--rounds", "2")
+    asked[asked.index("--settings") + 1] = str(write_settings(tmp_path / "settings.yaml", changes))
+    assert main(asked) == 0
+    assert log.read_text().splitlines() == [str(run / "policy"), str(tmp_path / "rounds" / "round1" / "policy")]
+    made = manifest_of(tmp_path / "rounds" / "round2" / "samples")
+    assert made["sources"]["policy"][1] == str(tmp_path / "rounds" / "round1" / "policy")
