@@ -73,7 +73,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/label_recipes"))
     args = parser.parse_args()
     settings = Settings(args.settings)
-    runs = [args.run] if (args.run / "policy").is_dir() else sorted(args.run.glob("seed*"))
+    runs = (
+        [args.run]
+        if (args.run / "policy").is_dir()
+        else sorted(path for path in args.run.glob("seed*") if path.is_dir())
+    )
     reference: Measure | None = None
     print(
         f"{'recipe':25}{'continuations':>14}{'tokens':>11}  {'AUC in a problem':23}{f'best@{K} - majority@{K}':26}"

@@ -49,7 +49,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/prm_refresh"))
     args = parser.parse_args()
     settings = Settings(args.settings)
-    runs = [args.run] if (args.run / "policy").is_dir() else sorted(args.run.glob("seed*"))
+    runs = (
+        [args.run]
+        if (args.run / "policy").is_dir()
+        else sorted(path for path in args.run.glob("seed*") if path.is_dir())
+    )
     found = [_ways(settings, run, args.out / run.name, args) for run in runs]
     for way in WAYS:
         aucs = Measure({seed: one[way]["aucs"] for seed, one in enumerate(found)}).averaged()
