@@ -12,6 +12,7 @@ from typing import Any
 
 import kill_run
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -89,6 +90,20 @@ def test_a_damaged_checkpoint_is_skipped_or_refused_by_name(run: Path, hurt: Any
     resumed.train(resume_from_checkpoint=True)
     assert [row["step"] for row in resumed.state.log_history if "loss" in row] == [1, 2, 3]
     assert faults_of(run / "checkpoint-3") == []
+
+
+@pytest.mark.parametrize("steps", [2, 3], ids=["within an epoch", "at its end"])
+def test_a_run_that_is_done_takes_no_further_step(tmp_path: Path, steps: int) -> None:
+    """A kill between the last checkpoint and the saved model: with a constant rate one more step is other weights."""
+    changes = {"max_steps": steps, "lr_scheduler_type": "constant", "learning_rate": 1e-3}
+    done = trainer_in(tmp_path, **changes)
+    done.train()
+    again = trainer_in(tmp_path, **changes)
+    again.train(resume_from_checkpoint=True)
+    assert (done.state.global_step, again.state.global_step) == (steps, steps)
+    assert again.reward_shift.state_dict() == done.reward_shift.state_dict()
+    for (name, one), other in zip(done.model.named_parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_nothing_to_resume_says_why(run: Path, tmp_path: Path) -> None:
