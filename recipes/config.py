@@ -804,6 +804,16 @@ class PairsConfig(ContinuerConfig):
     margin: NotNegative = field(
         default=0.1, metadata={"help": "for prm_margin: least difference between the rewards of a pair"}
     )
+    policy: PolicyPath | None = field(
+        default=None,
+        kw_only=True,
+        metadata={"help": "for dropout_ntp: model that wrote the responses, in this process"},
+    )
+    base_url: list[str] = field(
+        default_factory=list,
+        kw_only=True,
+        metadata={"help": "for dropout_ntp: server of that model instead, such as http://host:8000/v1, or several"},
+    )
     temperature: NotNegative = field(
         default=1.0, metadata={"help": "for dropout_ntp: sampling temperature of the continuations"}
     )
