@@ -139,6 +139,8 @@ def train(report: Report, sizes: Sizes, rate: float) -> None:
         prompt = prompt_tokens(width, tiles, f"0 {QUESTION}")
         peers = PEERS if right * wrong > 1 and not lora else ()
         base: float | None = None
+        if not report.wants(f"{name}, {prompts} x {right * wrong} pairs"):
+            continue
         for arm in ("trl", "online", "cached", *peers):
             what = f"{name}, {prompts} x {right * wrong} pairs: {arm}"
             if report.late():
@@ -362,6 +364,11 @@ def trainer(report: Report, sizes: Sizes, rate: float) -> None:
     for workers in sizes.workers:
         for accumulation in sizes.accumulation:
             what = f"{workers} workers, {accumulation} micro-batches per step"
+            if not report.wants(what):
+                continue
+            if report.late():
+                report.add("trainer", what, left_out="no time")
+                continue
             with report.trying("trainer", what), tempfile.TemporaryDirectory() as out:
                 model = internvl(sizes.small)
                 args = MPOConfig(

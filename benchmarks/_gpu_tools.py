@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -50,8 +50,8 @@ REAL = Sizes(
     rows=(64, 256),
     new_tokens=128,
     pairs=48,
-    accumulation=(1, 16),
-    workers=(0, 8),
+    accumulation=(16, 1),
+    workers=(8, 0),
     steps=3,
     matrix=8192,
 )
@@ -82,6 +82,11 @@ class Report:
     path: Path
     figures: list[dict[str, Any]] = field(default_factory=list)
     ends: float = inf  # `time.monotonic` after which nothing more begins
+
+    only: Sequence[str] = ()  # words of the rows that are wanted; none wants all
+
+    def wants(self, row: str) -> bool:
+        return not self.only or any(words in row for words in self.only)
 
     def late(self) -> bool:
         return time.monotonic() > self.ends

@@ -27,6 +27,9 @@ from _gpu_tools import REAL, TINY, Report, matmul_rate
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=[*PARTS], help="parts to run, in this order")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="of the parts train and trainer, the rows with these words: 'LoRA, 2 x 4'"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny shapes in float32, to try the script itself")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), help="the figures")
     parser.add_argument(
@@ -41,7 +44,7 @@ def main(given: Sequence[str] | None = None) -> None:
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    report, sizes = Report(args.out, ends=started + args.limit), TINY if args.tiny else REAL
+    report, sizes = Report(args.out, ends=started + args.limit, only=args.only), TINY if args.tiny else REAL
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     names = ("torch", "transformers", "trl", "peft", "accelerate")
     report.add("machine", card, **{name: version(name) for name in names})
