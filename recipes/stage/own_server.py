@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mpo.multimodal.errors import ConfigError
+from mpo.multimodal.hub import adapter_base
 from mpo.multimodal.text import one_line
 from rewards.errors import ServerError
 
+SUPERVISOR = Path(__file__).with_name("supervise.py")
 LOG = "server.log"  # in the stage's folder: what the server said
 READY_S = 1800.0  # for loading a large model from a slow disk
 ENDED_S = 30.0
@@ -47,12 +49,17 @@ def served(config: Config, out: Path) -> Iterator[Config]:
         out: folder of the stage, for what the server says.
 
     Raises:
-        ConfigError: the command cannot be run.
+        ConfigError: the command cannot be run, or the policy is an adapter.
         ServerError: the server ended, or did not answer within half an hour.
     """
     if not config.serve:
         yield config
         return
+    if adapter_base(config.policy) is not None:
+        raise ConfigError(
+            f"serve: {config.policy} is an adapter, and a server is started with whole weights: give a folder that has "
+            "it merged in, as mpo train-mpo saves one, or name a server that loads adapters by base_url and model"
+        )
     with running(config.serve_command, config.policy, out / LOG) as (url, name):
         yield replace(config, policy=None, base_url=[url], model=name)
 
@@ -66,7 +73,7 @@ def running(command: str, policy: Path, log: Path) -> Iterator[tuple[str, str]]:
     with log.open("ab") as said:
         start = log.stat().st_size
         process = subprocess.Popen(
-            [sys.executable, "-m", "recipes.stage.supervise", str(os.getpid()), *words],
+            [sys.executable, "-P", str(SUPERVISOR), str(os.getpid()), *words],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,

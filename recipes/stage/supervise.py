@@ -1,4 +1,4 @@
-"""`python -m recipes.stage.supervise PARENT COMMAND…`: a command whose processes end with ours, however we end.
+"""`python -P supervise.py PARENT COMMAND…`: a command whose processes end with ours, however we end.
 
 A process that is killed cannot end what it started. So this one stands between: it is in a group of its own with the
 command, and ends that group when its parent is gone or when it is told to.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -12,10 +13,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from mpo.multimodal.errors import ConfigError
 from recipes.cli import main
+from recipes.config import SampleConfig
 from recipes.stage.folder import manifest_of
 from recipes.stage.groups import read_groups, write_problems
-from recipes.stage.own_server import LOG
+from recipes.stage.own_server import LOG, served
 from rewards.types import Problem
 from tests.recipes.killing import KILLED, ended, start, stored
 from tests.server_process import TESTS, until
@@ -119,3 +122,16 @@ def test_what_cannot_work_is_one_line(
 ) -> None:
     assert main(flags(problems, policy_folder, tmp_path / "out", *changes)) == 2
     assert line in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_an_adapter_is_refused_before_a_server_starts(policy_folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(policy_folder)}))
+    config = SampleConfig(tmp_path, tmp_path, policy=adapter, serve=True)
+    with (
+        pytest.raises(ConfigError, match="is an adapter, and a server is started with whole weights"),
+        served(config, tmp_path),
+    ):
+        pass
+    assert not (tmp_path / LOG).exists()
