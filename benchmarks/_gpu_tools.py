@@ -82,7 +82,6 @@ class Report:
     path: Path
     figures: list[dict[str, Any]] = field(default_factory=list)
     ends: float = inf  # `time.monotonic` after which nothing more begins
-
     only: Sequence[str] = ()  # words of the rows that are wanted; none wants all
 
     def wants(self, row: str) -> bool:

@@ -29,6 +29,7 @@ from recipes.data.score import score
 from recipes.data.verify import verify
 from recipes.loop.settings import Settings
 from recipes.report.measures import Measure, Values, difference
+from recipes.report.summary import runs_of
 from recipes.stage.folder import RESULTS, manifest_of
 from recipes.stage.groups import read_groups
 from recipes.stage.numbers import interval, signed
@@ -73,11 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/label_recipes"))
     args = parser.parse_args()
     settings = Settings(args.settings)
-    runs = (
-        [args.run]
-        if (args.run / "policy").is_dir()
-        else sorted(path for path in args.run.glob("seed*") if path.is_dir())
-    )
+    runs = runs_of(args.run, holding="policy")
     reference: Measure | None = None
     print(
         f"{'recipe':25}{'continuations':>14}{'tokens':>11}  {'AUC in a problem':23}{f'best@{K} - majority@{K}':26}"

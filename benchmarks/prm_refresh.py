@@ -26,7 +26,7 @@ from recipes.data.score import score
 from recipes.data.verify import verify
 from recipes.loop.settings import Settings
 from recipes.report.measures import Measure, difference
-from recipes.report.summary import TRAINED
+from recipes.report.summary import TRAINED, runs_of
 from recipes.stage.folder import RESULTS, manifest_of
 from recipes.stage.groups import read_groups
 from recipes.stage.numbers import signed
@@ -49,11 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/prm_refresh"))
     args = parser.parse_args()
     settings = Settings(args.settings)
-    runs = (
-        [args.run]
-        if (args.run / "policy").is_dir()
-        else sorted(path for path in args.run.glob("seed*") if path.is_dir())
-    )
+    runs = runs_of(args.run, holding="policy")
     found = [_ways(settings, run, args.out / run.name, args) for run in runs]
     for way in WAYS:
         aucs = Measure({seed: one[way]["aucs"] for seed, one in enumerate(found)}).averaged()

@@ -64,7 +64,7 @@ class CheckpointedTrainer(FiniteTrainer):
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """No further step after the last one: Trainer asks whether it is done behind a step, also when it resumes."""
+        """No step after the last one: Trainer asks only after a step whether it is done, even when it resumes."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return

@@ -75,16 +75,23 @@ LEADING = ("prm", "vote_prod")  # held against the majority vote at every k
 CHOOSING = ("prm", "lower_bound", "weighted_vote", "vote_prod", "vote_min", "vote_min_4", "majority", "orm")
 
 
-def runs_of(folder: str | Path) -> list[Path]:
+def runs_of(folder: str | Path, *, holding: str = "test") -> list[Path]:
     """The run folders behind a path: itself, or the `seed…` folders of an evidence folder.
 
+    Args:
+        folder: of a run, or of several.
+        holding: folder that each run has to have; `test` holds the test results.
+
     Raises:
-        StageError: neither holds test results.
+        StageError: neither has it.
     """
     folder = Path(folder)
-    runs = [folder] if (folder / "test").is_dir() else sorted(p.parent for p in folder.glob("seed*/test") if p.is_dir())
+    seeds = (path.parent for path in folder.glob(f"seed*/{holding}") if path.is_dir())
+    runs = [folder] if (folder / holding).is_dir() else list(seeds)
     if not runs:
-        raise StageError(f"{folder} is no run: expected a folder test/ or seed folders that have one; run the pipeline")
+        raise StageError(
+            f"{folder} is no run: expected a folder {holding}/ or seed folders that have one; run the pipeline"
+        )
     return sorted(runs, key=lambda run: (len(run.name), run.name))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rewards.kept.calls import Each, Run, each_time, watched
 from rewards.pairing.limits import Limits
 from rewards.pairing.report import PairAccount, PairingReport
-from rewards.sampling.generator import Generator, Sample, Task, continuations_of
+from rewards.sampling.generator import Generator, Sample, Task, as_values, continuations_of
 from rewards.types import Completion, FinishReason, PreferencePair, Rollout, RolloutGroup, Verdict, without_images
 
 Encode = Callable[[str], Sequence[Any]]
@@ -112,8 +112,7 @@ def dropout_pair(half: Half, continuation: Completion, limits: Limits = Limits()
 
 def blind_text(task: Task, samples: Sequence[Sample]) -> list[Any]:
     """What a call keeps, as JSON values: text, finish reason and tokens of each; None for one that was refused."""
-    made = [sample.completion for sample in samples]
-    return [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made]
+    return [as_values(sample.completion) for sample in samples]
 
 
 class BlindContinuer:

@@ -142,6 +142,11 @@ def continuations_of(generator: Generator, task: Task) -> list[Sample]:
     return [sample for _, sample in sorted(samples.items(), key=lambda item: item[0])]
 
 
+def as_values(completion: Completion | None) -> tuple[str, str, int] | None:
+    """A completion as JSON values: text, finish reason, tokens; None for one that was refused."""
+    return None if completion is None else (completion.text, completion.finish_reason.value, completion.num_tokens)
+
+
 def check_number(n: int, params: SamplingParams) -> None:
     """Raise ConfigError if n completions cannot be drawn: n < 1, or n > 1 at temperature 0, one text n times."""
     if n < 1 or (n > 1 and params.temperature == 0):

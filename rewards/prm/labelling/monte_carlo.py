@@ -19,7 +19,7 @@ from rewards.kept.calls import Each, Run, each_time, watched
 from rewards.kept.keys import seed_of
 from rewards.prm.labelling.budgets import Counts, Ending, Place, budget_named, count, spend
 from rewards.prm.labelling.source import monte_carlo_source
-from rewards.sampling.generator import Generator, Sample, Task, continuations_of
+from rewards.sampling.generator import Generator, Sample, Task, as_values, continuations_of
 from rewards.types import (
     Completion,
     MonteCarloCount,
@@ -132,7 +132,7 @@ def checked(placed: Sequence[tuple[Problem, str, Sample]], verify_many: VerifyMa
     return {
         "verdicts": [Verdict.ERROR if completion is None else next(verdicts) for completion in made],
         "tokens": sum(sample.tokens for _, _, sample in placed),
-        "drawn": [c and (c.text, c.finish_reason.value, c.num_tokens) for c in made],
+        "drawn": list(map(as_values, made)),
     }
 
 
